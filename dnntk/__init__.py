@@ -1,0 +1,22 @@
+"""Deep narrow neural networks: train, analyse and predict them, at any depth."""
+
+from dnntk import kernel
+from dnntk.config import TrainConfig
+from dnntk.data import Dataset, load_dataset
+from dnntk.errors import Diverged, InputError
+from dnntk.experiments.training import TrainResult, train
+from dnntk.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
+
+__all__ = [
+    "Dataset",
+    "DeepNarrowCNN",
+    "DeepNarrowMLP",
+    "Diverged",
+    "InputError",
+    "TrainConfig",
+    "TrainResult",
+    "kernel",
+    "load_dataset",
+    "to_standard",
+    "train",
+]

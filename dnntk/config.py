@@ -1,0 +1,195 @@
+"""The configuration of a training run: every choice, its default, and the checks between them."""
+
+import dataclasses
+import math
+from typing import Any
+
+from dnntk import models
+from dnntk.errors import InputError
+
+ARCHITECTURES = ("mlp", "cnn")
+DATASETS = ("digits", "mnist", "fashion_mnist", "toy")
+OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "rmsprop", "lion")
+DTYPES = ("float32", "float64")
+DEFAULT_STEPS = 400
+EVALUATIONS = 20
+
+# What a resumed run may change: how long it goes on and how often it looks.
+RESUMABLE = ("steps", "epochs", "time", "eval_every", "checkpoint_every")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. None means: chosen from the rest, and said in the log.
+
+    Attributes:
+      arch: "mlp" or "cnn".
+      depth: weight layers, at least 2.
+      kernel_size: side of the CNN's filters, odd.
+      dataset: "digits", "mnist", "fashion_mnist" or "toy".
+      classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+      data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
+      pool: side of the average pool over the images; None is 4 for the MNIST sets and 1 otherwise.
+      scale: C; None is depth^2.2, the theorems' regime. May be infinite in the ntk form.
+      rho, beta: standard deviations of the random weights and biases.
+      init: "deep_narrow", "he_uniform" or "torch_default".
+      parametrization: "ntk" or "standard".
+      optimizer: one of `OPTIMIZERS`; all but sgd need ``lr`` and have no kernel time.
+      momentum: of sgd, in [0, 1).
+      time_step: kernel time a step; None is a safe fraction of 2 / lambda_max.
+      lr: raw learning rate instead: on the thesis's matrices for sgd, on the parametrization's
+        own parameters for the other optimizers.
+      steps, epochs, time: how long to train, in steps, passes over the data or kernel time; at
+        most one of them. None of them is `DEFAULT_STEPS` steps.
+      batch_size: examples a step, at most; 0 is all of them.
+      eval_every, checkpoint_every: in steps; 0 is `EVALUATIONS` times over the run.
+      dtype: "float32" or "float64".
+      seed: of the split, the initialization and the shuffle.
+
+    Raises:
+      InputError: a value is not as above, or two of them contradict each other.
+    """
+
+    arch: str = "mlp"
+    depth: int = 1000
+    kernel_size: int = 3
+    dataset: str = "digits"
+    classes: tuple[int, ...] | str = (0, 1)
+    data_dir: str | None = None
+    pool: int | None = None
+    scale: float | None = None
+    rho: float = 1.0
+    beta: float = 1.0
+    init: str = "deep_narrow"
+    parametrization: str = "ntk"
+    optimizer: str = "sgd"
+    momentum: float = 0.0
+    time_step: float | None = None
+    lr: float | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    time: float | None = None
+    batch_size: int = 512
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no data."""
+        _one_of("arch", self.arch, ARCHITECTURES)
+        _one_of("dataset", self.dataset, DATASETS)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("dtype", self.dtype, DTYPES)
+        for name, least in (("batch_size", 0), ("eval_every", 0), ("checkpoint_every", 0), ("seed", 0)):
+            _at_least(name, getattr(self, name), least)
+        for name in ("steps", "epochs", "pool"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("time_step", "lr", "time"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name}: expected a finite number above 0, got {value}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum: expected a number in [0, 1), got {self.momentum}")
+        if self.arch == "cnn" and self.dataset == "toy":
+            raise InputError("dataset: toy has no images for arch=cnn; use arch=mlp")
+        self._check_optimizer()
+        if sum(value is not None for value in (self.steps, self.epochs, self.time)) > 1:
+            raise InputError("steps, epochs, time: expected at most one of them, got several")
+        self.model(d_out=1)
+
+    def _check_optimizer(self) -> None:
+        if self.lr is not None and self.time_step is not None:
+            raise InputError("lr, time_step: expected at most one of them, got both")
+        if self.optimizer != "sgd":
+            if self.momentum:
+                raise InputError(f"momentum: only optimizer=sgd takes it, got {self.optimizer}")
+            if self.lr is None:
+                raise InputError(f"lr: optimizer={self.optimizer} needs it, got none; try lr=0.001")
+            if self.time is not None:
+                raise InputError(
+                    f"time: optimizer={self.optimizer} has no kernel time; give steps or epochs"
+                )
+        elif self.lr is not None and self.scale is not None and math.isinf(self.scale):
+            raise InputError("lr: an infinite scale has no raw learning rate; give time_step")
+
+    @property
+    def scale_or_default(self) -> float:
+        """C, depth^2.2 unless given."""
+        return float(self.depth) ** 2.2 if self.scale is None else self.scale
+
+    @property
+    def pool_or_default(self) -> int:
+        """The thesis pools MNIST to 7 x 7; nothing else is pooled."""
+        if self.pool is not None:
+            return self.pool
+        return 4 if self.dataset in ("mnist", "fashion_mnist") else 1
+
+    def model(self, d_out: int) -> models.DeepNarrow:
+        """The flax module of this run."""
+        kind = models.DeepNarrowMLP if self.arch == "mlp" else models.DeepNarrowCNN
+        extra: dict[str, Any] = {} if self.arch == "mlp" else {"kernel_size": self.kernel_size}
+        return kind(
+            depth=self.depth,
+            d_out=d_out,
+            scale=self.scale_or_default,
+            rho=self.rho,
+            beta=self.beta,
+            init=self.init,
+            parametrization=self.parametrization,
+            **extra,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, as JSON holds it; infinity as text."""
+        fields = dataclasses.asdict(self)
+        if self.scale is not None and math.isinf(self.scale):
+            fields["scale"] = "inf"
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "TrainConfig":
+        """The inverse of `to_json`; keys that are not fields are left aside.
+
+        Raises:
+          InputError: a field is missing, of the wrong type or not valid.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            values = {name: fields[name] for name in names}
+            if values["scale"] is not None:
+                values["scale"] = float(values["scale"])
+            if not isinstance(values["classes"], str):
+                values["classes"] = tuple(int(c) for c in values["classes"])
+            return cls(**values)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"config.json: expected a run's fields, problem with {error}") from None
+
+
+def parse_classes(text: str) -> tuple[int, ...] | str:
+    """``all``, or integers separated by commas.
+
+    Raises:
+      InputError: it is neither.
+    """
+    if text == "all":
+        return text
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"classes: expected 'all' or integers like 0,1, got {text!r}") from None
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
+
+

@@ -1,0 +1,452 @@
+"""The main job: train one network on one dataset, watch it, keep everything that it was.
+
+`train` is what ``scripts/train.py`` calls; in a notebook it does the same, with or without a
+workdir. Data flows one way: configuration, data, network, step size, gradient flow, results.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm.auto import tqdm
+
+from dnntk import figures, flow
+from dnntk.checkpoints import Checkpoints
+from dnntk.config import DEFAULT_STEPS, EVALUATIONS, RESUMABLE, TrainConfig
+from dnntk.data import Dataset, load_dataset
+from dnntk.errors import Diverged, InputError
+from dnntk.models import DeepNarrow
+from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
+from dnntk.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, largest_eigenvalue
+
+log = logging.getLogger("dnntk")
+
+# Losses this many times the first one do not come back.
+DIVERGENCE = 1e3
+# Evaluations on the way look at this many examples of each split at most; the last sees them all.
+EVALUATED_ON_THE_WAY = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+      model: the network; ``model.apply(variables, x)`` are its outputs.
+      variables: trained variables, on the default device.
+      history: a dict an evaluation: step, time, loss, test_loss, train and test accuracy, seconds.
+      summary: the content of summary.json.
+      dataset: what it was trained on, images as the network takes them.
+    """
+
+    model: DeepNarrow
+    variables: dict[str, Any]
+    history: list[dict[str, Any]]
+    summary: dict[str, Any]
+    dataset: Dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What was settled before the first step; kept in config.json so that a resumed run agrees."""
+
+    steps: int
+    batch_size: int
+    rate: float
+    time_step: float | None
+    lambda_max: float | None
+    reason: str
+
+
+def train(
+    config: TrainConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a deep narrow network.
+
+    Args:
+      config: the run; None is the default one (1000 layers, digits 0 and 1).
+      workdir: folder for configuration, metrics, checkpoints, summary and figures; None writes
+        nothing.
+      resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
+        never cut off (on the same machine and devices).
+      progress: show a progress bar.
+
+    Returns:
+      The trained variables, the history and the summary. Global state is left as it was, x64
+      included.
+
+    Raises:
+      InputError: the configuration, the data or the workdir cannot be used; the message says why.
+      Diverged: the loss became NaN or grew without bound; the last good checkpoint is kept.
+    """
+    config = config or TrainConfig()
+    with jax.enable_x64(config.dtype == "float64"):
+        folder = None if workdir is None else _open(RunFolder(workdir), config, resume)
+        return _Run(config, folder, resume, progress).result()
+
+
+def _open(folder: RunFolder, config: TrainConfig, resume: bool) -> RunFolder:
+    if not resume:
+        if folder.holds_run:
+            raise InputError(
+                f"workdir: expected one without a run, {folder.path} holds one; "
+                "add --resume to go on with it, or choose another"
+            )
+        return folder
+    saved = TrainConfig.from_json(folder.read_config()).to_json()
+    for name, value in config.to_json().items():
+        if name not in RESUMABLE and saved[name] != value:
+            raise InputError(
+                f"resume: {folder.path} was started with {name}={saved[name]}, got {value}; "
+                "leave it out, or train in another workdir"
+            )
+    return folder
+
+
+class _Run:
+    """One sitting of a run. Its parts, in the order they are made, are its attributes."""
+
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder | None, resume: bool, progress: bool
+    ) -> None:
+        self.config, self.folder, self.progress = config, folder, progress
+        self.begun = time.perf_counter()
+        self.dataset = _network_inputs(config, load_dataset_for(config))
+        self.model = config.model(self.dataset.y_train.shape[1])
+        self.variables = jax.jit(self.model.init)(
+            jax.random.key(config.seed), jnp.asarray(self.dataset.x_train[:1])
+        )
+        self.parameters = sum(p.size for p in jax.tree.leaves(self.variables["params"]))
+        examples = len(self.dataset.x_train)
+        self.batch_size = min(config.batch_size or examples, examples)
+        itemsize = jnp.dtype(config.dtype).itemsize
+        self.mesh = flow.data_mesh(self.batch_size, self.parameters * itemsize)
+        self._describe()
+        self.plan = self._settle(resume)
+        self.optimizer = _optimizer(config, self.plan.rate)
+        self.frozen = flow.put_replicated(
+            {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
+        )
+        params = flow.put_replicated(self.variables["params"], self.mesh)
+        self.state = flow.TrainState(params, self.optimizer.init(params))
+        self.predict = flow.make_predict(self.model, self.mesh)
+        self.history: list[dict[str, Any]] = []
+        self.resume = resume
+
+    def result(self) -> TrainResult:
+        with self._checkpoints() as checkpoints:
+            start = self._restore(checkpoints) if self.resume and checkpoints else 0
+            self._compile()
+            seconds = self.history[-1]["seconds"] if self.history else 0.0
+            self.begun = time.perf_counter() - seconds
+            if not self.history:
+                self._evaluate(0)
+            stepping = self._train(start, checkpoints)
+        summary = self._summary(stepping, self.plan.steps - start)
+        variables = {"params": self.state.params, **self.frozen}
+        variables = jax.device_put(variables, self.mesh.devices.flat[0])
+        if self.folder:
+            self.folder.write_json(SUMMARY, summary)
+            self._draw()
+        log.info(
+            "done: loss %.3g, accuracy %s training, %s test; %.0f s",
+            summary["train_loss"],
+            _percent(summary["train_accuracy"]),
+            _percent(summary["test_accuracy"]),
+            summary["seconds"],
+        )
+        return TrainResult(self.model, variables, self.history, summary, self.dataset)
+
+    def _describe(self) -> None:
+        config = self.config
+        log.info(
+            "network: %d-layer %s of width %d, %s initialization, %s form, C = %.4g, rho = %g, "
+            "beta = %g; %s parameters",
+            config.depth,
+            config.arch.upper(),
+            self.variables["params"]["first"]["bias"].size,
+            config.init,
+            config.parametrization,
+            config.scale_or_default,
+            config.rho,
+            config.beta,
+            f"{self.parameters:,}",
+        )
+        log.info("data: %s; batches of %d", self.dataset.description, self.batch_size)
+        devices = self.mesh.devices.ravel()
+        log.info("device: %d x %s, %s", devices.size, devices[0].device_kind, config.dtype)
+
+    def _settle(self, resume: bool) -> _Plan:
+        """Choose the step and the number of steps, or take up what the resumed run chose."""
+        config = self.config
+        if resume and self.folder:
+            held = self.folder.read_config().get("plan")
+            try:
+                plan = _Plan(**held)  # type: ignore[arg-type]
+            except TypeError:
+                raise InputError(
+                    f"resume: expected a plan in {self.folder.path / CONFIG}, got {held!r:.80}"
+                ) from None
+            step = plan.time_step and plan.time_step / (1 - config.momentum)
+            plan = dataclasses.replace(plan, steps=self._steps(step))
+        else:
+            plan = self._choose()
+            if self.folder:
+                content = {**config.to_json(), "plan": dataclasses.asdict(plan)}
+                self.folder.write_json(CONFIG, {**content, "versions": versions()})
+        log.info("time_step: %s; %d steps", plan.reason, plan.steps)
+        return plan
+
+    def _choose(self) -> _Plan:
+        config, lambda_max = self.config, None
+        if config.optimizer != "sgd":
+            assert config.lr is not None
+            reason = f"none with {config.optimizer}, whose learning rate is {config.lr:g}"
+            return _Plan(self._steps(None), self.batch_size, config.lr, None, None, reason)
+        if config.time_step is not None:
+            time_step, reason = config.time_step, f"{config.time_step:g} as given"
+        elif config.lr is not None:
+            time_step = flow.time_step_of(self.model, config.lr)
+            reason = f"{time_step:.4g} = lr x depth x C^2, lr = {config.lr:g} as given"
+        else:
+            time_step, lambda_max, reason = self._stable_time_step()
+        per_step = time_step / (1 - config.momentum)
+        steps = self._steps(per_step)
+        if config.time is not None and lambda_max is not None:
+            time_step *= config.time / (steps * per_step)
+        rate = flow.learning_rate(self.model, time_step)
+        return _Plan(steps, self.batch_size, rate, time_step, lambda_max, reason)
+
+    def _stable_time_step(self) -> tuple[float, float, str]:
+        full = self.batch_size == len(self.dataset.x_train)
+        fraction = FULL_BATCH_FRACTION if full else MINI_BATCH_FRACTION
+        x = self.dataset.x_train
+        if not full:
+            order = np.random.default_rng(self.config.seed).permutation(len(x))
+            x = x[order[: self.batch_size]]
+        found = largest_eigenvalue(self.model, self.variables, x, self.mesh)
+        if not 0 < found.value < math.inf:
+            raise InputError(
+                f"time_step: this network's kernel is {found.value:g} at the start, so no step can "
+                "be chosen from it; give --time_step or --lr"
+            )
+        time_step = fraction * 2 / found.value
+        reason = (
+            f"{time_step:.4g} = {fraction:g} x 2 / lambda_max, lambda_max = {found.value:.4g} of its "
+            f"own kernel on {len(x)} training examples ({found.iterations} power iterations)"
+        )
+        return time_step, found.value, reason
+
+    def _steps(self, kernel_time_per_step: float | None) -> int:
+        config = self.config
+        if config.epochs is not None:
+            return config.epochs * (len(self.dataset.x_train) // self.batch_size)
+        if config.time is not None:
+            assert kernel_time_per_step is not None
+            return max(1, math.ceil(config.time / kernel_time_per_step - 1e-9))
+        return config.steps if config.steps is not None else DEFAULT_STEPS
+
+    @contextlib.contextmanager
+    def _checkpoints(self) -> Iterator[Checkpoints | None]:
+        if self.folder is None:
+            yield None
+        else:
+            with Checkpoints(self.folder.path / "checkpoints") as checkpoints:
+                yield checkpoints
+
+    def _restore(self, checkpoints: Checkpoints) -> int:
+        assert self.folder is not None
+        found = checkpoints.restore({"state": self.state._asdict(), "frozen": self.frozen})
+        step = found[0] if found else 0
+        self.history = self.folder.keep_metrics_to(step if found else -1)
+        if found:
+            tree = flow.put_replicated(found[1], self.mesh)
+            self.state, self.frozen = flow.TrainState(**tree["state"]), tree["frozen"]
+        log.info("resume: from step %d", step)
+        return step
+
+    def _compile(self) -> None:
+        begun = time.perf_counter()
+        step = flow.make_step(self.model, self.optimizer, self.mesh)
+        batch = self._batch(np.arange(self.batch_size))
+        self.step = step.lower(self.state, self.frozen, batch).compile()
+        self.compile_seconds = time.perf_counter() - begun
+        log.info("compiled: the training step, %.1f s", self.compile_seconds)
+        need = self.step.memory_analysis()
+        if need is not None:
+            bytes_ = need.temp_size_in_bytes + need.argument_size_in_bytes
+            total = bytes_ * self.mesh.size + peak_memory_bytes()
+            log.info("memory: about %.2f GB expected at the peak", total / 1e9)
+
+    def _batch(self, chosen: np.ndarray) -> flow.Batch:
+        return flow.put_batch(self.dataset.x_train[chosen], self.dataset.y_train[chosen], self.mesh)
+
+    def _batches(self, start: int) -> Iterator[flow.Batch]:
+        examples = len(self.dataset.x_train)
+        if self.batch_size == examples:
+            whole = self._batch(np.arange(examples))
+            while True:
+                yield whole
+        for chosen in flow.mini_batches(examples, self.batch_size, self.config.seed, start):
+            yield self._batch(chosen)
+
+    def _train(self, start: int, checkpoints: Checkpoints | None) -> float:
+        """Take the steps; the seconds that they alone took."""
+        steps, batches, stepping = self.plan.steps, self._batches(start), 0.0
+        every = max(1, steps // EVALUATIONS)
+        eval_every = self.config.eval_every or every
+        checkpoint_every = self.config.checkpoint_every or every
+        bar = tqdm(
+            total=steps, initial=start, desc="training", unit="step", disable=not self.progress
+        )
+        with bar:
+            for step in range(start + 1, steps + 1):
+                begun = time.perf_counter()
+                self.state, loss = self.step(self.state, self.frozen, next(batches))
+                value = float(loss)
+                stepping += time.perf_counter() - begun
+                self._check(value, step - 1)
+                bar.set_postfix(loss=f"{value:.3g}", refresh=False)
+                bar.update()
+                save = checkpoints and (step % checkpoint_every == 0 or step == steps)
+                if step % eval_every == 0 or step == steps:
+                    self._evaluate(step)
+                elif save:
+                    self._check(self._losses(step)["loss"], step)
+                if save and checkpoints:
+                    tree = {"state": self.state._asdict(), "frozen": self.frozen}
+                    checkpoints.save(step, tree)
+        return stepping
+
+    def _check(self, loss: float, step: int) -> None:
+        first = self.history[0]["loss"]
+        if math.isfinite(loss) and loss <= DIVERGENCE * max(first, 1e-12):
+            return
+        limit = self.plan.lambda_max
+        advice = f"the stable limit was {2 / limit:.3g} at the start; " if limit else ""
+        used = f"time_step {self.plan.time_step:.3g}" if self.plan.time_step else "learning rate"
+        kept = f"; the checkpoints in {self.folder.path} are from before" if self.folder else ""
+        raise Diverged(
+            f"the loss went from {first:.3g} to {loss:.3g} at step {step}: lower the {used} "
+            f"({advice}a larger scale keeps the kernel still){kept}",
+            self.history,
+        )
+
+    def _losses(self, step: int) -> dict[str, Any]:
+        """Loss and accuracy on both splits: on all examples after the last step, else on some."""
+        found: dict[str, Any] = {}
+        data = self.dataset
+        limit = None if step == self.plan.steps else EVALUATED_ON_THE_WAY
+        splits = (
+            ("", "train_", data.x_train, data.y_train),
+            ("test_", "test_", data.x_test, data.y_test),
+        )
+        for loss_prefix, prefix, x, y in splits:
+            outputs = self.predict(self.state.params, self.frozen, x[:limit], self.batch_size)
+            targets = y[:limit]
+            loss = 0.5 * np.mean(np.sum((outputs - targets).astype(np.float64) ** 2, axis=1))
+            found[f"{loss_prefix}loss"] = float(loss)
+            right = None if data.labels_train is None else decide(outputs) == decide(targets)
+            found[f"{prefix}accuracy"] = None if right is None else float(np.mean(right))
+        return found
+
+    def _evaluate(self, step: int) -> None:
+        per_step = self.plan.time_step and self.plan.time_step / (1 - self.config.momentum)
+        line = {"step": step, "time": None if per_step is None else step * per_step}
+        line |= self._losses(step)
+        line["seconds"] = round(time.perf_counter() - self.begun, 3)
+        self.history.append(line)
+        self._check(line["loss"], step)
+        if self.folder:
+            self.folder.append_metrics(line)
+
+    def _summary(self, stepping: float, steps: int) -> dict[str, Any]:
+        last = self.history[-1]
+        return {
+            "train_loss": last["loss"],
+            "test_loss": last["test_loss"],
+            "train_accuracy": last["train_accuracy"],
+            "test_accuracy": last["test_accuracy"],
+            "steps": self.plan.steps,
+            "time": last["time"],
+            "time_step": self.plan.time_step,
+            "lambda_max": self.plan.lambda_max,
+            "seconds": last["seconds"],
+            "steps_per_second": steps / stepping if stepping else None,
+            "compile_seconds": self.compile_seconds,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "parameters": self.parameters,
+            "data": self.dataset.description,
+            "device": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
+            "versions": versions(),
+        }
+
+    def _draw(self) -> None:
+        assert self.folder is not None
+        path, data = self.folder.path, self.dataset
+        title = f"{self.config.depth:,}-layer {self.config.arch.upper()}, {data.name}"
+        figures.save(figures.loss_figure(self.history, title), path / "loss")
+        outputs = self.predict(self.state.params, self.frozen, data.x_test, self.batch_size)
+        if data.labels_test is None:
+            figures.save(figures.arc_figure(data.x_test, data.y_test, outputs, title), path / "fit")
+            return
+        counts = np.zeros((len(data.classes),) * 2, int)
+        np.add.at(counts, (data.labels_test, decide(outputs)), 1)
+        figure = figures.confusion_figure(counts, data.classes, f"{title}: test set")
+        figures.save(figure, path / "confusion")
+
+
+def load_dataset_for(config: TrainConfig) -> Dataset:
+    """The dataset of a run, as `dnntk.data` gives it."""
+    return load_dataset(
+        config.dataset,
+        classes=config.classes,
+        data_dir=config.data_dir,
+        pool=config.pool_or_default,
+        seed=config.seed,
+    )
+
+
+def decide(outputs: np.ndarray) -> np.ndarray:
+    """Class indices [n]: the largest of several outputs, or one output's side of 1/2."""
+    return np.argmax(outputs, axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
+
+
+def _network_inputs(config: TrainConfig, dataset: Dataset) -> Dataset:
+    """Inputs flattened for an MLP, everything in the run's dtype."""
+
+    def shaped(x: np.ndarray) -> np.ndarray:
+        x = x.reshape(len(x), -1) if config.arch == "mlp" else x
+        return x.astype(config.dtype)
+
+    return dataclasses.replace(
+        dataset,
+        x_train=shaped(dataset.x_train),
+        x_test=shaped(dataset.x_test),
+        y_train=dataset.y_train.astype(config.dtype),
+        y_test=dataset.y_test.astype(config.dtype),
+    )
+
+
+def _optimizer(config: TrainConfig, rate: float) -> optax.GradientTransformation:
+    if config.optimizer == "sgd":
+        return optax.sgd(rate, momentum=config.momentum or None)
+    return getattr(optax, config.optimizer)(rate)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}%"

@@ -1,0 +1,159 @@
+"""Gram matrices block by block: bounded memory, and a symmetric matrix once a pair.
+
+`blockwise` works inside `jit` and is what the closed-form kernels use. `gram` works on the host,
+for matrices that fill memory or a disk: it drives any kernel function, compiles one block shape,
+and writes into a NumPy array, which may be a memory map.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from tqdm import tqdm
+
+from dnntk.errors import InputError
+
+PROGRESS_DELAY = 5.0  # seconds of work before a progress bar appears
+
+
+def blockwise(
+    pair_fn: Callable[[jax.Array, jax.Array], jax.Array],
+    x1: jax.Array,
+    x2: jax.Array | None,
+    block_size: int,
+) -> jax.Array:
+    """Compute a Gram matrix in square blocks; works under jit, vmap and grad.
+
+    Args:
+        pair_fn: [b1, ...], [b2, ...] -> [b1, b2], the kernel of a block; symmetric where x2 is
+            None.
+        x1: [n1, ...].
+        x2: [n2, ...], or None for the symmetric matrix of x1, whose pairs are computed once.
+        block_size: most rows and columns in a block; static. At the end of an axis blocks
+            overlap, so that all have one shape.
+
+    Returns:
+        [n1, n2], exactly symmetric where x2 is None. Memory beyond the result: a few blocks, also
+        under reverse-mode differentiation, which recomputes each block.
+    """
+    symmetric = x2 is None
+    x2 = x1 if x2 is None else x2
+    rows, cols = (_balanced(len(x), block_size) for x in (x1, x2))
+    row_starts, col_starts = _starts(len(x1), rows), _starts(len(x2), cols)
+    if len(row_starts) == len(col_starts) == 1:
+        return _mirror(pair_fn(x1, x2)) if symmetric else pair_fn(x1, x2)
+
+    @jax.checkpoint
+    def block(start: jax.Array) -> jax.Array:
+        left = lax.dynamic_slice_in_dim(x1, start[0], rows)
+        right = lax.dynamic_slice_in_dim(x2, start[1], cols)
+        return pair_fn(left, right)
+
+    def write(gram: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        return lax.dynamic_update_slice(gram, block(start), tuple(start)), None
+
+    def write_both(gram: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        values = block(start)
+        gram = lax.dynamic_update_slice(gram, values, tuple(start))
+        return lax.dynamic_update_slice(gram, values.T, tuple(start[::-1])), None
+
+    def write_diagonal(gram: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        return lax.dynamic_update_slice(gram, _mirror(block(start)), tuple(start)), None
+
+    gram = jnp.zeros((len(x1), len(x2)), x1.dtype)
+    if not symmetric:
+        pairs = [(i, j) for i in row_starts for j in col_starts]
+        return lax.scan(write, gram, jnp.array(pairs, jnp.int32))[0]
+    # The diagonal comes last: the entries that an overlapping block holds on both sides of the
+    # diagonal all lie in diagonal blocks.
+    pairs = [(i, j) for k, i in enumerate(row_starts) for j in row_starts[k + 1 :]]
+    gram, _ = lax.scan(write_both, gram, jnp.array(pairs, jnp.int32))
+    return lax.scan(write_diagonal, gram, jnp.array([(i, i) for i in row_starts], jnp.int32))[0]
+
+
+def gram(
+    kernel_fn: Callable[[ArrayLike, ArrayLike], jax.Array],
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    *,
+    block_size: int = 1024,
+    progress: bool = True,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Compute a large Gram matrix on the host, block by block.
+
+    Args:
+        kernel_fn: [b1, ...], [b2, ...] -> [b1, b2], or [b1, b2, k, k] for a matrix-valued kernel;
+            for example `limit_ntk`, or `functools.partial(limit_ntk, rho=0.5)`.
+        x1: [n1, ...].
+        x2: [n2, ...]; None means x1, and then each pair is computed once.
+        block_size: most rows and columns in a block.
+        progress: show a bar on standard error once the work has taken five seconds.
+        out: array to write into, for example an `np.memmap`; None allocates one.
+
+    Returns:
+        [n1, n2] or [n1, n2, k, k], exactly symmetric where x2 is None; `out` where that was given.
+        Independent of the block size up to rounding. Memory beyond the result: two blocks.
+
+    Raises:
+        InputError: block_size is not a positive integer, an input has no rows, or `out` has the
+            wrong shape.
+    """
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        raise InputError(f"block_size must be a positive integer, got {block_size!r}")
+    symmetric = x2 is None or x2 is x1
+    left = jnp.asarray(x1)
+    right = left if symmetric else jnp.asarray(x2)
+    for name, x in (("x1", left), ("x2", right)):
+        if x.ndim == 0 or len(x) == 0:
+            raise InputError(f"{name} must have at least one row, got shape {x.shape}")
+    rows, cols = (_balanced(len(x), block_size) for x in (left, right))
+    row_starts, col_starts = _starts(len(left), rows), _starts(len(right), cols)
+    pairs = [
+        (i, j)
+        for i in range(len(row_starts))
+        for j in range(i if symmetric else 0, len(col_starts))
+    ]
+    for i, j in tqdm(pairs, desc="kernel", unit="block", delay=PROGRESS_DELAY, disable=not progress):
+        row, col = row_starts[i], col_starts[j]
+        values = np.asarray(kernel_fn(left[row : row + rows], right[col : col + cols]))
+        shape = (len(left), len(right), *values.shape[2:])
+        out = np.empty(shape, values.dtype) if out is None else out
+        if out.shape != shape:
+            raise InputError(f"out must have shape {shape}, got {out.shape}")
+        if symmetric and i == j:
+            values = np.where(_upper(rows, values.ndim), values, _swap(values))
+        # A block owns the entries from its nominal start on; the ones before are a neighbour's.
+        r, c = i * rows, j * cols
+        owned = values[r - row :, c - col :]
+        out[r : row + rows, c : col + cols] = owned
+        if symmetric and i != j:
+            out[c : col + cols, r : row + rows] = _swap(owned)
+    assert out is not None
+    return out
+
+
+def _balanced(n: int, block_size: int) -> int:
+    """The least size of blocks no more numerous than those of block_size."""
+    return max(1, math.ceil(n / max(1, math.ceil(n / block_size))))
+
+
+def _starts(n: int, size: int) -> list[int]:
+    return [max(0, min(start, n - size)) for start in range(0, max(n, 1), size)]
+
+
+def _mirror(block: jax.Array) -> jax.Array:
+    return jnp.where(_upper(len(block), 2), block, block.T)
+
+
+def _upper(n: int, ndim: int) -> np.ndarray:
+    return np.triu(np.ones((n, n), bool)).reshape((n, n) + (1,) * (ndim - 2))
+
+
+def _swap(values: np.ndarray) -> np.ndarray:
+    """K(x', x) from K(x, x'): a matrix-valued kernel is transposed in its outputs as well."""
+    return values.transpose(1, 0, *range(values.ndim - 1, 1, -1))

@@ -1,0 +1,208 @@
+"""Reader of raw IDX files, the format in which MNIST and its relatives are published.
+
+An IDX file is a big-endian header (two zero bytes, a type byte, the rank, then one 32-bit size a
+dimension) followed by the values in row-major order. Use it for a folder of the published files,
+plain or gzipped; it needs NumPy only. Nothing a header says is believed before the file itself
+bears it out, so a damaged or hostile file costs no more memory than the bytes that it really has.
+Source of the format: http://yann.lecun.com/exdb/mnist/.
+"""
+
+import gzip
+import math
+import os
+import stat
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnntk.errors import InputError
+
+# The published names: images and labels for training, then for testing.
+MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+_UNSIGNED_BYTE = 0x08
+_GZIP_MAGIC = b"\x1f\x8b"
+_CHUNK = 1 << 20
+# Deflate spends at least one bit of input on 258 / 2 bytes of output (zlib's technical notes).
+_DEFLATE_MAX_RATIO = 1032
+
+
+def read_idx(path: str | os.PathLike[str], rank: int) -> NDArray[np.uint8]:
+    """Read one IDX file of unsigned bytes; a name that ends in ``.gz`` is decompressed.
+
+    Args:
+        path: the file.
+        rank: the number of dimensions it must have: 3 for images, 1 for labels.
+
+    Returns:
+        A uint8 array of the shape in the header. Memory: the array, and at most an eighth more
+        while reading.
+
+    Raises:
+        InputError: the file is missing, unreadable, damaged, of another type or rank, or shorter
+            or longer than its header says. One line.
+    """
+    path = Path(path)
+    size = _file_size(path)
+    zipped = path.suffix == ".gz"
+    try:
+        if zipped:
+            _check_gzip_magic(path)
+        with gzip.open(path) if zipped else path.open("rb") as opened:
+            stream = cast(BinaryIO, opened)
+            shape = _read_shape(stream, path, rank)
+            _check_possible(shape, path, size, zipped)
+            payload = _read_at_most(stream, math.prod(shape) + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path}: expected an intact gzip file, found damage ({error}); download it again"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected a readable file, found '{error.strerror}'; mend its permissions"
+        ) from error
+    _check_length(payload, shape, path)
+    return np.frombuffer(payload, np.uint8).reshape(shape)
+
+
+def read_pair(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Read images and their labels, and check that they belong together.
+
+    Args:
+        images_path: an IDX file of rank 3.
+        labels_path: an IDX file of rank 1.
+
+    Returns:
+        Images [n, H, W] and labels [n], 0 to 9, both uint8.
+
+    Raises:
+        InputError: as ``read_idx``; other counts of images and labels; a label above 9.
+    """
+    images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if len(images) != len(labels):
+        raise InputError(
+            f"{labels_path}: expected a label for each of the {len(images)} images in "
+            f"{images_path.name}, found {len(labels)}; take both files from one dataset"
+        )
+    if labels.max() > 9:
+        raise InputError(
+            f"{labels_path}: expected labels 0 to 9, found {labels.max()}; check that it belongs "
+            "to this dataset"
+        )
+    return images, labels
+
+
+def find_idx(folder: str | os.PathLike[str], name: str) -> Path | None:
+    """Find a published IDX file under any of the names that are in circulation.
+
+    Args:
+        folder: where to look, not recursively.
+        name: the published name, such as ``train-images-idx3-ubyte``. Its variant with a dot
+            (``train-images.idx3-ubyte``) and either of them with ``.gz`` are found too.
+
+    Returns:
+        The file, a plain one before a gzipped one; None if there is none.
+    """
+    stems = (name, name.replace("-idx", ".idx"))
+    candidates = [Path(folder, stem + suffix) for suffix in ("", ".gz") for stem in stems]
+    # Some unpackers make a directory of that name: a file beside it wins, but if there is none
+    # the directory is returned, for read_idx to say what is wrong with it.
+    found = [path for path in candidates if path.is_file()]
+    found += [path for path in candidates if path.exists()]
+    return found[0] if found else None
+
+
+def _file_size(path: Path) -> int:
+    """Size in bytes of a regular, non-empty file."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(
+            f"{path}: expected an IDX file, found '{error.strerror}'; check the path"
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
+        raise InputError(f"{path}: expected an IDX file, found {kind}; name the file itself")
+    if status.st_size == 0:
+        raise InputError(f"{path}: expected an IDX file, found an empty file; download it again")
+    return status.st_size
+
+
+def _check_gzip_magic(path: Path) -> None:
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start != _GZIP_MAGIC:
+        raise InputError(
+            f"{path}: expected a gzip file (first bytes 1f8b) because of its name, found "
+            f"{start.hex()}; drop .gz from the name if it is a plain IDX file, else download it "
+            "again"
+        )
+
+
+def _read_shape(stream: BinaryIO, path: Path, rank: int) -> tuple[int, ...]:
+    """Read and check the header: the magic number, then one size a dimension."""
+    expected = bytes([0, 0, _UNSIGNED_BYTE, rank])
+    magic = stream.read(4)
+    if magic[:2] == _GZIP_MAGIC:
+        raise InputError(f"{path}: expected a plain IDX file, found gzip; add .gz to its name")
+    if magic != expected:
+        raise InputError(
+            f"{path}: expected an IDX file of unsigned bytes and rank {rank} (first bytes "
+            f"{expected.hex()}), found {magic.hex()}; images have rank 3 and labels rank 1: check "
+            "that the right file has this name"
+        )
+    sizes = stream.read(4 * rank)
+    if len(sizes) < 4 * rank:
+        raise InputError(
+            f"{path}: expected a header of {4 + 4 * rank} bytes, found {4 + len(sizes)}; "
+            "the file is cut short: download it again"
+        )
+    shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
+    if 0 in shape:
+        raise InputError(
+            f"{path}: expected at least one value, found the shape {_times(shape)} in the header; "
+            "download it again"
+        )
+    return shape
+
+
+def _check_possible(shape: tuple[int, ...], path: Path, size: int, zipped: bool) -> None:
+    """Refuse a header that promises more than a file of this size can hold."""
+    room = (size * _DEFLATE_MAX_RATIO if zipped else size) - 4 - 4 * len(shape)
+    if math.prod(shape) > room:
+        raise InputError(
+            f"{path}: expected {_times(shape)} = {math.prod(shape)} bytes after the header, found "
+            f"room for {room} in a file of {size}; download it again"
+        )
+
+
+def _read_at_most(stream: BinaryIO, count: int) -> bytearray:
+    """Read ``count`` bytes or all there are.
+
+    Chunk by chunk, because ``stream.read(count)`` would allocate all of it at once, there or not.
+    """
+    payload = bytearray()
+    while chunk := stream.read(min(_CHUNK, count - len(payload))):
+        payload += chunk
+    return payload
+
+
+def _check_length(payload: bytearray, shape: tuple[int, ...], path: Path) -> None:
+    count = math.prod(shape)
+    if len(payload) != count:
+        found = "more" if len(payload) > count else f"only {len(payload)}"
+        raise InputError(
+            f"{path}: expected {_times(shape)} = {count} bytes after the header, found {found}; "
+            "download it again"
+        )
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

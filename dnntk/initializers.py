@@ -1,0 +1,146 @@
+"""Initial values of a deep narrow network: deterministic blocks plus Gaussian features.
+
+Everything here is in flax's shapes, ``kernel`` [in, out] or [q, q, in, out] and ``bias`` [out],
+hidden units in the thesis's order [d_in | 1 | d_out]. Middle layers are stacked on a leading axis
+of ``depth - 2``. Sources: thesis sections 3.1 (MLP) and 4.0.1 (CNN); He et al. 2015 for
+``he_uniform``.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from dnntk.errors import InputError
+
+Layers = dict[str, dict[str, jax.Array]]
+INITS = ("deep_narrow", "he_uniform", "torch_default")
+
+
+def layer_shapes(depth: int, d_in: int, d_out: int, window: tuple[int, ...]) -> dict[str, tuple]:
+    """Kernel shapes of the first, the stacked middle and the last layer.
+
+    ``window`` is () for an MLP and (q, q) for a CNN, where d_in counts channels.
+    """
+    width = d_in + 1 + d_out
+    return {
+        "first": (*window, d_in, width),
+        "middle": (depth - 2, *window, width, width),
+        "last": (*window, width, d_out),
+    }
+
+
+def zeros(shapes: dict[str, tuple], dtype: jnp.dtype) -> Layers:
+    """Kernels and biases of zeros: the start of every D in the ``ntk`` parametrization."""
+    return {
+        name: {
+            "kernel": jnp.zeros(shape, dtype),
+            "bias": jnp.zeros((*shape[:1], shape[-1]) if name == "middle" else shape[-1:], dtype),
+        }
+        for name, shape in shapes.items()
+    }
+
+
+def gaussian_features(
+    key: jax.Array,
+    depth: int,
+    d_in: int,
+    window: tuple[int, ...],
+    rho: float,
+    beta: float,
+    dtype: jnp.dtype,
+) -> Layers:
+    """The random rows: u in ``kernel`` [(depth-2,) (q, q,) d_in], v / C in ``bias`` [(depth-2)].
+
+    u has standard deviation rho / sqrt(d_in) in an MLP and rho in a CNN; v / C has beta.
+    """
+    deviation = rho if window else rho / math.sqrt(d_in)
+    features = {}
+    for name, lead, layer_key in zip(
+        ("first", "middle"), ((), (depth - 2,)), jax.random.split(key), strict=True
+    ):
+        key_u, key_v = jax.random.split(layer_key)
+        features[name] = {
+            "kernel": deviation * jax.random.normal(key_u, (*lead, *window, d_in), dtype),
+            "bias": beta * jax.random.normal(key_v, lead, dtype),
+        }
+    return features
+
+
+def identity_filter(size: int, window: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """[(q, q,) size, size]: the filter that leaves an image as it is."""
+    eye = jnp.eye(size, dtype=dtype)
+    if not window:
+        return eye
+    return jnp.zeros((*window, size, size), dtype).at[window[0] // 2, window[1] // 2].set(eye)
+
+
+def deep_narrow(
+    features: Layers, depth: int, d_in: int, d_out: int, window: tuple[int, ...], scale: float
+) -> Layers:
+    """The thesis's literal matrices, from the Gaussian features of `gaussian_features`."""
+    dtype = features["first"]["kernel"].dtype
+    layers = zeros(layer_shapes(depth, d_in, d_out, window), dtype)
+    identity = identity_filter(d_in + 1 + d_out, window, dtype)
+    random, outputs = d_in, slice(d_in + 1, None)
+    # The random unit is rebuilt in each layer from the input copy alone: its identity is cleared.
+    middle = jnp.broadcast_to(
+        identity.at[..., random, random].set(0.0), layers["middle"]["kernel"].shape
+    )
+    first, last = layers["first"], layers["last"]
+    return {
+        "first": {
+            "kernel": first["kernel"]
+            .at[..., :d_in]
+            .set(scale * identity[..., :d_in, :d_in])
+            .at[..., random]
+            .set(features["first"]["kernel"]),
+            "bias": first["bias"]
+            .at[random]
+            .set(scale * features["first"]["bias"])
+            .at[outputs]
+            .set(scale),
+        },
+        "middle": {
+            "kernel": middle.at[..., :d_in, random].set(features["middle"]["kernel"]),
+            "bias": layers["middle"]["bias"]
+            .at[:, random]
+            .set(scale * features["middle"]["bias"]),
+        },
+        "last": {
+            "kernel": last["kernel"].at[..., outputs, :].set(identity[..., outputs, outputs]),
+            "bias": last["bias"] - scale,
+        },
+    }
+
+
+def baseline(key: jax.Array, shapes: dict[str, tuple], init: str, dtype: jnp.dtype) -> Layers:
+    """The comparisons of section 5.2, by fan-in.
+
+    ``he_uniform``: gain sqrt(2), zero biases (He et al. 2015). ``torch_default``: PyTorch's own
+    default for linear and convolutional layers, gain 1/sqrt(3), biases uniform too; the published
+    code's "Kaiming" runs really used this one.
+    """
+    layers = zeros(shapes, dtype)
+    for name, layer_key in zip(shapes, jax.random.split(key, 3), strict=True):
+        key_kernel, key_bias = jax.random.split(layer_key)
+        shape = shapes[name]
+        fan_in = math.prod(shape[1:-1] if name == "middle" else shape[:-1])
+        bound = math.sqrt((6.0 if init == "he_uniform" else 1.0) / fan_in)
+        layers[name]["kernel"] = jax.random.uniform(key_kernel, shape, dtype, -bound, bound)
+        if init == "torch_default":
+            layers[name]["bias"] = jax.random.uniform(
+                key_bias, layers[name]["bias"].shape, dtype, -bound, bound
+            )
+    return layers
+
+
+def check_init(init: str, scale: float, parametrization: str) -> None:
+    """Raise `InputError` for an initialization that the parametrization cannot hold."""
+    if init not in INITS:
+        raise InputError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
+    if math.isinf(scale) and (parametrization == "standard" or init != "deep_narrow"):
+        raise InputError(
+            "scale: infinity needs init='deep_narrow' in parametrization='ntk', got "
+            f"init={init!r}, parametrization={parametrization!r}; give a finite scale"
+        )

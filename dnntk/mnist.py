@@ -1,0 +1,325 @@
+"""MNIST and Fashion-MNIST: from a folder of raw IDX files, or from tensorflow-datasets.
+
+Neither way needs TensorFlow. tensorflow-datasets reads a prepared ``array_record`` set without
+it; preparing one does not work without it as the library stands, so ``prepare`` lends the
+registered builder its own reading and PNG encoding and leaves the rest (addresses, SHA-256 sums,
+file layout) alone: what it writes is an ordinary prepared set. tensorflow-datasets stores
+examples in a hashed order, so the two ways give the same examples in different orders.
+"""
+
+import importlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnntk.errors import InputError
+from dnntk.idx import MNIST_FILES, find_idx, read_pair
+
+CLASS_NAMES: dict[str, tuple[str | int, ...]] = {
+    "mnist": tuple(range(10)),
+    "fashion_mnist": (
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ),
+}
+# What tensorflow-datasets needs here beyond its declared dependencies on every platform.
+_NEEDED = ("PIL.Image", "importlib_resources", "array_record.python", "tensorflow_datasets")
+_PROBE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """A set of images as stored, all classes.
+
+    Attributes:
+        x_train: [n, H, W] pixels, 0 to ``maximum``.
+        labels_train: [n] integers, indices into ``class_names``.
+        x_test: [m, H, W].
+        labels_test: [m].
+        maximum: the pixel value that means white.
+        class_names: one entry a class.
+        split: how training and test examples were told apart, and where they came from.
+    """
+
+    x_train: NDArray[Any]
+    labels_train: NDArray[Any]
+    x_test: NDArray[Any]
+    labels_test: NDArray[Any]
+    maximum: int
+    class_names: tuple[str | int, ...]
+    split: str
+
+
+def read_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> LabelledImages:
+    """Read ``mnist`` or ``fashion_mnist`` in the published split.
+
+    Args:
+        name: the dataset.
+        data_dir: a folder with the four raw IDX files, gzipped or not, or a tensorflow-datasets
+            directory in which the set is prepared as ``array_record``. None: tensorflow-datasets'
+            own directory, where the set is downloaded and prepared if it is not there yet.
+
+    Returns:
+        uint8 images of any one size, 28 x 28 as published.
+
+    Raises:
+        InputError: nothing of the kind is in ``data_dir``, it is damaged, or the download failed.
+    """
+    if data_dir is None:
+        return _read_prepared(name, prepare(name))
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"--data_dir={data_dir}: expected a folder, found none; check the path")
+    paths = [find_idx(folder, file) for file in MNIST_FILES]
+    if all(paths):
+        return _read_folder(name, folder, [path for path in paths if path])
+    if _is_prepared(name, folder):
+        return _read_prepared(name, folder)
+    missing = [file for file, path in zip(MNIST_FILES, paths, strict=True) if path is None]
+    raise InputError(
+        f"--data_dir={data_dir}: expected {name}'s four IDX files (plain or .gz) or a "
+        f"tensorflow-datasets folder {name}/, found no {', '.join(missing)}; name the folder that "
+        "holds them, or leave --data_dir out to download"
+    )
+
+
+def prepare(
+    name: str,
+    data_dir: str | os.PathLike[str] | None = None,
+    manual_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Download a set and prepare it for tensorflow-datasets, without TensorFlow; 6 s for MNIST.
+
+    Does nothing if the set is there. Every file is compared with the SHA-256 that
+    tensorflow-datasets publishes, wherever it came from.
+
+    Args:
+        name: ``mnist`` or ``fashion_mnist``.
+        data_dir: where to write ``<name>/<version>``; tensorflow-datasets' own directory
+            (``TFDS_DATA_DIR``, else ``~/tensorflow_datasets``) if None.
+        manual_dir: a folder with the four published ``.gz`` files, to be used in place of the
+            network.
+
+    Returns:
+        The directory written to, for ``tfds.data_source(name, data_dir=...)``.
+
+    Raises:
+        InputError: a failed download, a wrong checksum, a file missing from ``manual_dir``, or a
+            directory that cannot be written.
+    """
+    directory = _default_dir() if data_dir is None else Path(data_dir).expanduser()
+    if _is_prepared(name, directory):
+        return directory
+    tfds = _import_tfds(name)
+    import requests
+
+    builder_class = _builder_class(tfds, name)
+    try:
+        if manual_dir is not None:
+            _require_manual_files(Path(manual_dir))
+        elif not _is_downloaded(name, directory):
+            _probe(builder_class)
+        builder_class(data_dir=directory, file_format="array_record").download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=manual_dir,
+                # Extracted files are cached by name, and the two sets' files have the same names:
+                # in one cache, the second set would silently be filled with the first one's images.
+                extract_dir=directory / "downloads" / "extracted" / name,
+                force_checksums_validation=True,
+                try_download_gcs=False,
+            )
+        )
+    except tfds.download.download_manager.NonMatchingChecksumError as error:
+        raise InputError(
+            f"{name}: expected the published files, found another SHA-256 "
+            f"({_first_line(error)}); replace that file, or read your own files with "
+            "--data_dir=FOLDER"
+        ) from error
+    except (requests.RequestException, tfds.download.DownloadError) as error:
+        raise InputError(
+            f"{name}: expected to download it, found no way to ({_first_line(error)}); give "
+            "--data_dir=FOLDER with its four IDX files, or try again with a network"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{name}: expected to write to {directory}, found '{_first_line(error)}'; set "
+            "TFDS_DATA_DIR to a folder with room, or give --data_dir=FOLDER with its IDX files"
+        ) from error
+    return directory
+
+
+def _read_folder(name: str, folder: Path, paths: list[Path]) -> LabelledImages:
+    x_train, labels_train = read_pair(*paths[:2])
+    x_test, labels_test = read_pair(*paths[2:])
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise InputError(
+            f"{paths[2]}: expected test images of the training images' {_size(x_train)} pixels, "
+            f"found {_size(x_test)}; take both files from one dataset"
+        )
+    return LabelledImages(
+        x_train=x_train,
+        labels_train=labels_train,
+        x_test=x_test,
+        labels_test=labels_test,
+        maximum=255,
+        class_names=CLASS_NAMES[name],
+        split=f"published split, from {folder}",
+    )
+
+
+def _size(images: NDArray[Any]) -> str:
+    return " x ".join(map(str, images.shape[1:]))
+
+
+def _read_prepared(name: str, directory: Path) -> LabelledImages:
+    tfds = _import_tfds(name)
+    try:
+        x_train, labels_train = _read_split(tfds, name, directory, "train")
+        x_test, labels_test = _read_split(tfds, name, directory, "test")
+    except NotImplementedError as error:
+        raise InputError(
+            f"{directory / name}: expected a set prepared as array_record, found another format; "
+            "set TFDS_DATA_DIR to another folder to prepare it again without TensorFlow, or give "
+            "--data_dir=FOLDER with its four IDX files"
+        ) from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"{directory / name}: expected an intact prepared set, found '{_first_line(error)}'; "
+            "delete that folder to have it prepared again"
+        ) from error
+    return LabelledImages(
+        x_train=x_train,
+        labels_train=labels_train,
+        x_test=x_test,
+        labels_test=labels_test,
+        maximum=255,
+        class_names=CLASS_NAMES[name],
+        split=f"published split, from tensorflow-datasets in {directory}",
+    )
+
+
+def _read_split(
+    tfds: Any, name: str, directory: Path, split: str
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """All examples of a split. Decoding here is faster than in tensorflow-datasets, and quiet."""
+    source = tfds.data_source(
+        name,
+        split=split,
+        data_dir=directory,
+        download=False,
+        decoders={"image": tfds.decode.SkipDecoding()},
+    )
+    # One call for all: example by example takes four times as long.
+    examples = source.__getitems__(list(range(len(source))))
+    images = np.stack([_decode_png(example["image"]) for example in examples])
+    return images, np.array([example["label"] for example in examples], np.uint8)
+
+
+def _builder_class(tfds: Any, name: str) -> Any:
+    """The registered builder, with reading and encoding that need no TensorFlow."""
+    base = tfds.builder_cls(name)
+
+    with tfds.core.registered.skip_registration():
+
+        class BuilderWithoutTensorFlow(base):  # type: ignore[misc, valid-type]
+            # Both are derived from the class and its module unless set: they are the base's.
+            name = base.name
+            url_infos = base.url_infos
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                urls = {info.filename: url for url, info in self.url_infos.items()}
+                paths = dl_manager.download(urls)
+                train, test = (
+                    read_pair(*(Path(paths[file + ".gz"]) for file in files))
+                    for files in (MNIST_FILES[:2], MNIST_FILES[2:])
+                )
+                return {
+                    "train": self._generate_examples(*train),
+                    "test": self._generate_examples(*test),
+                }
+
+            def _generate_examples(
+                self, images: NDArray[np.uint8], labels: NDArray[np.uint8]
+            ) -> Iterator[tuple[int, dict[str, Any]]]:
+                for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                    yield index, {"image": _encode_png(image), "label": int(label)}
+
+    return BuilderWithoutTensorFlow
+
+
+def _encode_png(image: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _decode_png(png: bytes) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def _import_tfds(name: str) -> Any:
+    """tensorflow-datasets, imported only here: it takes half a second, and few runs need it."""
+    try:
+        return [importlib.import_module(module) for module in _NEEDED][-1]
+    except ImportError as error:
+        raise InputError(
+            f"{name}: expected tensorflow-datasets, array_record, importlib_resources and pillow, "
+            f"found '{_first_line(error)}'; install them, or give --data_dir=FOLDER with the "
+            "dataset's four IDX files"
+        ) from error
+
+
+def _default_dir() -> Path:
+    """tensorflow-datasets' own rule, which that library applies once, when it is imported."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _is_prepared(name: str, directory: Path) -> bool:
+    return any((directory / name).glob("*/dataset_info.json"))
+
+
+def _is_downloaded(name: str, directory: Path) -> bool:
+    return len(list((directory / "downloads" / name).rglob("*.gz"))) >= len(MNIST_FILES)
+
+
+def _require_manual_files(folder: Path) -> None:
+    """tensorflow-datasets would go to the network for a file that is not there."""
+    missing = [file + ".gz" for file in MNIST_FILES if not (folder / (file + ".gz")).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder}: expected the four published .gz files, found no {', '.join(missing)}; "
+            "put them there under these names"
+        )
+
+
+def _probe(builder_class: Any) -> None:
+    """Ask once whether the server can be reached.
+
+    Without a network, tensorflow-datasets' ten retries a file take 200 s to say so.
+    """
+    import requests
+
+    requests.head(next(iter(builder_class.url_infos)), timeout=_PROBE_SECONDS)
+
+
+def _first_line(error: BaseException) -> str:
+    """The head of a message that may run over many lines."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

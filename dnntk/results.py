@@ -1,0 +1,110 @@
+"""The folder of a run: configuration, metrics, summary. Every file is whole at any moment."""
+
+import json
+import os
+import platform
+import resource
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dnntk.errors import InputError
+
+CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+
+
+class RunFolder:
+    """Reads and writes what a run leaves in its workdir."""
+
+    def __init__(self, workdir: str | os.PathLike[str]) -> None:
+        """Make ``workdir`` where it is missing.
+
+        Raises:
+          InputError: it cannot be made, or is not a folder that can be written to.
+        """
+        self.path = Path(workdir)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"workdir: expected a folder that can be made, got {self.path} ({error.strerror})"
+            ) from None
+        if not os.access(self.path, os.W_OK):
+            raise InputError(f"workdir: expected a folder that can be written to, got {self.path}")
+
+    @property
+    def holds_run(self) -> bool:
+        """Has a run been started here?"""
+        return (self.path / CONFIG).exists()
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Replace ``name`` in one move."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(json.dumps(content, indent=2) + "\n")
+        partial.replace(self.path / name)
+
+    def read_config(self) -> dict[str, Any]:
+        """What `write_json` kept under `CONFIG`.
+
+        Raises:
+          InputError: no run was started here, or the file is damaged.
+        """
+        file = self.path / CONFIG
+        try:
+            content = json.loads(file.read_text())
+        except FileNotFoundError:
+            raise InputError(
+                f"resume: expected a run in {self.path}, found no {CONFIG}; "
+                "give its --workdir, or leave out --resume"
+            ) from None
+        except (OSError, ValueError):
+            content = None
+        if not isinstance(content, dict):
+            raise InputError(f"resume: expected JSON in {file}, found something else")
+        return content
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, on disk before this returns."""
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep_metrics_to(self, step: int) -> list[dict[str, Any]]:
+        """Drop the lines after ``step`` and any that is cut short; return those that stay."""
+        file = self.path / METRICS
+        kept = []
+        for text in file.read_text().splitlines() if file.exists() else []:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if line["step"] <= step:
+                kept.append(line)
+        partial = file.with_name(f".{METRICS}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(file)
+        return kept
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process, or of the first accelerator where that counts it."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(statistics.get("peak_bytes_in_use", resident))
+
+
+def versions() -> dict[str, str]:
+    """What this run was computed with."""
+    packages = ("dnntk", "jax", "jaxlib", "flax", "optax", "numpy")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,55 @@
+"""What every script shares: flags in, one line and an exit status out."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+import absl.logging
+import jax
+from absl import flags
+
+from dnntk import Diverged, InputError
+
+# More host devices than this only cut the batch thinner.
+MOST_HOST_DEVICES = 8
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse the flags and call ``main``; bad input ends with exit status 2 and one line."""
+    try:
+        rest = flags.FLAGS(sys.argv)[1:]
+        if rest:
+            raise InputError(f"expected flags like --depth=1000, got {' '.join(rest)!r}")
+        _log_lines()
+        _one_host_device_a_core()
+        main()
+    except (flags.Error, InputError) as error:
+        _stop(str(error), 2)
+    except Diverged as error:
+        _stop(str(error), 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; go on with --resume and the same --workdir", 130)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    print(f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _log_lines() -> None:
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax narrates every checkpoint
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("dnntk")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _one_host_device_a_core() -> None:
+    """On CPU, a core a device: narrow layers are too small to be worth threads of their own."""
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        jax.config.update("jax_num_cpu_devices", min(cores or 1, MOST_HOST_DEVICES))

@@ -1,0 +1,97 @@
+r"""Train a deep narrow network of any depth.
+
+    python scripts/train.py
+    python scripts/train.py --depth=20000 --arch=cnn
+    python scripts/train.py --dataset=mnist --classes=all --depth=1000 --time=100
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import command_line
+from absl import flags
+
+from dnntk import InputError, TrainConfig, train
+from dnntk.config import ARCHITECTURES, DATASETS, DTYPES, OPTIMIZERS, parse_classes
+from dnntk.initializers import INITS
+from dnntk.models import PARAMETRIZATIONS
+from dnntk.results import RunFolder
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("arch", "mlp", ARCHITECTURES, "Architecture.")
+flags.DEFINE_integer("depth", 1000, "Weight layers, at least 2.")
+flags.DEFINE_integer("kernel_size", 3, "Side of the CNN's filters, odd.")
+flags.DEFINE_enum("dataset", "digits", DATASETS, "Data; digits needs no download.")
+flags.DEFINE_string("classes", "0,1", "Classes to tell apart, or 'all'.")
+flags.DEFINE_string("data_dir", None, "Folder of raw IDX files or of prepared tfds sets.")
+flags.DEFINE_integer("pool", None, "Side of the average pool. None: 4 for mnist, else 1.")
+flags.DEFINE_float("scale", None, "C, may be inf. None: depth^2.2.")
+flags.DEFINE_float("rho", 1.0, "Standard deviation of the random weights.")
+flags.DEFINE_float("beta", 1.0, "Standard deviation of the random biases.")
+flags.DEFINE_enum("init", "deep_narrow", INITS, "Initialization.")
+flags.DEFINE_enum("parametrization", "ntk", PARAMETRIZATIONS, "Form to compute in.")
+flags.DEFINE_enum("optimizer", "sgd", OPTIMIZERS, "Optimizer; all but sgd need --lr.")
+flags.DEFINE_float("momentum", 0.0, "Momentum of sgd, in [0, 1).")
+flags.DEFINE_float("time_step", None, "Kernel time a step. None: from the kernel.")
+flags.DEFINE_float("lr", None, "Raw learning rate, instead of --time_step.")
+flags.DEFINE_integer("steps", None, "Steps to train. None: 400, unless --epochs or --time.")
+flags.DEFINE_integer("epochs", None, "Passes over the data, instead of --steps.")
+flags.DEFINE_float("time", None, "Kernel time to train for, instead of --steps.")
+flags.DEFINE_integer("batch_size", 512, "Examples a step, at most; 0 is all.")
+flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0 is 20 a run.")
+flags.DEFINE_integer("checkpoint_every", 0, "Steps between checkpoints; 0 is 20 a run.")
+flags.DEFINE_enum("dtype", "float32", DTYPES, "Floating-point type.")
+flags.DEFINE_integer("seed", 0, "Seed of split, initialization and shuffle.")
+flags.DEFINE_bool("resume", False, "Go on from the workdir's last good checkpoint.")
+flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
+
+
+def _config() -> TrainConfig:
+    values = {f.name: FLAGS[f.name].value for f in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{**values, "classes": parse_classes(FLAGS.classes)})
+
+
+def _resumed_config(workdir: Path) -> TrainConfig:
+    """The saved run's configuration, with the flags that were really given laid over it."""
+    saved = TrainConfig.from_json(RunFolder(workdir).read_config())
+    given = {f.name for f in dataclasses.fields(TrainConfig) if FLAGS[f.name].present}
+    changes = {name: getattr(_config(), name) for name in given}
+    lengths = {"steps", "epochs", "time"}
+    if given & lengths:
+        changes = {**dict.fromkeys(lengths), **changes}
+    return dataclasses.replace(saved, **changes)
+
+
+def _new_workdir() -> Path:
+    stem = f"{FLAGS.arch}-{FLAGS.dataset}-depth{FLAGS.depth}"
+    names = (Path("runs") / (stem + suffix) for suffix in _suffixes())
+    return next(name for name in names if not name.exists())
+
+
+def _newest_workdir() -> Path:
+    runs = sorted(Path("runs").glob("*/config.json"), key=lambda file: file.stat().st_mtime)
+    if not runs:
+        raise InputError("resume: expected a run under runs/, found none; give its --workdir")
+    return runs[-1].parent
+
+
+def _suffixes() -> itertools.chain[str]:
+    return itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+
+
+def main() -> None:
+    """Flags to configuration, then train."""
+    if FLAGS.resume:
+        workdir = Path(FLAGS.workdir) if FLAGS.workdir else _newest_workdir()
+        config = _resumed_config(workdir)
+    else:
+        config = _config()
+        workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
+    result = train(config, workdir, resume=FLAGS.resume)
+    print(f"results: {workdir} ({len(result.history)} evaluations)")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
