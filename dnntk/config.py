@@ -81,7 +81,12 @@ class TrainConfig:
         _one_of("dataset", self.dataset, DATASETS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("dtype", self.dtype, DTYPES)
-        for name, least in (("batch_size", 0), ("eval_every", 0), ("checkpoint_every", 0), ("seed", 0)):
+        for name, least in (
+            ("batch_size", 0),
+            ("eval_every", 0),
+            ("checkpoint_every", 0),
+            ("seed", 0),
+        ):
             _at_least(name, getattr(self, name), least)
         for name in ("steps", "epochs", "pool"):
             if getattr(self, name) is not None:
@@ -166,7 +171,9 @@ class TrainConfig:
         except InputError:
             raise
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"config.json: expected a run's fields, problem with {error}") from None
+            raise InputError(
+                f"config.json: expected a run's fields, problem with {error}"
+            ) from None
 
 
 def parse_classes(text: str) -> tuple[int, ...] | str:
@@ -191,5 +198,3 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
-
-

@@ -133,7 +133,9 @@ def _convolve(h: jax.Array, w: jax.Array, *, row: int, kernel_size: int) -> jax.
     # One expression, so that XLA fuses the shifts, the sum and the activation after it.
     total = product[reach]
     for dy in range(1, reach + 1):
-        total = total + _shift(product[reach - dy], -dy * row) + _shift(product[reach + dy], dy * row)
+        total = (
+            total + _shift(product[reach - dy], -dy * row) + _shift(product[reach + dy], dy * row)
+        )
     return total
 
 

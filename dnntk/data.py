@@ -203,7 +203,7 @@ def _select(
     images: NDArray[Any], labels: NDArray[Any], numbers: tuple[int, ...], where: str
 ) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """The images of the chosen classes, in their order, with indices into ``numbers``."""
-    index_of = np.full(max(*numbers, labels.max()) + 1, -1, np.int32)
+    index_of = np.full(max(*numbers, int(labels.max())) + 1, -1, np.int32)
     index_of[list(numbers)] = np.arange(len(numbers))
     indices = index_of[labels]
     absent = sorted(set(range(len(numbers))) - set(indices.tolist()))

@@ -64,7 +64,7 @@ def put_batch(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Batch:
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """A copy of ``tree`` on every device of ``mesh``."""
+    """``tree`` on every device of ``mesh``; it may share memory with what it was made of."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 

@@ -6,6 +6,7 @@ and writes into a NumPy array, which may be a memory map.
 """
 
 import math
+import numbers
 from collections.abc import Callable
 
 import jax
@@ -24,25 +25,28 @@ def blockwise(
     pair_fn: Callable[[jax.Array, jax.Array], jax.Array],
     x1: jax.Array,
     x2: jax.Array | None,
-    block_size: int,
+    area: int,
 ) -> jax.Array:
-    """Compute a Gram matrix in square blocks; works under jit, vmap and grad.
+    """Compute a Gram matrix in blocks of one shape; works under jit, vmap and grad.
 
     Args:
         pair_fn: [b1, ...], [b2, ...] -> [b1, b2], the kernel of a block; symmetric where x2 is
             None.
         x1: [n1, ...].
         x2: [n2, ...], or None for the symmetric matrix of x1, whose pairs are computed once.
-        block_size: most rows and columns in a block; static. At the end of an axis blocks
-            overlap, so that all have one shape.
+        area: Most entries in a block; static. The last blocks along an axis overlap.
 
     Returns:
-        [n1, n2], exactly symmetric where x2 is None. Memory beyond the result: a few blocks, also
-        under reverse-mode differentiation, which recomputes each block.
+        [n1, n2], exactly symmetric where x2 is None. Memory beyond the result: what a block takes;
+        reverse-mode differentiation recomputes the blocks, and adds up to twice the result.
     """
     symmetric = x2 is None
     x2 = x1 if x2 is None else x2
-    rows, cols = (_balanced(len(x), block_size) for x in (x1, x2))
+    if 0 in (len(x1), len(x2)):
+        return jnp.zeros((len(x1), len(x2)), x1.dtype)
+    side = max(1, math.isqrt(area))
+    cols = _balanced(len(x2), side if symmetric else max(side, area // len(x1)))
+    rows = _balanced(len(x1), side if symmetric else max(side, area // cols))
     row_starts, col_starts = _starts(len(x1), rows), _starts(len(x2), cols)
     if len(row_starts) == len(col_starts) == 1:
         return _mirror(pair_fn(x1, x2)) if symmetric else pair_fn(x1, x2)
@@ -53,26 +57,26 @@ def blockwise(
         right = lax.dynamic_slice_in_dim(x2, start[1], cols)
         return pair_fn(left, right)
 
-    def write(gram: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        return lax.dynamic_update_slice(gram, block(start), tuple(start)), None
+    def write(result: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        return lax.dynamic_update_slice(result, block(start), tuple(start)), None
 
-    def write_both(gram: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+    def write_both(result: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
         values = block(start)
-        gram = lax.dynamic_update_slice(gram, values, tuple(start))
-        return lax.dynamic_update_slice(gram, values.T, tuple(start[::-1])), None
+        result = lax.dynamic_update_slice(result, values, tuple(start))
+        return lax.dynamic_update_slice(result, values.T, tuple(start[::-1])), None
 
-    def write_diagonal(gram: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        return lax.dynamic_update_slice(gram, _mirror(block(start)), tuple(start)), None
+    def write_diagonal(result: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        return lax.dynamic_update_slice(result, _mirror(block(start)), tuple(start)), None
 
-    gram = jnp.zeros((len(x1), len(x2)), x1.dtype)
+    result = jnp.zeros((len(x1), len(x2)), x1.dtype)
     if not symmetric:
         pairs = [(i, j) for i in row_starts for j in col_starts]
-        return lax.scan(write, gram, jnp.array(pairs, jnp.int32))[0]
-    # The diagonal comes last: the entries that an overlapping block holds on both sides of the
-    # diagonal all lie in diagonal blocks.
+        return lax.scan(write, result, jnp.array(pairs, jnp.int32))[0]
+    # The diagonal comes last: what an overlapping block holds on both sides of the diagonal all
+    # lies in diagonal blocks.
     pairs = [(i, j) for k, i in enumerate(row_starts) for j in row_starts[k + 1 :]]
-    gram, _ = lax.scan(write_both, gram, jnp.array(pairs, jnp.int32))
-    return lax.scan(write_diagonal, gram, jnp.array([(i, i) for i in row_starts], jnp.int32))[0]
+    result, _ = lax.scan(write_both, result, jnp.array(pairs, jnp.int32))
+    return lax.scan(write_diagonal, result, jnp.array([(i, i) for i in row_starts], jnp.int32))[0]
 
 
 def gram(
@@ -103,7 +107,7 @@ def gram(
         InputError: block_size is not a positive integer, an input has no rows, or `out` has the
             wrong shape.
     """
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+    if not isinstance(block_size, numbers.Integral) or block_size < 1:
         raise InputError(f"block_size must be a positive integer, got {block_size!r}")
     symmetric = x2 is None or x2 is x1
     left = jnp.asarray(x1)
@@ -118,9 +122,13 @@ def gram(
         for i in range(len(row_starts))
         for j in range(i if symmetric else 0, len(col_starts))
     ]
-    for i, j in tqdm(pairs, desc="kernel", unit="block", delay=PROGRESS_DELAY, disable=not progress):
+    for i, j in tqdm(
+        pairs, desc="kernel", unit="block", delay=PROGRESS_DELAY, disable=not progress
+    ):
         row, col = row_starts[i], col_starts[j]
-        values = np.asarray(kernel_fn(left[row : row + rows], right[col : col + cols]))
+        block1 = lax.dynamic_slice_in_dim(left, row, rows)
+        block2 = lax.dynamic_slice_in_dim(right, col, cols)
+        values = np.asarray(kernel_fn(block1, block2))
         shape = (len(left), len(right), *values.shape[2:])
         out = np.empty(shape, values.dtype) if out is None else out
         if out.shape != shape:
@@ -139,11 +147,11 @@ def gram(
 
 def _balanced(n: int, block_size: int) -> int:
     """The least size of blocks no more numerous than those of block_size."""
-    return max(1, math.ceil(n / max(1, math.ceil(n / block_size))))
+    return math.ceil(n / math.ceil(n / block_size))
 
 
 def _starts(n: int, size: int) -> list[int]:
-    return [max(0, min(start, n - size)) for start in range(0, max(n, 1), size)]
+    return [min(start, n - size) for start in range(0, n, size)]
 
 
 def _mirror(block: jax.Array) -> jax.Array:

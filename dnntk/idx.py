@@ -30,7 +30,7 @@ MNIST_FILES = (
 _UNSIGNED_BYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
-# Deflate spends at least one bit of input on 258 / 2 bytes of output (zlib's technical notes).
+# Deflate's shortest code, 2 bits, stands for at most 258 bytes (RFC 1951): 1032 from one byte.
 _DEFLATE_MAX_RATIO = 1032
 
 
@@ -62,7 +62,8 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> NDArray[np.uint8]:
             payload = _read_at_most(stream, math.prod(shape) + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(
-            f"{path}: expected an intact gzip file, found damage ({error}); download it again"
+            f"{path}: expected an intact gzip file, found damage ({error}); delete it and "
+            "download it again"
         ) from error
     except OSError as error:
         raise InputError(
@@ -131,7 +132,9 @@ def _file_size(path: Path) -> int:
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a special file"
         raise InputError(f"{path}: expected an IDX file, found {kind}; name the file itself")
     if status.st_size == 0:
-        raise InputError(f"{path}: expected an IDX file, found an empty file; download it again")
+        raise InputError(
+            f"{path}: expected an IDX file, found an empty file; delete it and download it again"
+        )
     return status.st_size
 
 
@@ -162,7 +165,7 @@ def _read_shape(stream: BinaryIO, path: Path, rank: int) -> tuple[int, ...]:
     if len(sizes) < 4 * rank:
         raise InputError(
             f"{path}: expected a header of {4 + 4 * rank} bytes, found {4 + len(sizes)}; "
-            "the file is cut short: download it again"
+            "the file is cut short: delete it and download it again"
         )
     shape = tuple(int(size) for size in np.frombuffer(sizes, ">u4"))
     if 0 in shape:
@@ -179,7 +182,7 @@ def _check_possible(shape: tuple[int, ...], path: Path, size: int, zipped: bool)
     if math.prod(shape) > room:
         raise InputError(
             f"{path}: expected {_times(shape)} = {math.prod(shape)} bytes after the header, found "
-            f"room for {room} in a file of {size}; download it again"
+            f"room for {room} in a file of {size}; delete it and download it again"
         )
 
 

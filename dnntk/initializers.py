@@ -103,9 +103,7 @@ def deep_narrow(
         },
         "middle": {
             "kernel": middle.at[..., :d_in, random].set(features["middle"]["kernel"]),
-            "bias": layers["middle"]["bias"]
-            .at[:, random]
-            .set(scale * features["middle"]["bias"]),
+            "bias": layers["middle"]["bias"].at[:, random].set(scale * features["middle"]["bias"]),
         },
         "last": {
             "kernel": last["kernel"].at[..., outputs, :].set(identity[..., outputs, outputs]),

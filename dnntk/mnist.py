@@ -37,7 +37,12 @@ CLASS_NAMES: dict[str, tuple[str | int, ...]] = {
     ),
 }
 # What tensorflow-datasets needs here beyond its declared dependencies on every platform.
-_NEEDED = ("PIL.Image", "importlib_resources", "array_record.python", "tensorflow_datasets")
+_NEEDED = (
+    "PIL.Image",
+    "importlib_resources",
+    "array_record.python.array_record_module",
+    "tensorflow_datasets",
+)
 _PROBE_SECONDS = 10.0
 
 
@@ -104,8 +109,8 @@ def prepare(
 ) -> Path:
     """Download a set and prepare it for tensorflow-datasets, without TensorFlow; 6 s for MNIST.
 
-    Does nothing if the set is there. Every file is compared with the SHA-256 that
-    tensorflow-datasets publishes, wherever it came from.
+    Does nothing if the set is there. Every file, downloaded or given, is compared with the SHA-256
+    that tensorflow-datasets publishes.
 
     Args:
         name: ``mnist`` or ``fashion_mnist``.
@@ -124,22 +129,22 @@ def prepare(
     directory = _default_dir() if data_dir is None else Path(data_dir).expanduser()
     if _is_prepared(name, directory):
         return directory
+    manual = None if manual_dir is None else Path(manual_dir).expanduser()
     tfds = _import_tfds(name)
     import requests
 
     builder_class = _builder_class(tfds, name)
     try:
-        if manual_dir is not None:
-            _require_manual_files(Path(manual_dir))
+        if manual:
+            _require_manual_files(manual)
         elif not _is_downloaded(name, directory):
             _probe(builder_class)
         builder_class(data_dir=directory, file_format="array_record").download_and_prepare(
             download_config=tfds.download.DownloadConfig(
-                manual_dir=manual_dir,
+                manual_dir=manual,
                 # Extracted files are cached by name, and the two sets' files have the same names:
                 # in one cache, the second set would silently be filled with the first one's images.
                 extract_dir=directory / "downloads" / "extracted" / name,
-                force_checksums_validation=True,
                 try_download_gcs=False,
             )
         )
@@ -150,8 +155,10 @@ def prepare(
             "--data_dir=FOLDER"
         ) from error
     except (requests.RequestException, tfds.download.DownloadError) as error:
+        # requests' own messages nest four exceptions: the kind and the address say it all.
+        address = next(iter(builder_class.url_infos)).rpartition("/")[0]
         raise InputError(
-            f"{name}: expected to download it, found no way to ({_first_line(error)}); give "
+            f"{name}: expected to download it from {address}, found {type(error).__name__}; give "
             "--data_dir=FOLDER with its four IDX files, or try again with a network"
         ) from error
     except OSError as error:
@@ -241,6 +248,7 @@ def _builder_class(tfds: Any, name: str) -> Any:
             url_infos = base.url_infos
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                # Addresses from the table of checksums itself: no file can go unchecked.
                 urls = {info.filename: url for url, info in self.url_infos.items()}
                 paths = dl_manager.download(urls)
                 train, test = (

@@ -147,7 +147,9 @@ def _fold_ntk(affine: _Affine, depth: int, d_in: int, d_out: int, scale: float) 
         identity = initializers.identity_filter(width, affine.window, kernel.dtype)
         identity = identity.at[..., d_in, d_in].set(0.0)
         row = per_unit(1 / (scale * root), 1 / root, kernel.shape[-1], kernel)
-        offset = (bias * per_unit(1 / (scale * root), 1 / root, bias.shape[-1], bias) / scale)[..., None]
+        offset = (bias * per_unit(1 / (scale * root), 1 / root, bias.shape[-1], bias) / scale)[
+            ..., None
+        ]
         if name == "first":
             kernel = kernel * (row / scale)
             identity = identity[..., :d_in, :].at[..., d_in:].set(0.0)
@@ -188,9 +190,13 @@ def _forward(
     @jax.checkpoint
     def run(h: jax.Array, layers: tuple[Layer, Layer | None]) -> jax.Array:
         block = folded("middle", *layers)
-        return jax.lax.scan(lambda h, layer: (activate(pre_activation(h, layer)), None), h, block)[0]
+        return jax.lax.scan(lambda h, layer: (activate(pre_activation(h, layer)), None), h, block)[
+            0
+        ]
 
-    h = activate(pre_activation(affine.pack(x), folded("first", params["first"], initial.get("first"))))
+    h = activate(
+        pre_activation(affine.pack(x), folded("first", params["first"], initial.get("first")))
+    )
     middle = (params["middle"], initial.get("middle"))
     length = params["middle"]["bias"].shape[0]
     full = length // segment * segment
@@ -243,7 +249,9 @@ class _DeepNarrow(nn.Module):
             raise InputError(f"scale: expected a positive number, got {self.scale}")
         for name in ("rho", "beta"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
+                raise InputError(
+                    f"{name}: expected a finite number >= 0, got {getattr(self, name)}"
+                )
         if self.parametrization not in PARAMETRIZATIONS:
             raise InputError(
                 f"parametrization: expected one of {', '.join(PARAMETRIZATIONS)}, "

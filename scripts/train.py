@@ -1,8 +1,8 @@
 r"""Train a deep narrow network of any depth.
 
-    python scripts/train.py
-    python scripts/train.py --depth=20000 --arch=cnn
-    python scripts/train.py --dataset=mnist --classes=all --depth=1000 --time=100
+python scripts/train.py
+python scripts/train.py --depth=20000 --arch=cnn
+python scripts/train.py --dataset=mnist --classes=all --depth=1000 --time=100
 """
 
 import dataclasses

@@ -323,7 +323,9 @@ class _Run:
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
                 bar.update()
                 save = checkpoints and (step % checkpoint_every == 0 or step == steps)
-                if step % eval_every == 0 or step == steps:
+                # Powers of two on the way to the first one: that is where the loss moves most.
+                early = step < eval_every and step & (step - 1) == 0
+                if early or step % eval_every == 0 or step == steps:
                     self._evaluate(step)
                 elif save:
                     self._check(self._losses(step)["loss"], step)

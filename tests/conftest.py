@@ -1,0 +1,24 @@
+import os
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the suite's time is XLA's; scripts, run as processes of their own, are optimized.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="session")
+def mnist_folder():
+    """The four published MNIST files; DESIGN.md's machines have them, a user's need not."""
+    folder = os.environ.get("DNNTK_MNIST")
+    if not folder:
+        pytest.skip("set DNNTK_MNIST to a folder with MNIST's four raw IDX files to run this")
+    return folder
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,481 @@
+import itertools
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnntk import kernel
+from dnntk.errors import InputError
+from dnntk.kernel import arccos0, arccos1, limit_ntk
+
+DTYPES = (np.float32, np.float64)
+
+
+def slow_expectation(var_x, var_y, cov):
+    """E[relu relu] and E[step step] by the textbook formula, one pair at a time."""
+    sine = math.sqrt(max(var_x * var_y - cov**2, 0.0))
+    angle = math.atan2(sine, cov)
+    return (sine + (math.pi - angle) * cov) / (2 * math.pi), (math.pi - angle) / (2 * math.pi)
+
+
+def slow_mlp(x1, x2, rho, beta, d_out):
+    def pair(x, y):
+        var_x, var_y, cov = (
+            rho**2 * (a @ b) / len(x) + beta**2 for a, b in ((x, x), (y, y), (x, y))
+        )
+        return x @ y + d_out + slow_expectation(var_x, var_y, cov)[0]
+
+    return np.array([[pair(x, y) for y in x2] for x in x1])
+
+
+def slow_cnn(x1, x2, rho, beta, d_out, kernel_size):
+    """The definition: a sum over shifts, over positions that stay inside, over pairs of patches."""
+    height, width = x1.shape[1:3]
+    reach = range(-(kernel_size // 2), kernel_size // 2 + 1)
+    positions = list(itertools.product(range(height), range(width)))
+
+    def inside(i, j):
+        return 0 <= i < height and 0 <= j < width
+
+    def patch(x, i, j):
+        zero = np.zeros(x.shape[2])
+        cells = [(i + s, j + u) for s in reach for u in reach]
+        return np.concatenate([x[cell] if inside(*cell) else zero for cell in cells])
+
+    def pair(x, y):
+        patches = [[patch(z, i, j) for i, j in positions] for z in (x, y)]
+        expectation = {
+            (p, q): slow_expectation(
+                *(rho**2 * (a @ b) + beta**2 for a, b in ((u, u), (v, v), (u, v)))
+            )[0]
+            for (p, u), (q, v) in itertools.product(*(enumerate(side) for side in patches))
+        }
+        total = 0.0
+        for s, u in itertools.product(reach, reach):
+            psi = [p for p, (i, j) in enumerate(positions) if inside(i + s, j + u)]
+            shifted = [(positions[p][0] + s, positions[p][1] + u) for p in psi]
+            total += d_out * len(psi) ** 2
+            total += (
+                sum(x[cell] for cell in shifted) @ sum(y[cell] for cell in shifted) if psi else 0
+            )
+            total += sum(expectation[p, q] for p in psi for q in psi)
+        return total / (height * width) ** 2
+
+    return np.array([[pair(x, y) for y in x2] for x in x1])
+
+
+def inputs(shape, seed=0, dtype=np.float64):
+    """Two batches of signed inputs with a zero in the first and a coincident pair."""
+    rng = np.random.default_rng(seed)
+    x1, x2 = rng.normal(size=(3, *shape)), rng.normal(size=(2, *shape))
+    x1[0], x2[1] = 0, x1[1]
+    return x1.astype(dtype), x2.astype(dtype)
+
+
+def in_float64(*args, **options):
+    with jax.enable_x64(True):
+        return np.asarray(limit_ntk(*(np.asarray(x, np.float64) for x in args), **options))
+
+
+# ---- the arc-cosine kernels
+
+
+def test_arc_cosine_kernels_agree_with_monte_carlo():
+    factors = np.array(
+        [[1, 0, 1, 0], [1, 0, 0.3, 2], [1, 0, -0.9, 0.1], [2, 0, 0, 0.5], [1, 0, 3, 0.01]]
+    )
+    draws = np.random.default_rng(0).standard_normal((2, 400_000))
+    for a, b, c, d in factors:
+        x, y = a * draws[0] + b * draws[1], c * draws[0] + d * draws[1]
+        moments = a * a + b * b, c * c + d * d, a * c + b * d
+        relu = np.maximum(x, 0) * np.maximum(y, 0)
+        step = (x > 0) & (y > 0)
+        for sample, value in ((relu, arccos1(*moments)), (step, arccos0(*moments))):
+            error = sample.std() / np.sqrt(sample.size)
+            assert abs(sample.mean() - float(value)) < 4 * error
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("distance", [1.0, 1e-1, 1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_arc_cosine_kernels_are_accurate_to_rounding(x64, dtype, distance, sign):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(200, 4))
+    y = sign * (x + distance * rng.normal(size=x.shape)) * rng.uniform(0.3, 3, size=(200, 1))
+    var_x, var_y, cov = (np.sum(a * b, 1).astype(dtype) for a, b in ((x, x), (y, y), (x, y)))
+    # Exact in rational arithmetic up to the root, as float64 would cancel here.
+    squares = [
+        float(Fraction(float(a)) * Fraction(float(b)) - Fraction(float(c)) ** 2)
+        for a, b, c in zip(var_x, var_y, cov, strict=True)
+    ]
+    sine, cov64 = np.sqrt(np.maximum(squares, 0)), cov.astype(np.float64)
+    angle = np.arctan2(sine, cov64)
+    root = np.sqrt(var_x.astype(np.float64) * var_y)
+    value0, value1 = (jax.jit(f)(var_x, var_y, cov) for f in (arccos0, arccos1))
+    assert value0.dtype == value1.dtype == dtype
+    eps = np.finfo(dtype).eps
+    expected = (sine + (np.pi - angle) * cov64) / (2 * np.pi)
+    np.testing.assert_array_less(abs(value1 - expected), 4 * eps * root)
+    # The sine's square is kept to one and a half times the digits: half of these are left at 0.
+    np.testing.assert_allclose(value0, (np.pi - angle) / (2 * np.pi), rtol=0, atol=eps**0.75)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_polynomials_meet_their_error_bounds(order):
+    y = np.linspace(0, 1, 4001)[1:].astype(np.longdouble)
+    half = np.sqrt(y / 2)
+    angle = 2 * np.arctan2(half, np.sqrt(1 - half**2))  # arccos(1 - y), without cancellation
+    pi = np.arctan2(np.longdouble(0), np.longdouble(-1))
+    exact = angle / (pi * np.sqrt(y))
+    if order == 1:
+        # sin t - t cos t by its power series, for the difference of the two cancels.
+        terms = [
+            (-1) ** (k + 1)
+            * angle ** (2 * k + 1)
+            * (np.longdouble(2 * k) / math.factorial(2 * k + 1))
+            for k in range(1, 16)
+        ]
+        exact = sum(terms) / (pi * y * np.sqrt(y))
+    for degree, bound in (((8, 2e-9), (17, 2e-16)), ((6, 6e-9), (16, 2e-16)))[order]:
+        coefficients = np.array(kernel._polynomial(degree, order), np.longdouble)
+        value = np.polynomial.polynomial.polyval(2 * y - 1, coefficients)
+        assert np.max(abs(value - exact)) < bound
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_even_part_and_its_slope_are_accurate_to_rounding(x64, dtype):
+    cosine = np.concatenate([np.linspace(-1, 1, 2001), 1 - np.logspace(-16, -3, 100)]).astype(dtype)
+    c = cosine.astype(np.float64)
+    with_slope = jax.jit(jax.vmap(jax.value_and_grad(kernel._even)))
+    value, slope = with_slope(cosine)
+    eps = np.finfo(dtype).eps
+    expected = (np.sqrt((1 - c) * (1 + c)) + c * np.arcsin(c)) / np.pi
+    np.testing.assert_allclose(value, expected, rtol=0, atol=2 * eps)
+    np.testing.assert_allclose(slope, np.arcsin(c) / np.pi, rtol=0, atol=2 * eps)
+    beyond = jnp.asarray([1 + 4 * eps, -1 - 4 * eps], dtype)
+    value, slope = with_slope(beyond)
+    np.testing.assert_allclose(value, 0.5, rtol=0, atol=eps)
+    np.testing.assert_allclose(slope, [0.5, -0.5], atol=eps)
+
+
+def test_arc_cosine_derivatives_agree_with_finite_differences(x64):
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(2, 30, 4))
+    moments = [jnp.asarray(np.sum(a * b, 1)) for a, b in ((x, x), (y, y), (x, y))]
+    step = 1e-6  # truncation step^2 and rounding eps / step, both below 1e-9
+    for function, index in itertools.product((arccos0, arccos1), range(3)):
+        total = jax.jit(lambda *m, f=function: f(*m).sum())
+        gradient = jax.jit(jax.grad(total, argnums=index))(*moments)
+        ahead, behind = ([*moments], [*moments])
+        ahead[index], behind[index] = moments[index] + step, moments[index] - step
+        difference = (jax.jit(function)(*ahead) - jax.jit(function)(*behind)) / (2 * step)
+        np.testing.assert_allclose(gradient, difference, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arc_cosine_derivatives_where_they_are_singular(x64, dtype):
+    """Columns: coincident, opposite, one variance 0, both 0."""
+    moments = [
+        jnp.asarray(m, dtype)
+        for m in ([1.7, 3.0, 0.0, 0.0], [1.7, 3.0, 2.0, 0.0], [1.7, -3.0, 0, 0])
+    ]
+    np.testing.assert_allclose(arccos1(*moments), [0.85, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(arccos0(*moments), np.array([0.5, 0, 0.25, 0.25], dtype))
+    gradients = jax.jit(jax.grad(lambda *m: arccos1(*m).sum(), argnums=(0, 1, 2)))(*moments)
+    np.testing.assert_array_equal(gradients[2], np.array([0.5, 0, 0.25, 0.25], dtype))
+    np.testing.assert_array_equal(np.stack(gradients[:2]), 0)
+    for gradient in jax.jit(jax.grad(lambda *m: arccos0(*m).sum(), argnums=(0, 1, 2)))(*moments):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+# ---- the limit kernel: values
+
+MLP_CASES = [(1, 1.0, 1.0, 1), (3, 0.5, 0.0, 2), (300, 2.0, 0.3, 10), (784, 10.0, 1.0, 3)]
+CNN_CASES = [  # (H, W, c), kernel_size, rho, beta, d_out
+    ((1, 1, 1), 3, 1.0, 1.0, 1),
+    ((1, 1, 3), 5, 1.0, 0.0, 2),
+    ((5, 5, 1), 3, 3**-0.5, 1.0, 1),
+    ((4, 6, 2), 5, 0.7, 0.9, 3),
+    ((2, 7, 3), 3, 1.3, 1.0, 2),
+    ((3, 2, 1), 7, 0.5, 0.2, 4),
+    ((1, 5, 2), 1, 1.0, 0.5, 1),
+    ((6, 1, 1), 3, 0.0, 2.0, 5),
+    ((3, 3, 30), 3, 0.4, 0.1, 1),
+]
+
+
+@pytest.mark.parametrize(("d_in", "rho", "beta", "d_out"), MLP_CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mlp_agrees_with_its_definition(x64, dtype, d_in, rho, beta, d_out):
+    x1, x2 = inputs((d_in,), dtype=dtype)
+    value = limit_ntk(x1, x2, rho=rho, beta=beta, d_out=d_out)
+    expected = slow_mlp(x1.astype(float), x2.astype(float), rho, beta, d_out)
+    assert value.dtype == dtype
+    # Some ten roundings, of sums in pieces of 256 terms.
+    np.testing.assert_allclose(
+        value, expected, rtol=0, atol=8 * np.finfo(dtype).eps * abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize(("shape", "kernel_size", "rho", "beta", "d_out"), CNN_CASES)
+def test_cnn_agrees_with_its_definition(x64, shape, kernel_size, rho, beta, d_out):
+    x1, x2 = inputs(shape)
+    options = {"rho": rho, "beta": beta, "d_out": d_out, "kernel_size": kernel_size}
+    expected = slow_cnn(x1, x2, **options)
+    value = limit_ntk(x1, x2, **options)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=8e-16 * abs(expected).max())
+
+
+def test_values_known_in_closed_form():
+    x = np.array([[3.0, 4.0], [4.0, -3.0]], np.float32)
+    variance = 0.5**2 * 25 / 2 + 2.0**2
+    value = limit_ntk(x, rho=0.5, beta=2.0, d_out=7)
+    np.testing.assert_allclose(np.diag(value), 25 + 7 + variance / 2, rtol=1e-6)
+    # Orthogonal inputs without bias: E = n n' / (2 pi).
+    value = limit_ntk(x, rho=0.5, beta=0.0, d_out=7)
+    np.testing.assert_allclose(value[0, 1], 7 + 0.5**2 * 25 / 2 / (2 * np.pi), rtol=1e-6)
+    # An image of one pixel: only the central shift keeps it inside.
+    value = limit_ntk(x.reshape(2, 1, 1, 2), rho=0.5, beta=2.0, d_out=7)
+    np.testing.assert_allclose(np.diag(value), 25 + 7 + (0.5**2 * 25 + 2.0**2) / 2, rtol=1e-6)
+    # Blank images without weights: every expectation is beta^2 / 2, and each of the sums over
+    # psi counts (7 * 7)^2, 4 times (7 * 6)^2 and 4 times (6 * 6)^2 pairs.
+    value = limit_ntk(np.zeros((1, 7, 7, 1), np.float32), rho=0.0, beta=2.0, d_out=3)
+    pairs = 49**2 + 4 * 42**2 + 4 * 36**2
+    np.testing.assert_allclose(value, [[(3 + 2.0**2 / 2) * pairs / 49**2]], rtol=1e-6)
+
+
+def near(x, distance, seed=3):
+    return x * (1 + distance * np.random.default_rng(seed).normal(size=x.shape))
+
+
+@pytest.mark.parametrize("rho", [1.0, 100.0])
+@pytest.mark.parametrize("distance", [None, 0.0, 1e-7, 1e-5, 1e-3])
+def test_float32_is_within_a_millionth_of_float64(rho, distance):
+    rng = np.random.default_rng(4)
+    strokes = rng.uniform(size=(120, 784)) * (rng.uniform(size=(120, 784)) < 0.2)  # as in digits
+    for x in (strokes, rng.uniform(size=(120, 784))):
+        x1 = x.astype(np.float32)
+        x2 = (x[::-1] if distance is None else near(x, distance)).astype(np.float32)
+        expected = in_float64(x1, x2, rho=rho)
+        np.testing.assert_allclose(limit_ntk(x1, x2, rho=rho), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rho", [3**-0.5, 10.0])
+def test_float32_of_images_is_within_a_millionth_of_float64(rho):
+    rng = np.random.default_rng(5)
+    x = rng.uniform(size=(24, 7, 7, 1)) * (rng.uniform(size=(24, 7, 7, 1)) < 0.5)
+    x1 = np.concatenate([x, rng.normal(size=x.shape)]).astype(np.float32)
+    x2 = np.concatenate([x[:12], near(x[12:], 1e-5), x1[24:]]).astype(np.float32)
+    expected = in_float64(x1, x2, rho=rho)
+    np.testing.assert_allclose(limit_ntk(x1, x2, rho=rho), expected, rtol=1e-6)
+
+
+# ---- the limit kernel: structure
+
+
+@pytest.mark.parametrize("shape", [(20,), (4, 3, 2)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_symmetric_positive_semidefinite_and_equal_to_the_general_call(x64, dtype, shape):
+    x = np.random.default_rng(6).normal(size=(21, *shape)).astype(dtype)
+    gram = np.asarray(limit_ntk(x, d_out=2))
+    np.testing.assert_array_equal(gram, gram.T)
+    np.testing.assert_array_equal(gram, limit_ntk(x, x, d_out=2))
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(
+        gram, limit_ntk(x, x.copy(), d_out=2), rtol=0, atol=8 * eps * gram.max()
+    )
+    eigenvalues = np.linalg.eigvalsh(gram.astype(np.float64))
+    assert eigenvalues[0] > -8 * eps * len(x) * eigenvalues[-1]
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2, 2)])
+@pytest.mark.parametrize("elements", [8, 30, 200])
+def test_independent_of_the_block_size(shape, elements):
+    rng = np.random.default_rng(7)
+    x1 = jnp.asarray(rng.normal(size=(17, *shape)), jnp.float32)
+    x2 = jnp.asarray(rng.normal(size=(10, *shape)), jnp.float32)
+
+    def value(right, size):
+        return np.asarray(kernel._limit_ntk(x1, right, 1.0, 0.5, 2, 3, size))
+
+    for right in (None, x2):
+        whole = value(right, 10**6)
+        # The blocks' products may be summed in another order.
+        np.testing.assert_allclose(value(right, elements), whole, rtol=0, atol=1e-6 * whole.max())
+    symmetric = value(None, elements)
+    np.testing.assert_array_equal(symmetric, symmetric.T)
+
+
+def test_large_results_take_no_more_than_themselves():
+    x = jax.ShapeDtypeStruct((8000, 30), jnp.float32)
+    compiled = jax.jit(limit_ntk).lower(x).compile()
+    result = 4 * 8000**2
+    assert compiled.memory_analysis().temp_size_in_bytes < result / 8
+
+
+def test_empty_batches():
+    x = np.zeros((0, 3), np.float32)
+    assert limit_ntk(x).shape == (0, 0)
+    assert limit_ntk(np.zeros((2, 4, 4, 1), np.float32), np.zeros((0, 4, 4, 1))).shape == (2, 0)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 2, 1)])
+def test_jit_vmap_and_numpy_inputs_agree(shape):
+    x = np.random.default_rng(8).normal(size=(4, 5, *shape)).astype(np.float32)
+    one_by_one = np.stack([limit_ntk(batch, x[0]) for batch in x])
+    mapped = jax.vmap(limit_ntk, (0, None))(jnp.asarray(x), x[0])
+    np.testing.assert_allclose(mapped, one_by_one, rtol=1e-5, atol=1e-5)
+    traced = jax.jit(lambda a, b, rho: limit_ntk(a, b, rho=rho))(x[1], x[0], 1.0)
+    np.testing.assert_allclose(traced, one_by_one[1], rtol=1e-5, atol=1e-5)
+    assert isinstance(limit_ntk(x[0].tolist() if len(shape) == 1 else x[0]), jax.Array)
+
+
+def test_dtype_follows_the_input_and_x64_stays_off():
+    x = np.arange(6).reshape(2, 3)
+    for dtype, expected in (
+        (np.float16, np.float16),
+        (jnp.bfloat16, jnp.bfloat16),
+        (np.float32, np.float32),
+        (np.float64, np.float32),  # x64 is off
+        (np.uint8, np.float32),
+        (bool, np.float32),
+    ):
+        assert limit_ntk(x.astype(dtype)).dtype == expected
+        assert arccos1(*x.astype(dtype)[:, :1], x.astype(dtype)[0, :1]).dtype == expected
+    assert not jax.config.jax_enable_x64
+    # Half precision is computed in float32 and rounded once.
+    half = x.astype(np.float16)
+    exact = limit_ntk(half.astype(np.float32))
+    np.testing.assert_array_equal(limit_ntk(half), exact.astype(np.float16))
+
+
+# ---- the limit kernel: derivatives
+
+
+@pytest.mark.parametrize(("shape", "options"), [((4,), {}), ((3, 2, 2), {"kernel_size": 3})])
+@pytest.mark.parametrize("beta", [0.7, 0.0])
+def test_gradients_agree_with_finite_differences(x64, shape, options, beta):
+    """At generic, zero, coincident and opposite inputs; at 0 without bias the mean slope."""
+    x1, x2 = inputs(shape, seed=9)
+    x2[0] = -x1[2]
+    weights = np.random.default_rng(10).normal(size=(3, 2))
+
+    @jax.jit
+    def loss(x, rho, beta):
+        return jnp.sum(weights * limit_ntk(x, x2, rho=rho, beta=beta, d_out=2, **options))
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x1, 0.8, beta)
+    step = 1e-6
+    cells = [np.eye(x1.size)[i].reshape(x1.shape) * step for i in range(x1.size)]
+    by_input = [(loss(x1 + e, 0.8, beta) - loss(x1 - e, 0.8, beta)) / (2 * step) for e in cells]
+    # Slopes have kinks of size `step` at coincident inputs; rounding adds eps / step.
+    np.testing.assert_allclose(gradients[0].ravel(), by_input, atol=2e-6)
+    by_rho = (loss(x1, 0.8 + step, beta) - loss(x1, 0.8 - step, beta)) / (2 * step)
+    np.testing.assert_allclose(gradients[1], by_rho, atol=2e-6)
+    if beta:
+        by_beta = (loss(x1, 0.8, beta + step) - loss(x1, 0.8, beta - step)) / (2 * step)
+        np.testing.assert_allclose(gradients[2], by_beta, atol=2e-6)
+    else:
+        assert np.isfinite(gradients[2])
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, None])
+def test_float32_gradients_agree_with_float64(distance):
+    rng = np.random.default_rng(11)
+    x = rng.uniform(size=(12, 50))
+    x1 = x.astype(np.float32)
+    x2 = (x[::-1] if distance is None else near(x, distance)).astype(np.float32)
+    weights = rng.normal(size=(12, 12)).astype(np.float32)
+
+    def gradient(x1, x2):
+        return np.asarray(jax.grad(lambda x: jnp.sum(weights * limit_ntk(x, x2, rho=5.0)))(x1))
+
+    single = gradient(x1, x2)
+    with jax.enable_x64(True):
+        double = gradient(x1.astype(np.float64), x2.astype(np.float64))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, double, rtol=0, atol=1e-6 * abs(double).max())
+
+
+@pytest.mark.parametrize(("shape", "symmetric"), [((3,), True), ((3,), False), ((3, 2, 1), True)])
+def test_gradients_are_independent_of_the_block_size(x64, shape, symmetric):
+    x = jnp.asarray(np.random.default_rng(12).normal(size=(9, *shape)))
+    weights = np.random.default_rng(13).normal(size=(9, 9))
+
+    def gradient(elements):
+        def loss(x):
+            right = None if symmetric else x[::-1] + x[:1]
+            return jnp.sum(weights * kernel._limit_ntk(x, right, 1.0, 0.5, 2, 3, elements))
+
+        return jax.jit(jax.grad(loss))(x)
+
+    np.testing.assert_allclose(gradient(24), gradient(10**6), atol=1e-12)
+
+
+def test_second_derivatives_and_forward_mode(x64):
+    x1, x2 = inputs((3,), seed=14)
+    slope = jax.jit(jax.grad(lambda x: limit_ntk(x[None], x2[:1])[0, 0]))
+    curvature = jax.jit(jax.jacfwd(slope))
+    step = 1e-5  # truncation step^2, rounding eps / step
+    differences = [(slope(x1[1] + e) - slope(x1[1] - e)) / (2 * step) for e in step * np.eye(3)]
+    np.testing.assert_allclose(curvature(x1[1]), differences, atol=1e-8)
+    assert np.isfinite(curvature(x2[0])).all()
+
+
+def test_second_derivative_at_right_angles(x64):
+    """Where the absolute value of the correlation has a kink."""
+    x = np.eye(3)
+    curve = lambda t: limit_ntk(x[:1] + t * x[1:2], x[1:2], beta=0.0)[0, 0]  # noqa: E731
+    # even(c) = (1 + c^2 / 2 + ...) / pi, c^2 = t^2 + ..., and n = (1 + t^2)^(1/2).
+    np.testing.assert_allclose(jax.jit(jax.grad(jax.grad(curve)))(0.0), 2 / (6 * np.pi), rtol=1e-12)
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x1": np.zeros(3)}, ("x1", "(3,)", "[n, d_in]")),
+        ({"x1": np.zeros((2, 3, 4))}, ("x1", "(2, 3, 4)")),
+        ({"x1": np.zeros((2, 0))}, ("x1", "(2, 0)")),
+        ({"x1": np.array([[1.0, np.nan, 0.0]])}, ("x1", "NaN")),
+        ({"x1": np.ones((2, 3), complex)}, ("x1", "complex")),
+        ({"x1": "digits"}, ("x1", "digits")),
+        ({"x2": np.zeros((2, 4))}, ("x2", "(3,)", "(4,)")),
+        ({"x2": np.zeros((2, 3, 1, 1))}, ("x2", "(3, 1, 1)")),
+        ({"x2": np.array([[np.inf, 0.0, 0.0]])}, ("x2", "infinity")),
+        ({"rho": -1.0}, ("rho", "-1.0", ">= 0")),
+        ({"rho": np.nan}, ("rho", "nan")),
+        ({"rho": "wide"}, ("rho", "wide")),
+        ({"rho": np.ones(2)}, ("rho",)),
+        ({"beta": -0.5}, ("beta", "-0.5", ">= 0")),
+        ({"beta": np.inf}, ("beta", "inf")),
+        ({"d_out": 0}, ("d_out", "0", "positive")),
+        ({"d_out": 1.5}, ("d_out", "1.5")),
+        ({"d_out": True}, ("d_out", "True")),
+        ({"kernel_size": 4}, ("kernel_size", "4", "odd")),
+        ({"kernel_size": -3}, ("kernel_size", "-3", "positive")),
+        ({"kernel_size": 3.0}, ("kernel_size", "3.0")),
+    ],
+)
+def test_bad_arguments_are_named_in_one_line(change, words):
+    arguments = {"x1": np.ones((2, 3)), "x2": None, **change}
+    x1, x2 = arguments.pop("x1"), arguments.pop("x2")
+    with pytest.raises(InputError) as caught:
+        limit_ntk(x1, x2, **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_constants_of_a_traced_function_are_checked():
+    bad = np.array([[np.nan, 1.0]])
+    for constant in (bad, jnp.asarray(bad)):
+        with pytest.raises(InputError, match="x2 must be finite"):
+            jax.jit(lambda x, c=constant: limit_ntk(x, c))(np.ones((1, 2), np.float32))
+    # What is traced can't be looked at: it runs, and shows in the result.
+    assert np.isnan(jax.jit(limit_ntk)(bad)).all()

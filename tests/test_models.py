@@ -1,0 +1,310 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dnntk
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
+
+INITS = ("deep_narrow", "he_uniform", "torch_default")
+CASES = {
+    "mlp": (DeepNarrowMLP, (7, 5), {}),
+    "mlp of one input": (DeepNarrowMLP, (3, 1), {}),
+    "cnn": (DeepNarrowCNN, (3, 5, 5, 1), {}),
+    "cnn 4 x 6, two channels, 5 x 5 filters": (DeepNarrowCNN, (3, 4, 6, 2), {"kernel_size": 5}),
+    "cnn of one pixel": (DeepNarrowCNN, (2, 1, 1, 1), {"kernel_size": 3}),
+    "cnn with 1 x 1 filters": (DeepNarrowCNN, (2, 3, 2, 2), {"kernel_size": 1}),
+}
+
+
+def plain_forward(params, depth, x):
+    """The thesis's definition, layer after layer, by the library's own products."""
+
+    def layer(h, kernel, bias):
+        if h.ndim == 2:
+            return h @ kernel + bias[None]
+        out = jax.lax.conv_general_dilated(
+            h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return out + bias[None, None, None]
+
+    h = jax.nn.relu(layer(x, **params["first"]))
+    for index in range(depth - 2):
+        h = jax.nn.relu(layer(h, **jax.tree.map(lambda p, i=index: p[i], params["middle"])))
+    out = layer(h, **params["last"])
+    return out if out.ndim == 2 else out.mean((1, 2))
+
+
+def moved(variables, size=3.0):
+    """Variables as training might leave them: every D far from 0."""
+    rng = np.random.default_rng(7)
+    noisy = lambda p: np.asarray(p + size * rng.standard_normal(p.shape), p.dtype)  # noqa: E731
+    return {**variables, "params": jax.tree.map(noisy, variables["params"])}
+
+
+def make(case, dtype=jnp.float64, depth=7, d_out=3, scale=7.0, **fields):
+    kind, shape, extra = CASES[case]
+    x = np.random.default_rng(1).uniform(0.1, 1.0, shape).astype(dtype)
+    model = kind(depth=depth, d_out=d_out, scale=scale, **extra, **fields)
+    return model, jax.jit(model.init)(jax.random.key(0), x), x
+
+
+def apply(model, variables, x):
+    return jax.jit(model.apply)(variables, x)
+
+
+def _grad(loss):
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("init", INITS)
+def test_both_forms_equal_the_plain_network(case, init, x64):
+    model, variables, x = make(case, init=init)
+    variables = moved(variables)
+    standard, literal = to_standard(model, variables)
+    expected = jax.jit(plain_forward, static_argnums=1)(literal["params"], model.depth, x)
+    tolerance = 1e-12 * max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(apply(model, variables, x), expected, atol=tolerance)
+    np.testing.assert_allclose(apply(standard, literal, x), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_the_plain_networks(case, x64):
+    model, variables, x = make(case)
+    standard, literal = to_standard(model, moved(variables))
+    found = _grad(lambda p: jnp.sum(standard.apply({"params": p}, x) ** 2))(literal["params"])
+    expected = _grad(lambda p: jnp.sum(plain_forward(p, model.depth, x) ** 2))(literal["params"])
+    scale = max(float(np.abs(g).max()) for g in jax.tree.leaves(expected))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_by_d_is_the_scaled_gradient_by_the_matrices(case, x64):
+    model, variables, x = make(case)
+    variables = moved(variables)
+    standard, literal = to_standard(model, variables)
+    by_d = _grad(lambda p: jnp.sum(model.apply({**variables, "params": p}, x) ** 2))(
+        variables["params"]
+    )
+    by_w = _grad(lambda p: jnp.sum(standard.apply({"params": p}, x) ** 2))(literal["params"])
+    for a, b in zip(jax.tree.leaves(by_d), jax.tree.leaves(by_w), strict=True):
+        size = max(1e-3, float(np.abs(a).max()))
+        np.testing.assert_allclose(a, b * model.step, atol=1e-11 * size)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn 4 x 6, two channels, 5 x 5 filters"])
+@pytest.mark.parametrize("init", INITS)
+def test_one_key_gives_one_network_in_either_form(case, init, x64):
+    model, variables, x = make(case, init=init)
+    standard, converted = to_standard(model, variables)
+    direct = jax.jit(standard.init)(jax.random.key(0), x)
+    for a, b in zip(jax.tree.leaves(converted), jax.tree.leaves(direct), strict=True):
+        np.testing.assert_allclose(a, b, rtol=4 * np.finfo(np.float64).eps)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn 4 x 6, two channels, 5 x 5 filters"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("form", ["ntk", "standard"])
+def test_output_is_exactly_zero_at_initialization(case, dtype, form, x64):
+    model, variables, x = make(case, jnp.dtype(dtype), parametrization=form, scale=300.0)
+    out = apply(model, variables, x)
+    assert out.dtype == x.dtype and out.shape == (len(x), 3)
+    np.testing.assert_array_equal(np.asarray(out, np.float64), 0)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn"])
+@pytest.mark.parametrize("segment", [1, 2, 100])
+def test_the_segment_changes_memory_alone(case, segment, x64):
+    model, variables, x = make(case)
+    variables = moved(variables)
+
+    def value_and_grad(model):
+        loss = lambda p: jnp.sum(model.apply({**variables, "params": p}, x) ** 2)  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    value, gradient = value_and_grad(model.clone(segment=segment))
+    expected, expected_gradient = value_and_grad(model)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn"])
+def test_depth_does_not_grow_the_program(case):
+    def program(depth):
+        model, _, x = make(case, jnp.float32, depth=5)
+        model = model.clone(depth=depth, segment=2)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        loss = lambda v, x: jnp.sum(model.apply(v, x))  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(variables, x)).count(" = ")
+
+    assert program(102) == program(20002)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn"])
+def test_memory_of_a_gradient_grows_as_the_root_of_depth(case):
+    def activation_bytes(depth):
+        model, _, x = make(case, jnp.float32, depth=5, d_out=1)
+        model = model.clone(depth=depth)
+        x = jnp.ones((256, *x.shape[1:]), x.dtype)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        loss = lambda v, x: jnp.sum(model.apply(v, x))  # noqa: E731
+        need = jax.jit(jax.grad(loss)).lower(variables, x).compile().memory_analysis()
+        parameters = sum(p.size for p in jax.tree.leaves(variables)) * 4
+        return need.temp_size_in_bytes - 2 * parameters
+
+    assert activation_bytes(6400) < 6 * activation_bytes(400)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn"])
+def test_infinite_scale_is_linear_in_the_parameters(case, x64):
+    model, variables, x = make(case, scale=float("inf"))
+    once = apply(model, moved(variables, 1.0), x)
+    thrice = apply(model, moved(variables, 3.0), x)
+    assert np.abs(once).max() > 0.01
+    np.testing.assert_allclose(3 * once, thrice, rtol=1e-10)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn"])
+def test_infinite_scale_is_the_limit_of_large_ones(case, x64):
+    model, variables, x = make(case, scale=1e9)
+    variables = moved(variables)
+    infinite = apply(model.clone(scale=float("inf")), variables, x)
+    np.testing.assert_allclose(apply(model, variables, x), infinite, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn 4 x 6, two channels, 5 x 5 filters"])
+def test_forward_mode_agrees_with_reverse_mode_under_vmap(case, x64):
+    model, variables, x = make(case)
+    variables = moved(variables)
+    one = lambda p, x: model.apply({**variables, "params": p}, x[None])[0]  # noqa: E731
+    forward = jax.jit(jax.vmap(jax.jacfwd(one), (None, 0)))(variables["params"], x)
+    reverse = jax.jit(jax.vmap(jax.jacrev(one), (None, 0)))(variables["params"], x)
+    for a, b in zip(jax.tree.leaves(forward), jax.tree.leaves(reverse), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.mark.parametrize("case", ["mlp", "cnn"])
+def test_an_example_does_not_see_its_batch(case, x64):
+    model, variables, x = make(case)
+    variables = moved(variables)
+    whole = apply(model, variables, x)
+    alone = jnp.concatenate([apply(model, variables, x[i : i + 1]) for i in range(len(x))])
+    np.testing.assert_allclose(whole, alone, rtol=1e-11)
+
+
+def test_float32_ntk_form_follows_float64_standard_form_in_the_theorems_regime():
+    """DESIGN.md section 4 at a size for every day; scripts/acceptance.py has depth 10,000."""
+    depth, scale, steps, time_step = 300, 300.0**2.2, 20, 0.2
+    angle = np.linspace(0, np.pi / 2, 22)[1:-1]
+    x, y = (
+        np.stack([np.cos(angle), np.sin(angle)], 1),
+        np.prod([np.cos(angle), np.sin(angle)], 0)[:, None],
+    )
+
+    def outputs(form, dtype):
+        model = DeepNarrowMLP(depth, 1, scale, parametrization=form)
+        ntk, start = DeepNarrowMLP(depth, 1, scale), None
+        start = jax.jit(ntk.init)(jax.random.key(0), jnp.asarray(x, "float32"))
+        start = jax.tree.map(lambda p: p.astype(dtype), start)
+        variables = start if form == "ntk" else to_standard(ntk, start)[1]
+        rate = time_step * (1 if form == "ntk" else model.step**2)
+        loss = lambda p, v: (
+            0.5 * jnp.mean(jnp.sum((model.apply({**v, "params": p}, x.astype(dtype)) - y) ** 2, 1))
+        )  # noqa: E731,E501
+        update = jax.jit(
+            lambda p, v: jax.tree.map(lambda w, g: w - rate * g, p, jax.grad(loss)(p, v))
+        )
+        params = variables["params"]
+        for _ in range(steps):
+            params = update(params, variables)
+        return model.apply({**variables, "params": params}, x.astype(dtype))
+
+    with jax.enable_x64(True):
+        found, expected = outputs("ntk", "float32"), outputs("standard", "float64")
+        assert found.dtype == jnp.float32 and np.abs(expected).max() > 0.2
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_pooling_is_the_mean_of_blocks(x64):
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 4, 1), jnp.float64)
+    pooled = x.reshape(2, 4, 2, 2, 2, 1).mean((2, 4))
+    model = DeepNarrowCNN(5, 2, 10.0, pool=2)
+    variables = moved(jax.jit(model.init)(jax.random.key(1), x))
+    without = apply(model.clone(pool=1), variables, pooled)
+    np.testing.assert_allclose(apply(model, variables, x), without, rtol=1e-12)
+
+
+def test_numpy_integers_and_jit_are_accepted():
+    model = DeepNarrowMLP(4, 1, 5.0)
+    x = np.arange(6).reshape(3, 2)
+    variables = moved(jax.jit(model.init)(jax.random.key(0), x))
+    assert model.apply(variables, x).dtype == jnp.float32
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, x), model.apply(variables, x), rtol=1e-5
+    )
+
+
+BAD = [
+    (functools.partial(DeepNarrowMLP, 1, 1, 1.0), "depth"),
+    (functools.partial(DeepNarrowMLP, 5, 0, 1.0), "d_out"),
+    (functools.partial(DeepNarrowMLP, 5, 1, 0.0), "scale"),
+    (functools.partial(DeepNarrowMLP, 5, 1, float("nan")), "scale"),
+    (functools.partial(DeepNarrowMLP, 5, 1, 1.0, rho=-1.0), "rho"),
+    (functools.partial(DeepNarrowMLP, 5, 1, 1.0, beta=float("inf")), "beta"),
+    (functools.partial(DeepNarrowMLP, 5, 1, 1.0, init="xavier"), "init"),
+    (functools.partial(DeepNarrowMLP, 5, 1, 1.0, parametrization="mup"), "parametrization"),
+    (functools.partial(DeepNarrowMLP, 5, 1, float("inf"), parametrization="standard"), "scale"),
+    (functools.partial(DeepNarrowMLP, 5, 1, float("inf"), init="he_uniform"), "scale"),
+    (functools.partial(DeepNarrowMLP, 5, 1, 1.0, segment=0), "segment"),
+    (functools.partial(DeepNarrowCNN, 5, 1, 1.0, kernel_size=4), "kernel_size"),
+    (functools.partial(DeepNarrowCNN, 5, 1, 1.0, pool=0), "pool"),
+]
+
+
+@pytest.mark.parametrize(("build", "name"), BAD)
+def test_bad_fields_are_named_in_one_line(build, name):
+    with pytest.raises(InputError, match=f"^{name}: expected|^{name}: .* needs") as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (DeepNarrowMLP(4, 1, 1.0), (2, 3, 3, 1)),
+        (DeepNarrowCNN(4, 1, 1.0), (2, 3)),
+        (DeepNarrowCNN(4, 1, 1.0, pool=2), (2, 3, 3, 1)),
+    ],
+)
+def test_bad_inputs_are_named_in_one_line(model, shape):
+    with pytest.raises(InputError, match="^(x|pool): "):
+        model.init(jax.random.key(0), np.ones(shape, np.float32))
+
+
+def test_variables_of_another_network_are_refused():
+    x = np.ones((2, 3), np.float32)
+    model = DeepNarrowMLP(5, 1, 2.0)
+    variables = model.init(jax.random.key(0), x)
+    for other in (model.clone(depth=6), model.clone(d_out=2)):
+        with pytest.raises(InputError, match="^variables: "):
+            other.apply(variables, x)
+    with pytest.raises(InputError, match="initial"):
+        model.apply({"params": variables["params"]}, x)
+
+
+def test_the_public_surface_is_the_contract():
+    model = dnntk.DeepNarrowMLP(4, 2, 3.0, 1.0, 1.0, "he_uniform", "standard")
+    assert (model.rho, model.beta, model.initialization) == (1.0, 1.0, "he_uniform")
+    assert model.clone(depth=9).initialization == "he_uniform"
+    params = model.init(jax.random.key(0), np.ones((1, 3), np.float32))["params"]
+    shapes = jax.tree.map(jnp.shape, params)
+    assert shapes == {
+        "first": {"kernel": (3, 6), "bias": (6,)},
+        "middle": {"kernel": (2, 6, 6), "bias": (2, 6)},
+        "last": {"kernel": (6, 2), "bias": (2,)},
+    }

@@ -1,0 +1,153 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import dnntk
+from dnntk import Diverged, InputError, TrainConfig, train
+from dnntk.checkpoints import Checkpoints
+
+SMALL = TrainConfig(depth=20, steps=12, eval_every=4, checkpoint_every=3)
+
+
+def numbers(history):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in history]
+
+
+def test_a_notebook_trains_in_five_lines_and_nothing_global_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion
+    config = TrainConfig(depth=30, steps=60, dtype="float64")
+    result = train(config, progress=False)
+    with jax.enable_x64(True):
+        outputs = result.model.apply(result.variables, result.dataset.x_test)
+    assert outputs.shape == (120, 1)
+    assert result.history[0]["loss"] > 10 * result.history[-1]["loss"]
+    assert result.summary["test_accuracy"] >= 0.95
+    assert {v.dtype for v in jax.tree.leaves(result.variables)} == {np.dtype("float64")}
+    assert (jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_line_is_the_loss_of_a_zero_output():
+    result = train(SMALL, progress=False)
+    zero_loss = 0.5 * np.mean(np.sum(result.dataset.y_train**2, 1))
+    assert result.history[0]["loss"] == pytest.approx(zero_loss, rel=1e-6)
+    assert [line["step"] for line in result.history] == [0, 1, 2, 4, 8, 12]
+    assert result.history[-1]["time"] == pytest.approx(12 * result.summary["time_step"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"batch_size": 64, "momentum": 0.5}, {"arch": "cnn", "optimizer": "adam", "lr": 0.01}],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, changes):
+    config = dataclasses.replace(SMALL, **changes)
+    whole = train(config, tmp_path / "whole", progress=False)
+    cut = dataclasses.replace(config, steps=7, eval_every=4, checkpoint_every=3)
+    train(cut, tmp_path / "cut", progress=False)
+    # As if killed after step 6: the later checkpoint and the summary never came to be.
+    with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
+        checkpoints._manager.delete(7)
+    resumed = train(config, tmp_path / "cut", resume=True, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+    assert numbers(resumed.history) == numbers(whole.history)
+    lines = [json.loads(t) for t in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    assert numbers(lines) == numbers(whole.history)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
+    whole = train(SMALL, tmp_path, progress=False)
+    for file in (tmp_path / "checkpoints" / "12").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    resumed = train(SMALL, tmp_path, resume=True, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+
+
+def test_a_workdir_holds_what_the_readme_says(tmp_path):
+    result = train(SMALL, tmp_path, progress=False)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {
+        *("config.json", "metrics.jsonl", "summary.json", "checkpoints"),
+        *("loss.png", "loss.pdf", "confusion.png", "confusion.pdf"),
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == result.summary
+    promised = """train_loss train_accuracy test_accuracy steps time seconds steps_per_second
+    compile_seconds peak_memory_bytes parameters versions""".split()
+    assert set(promised) <= set(summary)
+    assert summary["parameters"] == 64 * 66 + 66 + 18 * (66 * 66 + 66) + 66 + 1
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert TrainConfig.from_json(saved) == SMALL
+
+
+def test_time_is_reached_exactly_and_alike_with_momentum():
+    for momentum in (0.0, 0.5):
+        config = TrainConfig(depth=10, time=3.0, momentum=momentum)
+        result = train(config, progress=False)
+        assert result.history[-1]["time"] == pytest.approx(3.0, rel=1e-9)
+        limit = 2 / result.summary["lambda_max"]
+        assert 0.5 * limit < result.summary["time_step"] < limit
+
+
+def test_the_toy_task_is_learnt_without_accuracies(tmp_path):
+    result = train(TrainConfig(dataset="toy", depth=200, steps=300), tmp_path, progress=False)
+    assert result.summary["test_accuracy"] is None
+    assert result.summary["train_loss"] < 1e-3
+    assert (tmp_path / "fit.pdf").exists() and not (tmp_path / "confusion.png").exists()
+
+
+def test_ten_classes_have_ten_outputs():
+    config = TrainConfig(depth=10, classes="all", steps=20)
+    result = train(config, progress=False)
+    assert result.dataset.y_train.shape[1] == 10 and result.summary["test_accuracy"] > 0.3
+
+
+def test_too_large_a_step_stops_with_advice_and_keeps_good_checkpoints(tmp_path):
+    config = dataclasses.replace(SMALL, time_step=0.5, steps=400, checkpoint_every=1)
+    with pytest.raises(Diverged, match="lower the time_step") as caught:
+        train(config, tmp_path, progress=False)
+    assert "\n" not in str(caught.value) and caught.value.history
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert kept
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        restored = checkpoints._manager.restore(kept[-1])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_resuming_needs_the_same_run(tmp_path):
+    train(SMALL, tmp_path, progress=False)
+    with pytest.raises(InputError, match="depth=20, got 21"):
+        train(dataclasses.replace(SMALL, depth=21), tmp_path, resume=True)
+    with pytest.raises(InputError, match="holds one"):
+        train(SMALL, tmp_path)
+    with pytest.raises(InputError, match="found no config.json"):
+        train(SMALL, tmp_path / "new", resume=True)
+    longer = train(dataclasses.replace(SMALL, steps=15), tmp_path, resume=True, progress=False)
+    assert longer.history[-1]["step"] == 15
+
+
+def test_the_step_is_traced_once(monkeypatch):
+    traced = []
+    original = dnntk.DeepNarrowMLP.__call__
+
+    def counting(self, x):
+        traced.append(x.shape)
+        return original(self, x)
+
+    monkeypatch.setattr(dnntk.DeepNarrowMLP, "__call__", counting)
+    train(SMALL, progress=False)
+    few = len(traced)
+    traced.clear()
+    train(dataclasses.replace(SMALL, steps=40), progress=False)
+    assert len(traced) == few
+
+
+@pytest.mark.parametrize("value", ["0.1", None, float("inf"), 2.5])
+def test_configurations_survive_json(value):
+    config = TrainConfig(scale=None if value == "0.1" else value, classes=(3, 8))
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
