@@ -36,6 +36,13 @@ class Checkpoints:
             host = jax.tree.map(np.asarray, state)
             self._manager.save(step, args=ocp.args.StandardSave(host))
 
+    def newest(self) -> Any:
+        """The newest state as it was saved, NumPy arrays in plain containers, or None."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        return self._manager.restore(step, args=ocp.args.StandardRestore())
+
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest readable checkpoint, or None where there is none.
 

@@ -141,7 +141,7 @@ class TrainConfig:
             scale=self.scale_or_default,
             rho=self.rho,
             beta=self.beta,
-            init=self.init,
+            initialization=self.init,
             parametrization=self.parametrization,
             **extra,
         )

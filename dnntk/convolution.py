@@ -49,32 +49,15 @@ class RowLayout:
     @property
     def mask(self) -> np.ndarray:
         """[positions] bool, True at the pixels."""
-        return self._flatten(np.ones((self.height, self.width), bool))
-
-    @property
-    def tap_mask(self) -> np.ndarray:
-        """[kernel_size, kernel_size, positions] bool: does tap (dy, dx) see a pixel from here?"""
-        reach = self.kernel_size // 2
-        padded = np.pad(np.ones((self.height, self.width), bool), reach)
-        return np.stack(
-            [
-                np.stack(
-                    [
-                        self._flatten(padded[dy : dy + self.height, dx : dx + self.width])
-                        for dx in range(self.kernel_size)
-                    ]
-                )
-                for dy in range(self.kernel_size)
-            ]
+        rows = np.pad(
+            np.ones((self.height, self.width), bool), ((0, 0), (0, self.row - self.width))
         )
+        return rows.reshape(-1)
 
     def pack(self, images: jax.Array) -> jax.Array:
         """[batch, height, width, channels] -> [channels, positions, batch]."""
         rows = jnp.pad(images, ((0, 0), (0, 0), (0, self.row - self.width), (0, 0)))
         return rows.reshape(images.shape[0], self.positions, images.shape[3]).transpose(2, 1, 0)
-
-    def _flatten(self, grid: np.ndarray) -> np.ndarray:
-        return np.pad(grid, ((0, 0), (0, self.row - self.width))).reshape(-1)
 
 
 def arrange(kernel: jax.Array) -> jax.Array:
@@ -97,7 +80,7 @@ def convolve(h: jax.Array, w: jax.Array, row: int) -> jax.Array:
 
 
 def correlate(g: jax.Array, h: jax.Array, row: int, kernel_size: int) -> jax.Array:
-    """The gradient of ``<g, convolve(h, w)>`` by w: [q, out, q, c], from g [out, ...], h [c, ...]."""
+    """The gradient [q, out, q, c] of ``<g, convolve(h, w)>`` by w, g like the convolution."""
     return _correlate_p.bind(g, h, row=row, kernel_size=kernel_size)
 
 

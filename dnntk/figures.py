@@ -1,4 +1,4 @@
-"""Every picture: drawn from plain arrays, saved as PNG and PDF, legible in print and to all eyes."""
+"""Every picture: drawn from plain arrays, saved as PNG and PDF, legible to all eyes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> Figure:
     across = [line["time"] if timed else line["step"] for line in history]
     classified = history[0]["test_accuracy"] is not None
     figure = _figure(2 if classified else 1)
-    panels = np.atleast_1d(figure.subplots(1, 2 if classified else 1))
+    panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
     for axes in panels:
         axes.set_xlabel("kernel time $t$" if timed else "step")
         axes.grid(alpha=0.3)

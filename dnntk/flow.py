@@ -10,9 +10,10 @@ after the backward pass over all layers. On CPU, one host device a core is about
 narrow networks as threads inside each tiny product.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -68,6 +69,11 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+def apply(model: nn.Module, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+    """Outputs [n, d_out] at ``params``; ``frozen`` holds the collections beside them."""
+    return cast(jax.Array, model.apply({"params": params, **frozen}, x))
+
+
 def residual_loss(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
     """Sum over examples of 1/2 ||f - y||^2; divide by their number for the thesis's loss."""
     return 0.5 * jnp.sum(weight * jnp.sum((outputs - y) ** 2, axis=1))
@@ -89,17 +95,14 @@ def time_step_of(model: DeepNarrow, rate: float) -> float:
     return rate / model.step**2
 
 
-def make_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, Any, Batch], tuple[TrainState, jax.Array]]:
-    """A jitted step: (state, frozen collections, batch) -> (state, loss before the step).
+def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """The jitted step, (state, frozen collections, batch) -> (state, loss before the step).
 
     ``state`` is donated. ``frozen`` holds the collections beside ``params`` ({} or {"initial"}).
     """
 
     def loss(params: Any, frozen: Any, batch: Batch) -> jax.Array:
-        outputs = model.apply({"params": params, **frozen}, batch.x)
-        return residual_loss(outputs, batch.y, batch.weight)
+        return residual_loss(apply(model, params, frozen, batch.x), batch.y, batch.weight)
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
         value, gradient = jax.value_and_grad(loss)(state.params, frozen, batch)
@@ -114,11 +117,11 @@ def make_step(
     return jax.jit(sharded, donate_argnums=0)
 
 
-def make_predict(model: nn.Module, mesh: Mesh) -> Callable[[Any, Any, np.ndarray], np.ndarray]:
+def make_predict(model: nn.Module, mesh: Mesh) -> Any:
     """(params, frozen, x [n, ...]) -> outputs [n, d_out] on the host, in chunks of one shape."""
-    apply = jax.jit(
+    outputs_of = jax.jit(
         jax.shard_map(
-            lambda params, frozen, x: model.apply({"params": params, **frozen}, x),
+            functools.partial(apply, model),
             mesh=mesh,
             in_specs=(P(), P(), P("data")),
             out_specs=P("data"),
@@ -133,7 +136,7 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Callable[[Any, Any, np.ndarray
             part = x[start : start + chunk]
             padded = np.pad(part, ((0, chunk - len(part)), *((0, 0),) * (x.ndim - 1)))
             batch = put_batch(padded, padded[:, :0].reshape(chunk, -1), mesh)
-            outputs.append(np.asarray(apply(params, frozen, batch.x))[: len(part)])
+            outputs.append(np.asarray(outputs_of(params, frozen, batch.x))[: len(part)])
         return np.concatenate(outputs)
 
     return predict

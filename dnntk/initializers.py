@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from dnntk.errors import InputError
 
-Layers = dict[str, dict[str, jax.Array]]
+Layer = dict[str, jax.Array]
+Layers = dict[str, Layer]
 INITS = ("deep_narrow", "he_uniform", "torch_default")
 
 

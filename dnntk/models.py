@@ -5,10 +5,9 @@ map of a layer. Two parametrizations of the same function:
 
 * ``standard``: the thesis's literal matrices.
 * ``ntk`` (default): every weight and bias is its initial value + D / (C sqrt(depth)), and D is what
-  trains. The hidden state is carried as a = relu(f_in) / C, m = relu(f_mid) / C and
-  r = relu(f_out) - C, so that no number of size C meets one of size 1: float32 trains in the
-  theorems' regime, and C may be infinite. Gradient flow of the thesis, at rate 1 / (depth C^2), is
-  plain gradient flow of D.
+  trains. The hidden state is carried as deviations from its initial value, so that no number of
+  size C meets one of size 1: float32 trains in the theorems' regime, and C may be infinite.
+  Gradient flow of the thesis, at rate 1 / (depth C^2), is plain gradient flow of D.
 
 Variables: ``params`` (the standard matrices, or D) and, in the ``ntk`` form, ``initial`` (the
 Gaussian features u and v / C, or a baseline's initial matrices). Both hold ``first``, ``middle``
@@ -17,7 +16,6 @@ Gaussian features u and v / C, or a baseline's initial matrices). Both hold ``fi
 Memory: activations of O(sqrt(depth)) layers, recomputed in segments on the way back.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -26,186 +24,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dnntk import convolution, initializers
 from dnntk.errors import InputError
+from dnntk.layers import Affine, Convolution, Dense, forward, literal_form, ntk_form
 
 PARAMETRIZATIONS = ("ntk", "standard")
 Variables = dict[str, Any]
-Layer = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Dense:
-    """The affine map of an MLP layer; hidden states are [units, 1, batch]."""
-
-    window: tuple[int, ...] = ()
-    mask: None = None
-
-    def pack(self, x: jax.Array) -> jax.Array:
-        return x.T[:, None, :]
-
-    def arrange(self, kernel: jax.Array) -> jax.Array:
-        return kernel
-
-    def linear(self, h: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.einsum("io,ipb->opb", kernel, h, precision=jax.lax.Precision.HIGHEST)
-
-    def of_ones(self, kernel: jax.Array) -> jax.Array:
-        """What the layer makes of units that are all 1: [..., in, out] -> [..., out, 1]."""
-        return kernel.sum(-2)[..., None]
-
-    def read_out(self, h: jax.Array) -> jax.Array:
-        return h[:, 0, :].T
-
-
-@dataclasses.dataclass(frozen=True)
-class _Convolution:
-    """The affine map of a CNN layer; hidden states are in `convolution.RowLayout`."""
-
-    layout: convolution.RowLayout
-
-    @property
-    def window(self) -> tuple[int, ...]:
-        return (self.layout.kernel_size, self.layout.kernel_size)
-
-    @property
-    def mask(self) -> np.ndarray:
-        return self.layout.mask[None, :, None]
-
-    def pack(self, x: jax.Array) -> jax.Array:
-        return self.layout.pack(x)
-
-    def arrange(self, kernel: jax.Array) -> jax.Array:
-        return convolution.arrange(kernel)
-
-    def linear(self, h: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolution.convolve(h, kernel, self.layout.row)
-
-    def of_ones(self, kernel: jax.Array) -> jax.Array:
-        """[..., q, q, in, out] -> [..., out, positions]: near the edge, taps see the padding."""
-        taps = jnp.asarray(self.layout.tap_mask, kernel.dtype)
-        return jnp.einsum("...yxo,yxp->...op", kernel.sum(-2), taps)
-
-    def read_out(self, h: jax.Array) -> jax.Array:
-        """Global average pool: [k, positions, batch] -> [batch, k]."""
-        pixels = self.layout.height * self.layout.width
-        return (jnp.where(self.mask, h, 0).sum(1) / pixels).T
-
-
-_Affine = _Dense | _Convolution
-_Fold = Callable[[str, Layer, Layer | None], Layer]
-
-
-def _activation(floor: np.ndarray, mask: np.ndarray | None) -> Callable[[jax.Array], jax.Array]:
-    """max(z, floor) at the pixels and 0 in the padding; its derivative is read off its value."""
-
-    def masked(values: jax.Array) -> jax.Array:
-        return values if mask is None else jnp.where(mask, values, jnp.zeros_like(values))
-
-    @jax.custom_jvp
-    def activate(z: jax.Array) -> jax.Array:
-        return masked(jnp.maximum(z, floor))
-
-    @activate.defjvp
-    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        out = activate(*primals)
-        return out, masked(jnp.where(out > floor, tangents[0], jnp.zeros_like(out)))
-
-    return activate
-
-
-def _fold_literal(step: float) -> _Fold:
-    """Kernels as they are, or an initial kernel + D * step."""
-
-    def fold(name: str, params: Layer, initial: Layer | None) -> Layer:
-        if initial is not None:
-            params = jax.tree.map(lambda w, d: w + step * d, initial, params)
-        return {"kernel": params["kernel"], "bias": params["bias"][..., None]}
-
-    return fold
-
-
-def _fold_ntk(affine: _Affine, depth: int, d_in: int, d_out: int, scale: float) -> _Fold:
-    """The map of (a, m, r) to the next (a, m, r) before its ReLU, from D and the features.
-
-    With q = [a, m, 1 + r/C]: a' = a + (D_a q + d_a/C) / (C sqrt L), m' = u a + v/C + (D_m q +
-    d_m/C) / (C sqrt L), r' = r + (D_r q + d_r/C) / sqrt L. The 1 of q goes into the bias, which
-    depends on the position in a CNN, since the padding is 0 and not 1.
-    """
-    root, width = math.sqrt(depth), d_in + 1 + d_out
-    outputs = slice(d_in + 1, None)
-
-    def per_unit(value: float, output_value: float, units: int, like: jax.Array) -> jax.Array:
-        """[1, ..., 1, units] with ``like``'s rank: one value for the outputs' units, one before."""
-        values = jnp.full(units, value, like.dtype).at[units - d_out :].set(output_value)
-        return jnp.expand_dims(values, range(like.ndim - 1))
-
-    def fold(name: str, params: Layer, initial: Layer | None) -> Layer:
-        kernel, bias = params["kernel"], params["bias"]
-        identity = initializers.identity_filter(width, affine.window, kernel.dtype)
-        identity = identity.at[..., d_in, d_in].set(0.0)
-        row = per_unit(1 / (scale * root), 1 / root, kernel.shape[-1], kernel)
-        offset = (bias * per_unit(1 / (scale * root), 1 / root, bias.shape[-1], bias) / scale)[
-            ..., None
-        ]
-        if name == "first":
-            kernel = kernel * (row / scale)
-            identity = identity[..., :d_in, :].at[..., d_in:].set(0.0)
-        else:
-            column = jnp.swapaxes(per_unit(1.0, 1 / scale, width, kernel), -1, -2)
-            offset = offset + affine.of_ones(kernel[..., outputs, :] * row)
-            kernel = kernel * (column * row)
-            identity = identity[..., outputs] if name == "last" else identity
-        kernel = kernel + jnp.expand_dims(identity, range(kernel.ndim - identity.ndim))
-        if initial is not None:
-            u = initial["kernel"] / scale if name == "first" else initial["kernel"]
-            kernel = kernel.at[..., :d_in, d_in].add(u)
-            offset = offset.at[..., d_in, :].add(initial["bias"][..., None])
-        return {"kernel": kernel, "bias": offset}
-
-    return fold
-
-
-def _forward(
-    affine: _Affine,
-    fold: _Fold,
-    floor: np.ndarray,
-    params: dict[str, Layer],
-    initial: dict[str, Layer],
-    x: jax.Array,
-    segment: int,
-) -> jax.Array:
-    """Packed input -> [batch, d_out]."""
-    activate = _activation(floor, affine.mask)
-
-    def pre_activation(h: jax.Array, layer: Layer) -> jax.Array:
-        return affine.linear(h, layer["kernel"]) + layer["bias"][:, :, None]
-
-    def folded(name: str, layer: Layer, start: Layer | None) -> Layer:
-        layer = fold(name, layer, start)
-        return {"kernel": affine.arrange(layer["kernel"]), "bias": layer["bias"]}
-
-    @jax.checkpoint
-    def run(h: jax.Array, layers: tuple[Layer, Layer | None]) -> jax.Array:
-        block = folded("middle", *layers)
-        return jax.lax.scan(lambda h, layer: (activate(pre_activation(h, layer)), None), h, block)[
-            0
-        ]
-
-    h = activate(
-        pre_activation(affine.pack(x), folded("first", params["first"], initial.get("first")))
-    )
-    middle = (params["middle"], initial.get("middle"))
-    length = params["middle"]["bias"].shape[0]
-    full = length // segment * segment
-    if full:
-        blocks = jax.tree.map(lambda p: p[:full].reshape(-1, segment, *p.shape[1:]), middle)
-        h, _ = jax.lax.scan(lambda h, block: (run(h, block), None), h, blocks)
-    if length > full:
-        h = run(h, jax.tree.map(lambda p: p[full:], middle))
-    return affine.read_out(pre_activation(h, folded("last", params["last"], initial.get("last"))))
 
 
 def _with_init_argument(constructor: Callable[..., None]) -> Callable[..., None]:
@@ -275,14 +100,15 @@ class _DeepNarrow(nn.Module):
             start = initializers.gaussian_features(
                 key, self.depth, d_in, window, self.rho, self.beta, dtype
             )
-            literal = functools.partial(
-                initializers.deep_narrow, start, self.depth, d_in, self.d_out, window, self.scale
-            )
+            if self.parametrization == "standard":
+                literal = initializers.deep_narrow(
+                    start, self.depth, d_in, self.d_out, window, self.scale
+                )
+                return literal, {}
         else:
             start = initializers.baseline(key, shapes, self.initialization, dtype)
-            literal = lambda: start  # noqa: E731
-        if self.parametrization == "standard":
-            return literal(), {}
+            if self.parametrization == "standard":
+                return start, {}
         return initializers.zeros(shapes, dtype), start
 
     def _variables(
@@ -314,18 +140,17 @@ class _DeepNarrow(nn.Module):
         names = [name for name in shapes if self.has_variable("initial", name)]
         return params, {name: self.get_variable("initial", name) for name in names}
 
-    def _run(self, affine: _Affine, x: jax.Array, d_in: int) -> jax.Array:
+    def _run(self, affine: Affine, x: jax.Array, d_in: int) -> jax.Array:
         params, initial = self._variables(d_in, affine.window, x.dtype)
         dtype = jnp.result_type(x, params["first"]["kernel"])
-        x, params, initial = jax.tree.map(lambda v: v.astype(dtype), (x, params, initial))
-        floor = np.zeros((d_in + 1 + self.d_out, 1, 1), dtype)
+        x, params, initial = jax.tree.map(lambda v: jnp.asarray(v, dtype), (x, params, initial))
+        packed = affine.pack(x)
         if self.initialization == "deep_narrow" and self.parametrization == "ntk":
-            fold = _fold_ntk(affine, self.depth, d_in, self.d_out, self.scale)
-            floor[d_in + 1 :] = -self.scale
+            form = ntk_form(packed, self.depth, d_in, self.d_out, self.scale, affine.mask)
         else:
-            fold = _fold_literal(self.step)
+            form = literal_form(self.step)
         segment = self.segment or max(1, round(math.sqrt(self.depth)))
-        return _forward(affine, fold, floor, params, initial, x, segment)
+        return forward(affine, form, params, initial, packed, segment)
 
 
 class DeepNarrowMLP(_DeepNarrow):
@@ -338,7 +163,8 @@ class DeepNarrowMLP(_DeepNarrow):
         network is then exactly linear in its parameters.
       rho, beta: standard deviations of the Gaussian weight row (times sqrt(d_in)) and of the bias
         (over C).
-      init: (kept in the field ``initialization``) "deep_narrow", or the baselines "he_uniform", "torch_default".
+      init: "deep_narrow", or the baselines "he_uniform", "torch_default"; the field that holds it
+        is ``initialization``.
       parametrization: "ntk" or "standard"; see the module's docstring.
       segment: layers recomputed together in the backward pass; None is about sqrt(depth), the
         least memory. ``segment=depth`` recomputes once and stores every layer on the way.
@@ -357,7 +183,7 @@ class DeepNarrowMLP(_DeepNarrow):
         x = _floating(x)
         if x.ndim != 2:
             raise InputError(f"x: an MLP expects [n, d_in], got shape {x.shape}")
-        return self._run(_Dense(), x, x.shape[1])
+        return self._run(Dense(), x, x.shape[1])
 
 
 class DeepNarrowCNN(_DeepNarrow):
@@ -378,6 +204,7 @@ class DeepNarrowCNN(_DeepNarrow):
     pool: int = 1
 
     def __post_init__(self) -> None:
+        """Check the fields."""
         super().__post_init__()
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise InputError(f"kernel_size: expected an odd number >= 1, got {self.kernel_size}")
@@ -397,7 +224,7 @@ class DeepNarrowCNN(_DeepNarrow):
         if self.pool > 1:
             x = nn.avg_pool(x, (self.pool, self.pool), (self.pool, self.pool))
         layout = convolution.RowLayout(x.shape[1], x.shape[2], self.kernel_size)
-        return self._run(_Convolution(layout), x, x.shape[3])
+        return self._run(Convolution(layout), x, x.shape[3])
 
 
 DeepNarrow = DeepNarrowMLP | DeepNarrowCNN

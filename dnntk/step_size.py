@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dnntk.flow import put_batch, put_replicated
+from dnntk.flow import apply, put_batch, put_replicated
 
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
 # mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of the bound, once at half of it.
@@ -61,13 +61,13 @@ def largest_eigenvalue(
     batch = put_batch(x, vector.astype(outputs.dtype), mesh)
 
     def product(params: Any, frozen: Any, x: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
-        def apply(params: Any) -> jax.Array:
-            return model.apply({"params": params, **frozen}, x) * weight[:, None]
+        def outputs_at(params: Any) -> jax.Array:
+            return apply(model, params, frozen, x) * weight[:, None]
 
         norm = jnp.sqrt(jax.lax.psum(jnp.sum((v * weight[:, None]) ** 2), "data"))
-        _, pull_back = jax.vjp(apply, params)
+        _, pull_back = jax.vjp(outputs_at, params)
         (gradient,) = jax.lax.psum(pull_back(v / norm), "data")
-        _, image = jax.jvp(apply, (params,), (gradient,))
+        _, image = jax.jvp(outputs_at, (params,), (gradient,))
         examples = jax.lax.psum(weight.sum(), "data")
         # v^T K v = |J^T v|^2: the Rayleigh quotient, from below.
         rayleigh = sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
@@ -83,9 +83,9 @@ def largest_eigenvalue(
             check_vma=False,
         )
     )
-    vector, previous = batch.y, 0.0
+    image, previous = batch.y, 0.0
     for iteration in range(1, max_iterations + 1):
-        vector, value = apply_kernel(params, frozen, batch.x, vector, batch.weight)
+        image, value = apply_kernel(params, frozen, batch.x, image, batch.weight)
         value = float(value)
         if not value > 0 or abs(value - previous) <= tolerance * value:
             return Eigenvalue(value, value > 0, iteration)

@@ -8,6 +8,7 @@ python scripts/train.py --dataset=mnist --classes=all --depth=1000 --time=100
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import command_line
 from absl import flags
@@ -49,8 +50,9 @@ flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one un
 
 
 def _config() -> TrainConfig:
-    values = {f.name: FLAGS[f.name].value for f in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{**values, "classes": parse_classes(FLAGS.classes)})
+    values: dict[str, Any] = {f.name: FLAGS[f.name].value for f in dataclasses.fields(TrainConfig)}
+    values["classes"] = parse_classes(FLAGS.classes)
+    return TrainConfig(**values)
 
 
 def _resumed_config(workdir: Path) -> TrainConfig:

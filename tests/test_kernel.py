@@ -214,9 +214,9 @@ def test_mlp_agrees_with_its_definition(x64, dtype, d_in, rho, beta, d_out):
     value = limit_ntk(x1, x2, rho=rho, beta=beta, d_out=d_out)
     expected = slow_mlp(x1.astype(float), x2.astype(float), rho, beta, d_out)
     assert value.dtype == dtype
-    # Some ten roundings, of sums in pieces of 256 terms.
+    # Some ten roundings, each of a few units in the last place for it ends a sum.
     np.testing.assert_allclose(
-        value, expected, rtol=0, atol=8 * np.finfo(dtype).eps * abs(expected).max()
+        value, expected, rtol=0, atol=16 * np.finfo(dtype).eps * abs(expected).max()
     )
 
 
@@ -226,7 +226,7 @@ def test_cnn_agrees_with_its_definition(x64, shape, kernel_size, rho, beta, d_ou
     options = {"rho": rho, "beta": beta, "d_out": d_out, "kernel_size": kernel_size}
     expected = slow_cnn(x1, x2, **options)
     value = limit_ntk(x1, x2, **options)
-    np.testing.assert_allclose(value, expected, rtol=0, atol=8e-16 * abs(expected).max())
+    np.testing.assert_allclose(value, expected, rtol=0, atol=4e-15 * abs(expected).max())
 
 
 def test_values_known_in_closed_form():
@@ -256,7 +256,10 @@ def near(x, distance, seed=3):
 def test_float32_is_within_a_millionth_of_float64(rho, distance):
     rng = np.random.default_rng(4)
     strokes = rng.uniform(size=(120, 784)) * (rng.uniform(size=(120, 784)) < 0.2)  # as in digits
-    for x in (strokes, rng.uniform(size=(120, 784))):
+    grey = np.linspace(0.05, 1, 120)[:, None] * np.ones(
+        (1, 784)
+    )  # rounding always in one direction
+    for x in (strokes, grey, rng.uniform(size=(120, 784))):
         x1 = x.astype(np.float32)
         x2 = (x[::-1] if distance is None else near(x, distance)).astype(np.float32)
         expected = in_float64(x1, x2, rho=rho)

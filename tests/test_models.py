@@ -213,9 +213,11 @@ def test_float32_ntk_form_follows_float64_standard_form_in_the_theorems_regime()
         start = jax.tree.map(lambda p: p.astype(dtype), start)
         variables = start if form == "ntk" else to_standard(ntk, start)[1]
         rate = time_step * (1 if form == "ntk" else model.step**2)
-        loss = lambda p, v: (
-            0.5 * jnp.mean(jnp.sum((model.apply({**v, "params": p}, x.astype(dtype)) - y) ** 2, 1))
-        )  # noqa: E731,E501
+
+        def loss(p, v):
+            out = model.apply({**v, "params": p}, x.astype(dtype))
+            return 0.5 * jnp.mean(jnp.sum((out - y) ** 2, 1))
+
         update = jax.jit(
             lambda p, v: jax.tree.map(lambda w, g: w - rate * g, p, jax.grad(loss)(p, v))
         )

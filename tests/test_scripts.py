@@ -32,13 +32,16 @@ def idx(array, magic=None):
 
 
 def write_idx_folder(folder, **replaced):
-    """A small MNIST look-alike; ``replaced`` maps file stems to other bytes, None leaves one out."""
+    """A small MNIST look-alike; ``replaced`` gives some files other bytes, None leaves one out."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for prefix, count in (("train", 40), ("t10k", 20)):
         labels = np.arange(count, dtype=np.uint8) % 10
         images = rng.integers(0, 256, (count, 28, 28), np.uint8)
-        for stem, content in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
+        for stem, content in (
+            (f"{prefix}-images-idx3-ubyte", images),
+            (f"{prefix}-labels-idx1-ubyte", labels),
+        ):
             data = replaced.get(stem.replace("-", "_"), gzip.compress(idx(content)))
             if data is not None:
                 (folder / f"{stem}.gz").write_bytes(data)
@@ -123,7 +126,9 @@ def refusals(tmp_path_factory):
         data = write_idx_folder(folder / name.replace(" ", "_"), **replaced)
         jobs[name] = ["--dataset=mnist", f"--data_dir={data}"]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(jobs, pool.map(lambda flags: run(*flags, cwd=folder), jobs.values()), strict=True))
+        return dict(
+            zip(jobs, pool.map(lambda flags: run(*flags, cwd=folder), jobs.values()), strict=True)
+        )
 
 
 def check_refusal(process, part):
@@ -160,7 +165,10 @@ def test_the_log_says_what_the_issue_asks_before_the_first_step(tmp_path):
     assert "loss=" in done.stderr and "step/s" in done.stderr
     again = run("--arch=cnn", *SMALL, cwd=tmp_path)
     assert again.returncode == 0
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"cnn-digits-depth20", "cnn-digits-depth20-2"}
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {
+        "cnn-digits-depth20",
+        "cnn-digits-depth20-2",
+    }
 
 
 def test_a_diverging_run_ends_in_one_line_of_advice(tmp_path):
@@ -177,7 +185,13 @@ def metrics(folder):
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     from dnntk.checkpoints import Checkpoints
 
-    flags = ("--depth=60", "--steps=80", "--eval_every=8", "--checkpoint_every=4", "--batch_size=100")
+    flags = (
+        "--depth=60",
+        "--steps=80",
+        "--eval_every=8",
+        "--checkpoint_every=4",
+        "--batch_size=100",
+    )
     assert run(*flags, "--workdir=whole", cwd=tmp_path).returncode == 0
     for wait in (3, 7):
         victim = subprocess.Popen(
@@ -186,7 +200,10 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
             cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.time() + 120
-        while len(list((tmp_path / "cut" / "checkpoints").glob("[0-9]*"))) < 1 and time.time() < deadline:
+        while (
+            len(list((tmp_path / "cut" / "checkpoints").glob("[0-9]*"))) < 1
+            and time.time() < deadline
+        ):
             time.sleep(0.05)
         time.sleep(0.1 * wait)
         os.kill(victim.pid, signal.SIGKILL)

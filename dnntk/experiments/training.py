@@ -17,17 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from dnntk import figures, flow
 from dnntk.checkpoints import Checkpoints
-from dnntk.config import DEFAULT_STEPS, EVALUATIONS, RESUMABLE, TrainConfig
+from dnntk.config import EVALUATIONS, RESUMABLE, TrainConfig
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
 from dnntk.models import DeepNarrow
+from dnntk.plan import Job, Plan
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
-from dnntk.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, largest_eigenvalue
+from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")
 
@@ -54,18 +54,6 @@ class TrainResult:
     history: list[dict[str, Any]]
     summary: dict[str, Any]
     dataset: Dataset
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What was settled before the first step; kept in config.json so that a resumed run agrees."""
-
-    steps: int
-    batch_size: int
-    rate: float
-    time_step: float | None
-    lambda_max: float | None
-    reason: str
 
 
 def train(
@@ -190,75 +178,24 @@ class _Run:
         devices = self.mesh.devices.ravel()
         log.info("device: %d x %s, %s", devices.size, devices[0].device_kind, config.dtype)
 
-    def _settle(self, resume: bool) -> _Plan:
+    def _settle(self, resume: bool) -> Plan:
         """Choose the step and the number of steps, or take up what the resumed run chose."""
-        config = self.config
+        job = Job(self.config, self.model, len(self.dataset.x_train), self.batch_size)
         if resume and self.folder:
-            held = self.folder.read_config().get("plan")
-            try:
-                plan = _Plan(**held)  # type: ignore[arg-type]
-            except TypeError:
-                raise InputError(
-                    f"resume: expected a plan in {self.folder.path / CONFIG}, got {held!r:.80}"
-                ) from None
-            step = plan.time_step and plan.time_step / (1 - config.momentum)
-            plan = dataclasses.replace(plan, steps=self._steps(step))
+            plan = job.resumed(self.folder.read_config().get("plan"))
         else:
-            plan = self._choose()
+            plan = job.planned(self._lambda_max)
             if self.folder:
-                content = {**config.to_json(), "plan": dataclasses.asdict(plan)}
+                content = {**self.config.to_json(), "plan": dataclasses.asdict(plan)}
                 self.folder.write_json(CONFIG, {**content, "versions": versions()})
         log.info("time_step: %s; %d steps", plan.reason, plan.steps)
         return plan
 
-    def _choose(self) -> _Plan:
-        config, lambda_max = self.config, None
-        if config.optimizer != "sgd":
-            assert config.lr is not None
-            reason = f"none with {config.optimizer}, whose learning rate is {config.lr:g}"
-            return _Plan(self._steps(None), self.batch_size, config.lr, None, None, reason)
-        if config.time_step is not None:
-            time_step, reason = config.time_step, f"{config.time_step:g} as given"
-        elif config.lr is not None:
-            time_step = flow.time_step_of(self.model, config.lr)
-            reason = f"{time_step:.4g} = lr x depth x C^2, lr = {config.lr:g} as given"
-        else:
-            time_step, lambda_max, reason = self._stable_time_step()
-        per_step = time_step / (1 - config.momentum)
-        steps = self._steps(per_step)
-        if config.time is not None and lambda_max is not None:
-            time_step *= config.time / (steps * per_step)
-        rate = flow.learning_rate(self.model, time_step)
-        return _Plan(steps, self.batch_size, rate, time_step, lambda_max, reason)
-
-    def _stable_time_step(self) -> tuple[float, float, str]:
-        full = self.batch_size == len(self.dataset.x_train)
-        fraction = FULL_BATCH_FRACTION if full else MINI_BATCH_FRACTION
-        x = self.dataset.x_train
-        if not full:
-            order = np.random.default_rng(self.config.seed).permutation(len(x))
-            x = x[order[: self.batch_size]]
-        found = largest_eigenvalue(self.model, self.variables, x, self.mesh)
-        if not 0 < found.value < math.inf:
-            raise InputError(
-                f"time_step: this network's kernel is {found.value:g} at the start, so no step can "
-                "be chosen from it; give --time_step or --lr"
-            )
-        time_step = fraction * 2 / found.value
-        reason = (
-            f"{time_step:.4g} = {fraction:g} x 2 / lambda_max, lambda_max = {found.value:.4g} of its "
-            f"own kernel on {len(x)} training examples ({found.iterations} power iterations)"
-        )
-        return time_step, found.value, reason
-
-    def _steps(self, kernel_time_per_step: float | None) -> int:
-        config = self.config
-        if config.epochs is not None:
-            return config.epochs * (len(self.dataset.x_train) // self.batch_size)
-        if config.time is not None:
-            assert kernel_time_per_step is not None
-            return max(1, math.ceil(config.time / kernel_time_per_step - 1e-9))
-        return config.steps if config.steps is not None else DEFAULT_STEPS
+    def _lambda_max(self) -> Eigenvalue:
+        """Of the network's own kernel, on one batch of training examples."""
+        order = np.random.default_rng(self.config.seed).permutation(len(self.dataset.x_train))
+        x = self.dataset.x_train[np.sort(order[: self.batch_size])]
+        return largest_eigenvalue(self.model, self.variables, x, self.mesh)
 
     @contextlib.contextmanager
     def _checkpoints(self) -> Iterator[Checkpoints | None]:
@@ -367,8 +304,8 @@ class _Run:
         return found
 
     def _evaluate(self, step: int) -> None:
-        per_step = self.plan.time_step and self.plan.time_step / (1 - self.config.momentum)
-        line = {"step": step, "time": None if per_step is None else step * per_step}
+        per_step = self.plan.time_per_step
+        line: dict[str, Any] = {"step": step, "time": per_step and step * per_step}
         line |= self._losses(step)
         line["seconds"] = round(time.perf_counter() - self.begun, 3)
         self.history.append(line)

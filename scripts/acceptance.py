@@ -1,0 +1,279 @@
+r"""The long checks: what the README and BUILD_NOTES.md promise of training, measured.
+
+    python scripts/acceptance.py --data_dir=FOLDER_OF_MNIST
+    python scripts/acceptance.py --checks=precision,kill
+
+Each check writes one JSON file into --workdir as it ends; a check whose file is there is not run
+again. A table of all of them closes the run.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import command_line
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from dnntk import (
+    DeepNarrowMLP,
+    Diverged,
+    InputError,
+    TrainConfig,
+    flow,
+    kernel,
+    load_dataset,
+    to_standard,
+    train,
+)
+from dnntk.checkpoints import Checkpoints
+from dnntk.experiments.training import decide
+from dnntk.models import DeepNarrow
+from dnntk.results import RunFolder
+from dnntk.step_size import largest_eigenvalue
+
+FLAGS = flags.FLAGS
+LEARNING_RATES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
+TRAIN = [sys.executable, str(Path(__file__).with_name("train.py"))]
+
+flags.DEFINE_list("checks", ["all"], "Checks to run, or 'all'.")
+flags.DEFINE_string("data_dir", None, "Folder of MNIST. None: tensorflow-datasets' own.")
+flags.DEFINE_integer("limit_examples", 10_000, "Training images of the limit kernel's prediction.")
+flags.DEFINE_integer("baseline_steps", 200, "Steps of each he_uniform run.")
+flags.DEFINE_string("workdir", "runs/acceptance", "Folder for all results.")
+
+Check = Callable[[Path], dict[str, Any]]
+
+
+def default_run(folder: Path) -> dict[str, Any]:
+    """``scripts/train.py`` with nothing else."""
+    return _run_script(folder) | {"promised": "test accuracy >= 0.99, training under 120 s"}
+
+
+def deep_cnn(folder: Path) -> dict[str, Any]:
+    """``scripts/train.py --depth=20000 --arch=cnn`` with nothing else."""
+    measured = _run_script(folder, "--depth=20000", "--arch=cnn")
+    return measured | {"promised": "under 1800 s, under 2 GB resident, test accuracy >= 0.99"}
+
+
+def mnist_mlp(folder: Path) -> dict[str, Any]:
+    """Ten classes at 7 x 7, depth 1000, t = 100, beside the limit kernel's accuracy."""
+    config = TrainConfig(dataset="mnist", data_dir=FLAGS.data_dir, classes="all", time=100.0)
+    measured = train(config, folder).summary
+    return _summary(measured) | {
+        "limit_accuracy": _limit_accuracy(config, FLAGS.limit_examples),
+        "limit_examples": FLAGS.limit_examples,
+        "promised": "test accuracy within 0.02 of the limit's",
+    }
+
+
+def mnist_cnn(folder: Path) -> dict[str, Any]:
+    """Digits 0 and 1 at 7 x 7, depth 1000."""
+    config = TrainConfig(
+        arch="cnn",
+        dataset="mnist",
+        data_dir=FLAGS.data_dir,
+        time_step=0.05,
+        momentum=0.95,
+        time=2000.0,
+    )
+    measured = _summary(train(config, folder).summary)
+    return measured | {"promised": "test accuracy >= 0.95"}
+
+
+def baselines(folder: Path) -> dict[str, Any]:
+    """The same two networks with he_uniform at every learning rate of figure 4.2."""
+    runs = []
+    for arch, classes in (("mlp", "all"), ("cnn", (0, 1))):
+        for lr in LEARNING_RATES:
+            config = TrainConfig(
+                arch=arch,
+                dataset="mnist",
+                data_dir=FLAGS.data_dir,
+                classes=classes,
+                scale=1.0,
+                init="he_uniform",
+                parametrization="standard",
+                lr=lr,
+                steps=FLAGS.baseline_steps,
+            )
+            run: dict[str, Any] = {"arch": arch, "lr": lr, "outcome": "finished"}
+            try:
+                history = train(config, folder / f"{arch}-lr{lr:g}").history
+            except Diverged as error:
+                history, run["outcome"] = error.history, "diverged"
+            keys = ("loss", "train_accuracy", "test_accuracy")
+            run |= {
+                "first": {k: history[0][k] for k in keys},
+                "last": {k: history[-1][k] for k in keys},
+            }
+            runs.append(run)
+    return {"runs": runs, "promised": "reported as seen"}
+
+
+def precision(folder: Path) -> dict[str, Any]:
+    """float32 ntk against float64 standard: toy data, depth 10,000, C = 50,000, 100 steps."""
+    del folder
+    data = load_dataset("toy")
+    mesh = flow.data_mesh(1, 0)
+    ntk = DeepNarrowMLP(10_000, 1, 50_000.0)
+    start = jax.jit(ntk.init)(jax.random.key(0), data.x_train)
+    time_step = 0.9 * 2 / largest_eigenvalue(ntk, start, data.x_train, mesh).value
+    with jax.enable_x64(True):
+        standard, literal = to_standard(ntk, jax.tree.map(lambda p: p.astype(jnp.float64), start))
+        expected = _descend(standard, literal, data.x_train, data.y_train, time_step, "float64")
+    found = _descend(ntk, start, data.x_train, data.y_train, time_step, "float32")
+    return {
+        "largest_difference": float(np.abs(found - expected).max()),
+        "largest_output": float(np.abs(expected).max()),
+        "time_step": time_step,
+        "promised": "outputs agree to 1e-4",
+    }
+
+
+def kill(folder: Path) -> dict[str, Any]:
+    """``kill -9`` at ten random moments of one run, resumed each time, against a run left alone."""
+    options = [
+        "--depth=1000",
+        "--arch=cnn",
+        "--steps=100",
+        "--checkpoint_every=5",
+        "--batch_size=128",
+    ]
+    whole, cut = folder / "whole", folder / "cut"
+    subprocess.run([*TRAIN, *options, f"--workdir={whole}"], check=True, capture_output=True)
+    moments = []
+    for number in range(10):
+        resume = (cut / "config.json").exists()
+        more = ["--resume"] if resume else options
+        victim = subprocess.Popen(
+            [*TRAIN, *more, f"--workdir={cut}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(random.Random(number).uniform(3, 20))
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
+        moments.append(_last_step(cut))
+    subprocess.run([*TRAIN, "--resume", f"--workdir={cut}"], check=True, capture_output=True)
+    states = []
+    for run in (whole, cut):
+        with Checkpoints(run / "checkpoints") as checkpoints:
+            states.append(checkpoints.newest())
+    pairs = zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True)
+    same = all(np.array_equal(a, b) for a, b in pairs)
+    return {
+        "last_step_on_disk_at_each_kill": moments,
+        "parameters_identical": same,
+        "metrics_identical": _metrics(whole) == _metrics(cut),
+        "promised": "both identical",
+    }
+
+
+CHECKS: dict[str, Check] = {
+    "default": default_run,
+    "precision": precision,
+    "kill": kill,
+    "mnist_mlp": mnist_mlp,
+    "baselines": baselines,
+    "mnist_cnn": mnist_cnn,
+    "deep_cnn": deep_cnn,
+}
+
+
+def _summary(summary: dict[str, Any]) -> dict[str, Any]:
+    keys = "train_loss train_accuracy test_accuracy steps time time_step seconds steps_per_second"
+    return {key: summary[key] for key in (*keys.split(), "compile_seconds", "peak_memory_bytes")}
+
+
+def _run_script(folder: Path, *options: str) -> dict[str, Any]:
+    begun = time.perf_counter()
+    subprocess.run([*TRAIN, *options, f"--workdir={folder}"], check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - begun
+    return _summary(json.loads((folder / "summary.json").read_text())) | {"process_seconds": wall}
+
+
+def _limit_accuracy(config: TrainConfig, examples: int) -> float:
+    """Test accuracy at ``config.time`` of kernel gradient flow with the limit kernel."""
+    data = load_dataset(config.dataset, classes=config.classes, data_dir=config.data_dir, pool=4)
+    chosen = np.random.default_rng(0).permutation(len(data.x_train))[:examples]
+    x, y = data.x_train[chosen].reshape(len(chosen), -1), data.y_train[chosen]
+    x_test = data.x_test.reshape(len(data.x_test), -1)
+    d_out = y.shape[1]
+    gram = np.asarray(kernel.limit_ntk(x, d_out=d_out), np.float64) / len(x)
+    cross = np.asarray(kernel.limit_ntk(x_test, x, d_out=d_out), np.float64) / len(x)
+    assert config.time is not None
+    steps = round(20 * config.time * _norm(gram))
+    outputs, on_test = np.zeros_like(y, np.float64), np.zeros((len(x_test), d_out))
+    for _ in range(steps):
+        residual = (outputs - y) * (config.time / steps)
+        outputs, on_test = outputs - gram @ residual, on_test - cross @ residual
+    return float(np.mean(decide(on_test) == data.labels_test))
+
+
+def _norm(gram: np.ndarray) -> float:
+    vector = np.ones(len(gram)) / np.sqrt(len(gram))
+    for _ in range(5):
+        vector = gram @ vector
+        norm = float(np.linalg.norm(vector))
+        vector = vector / norm
+    return norm
+
+
+def _descend(
+    model: DeepNarrow, variables: Any, x: np.ndarray, y: np.ndarray, time_step: float, dtype: str
+) -> np.ndarray:
+    x, y, rate = x.astype(dtype), y.astype(dtype), flow.learning_rate(model, time_step)
+    frozen = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def loss(params: Any, frozen: Any) -> jax.Array:
+        outputs = flow.apply(model, params, frozen, jnp.asarray(x))
+        return flow.residual_loss(outputs, jnp.asarray(y), jnp.ones(len(x), dtype)) / len(x)
+
+    @jax.jit
+    def update(params: Any, frozen: Any) -> Any:
+        return jax.tree.map(lambda p, g: p - rate * g, params, jax.grad(loss)(params, frozen))
+
+    params = variables["params"]
+    for _ in range(100):
+        params = update(params, frozen)
+    return np.asarray(jax.jit(model.apply)({"params": params, **frozen}, x), np.float64)
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def _last_step(folder: Path) -> int:
+    steps = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    return max(steps, default=0)
+
+
+def main() -> None:
+    """Run the checks that have no result yet, then show all results."""
+    names = list(CHECKS) if FLAGS.checks == ["all"] else FLAGS.checks
+    unknown = sorted(set(names) - set(CHECKS))
+    if unknown:
+        raise InputError(f"checks: expected some of {', '.join(CHECKS)}, got {', '.join(unknown)}")
+    folder = RunFolder(FLAGS.workdir)
+    for name in names:
+        file = folder.path / f"{name}.json"
+        if not file.exists():
+            print(f"--- {name}: {CHECKS[name].__doc__}", flush=True)
+            run = folder.path / f"{name}-{os.getpid()}"
+            folder.write_json(file.name, CHECKS[name](run))
+        print(name, file.read_text(), flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
