@@ -19,7 +19,9 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         """Open ``folder``, making it where it is missing."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def __enter__(self) -> "Checkpoints":

@@ -5,13 +5,13 @@ import math
 from typing import Any
 
 from dnntk import models
+from dnntk.data import DATASETS
 from dnntk.errors import InputError
 
 ARCHITECTURES = ("mlp", "cnn")
-DATASETS = ("digits", "mnist", "fashion_mnist", "toy")
 OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "rmsprop", "lion")
 DTYPES = ("float32", "float64")
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 300
 EVALUATIONS = 20
 
 # What a resumed run may change: how long it goes on and how often it looks.

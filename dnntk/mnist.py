@@ -7,6 +7,7 @@ file layout) alone: what it writes is an ordinary prepared set. tensorflow-datas
 examples in a hashed order, so the two ways give the same examples in different orders.
 """
 
+import hashlib
 import importlib
 import io
 import os
@@ -35,6 +36,11 @@ CLASS_NAMES: dict[str, tuple[str | int, ...]] = {
         "Bag",
         "Ankle boot",
     ),
+}
+# SHA-256 of train-labels-idx1-ubyte.gz, as tensorflow-datasets publishes it.
+_PUBLISHED_TRAIN_LABELS = {
+    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c": "mnist",
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845": "fashion_mnist",
 }
 # What tensorflow-datasets needs here beyond its declared dependencies on every platform.
 _NEEDED = (
@@ -170,6 +176,7 @@ def prepare(
 
 
 def _read_folder(name: str, folder: Path, paths: list[Path]) -> LabelledImages:
+    _refuse_another_set(name, paths[1])
     x_train, labels_train = read_pair(*paths[:2])
     x_test, labels_test = read_pair(*paths[2:])
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -186,6 +193,17 @@ def _read_folder(name: str, folder: Path, paths: list[Path]) -> LabelledImages:
         class_names=CLASS_NAMES[name],
         split=f"published split, from {folder}",
     )
+
+
+def _refuse_another_set(name: str, train_labels: Path) -> None:
+    """The sets' files have the same names: tell by content which one the published files are."""
+    digest = hashlib.sha256(train_labels.read_bytes()).hexdigest()
+    found = _PUBLISHED_TRAIN_LABELS.get(digest, name)
+    if found != name:
+        raise InputError(
+            f"{train_labels}: expected the labels of {name}, found those of {found}; "
+            f"give --dataset={found}, or the folder of {name}"
+        )
 
 
 def _size(images: NDArray[Any]) -> str:

@@ -96,6 +96,12 @@ class _DeepNarrow(nn.Module):
     ) -> tuple[initializers.Layers, initializers.Layers]:
         """(params, initial); the same key gives the same network in either parametrization."""
         shapes = initializers.layer_shapes(self.depth, d_in, self.d_out, window)
+        largest = float(jnp.finfo(dtype).max)
+        if self.parametrization == "standard" and self.scale > largest:
+            raise InputError(
+                f"scale: the literal matrices hold it, and {dtype} ends at {largest:.3g}, got "
+                f"{self.scale:.3g}; use parametrization='ntk' or a wider dtype"
+            )
         if self.initialization == "deep_narrow":
             start = initializers.gaussian_features(
                 key, self.depth, d_in, window, self.rho, self.beta, dtype

@@ -20,12 +20,15 @@ class RunFolder:
     """Reads and writes what a run leaves in its workdir."""
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
-        """Make ``workdir`` where it is missing.
+        """Name the folder; nothing is touched yet."""
+        self.path = Path(workdir)
+
+    def make(self) -> None:
+        """Make the folder where it is missing.
 
         Raises:
           InputError: it cannot be made, or is not a folder that can be written to.
         """
-        self.path = Path(workdir)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -36,7 +36,7 @@ from dnntk import (
     train,
 )
 from dnntk.checkpoints import Checkpoints
-from dnntk.experiments.training import decide
+from dnntk.evaluation import decide
 from dnntk.models import DeepNarrow
 from dnntk.results import RunFolder
 from dnntk.step_size import largest_eigenvalue
@@ -266,6 +266,7 @@ def main() -> None:
     if unknown:
         raise InputError(f"checks: expected some of {', '.join(CHECKS)}, got {', '.join(unknown)}")
     folder = RunFolder(FLAGS.workdir)
+    folder.make()
     for name in names:
         file = folder.path / f"{name}.json"
         if not file.exists():

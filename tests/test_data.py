@@ -452,3 +452,8 @@ def test_prepared_mnist_equals_the_idx_files(tmp_path: Path) -> None:
     directory = prepare("mnist", tmp_path, folder)
     raw = read_images("mnist", folder)
     assert_same_examples(read_images("mnist", directory), {key: getattr(raw, key) for key in FILES})
+
+
+def test_the_published_files_of_one_set_are_not_taken_for_the_other(mnist_folder):
+    with pytest.raises(InputError, match="--dataset=mnist"):
+        load_dataset("fashion_mnist", data_dir=mnist_folder)

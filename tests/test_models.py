@@ -310,3 +310,11 @@ def test_the_public_surface_is_the_contract():
         "middle": {"kernel": (2, 6, 6), "bias": (2, 6)},
         "last": {"kernel": (6, 2), "bias": (2,)},
     }
+
+
+def test_literal_matrices_of_a_scale_beyond_the_dtype_are_refused():
+    x = np.ones((1, 3), np.float16)
+    with pytest.raises(InputError, match="^scale: .*float16"):
+        DeepNarrowMLP(5, 1, 1e6, parametrization="standard").init(jax.random.key(0), x)
+    model = DeepNarrowMLP(5, 1, 1e6)
+    assert not model.apply(model.init(jax.random.key(0), x), x).any()

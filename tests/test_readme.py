@@ -39,9 +39,11 @@ def test_command_lines_are_understood(script, flags):
 
 
 def test_every_flag_of_the_contract_exists_with_a_default_and_help():
-    names = """arch depth dataset classes data_dir pool scale rho beta init parametrization optimizer
-    momentum time_step lr steps epochs batch_size eval_every checkpoint_every resume dtype seed
-    workdir""".split()
+    names = (
+        "arch depth dataset classes data_dir pool scale rho beta init parametrization optimizer "
+        "momentum time_step lr steps epochs batch_size eval_every checkpoint_every resume dtype "
+        "seed workdir"
+    ).split()
     source = (ROOT / "scripts" / "train.py").read_text()
     for name in names:
         assert re.search(rf'DEFINE_\w+\(\s*"{name}", [^,]+.*, "[A-Z].*\."\)', source), name

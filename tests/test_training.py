@@ -151,3 +151,12 @@ def test_the_step_is_traced_once(monkeypatch):
 def test_configurations_survive_json(value):
     config = TrainConfig(scale=None if value == "0.1" else value, classes=(3, 8))
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_examples_of_ones_own_are_trained_on():
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0.1, 1, (50, 3)).astype("float32"), np.zeros((50, 2), "float32") + 0.5
+    data = dnntk.Dataset("mine", "mine: 40 and 10 points", x[:40], y[:40], x[40:], y[40:])
+    result = train(TrainConfig(depth=50, steps=30), dataset=data, progress=False)
+    assert result.summary["test_accuracy"] is None
+    assert result.history[-1]["test_loss"] < 0.01 * result.history[0]["test_loss"]

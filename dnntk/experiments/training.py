@@ -24,6 +24,7 @@ from dnntk.checkpoints import Checkpoints
 from dnntk.config import EVALUATIONS, RESUMABLE, TrainConfig
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
+from dnntk.evaluation import as_trained, confusion, scores
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job, Plan
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
@@ -60,6 +61,7 @@ def train(
     config: TrainConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,
     *,
+    dataset: Dataset | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
@@ -69,6 +71,7 @@ def train(
       config: the run; None is the default one (1000 layers, digits 0 and 1).
       workdir: folder for configuration, metrics, checkpoints, summary and figures; None writes
         nothing.
+      dataset: examples of your own, instead of those that ``config`` names.
       resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
         never cut off (on the same machine and devices).
       progress: show a progress bar.
@@ -84,11 +87,13 @@ def train(
     config = config or TrainConfig()
     with jax.enable_x64(config.dtype == "float64"):
         folder = None if workdir is None else _open(RunFolder(workdir), config, resume)
-        return _Run(config, folder, resume, progress).result()
+        data = load_dataset_for(config) if dataset is None else dataset
+        return _Run(config, data, folder, resume, progress).result()
 
 
 def _open(folder: RunFolder, config: TrainConfig, resume: bool) -> RunFolder:
     if not resume:
+        folder.make()
         if folder.holds_run:
             raise InputError(
                 f"workdir: expected one without a run, {folder.path} holds one; "
@@ -109,11 +114,17 @@ class _Run:
     """One sitting of a run. Its parts, in the order they are made, are its attributes."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder | None, resume: bool, progress: bool
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        folder: RunFolder | None,
+        resume: bool,
+        progress: bool,
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress
         self.begun = time.perf_counter()
-        self.dataset = _network_inputs(config, load_dataset_for(config))
+        arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
+        self.dataset = dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
         self.variables = jax.jit(self.model.init)(
             jax.random.key(config.seed), jnp.asarray(self.dataset.x_train[:1])
@@ -278,7 +289,7 @@ class _Run:
         limit = self.plan.lambda_max
         advice = f"the stable limit was {2 / limit:.3g} at the start; " if limit else ""
         used = f"time_step {self.plan.time_step:.3g}" if self.plan.time_step else "learning rate"
-        kept = f"; the checkpoints in {self.folder.path} are from before" if self.folder else ""
+        kept = f"; the last good checkpoint stays in {self.folder.path}" if self.folder else ""
         raise Diverged(
             f"the loss went from {first:.3g} to {loss:.3g} at step {step}: lower the {used} "
             f"({advice}a larger scale keeps the kernel still){kept}",
@@ -287,20 +298,16 @@ class _Run:
 
     def _losses(self, step: int) -> dict[str, Any]:
         """Loss and accuracy on both splits: on all examples after the last step, else on some."""
+        data, limit = self.dataset, None if step == self.plan.steps else EVALUATED_ON_THE_WAY
         found: dict[str, Any] = {}
-        data = self.dataset
-        limit = None if step == self.plan.steps else EVALUATED_ON_THE_WAY
-        splits = (
-            ("", "train_", data.x_train, data.y_train),
-            ("test_", "test_", data.x_test, data.y_test),
-        )
-        for loss_prefix, prefix, x, y in splits:
-            outputs = self.predict(self.state.params, self.frozen, x[:limit], self.batch_size)
-            targets = y[:limit]
-            loss = 0.5 * np.mean(np.sum((outputs - targets).astype(np.float64) ** 2, axis=1))
-            found[f"{loss_prefix}loss"] = float(loss)
-            right = None if data.labels_train is None else decide(outputs) == decide(targets)
-            found[f"{prefix}accuracy"] = None if right is None else float(np.mean(right))
+        for name, x, y in (
+            ("train", data.x_train[:limit], data.y_train[:limit]),
+            ("test", data.x_test[:limit], data.y_test[:limit]),
+        ):
+            outputs = self.predict(self.state.params, self.frozen, x, self.batch_size)
+            loss, accuracy = scores(outputs, y, data.labels_train is not None)
+            found["loss" if name == "train" else "test_loss"] = loss
+            found[f"{name}_accuracy"] = accuracy
         return found
 
     def _evaluate(self, step: int) -> None:
@@ -340,13 +347,12 @@ class _Run:
         title = f"{self.config.depth:,}-layer {self.config.arch.upper()}, {data.name}"
         figures.save(figures.loss_figure(self.history, title), path / "loss")
         outputs = self.predict(self.state.params, self.frozen, data.x_test, self.batch_size)
-        if data.labels_test is None:
+        if data.name == "toy":
             figures.save(figures.arc_figure(data.x_test, data.y_test, outputs, title), path / "fit")
-            return
-        counts = np.zeros((len(data.classes),) * 2, int)
-        np.add.at(counts, (data.labels_test, decide(outputs)), 1)
-        figure = figures.confusion_figure(counts, data.classes, f"{title}: test set")
-        figures.save(figure, path / "confusion")
+        if data.labels_test is not None:
+            counts = confusion(outputs, data.labels_test, len(data.classes))
+            figure = figures.confusion_figure(counts, data.classes, f"{title}: test set")
+            figures.save(figure, path / "confusion")
 
 
 def load_dataset_for(config: TrainConfig) -> Dataset:
@@ -357,27 +363,6 @@ def load_dataset_for(config: TrainConfig) -> Dataset:
         data_dir=config.data_dir,
         pool=config.pool_or_default,
         seed=config.seed,
-    )
-
-
-def decide(outputs: np.ndarray) -> np.ndarray:
-    """Class indices [n]: the largest of several outputs, or one output's side of 1/2."""
-    return np.argmax(outputs, axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
-
-
-def _network_inputs(config: TrainConfig, dataset: Dataset) -> Dataset:
-    """Inputs flattened for an MLP, everything in the run's dtype."""
-
-    def shaped(x: np.ndarray) -> np.ndarray:
-        x = x.reshape(len(x), -1) if config.arch == "mlp" else x
-        return x.astype(config.dtype)
-
-    return dataclasses.replace(
-        dataset,
-        x_train=shaped(dataset.x_train),
-        x_test=shaped(dataset.x_test),
-        y_train=dataset.y_train.astype(config.dtype),
-        y_test=dataset.y_test.astype(config.dtype),
     )
 
 

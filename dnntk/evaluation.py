@@ -1,0 +1,40 @@
+"""How good a network's outputs are: loss, accuracy, confusion."""
+
+from typing import Any
+
+import numpy as np
+
+from dnntk.data import Dataset
+
+
+def decide(outputs: np.ndarray) -> np.ndarray:
+    """Class indices [n]: the largest of several outputs, or one output's side of 1/2."""
+    return np.argmax(outputs, axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
+
+
+def scores(outputs: np.ndarray, y: np.ndarray, labelled: bool) -> tuple[float, float | None]:
+    """The thesis's loss 1/2 E ||f - y||^2, and the share of right decisions where y are classes."""
+    loss = 0.5 * np.mean(np.sum((outputs - y).astype(np.float64) ** 2, axis=1))
+    right = float(np.mean(decide(outputs) == decide(y))) if labelled else None
+    return float(loss), right
+
+
+def confusion(outputs: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Counts [classes, classes]: true class by row, decided class by column."""
+    counts = np.zeros((classes, classes), int)
+    np.add.at(counts, (labels, decide(outputs)), 1)
+    return counts
+
+
+def as_trained(dataset: Dataset, flat: bool, dtype: str) -> dict[str, Any]:
+    """The dataset's arrays in a network's dtype, images flattened for an MLP."""
+
+    def shaped(x: np.ndarray) -> np.ndarray:
+        return (x.reshape(len(x), -1) if flat else x).astype(dtype)
+
+    return {
+        "x_train": shaped(dataset.x_train),
+        "x_test": shaped(dataset.x_test),
+        "y_train": dataset.y_train.astype(dtype),
+        "y_test": dataset.y_test.astype(dtype),
+    }
