@@ -26,10 +26,8 @@ def matrix_valued(x, y):
     return features[0][:, None, :, None] * features[1][None, :, None, :]
 
 
-@pytest.mark.parametrize(
-    ("n1", "n2"), [(1, 1), (7, 7), (11, 4), (4, 11), (1, 30), (30, 1), (23, 24)]
-)
-@pytest.mark.parametrize("area", [1, 5, 16, 36, 1000])
+@pytest.mark.parametrize(("n1", "n2"), [(1, 1), (11, 4), (1, 40), (40, 1), (23, 24)])
+@pytest.mark.parametrize("area", [1, 30, 1000])
 def test_blockwise_is_the_kernel(n1, n2, area):
     x1, x2 = jnp.arange(n1, dtype=jnp.float32), jnp.arange(n2, dtype=jnp.float32)
     calls = []
@@ -43,7 +41,7 @@ def test_blockwise_is_the_kernel(n1, n2, area):
     assert all(rows * cols <= area for rows, cols in calls)
 
 
-@pytest.mark.parametrize("n", [1, 2, 7, 23])
+@pytest.mark.parametrize("n", [2, 23])
 @pytest.mark.parametrize("area", [1, 9, 30, 1000])
 def test_blockwise_symmetric_is_exactly_symmetric(n, area):
     x = jnp.asarray(numbered(n))
@@ -68,7 +66,7 @@ def test_blockwise_computes_a_pair_once():
     }
 
 
-@pytest.mark.parametrize("block_size", [1, 4, 7, 10, 100])
+@pytest.mark.parametrize("block_size", [1, 7, 10, 100])
 def test_gram_is_independent_of_the_block_size(block_size):
     x1, x2 = numbered(19), numbered(8, seed=1)
     np.testing.assert_allclose(
