@@ -160,7 +160,7 @@ def kill(folder: Path) -> dict[str, Any]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(random.Random(number).uniform(3, 20))
+        time.sleep(random.Random(number).uniform(5, 12))
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         moments.append(_last_step(cut))
