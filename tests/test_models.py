@@ -71,6 +71,22 @@ def test_both_forms_equal_the_plain_network(case, init, x64):
     np.testing.assert_allclose(apply(standard, literal, x), expected, atol=tolerance)
 
 
+@pytest.mark.parametrize("case", ["mlp", "cnn 4 x 6, two channels, 5 x 5 filters"])
+def test_zero_and_negative_inputs_are_taken_as_the_plain_network_takes_them(case, x64):
+    model, variables, x = make(case)
+    x = np.sign(np.sin(7 * np.arange(x.size))).reshape(x.shape) * x
+    x.ravel()[::5] = 0
+    variables = moved(variables)
+    standard, literal = to_standard(model, variables)
+    expected = jax.jit(plain_forward, static_argnums=1)(literal["params"], model.depth, x)
+    assert (x < 0).any() and np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(apply(model, variables, x), expected, atol=1e-11)
+    by_d = _grad(lambda p: jnp.sum(model.apply({**variables, "params": p}, x)))(variables["params"])
+    by_w = _grad(lambda p: jnp.sum(standard.apply({"params": p}, x)))(literal["params"])
+    for a, b in zip(jax.tree.leaves(by_d), jax.tree.leaves(by_w), strict=True):
+        np.testing.assert_allclose(a, b * model.step, atol=1e-11 * max(1.0, np.abs(a).max()))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_the_plain_networks(case, x64):
     model, variables, x = make(case)
