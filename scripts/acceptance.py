@@ -145,7 +145,7 @@ def kill(folder: Path) -> dict[str, Any]:
     options = [
         "--depth=1000",
         "--arch=cnn",
-        "--steps=100",
+        "--steps=400",
         "--checkpoint_every=5",
         "--batch_size=128",
     ]
