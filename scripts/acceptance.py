@@ -48,7 +48,7 @@ TRAIN = [sys.executable, str(Path(__file__).with_name("train.py"))]
 flags.DEFINE_list("checks", ["all"], "Checks to run, or 'all'.")
 flags.DEFINE_string("data_dir", None, "Folder of MNIST. None: tensorflow-datasets' own.")
 flags.DEFINE_integer("limit_examples", 6_000, "Training images of the limit kernel's prediction.")
-flags.DEFINE_integer("baseline_steps", 100, "Steps of each he_uniform run.")
+flags.DEFINE_integer("baseline_steps", 60, "Steps of each he_uniform run.")
 flags.DEFINE_string("workdir", "runs/acceptance", "Folder for all results.")
 
 Check = Callable[[Path], dict[str, Any]]
@@ -105,6 +105,7 @@ def baselines(folder: Path) -> dict[str, Any]:
                 parametrization="standard",
                 lr=lr,
                 steps=FLAGS.baseline_steps,
+                eval_every=FLAGS.baseline_steps,
             )
             run: dict[str, Any] = {"arch": arch, "lr": lr, "outcome": "finished"}
             try:
