@@ -14,10 +14,14 @@ from dnntk import Diverged, InputError
 
 # More host devices than this only cut the batch thinner.
 MOST_HOST_DEVICES = 8
+HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 
 
 def run(main: Callable[[], None]) -> None:
     """Parse the flags and call ``main``; bad input ends with exit status 2 and one line."""
+    if HELP & set(sys.argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
+        return
     try:
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:

@@ -150,6 +150,12 @@ def test_a_bad_file_is_one_line_and_status_2(name, refusals):
     check_refusal(refusals[name], part.split("-")[1])
 
 
+def test_help_lists_every_flag_with_its_default(tmp_path):
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "--depth" in done.stdout and "(default: '1000')" in done.stdout
+
+
 def test_a_good_folder_of_idx_files_trains(tmp_path):
     data = write_idx_folder(tmp_path / "data")
     done = run("--dataset=mnist", f"--data_dir={data}", "--classes=all", *SMALL, cwd=tmp_path)
