@@ -26,7 +26,7 @@ def matrix_valued(x, y):
     return features[0][:, None, :, None] * features[1][None, :, None, :]
 
 
-@pytest.mark.parametrize(("n1", "n2"), [(1, 1), (11, 4), (1, 40), (40, 1), (23, 24)])
+@pytest.mark.parametrize(("n1", "n2"), [(1, 1), (11, 4), (1, 30), (30, 1), (23, 24)])
 @pytest.mark.parametrize("area", [1, 30, 1000])
 def test_blockwise_is_the_kernel(n1, n2, area):
     x1, x2 = jnp.arange(n1, dtype=jnp.float32), jnp.arange(n2, dtype=jnp.float32)
