@@ -5,20 +5,14 @@ the printed theorems are wrong: the kernel that a network keeps throughout train
 enough. Use it to predict what such a network learns without training one. `arccos0` and `arccos1`
 are the arc-cosine kernels of Cho & Saul (2009) that it is made of.
 
-How it is computed. For Gaussians of standard deviation n, n' and correlation c,
-
-    E[relu relu] = n n' (c / 2 + even(c)) / 2,    even(c) = (sqrt(1 - c^2) + c arcsin(c)) / pi.
-
-The part c / 2 is bilinear in the inputs and costs one matrix product. The even part is
-|c| / 2 + y^(3/2) P(y) with y = 1 - |c| and P analytic, so a square root and a short polynomial
-replace arctan2. Rounding of c is not amplified as c -> 1, neither in the values nor in the
-derivatives by the inputs, so near-coincident inputs need no special case. At zero inputs with
-beta = 0, where the kernel has a kink, autodiff of this form gives the mean of the one-sided slopes.
+How it is computed. The arc-cosine kernel is n n' c / 4, which is bilinear in the inputs and costs
+one matrix product, plus n n' even(c) / 2 (see `dnntk.arccos`). At zero inputs with beta = 0, where
+the kernel has a kink, autodiff of this form gives the mean of the one-sided slopes.
 """
 
 import math
 import numbers
-from functools import cache, partial, reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -26,39 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from numpy.polynomial.chebyshev import cheb2poly
 
+from dnntk.arccos import arccos0, arccos1, even, root_and_inverse
 from dnntk.errors import InputError
 from dnntk.gram import blockwise
 
-
-def arccos1(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
-    """E[relu(g) relu(g')] of centred Gaussians: the arc-cosine kernel of order 1.
-
-    (s + (pi - atan2(s, cov)) cov) / (2 pi) with s = sqrt(var_x var_y - cov^2); Cho & Saul (2009).
-
-    Args:
-        var_x: Variance of g, not negative; any shape.
-        var_y: Variance of g', likewise; the three shapes broadcast.
-        cov: Covariance; |cov| beyond sqrt(var_x var_y), as rounding gives, counts as equal to it.
-
-    Returns:
-        The expectation, in the inputs' dtype. Its derivative by a variance, infinite where that is
-        0, is 0 there.
-    """
-    return _arccos(1, *_float_arrays(var_x, var_y, cov))
-
-
-def arccos0(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
-    """E[step(g) step(g')], 1/2 - atan2(s, cov) / (2 pi): the arc-cosine kernel of order 0.
-
-    It is the derivative of `arccos1` by cov, and takes the same arguments.
-
-    Returns:
-        The probability that both are positive, in the inputs' dtype; 1/4 where a variance is 0.
-        Its derivatives, infinite at |cov| = sqrt(var_x var_y), are 0 there.
-    """
-    return _arccos(0, *_float_arrays(var_x, var_y, cov))
+__all__ = ["arccos0", "arccos1", "limit_ntk"]
 
 
 def limit_ntk(
@@ -147,11 +114,11 @@ def _mlp_block(
 ) -> jax.Array:
     scale = rho**2 / x1.shape[1]
     inner = _inner(x1, x2.T)
-    norm1, inverse1 = _root(scale * _squared_norm(x1) + beta**2)
-    norm2, inverse2 = _root(scale * _squared_norm(x2) + beta**2)
+    norm1, inverse1 = root_and_inverse(scale * _squared_norm(x1) + beta**2)
+    norm2, inverse2 = root_and_inverse(scale * _squared_norm(x2) + beta**2)
     cosine = (scale * inner + beta**2) * (inverse1[:, None] * inverse2[None, :])
     bilinear = (1 + scale / 4) * inner + (d_out + beta**2 / 4)
-    return bilinear + (norm1[:, None] * norm2[None, :]) * (_even(cosine) / 2)
+    return bilinear + (norm1[:, None] * norm2[None, :]) * (even(cosine) / 2)
 
 
 def _cnn_block(
@@ -168,7 +135,7 @@ def _cnn_block(
     def features(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Unit patches [HW, n, k], their norms [HW, n], features of the bilinear part [n, f]."""
         patches = rho * _patches(x, kernel_size)
-        norm, inverse = _root(_squared_norm(patches) + beta**2)
+        norm, inverse = root_and_inverse(_squared_norm(patches) + beta**2)
         bias = jnp.broadcast_to(beta, (*norm.shape, 1))
         unit = jnp.concatenate([patches, bias], -1) * inverse[:, :, None]
         linear = jnp.concatenate([_patches(x, 1), patches / 2], -1)
@@ -187,7 +154,7 @@ def _cnn_block(
             unit2, norm2, members2 = other
             common_windows = (members1 @ members2)[:, None, None]
             weight = common_windows * norm2[None, None, :]
-            return total + weight * _even(_inner(unit1, unit2)), None
+            return total + weight * even(_inner(unit1, unit2)), None
 
         start = jnp.zeros((width, len(x1), len(x2)), x1.dtype)
         by_position, _ = lax.scan(position, start, (columns, norm2, members))
@@ -238,110 +205,6 @@ def _pieces(size: int) -> list[slice]:
     """Up to 32 pieces, of 128 terms: in float32 a flat sum of 784 may be off by 6e-6."""
     count = min(math.ceil(size / 128), 32)
     return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
-
-
-def _root(square: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Square root and its inverse; both 0, of derivative 0, where the square is not positive."""
-    positive = square > 0
-    root = jnp.sqrt(jnp.where(positive, square, 1.0))
-    return jnp.where(positive, root, 0.0), jnp.where(positive, 1 / root, 0.0)
-
-
-@jax.custom_jvp
-def _even(cosine: jax.Array) -> jax.Array:
-    """(sqrt(1 - c^2) + c arcsin(c)) / pi; beyond +-1, by rounding, its value there."""
-    size = jnp.minimum(jnp.abs(cosine), 1.0)
-    y = 1 - size
-    return size / 2 + y * jnp.sqrt(y) * _series(y, order=1)
-
-
-@_even.defjvp
-def _even_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (cosine,), (tangent,) = primals, tangents
-    sign = jnp.where(cosine < 0, -1.0, 1.0)  # abs would spoil the second derivative at 0
-    y = 1 - sign * cosine
-    arcsine = sign * (0.5 - _root(y)[0] * _series(y, order=0))  # over pi
-    return _even(cosine), arcsine * tangent
-
-
-def _series(y: jax.Array, order: int) -> jax.Array:
-    """See `_polynomial`; by Horner's rule."""
-    degree = (8, 6) if y.dtype.itemsize <= 4 else (17, 16)
-    coefficients = _polynomial(degree[order], order)
-    value = jnp.full_like(y, coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        value = value * (2 * y - 1) + coefficient
-    return value
-
-
-@cache
-def _polynomial(degree: int, order: int) -> tuple[float, ...]:
-    """What is analytic in the arccosine, on 0 <= y = 1 - c <= 1, in powers of 2 y - 1.
-
-    Order 0 is arccos(c) / (pi y^(1/2)) = sum_k a_k y^k, with a_k = sqrt(2) / pi binom(2k, k) /
-    (8^k (2k + 1)). Integrated, order 1 is (sqrt(1 - c^2) - c arccos(c)) / (pi y^(3/2)), with
-    a_k / (k + 3/2). As y^k = 4^-k sum_{|j| <= k} binom(2k, k - j) T_|j|(2 y - 1), they become
-    Chebyshev series, which fall by a factor of about 7 a term and are cut at the degree given.
-    """
-    terms = range(64)
-    power = [math.sqrt(2) / math.pi * math.comb(2 * k, k) / (8**k * (2 * k + 1)) for k in terms]
-    if order == 1:
-        power = [a / (k + 1.5) for k, a in enumerate(power)]
-    chebyshev = [
-        (2 if j else 1) * math.fsum(power[k] * math.comb(2 * k, k - j) / 4**k for k in terms[j:])
-        for j in range(degree + 1)
-    ]
-    return tuple(cheb2poly(chebyshev).tolist())
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _arccos(order: int, var_x: jax.Array, var_y: jax.Array, cov: jax.Array) -> jax.Array:
-    _, root, y = _sine_root_and_y(var_x, var_y, cov)
-    part = _root(y)[0] * _series(y, order)
-    if order == 0:
-        return jnp.where(cov < 0, part, 1 - part) / 2
-    return (jnp.maximum(cov, 0) + root * y * part) / 2
-
-
-@_arccos.defjvp
-def _arccos_jvp(order: int, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (var_x, var_y, cov), (dvar_x, dvar_y, dcov) = primals, tangents
-    sine, _, _ = _sine_root_and_y(*primals)
-    relative = _divide(dvar_x, var_x) + _divide(dvar_y, var_y)
-    if order == 0:
-        tangent = _divide(dcov - cov * relative / 2, 2 * jnp.pi * sine)
-    else:
-        tangent = _arccos(0, *primals) * dcov + sine * relative / (4 * jnp.pi)
-    return _arccos(order, *primals), tangent
-
-
-def _sine_root_and_y(
-    var_x: jax.Array, var_y: jax.Array, cov: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return s = sqrt(var_x var_y - cov^2), sqrt(var_x var_y) and 1 - |correlation|.
-
-    Each factor is split into halves, whose products are exact: so s keeps half its digits where
-    the Gaussians all but coincide, and is 0 where they do.
-    """
-    info = jnp.finfo(cov.dtype)
-    factors = (var_x, var_y, cov)
-    x, y, c = (lax.reduce_precision(v, info.nexp, (info.nmant + 1) // 2 - 1) for v in factors)
-    dx, dy, dc = var_x - x, var_y - y, cov - c
-    square = (x * y - c * c) + ((x * dy - c * dc) + (dx * y - c * dc)) + (dx * dy - dc * dc)
-    sine, root = _root(square)[0], _root(var_x)[0] * _root(var_y)[0]
-    share = _divide(sine, root) * _divide(sine, root + jnp.abs(cov))
-    return sine, root, jnp.where(root > 0, jnp.minimum(share, 1.0), 1.0)
-
-
-def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Quotient; 0 where y is not positive."""
-    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
-
-
-def _float_arrays(*values: ArrayLike) -> list[jax.Array]:
-    """The values in their common floating dtype, broadcast against each other."""
-    arrays = [jnp.asarray(value) for value in values]
-    return jnp.broadcast_arrays(*(a.astype(jnp.result_type(*arrays, float)) for a in arrays))
 
 
 def _checked_input(name: str, value: ArrayLike) -> jax.Array:
