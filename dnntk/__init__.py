@@ -6,6 +6,7 @@ from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
 from dnntk.experiments.training import TrainResult, train
 from dnntk.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
+from dnntk.ntk import empirical_ntk, empirical_ntk_fn
 
 __all__ = [
     "Dataset",
@@ -15,6 +16,8 @@ __all__ = [
     "InputError",
     "TrainConfig",
     "TrainResult",
+    "empirical_ntk",
+    "empirical_ntk_fn",
     "kernel",
     "load_dataset",
     "to_standard",

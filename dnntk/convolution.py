@@ -89,6 +89,12 @@ def transpose_filter(w: jax.Array) -> jax.Array:
     return w[::-1, :, ::-1].transpose(0, 3, 2, 1)
 
 
+def shifts(h: jax.Array, layout: RowLayout) -> list[jax.Array]:
+    """``h`` moved to where the filter's q^2 entries look, row by row of the filter."""
+    reach = range(-(layout.kernel_size // 2), layout.kernel_size // 2 + 1)
+    return [_shift(h, dy * layout.row + dx) for dy in reach for dx in reach]
+
+
 def _shift(h: jax.Array, step: int) -> jax.Array:
     """``out[:, p] = h[:, p + step]``, zero where that is outside."""
     if step == 0:

@@ -8,6 +8,7 @@ and writes into a NumPy array, which may be a memory map.
 import math
 import numbers
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,27 +27,32 @@ def blockwise(
     x1: jax.Array,
     x2: jax.Array | None,
     area: int,
+    most: int | None = None,
 ) -> jax.Array:
     """Compute a Gram matrix in blocks of one shape; works under jit, vmap and grad.
 
     Args:
-        pair_fn: [b1, ...], [b2, ...] -> [b1, b2], the kernel of a block; symmetric where x2 is
-            None.
+        pair_fn: [b1, ...], [b2, ...] -> [b1, b2], or [b1, b2, k, k] or [b1, b2, k] for the values
+            of a matrix-valued kernel; the kernel of a block, symmetric where x2 is None.
         x1: [n1, ...].
         x2: [n2, ...], or None for the symmetric matrix of x1, whose pairs are computed once.
         area: Most entries in a block; static. The last blocks along an axis overlap.
+        most: Most rows, and most columns, in a block; None sets no such limit.
 
     Returns:
-        [n1, n2], exactly symmetric where x2 is None. Memory beyond the result: what a block takes;
-        reverse-mode differentiation recomputes the blocks, and adds up to twice the result.
+        [n1, n2, ...], exactly symmetric where x2 is None. Memory beyond the result: what a block
+        takes; reverse-mode differentiation recomputes the blocks, and adds up to twice the result.
     """
     symmetric = x2 is None
     x2 = x1 if x2 is None else x2
-    if 0 in (len(x1), len(x2)):
-        return jnp.zeros((len(x1), len(x2)), x1.dtype)
+    one = jax.eval_shape(pair_fn, x1[:1], x2[:1])
+    result = jnp.zeros((len(x1), len(x2), *one.shape[2:]), one.dtype)
+    if result.size == 0:
+        return result
     side = max(1, math.isqrt(area))
-    cols = _balanced(len(x2), side if symmetric else max(side, area // len(x1)))
-    rows = _balanced(len(x1), side if symmetric else max(side, area // cols))
+    most = most or max(len(x1), len(x2))
+    cols = _balanced(len(x2), min(most, side if symmetric else max(side, area // len(x1))))
+    rows = _balanced(len(x1), min(most, side if symmetric else max(side, area // cols)))
     row_starts, col_starts = _starts(len(x1), rows), _starts(len(x2), cols)
     if len(row_starts) == len(col_starts) == 1:
         return _mirror(pair_fn(x1, x2)) if symmetric else pair_fn(x1, x2)
@@ -57,18 +63,20 @@ def blockwise(
         right = lax.dynamic_slice_in_dim(x2, start[1], cols)
         return pair_fn(left, right)
 
+    def put(result: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:
+        start = jnp.pad(start, (0, result.ndim - 2))
+        return lax.dynamic_update_slice(result, values, tuple(start))
+
     def write(result: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        return lax.dynamic_update_slice(result, block(start), tuple(start)), None
+        return put(result, block(start), start), None
 
     def write_both(result: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
         values = block(start)
-        result = lax.dynamic_update_slice(result, values, tuple(start))
-        return lax.dynamic_update_slice(result, values.T, tuple(start[::-1])), None
+        return put(put(result, values, start), _swap(values), start[::-1]), None
 
     def write_diagonal(result: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        return lax.dynamic_update_slice(result, _mirror(block(start)), tuple(start)), None
+        return put(result, _mirror(block(start)), start), None
 
-    result = jnp.zeros((len(x1), len(x2)), x1.dtype)
     if not symmetric:
         pairs = [(i, j) for i in row_starts for j in col_starts]
         return lax.scan(write, result, jnp.array(pairs, jnp.int32))[0]
@@ -155,13 +163,18 @@ def _starts(n: int, size: int) -> list[int]:
 
 
 def _mirror(block: jax.Array) -> jax.Array:
-    return jnp.where(_upper(len(block), 2), block, block.T)
+    upper = jnp.where(_upper(len(block), block.ndim), block, _swap(block))
+    if block.ndim < 4:
+        return upper
+    # An input's own matrix lies on both sides of the diagonal.
+    own = np.eye(len(block), dtype=bool)[:, :, None, None]
+    return jnp.where(own, (block + _swap(block)) / 2, upper)
 
 
 def _upper(n: int, ndim: int) -> np.ndarray:
     return np.triu(np.ones((n, n), bool)).reshape((n, n) + (1,) * (ndim - 2))
 
 
-def _swap(values: np.ndarray) -> np.ndarray:
+def _swap(values: Any) -> Any:
     """K(x', x) from K(x, x'): a matrix-valued kernel is transposed in its outputs as well."""
     return values.transpose(1, 0, *range(values.ndim - 1, 1, -1))

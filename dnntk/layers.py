@@ -8,6 +8,7 @@ the others are recomputed in segments on the way back.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,16 @@ class Dense:
     def linear(self, h: jax.Array, kernel: jax.Array) -> jax.Array:
         """[in, 1, batch] and [in, out] -> [out, 1, batch]."""
         return jnp.einsum("io,ipb->opb", kernel, h, precision=jax.lax.Precision.HIGHEST)
+
+    def by_weight(self, ratio: float, q: jax.Array, g: jax.Array) -> jax.Array:
+        """Gradients by every kernel and bias, an example each.
+
+        The derivative by the bias counts ``ratio`` times:
+        [in, 1, n] and [k, out, 1, n] -> [weights, k, n].
+        """
+        q = jnp.concatenate([q[:, 0], jnp.full((1, q.shape[2]), ratio, q.dtype)])
+        products = q[:, None, None] * g[:, :, 0].swapaxes(0, 1)[None]
+        return products.reshape(-1, *products.shape[2:])
 
     def read_out(self, h: jax.Array) -> jax.Array:
         """[k, 1, batch] -> [batch, k]."""
@@ -69,6 +80,15 @@ class Convolution:
         """[in, positions, batch] -> [out, positions, batch]."""
         return convolution.convolve(h, kernel, self.layout.row)
 
+    def by_weight(self, ratio: float, q: jax.Array, g: jax.Array) -> jax.Array:
+        """As `Dense.by_weight`: [in, positions, n], [k, out, positions, n] -> [weights, k, n]."""
+        g = g.swapaxes(0, 1)
+        by_kernel = [
+            jnp.sum(moved[:, None, None] * g[None], -2).reshape(-1, *g.shape[1::2])
+            for moved in convolution.shifts(q, self.layout)
+        ]
+        return jnp.concatenate([*by_kernel, ratio * jnp.sum(g, -2)])
+
     def read_out(self, h: jax.Array) -> jax.Array:
         """Global average pool: [k, positions, batch] -> [batch, k]."""
         pixels = self.layout.height * self.layout.width
@@ -82,11 +102,14 @@ Affine = Dense | Convolution
 class Form:
     """A layer in one form: h' = max(carry h + W q + b, floor) with q = base + column h.
 
-    ``weights(name, params, initial)`` are W and b of the layers called ``name``. Constants are
-    [units, 1, 1]; ``base`` and ``floor`` may depend on the position and the example.
+    ``weights(name, params, initial)`` are W and b of the layers called ``name``. By the parameters
+    they have the derivatives ``slope(name, units)``: of W, by unit (a number where all have the
+    same), and of b, as a multiple of it. Other constants are [units, 1, 1]; ``base`` and ``floor``
+    may depend on the position and the example.
     """
 
     weights: Callable[[str, Layer, Layer | None], Layer]
+    slope: Callable[[str, int], tuple[np.ndarray | float, float]]
     column: np.ndarray | float = 1.0
     carry: np.ndarray | float = 0.0
     base: jax.Array | float = 0.0
@@ -102,15 +125,19 @@ class Form:
         return 0.0 if isinstance(self.carry, float) else jnp.asarray(self.carry) * h
 
 
-def literal_form(step: float) -> Form:
-    """The thesis's matrices as they are, or an initial matrix + D * step."""
+def literal_form(step: float | None) -> Form:
+    """The thesis's matrices as they are (no step), or an initial matrix + D * step."""
 
     def weights(name: str, params: Layer, initial: Layer | None) -> Layer:
-        if initial is None:
+        if step is None:
             return params
         return jax.tree.map(lambda w, d: w + step * d, initial, params)
 
-    return Form(weights)
+    def slope(name: str, units: int) -> tuple[float, float]:
+        del name, units
+        return (1.0 if step is None else step), 1.0
+
+    return Form(weights, slope)
 
 
 def ntk_form(
@@ -126,13 +153,18 @@ def ntk_form(
     root, random = math.sqrt(depth), d_in
     dtype = packed.dtype
 
+    def slope(name: str, units: int) -> tuple[np.ndarray, float]:
+        by_unit = np.full(units, 1 / root)
+        if name != "last":
+            by_unit[random] = 1 / (scale * root)
+        # Its own inputs are of size 1, the other layers' of size C, which they are divided by.
+        return (by_unit / scale, 1.0) if name == "first" else (by_unit, 1 / scale)
+
     def weights(name: str, params: Layer, initial: Layer | None) -> Layer:
         kernel, bias = params["kernel"], params["bias"]
-        row = np.full(kernel.shape[-1], 1 / root)
-        if name != "last":
-            row[random] = 1 / (scale * root)
-        kernel = kernel * _last_axis(row / scale if name == "first" else row, kernel)
-        bias = bias * _last_axis(row / scale, bias)
+        by_unit, ratio = slope(name, kernel.shape[-1])
+        kernel = kernel * _last_axis(by_unit, kernel)
+        bias = bias * _last_axis(by_unit * ratio, bias)
         if initial is not None:
             u = initial["kernel"] / scale if name == "first" else initial["kernel"]
             kernel = kernel.at[..., :d_in, random].add(u)
@@ -150,6 +182,7 @@ def ntk_form(
     start = jnp.concatenate([below, jnp.zeros((1 + d_out, *packed.shape[1:]), dtype)])
     return Form(
         weights,
+        slope,
         column=by_unit(1 / scale, 1.0, 1 / scale),
         carry=by_unit(1.0, 0.0, 1.0),
         base=base,
@@ -163,44 +196,66 @@ def _last_axis(values: np.ndarray, like: jax.Array) -> np.ndarray:
     return values.astype(like.dtype).reshape((1,) * (like.ndim - 1) + values.shape)
 
 
-def forward(
-    affine: Affine,
-    form: Form,
-    params: Layers,
-    initial: Layers,
-    packed: jax.Array,
-    segment: int,
-) -> jax.Array:
-    """Packed input -> [batch, d_out]."""
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network on one packed input, in three pieces: `first`, `middle` (once a layer), `last`.
 
-    def weights(name: str, layer: Layer, start: Layer | None) -> Layer:
-        layer = form.weights(name, layer, start)
-        return {"kernel": affine.arrange(layer["kernel"]), "bias": layer["bias"]}
+    Each takes what `weights` made of the parameters of its layers, and a ``shift`` that is added to
+    the pre-activations: it is 0, and its derivative is that by the pre-activations.
+    """
 
-    def linear(q: jax.Array, layer: Layer) -> jax.Array:
-        return affine.linear(q, layer["kernel"]) + layer["bias"][:, None, None]
+    affine: Affine
+    form: Form
+    packed: jax.Array
 
-    def activate(z: jax.Array) -> jax.Array:
-        return jnp.where(affine.mask & (z > form.floor), z, form.floor)
+    def weights(self, name: str, params: Layer, initial: Layer | None) -> Layer:
+        """Weights of the layers called ``name``, stacked where these are."""
+        layer = self.form.weights(name, params, initial)
+        return {"kernel": self.affine.arrange(layer["kernel"]), "bias": layer["bias"]}
 
-    def step(h: jax.Array, layer: Layer) -> tuple[jax.Array, None]:
-        return activate(linear(form.read(h), layer) + form.carried(h)), None
+    def first(self, layer: Layer, shift: jax.Array | float = 0.0) -> jax.Array:
+        """The state behind the first layer."""
+        return self._activate(self._linear(self.packed, layer) + self.form.start + shift)
+
+    def middle(self, h: jax.Array, layer: Layer, shift: jax.Array | float = 0.0) -> jax.Array:
+        """State to next state."""
+        z = self._linear(self.form.read(h), layer) + self.form.carried(h)
+        return self._activate(z + shift)
+
+    def last(self, h: jax.Array, layer: Layer, shift: jax.Array | float = 0.0) -> jax.Array:
+        """State to outputs [batch, d_out]."""
+        out = self._linear(self.form.read(h), layer) + shift
+        outputs = h[h.shape[0] - out.shape[0] :]
+        return self.affine.read_out(out if isinstance(self.form.carry, float) else out + outputs)
+
+    def _linear(self, q: jax.Array, layer: Layer) -> jax.Array:
+        return self.affine.linear(q, layer["kernel"]) + layer["bias"][:, None, None]
+
+    def _activate(self, z: jax.Array) -> jax.Array:
+        return jnp.where(self.affine.mask & (z > self.form.floor), z, self.form.floor)
+
+
+def forward(network: Network, params: Layers, initial: Layers, segment: int) -> jax.Array:
+    """Outputs [batch, d_out]; ``segment`` layers at a time are recomputed on the way back."""
 
     @jax.checkpoint
     def run(h: jax.Array, layers: tuple[Layer, Layer | None]) -> jax.Array:
-        return jax.lax.scan(step, h, weights("middle", *layers))[0]
+        weights = network.weights("middle", *layers)
+        return jax.lax.scan(lambda h, layer: (network.middle(h, layer), None), h, weights)[0]
 
-    first = weights("first", params["first"], initial.get("first"))
-    h = activate(linear(packed, first) + form.start)
-    middle = (params["middle"], initial.get("middle"))
-    length = params["middle"]["bias"].shape[0]
-    full = length // segment * segment
-    if full:
-        blocks = jax.tree.map(lambda p: p[:full].reshape(-1, segment, *p.shape[1:]), middle)
+    h = network.first(network.weights("first", params["first"], initial.get("first")))
+    blocks, rest = in_segments((params["middle"], initial.get("middle")), segment)
+    if blocks is not None:
         h, _ = jax.lax.scan(lambda h, block: (run(h, block), None), h, blocks)
-    if length > full:
-        h = run(h, jax.tree.map(lambda p: p[full:], middle))
-    last = weights("last", params["last"], initial.get("last"))
-    out = linear(form.read(h), last)
-    outputs = h[h.shape[0] - out.shape[0] :]
-    return affine.read_out(out if isinstance(form.carry, float) else out + outputs)
+    if rest is not None:
+        h = run(h, rest)
+    return network.last(h, network.weights("last", params["last"], initial.get("last")))
+
+
+def in_segments(layers: Any, segment: int) -> tuple[Any, Any]:
+    """Stacked layers as [blocks, segment, ...] and those left over, each None where empty."""
+    length = jax.tree.leaves(layers)[0].shape[0]
+    full = length // segment * segment
+    blocks = jax.tree.map(lambda p: p[:full].reshape(-1, segment, *p.shape[1:]), layers)
+    rest = jax.tree.map(lambda p: p[full:], layers)
+    return (blocks if full else None), (rest if length > full else None)

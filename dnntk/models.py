@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from dnntk import convolution, initializers
 from dnntk.errors import InputError
-from dnntk.layers import Affine, Convolution, Dense, forward, literal_form, ntk_form
+from dnntk.layers import Affine, Convolution, Dense, Network, forward, literal_form, ntk_form
 
 PARAMETRIZATIONS = ("ntk", "standard")
 Variables = dict[str, Any]
@@ -59,6 +59,10 @@ class _DeepNarrow(nn.Module):
     initialization: str = "deep_narrow"
     parametrization: str = "ntk"
     segment: int | None = None
+
+    def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
+        """The pieces that an architecture is made of."""
+        raise NotImplementedError
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -146,17 +150,29 @@ class _DeepNarrow(nn.Module):
         names = [name for name in shapes if self.has_variable("initial", name)]
         return params, {name: self.get_variable("initial", name) for name in names}
 
-    def _run(self, affine: Affine, x: jax.Array, d_in: int) -> jax.Array:
+    def _network(
+        self, affine: Affine, x: jax.Array, d_in: int
+    ) -> tuple[Network, initializers.Layers, initializers.Layers]:
         params, initial = self._variables(d_in, affine.window, x.dtype)
         dtype = jnp.result_type(x, params["first"]["kernel"])
         x, params, initial = jax.tree.map(lambda v: jnp.asarray(v, dtype), (x, params, initial))
         packed = affine.pack(x)
-        if self.initialization == "deep_narrow" and self.parametrization == "ntk":
+        if self.parametrization == "standard":
+            form = literal_form(None)
+        elif self.initialization == "deep_narrow":
             form = ntk_form(packed, self.depth, d_in, self.d_out, self.scale, affine.mask)
         else:
             form = literal_form(self.step)
-        segment = self.segment or max(1, round(math.sqrt(self.depth)))
-        return forward(affine, form, params, initial, packed, segment)
+        return Network(affine, form, packed), params, initial
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Inputs to outputs [n, d_out]."""
+        return forward(*self.network(x), self.layers_a_segment)
+
+    @property
+    def layers_a_segment(self) -> int:
+        """``segment``, or what takes the least memory."""
+        return self.segment or max(1, round(math.sqrt(self.depth)))
 
 
 class DeepNarrowMLP(_DeepNarrow):
@@ -184,12 +200,12 @@ class DeepNarrowMLP(_DeepNarrow):
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, d_in] -> [n, d_out]."""
+    def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
+        """The network on x [n, d_in] in its pieces, and its parameters and initial values."""
         x = _floating(x)
         if x.ndim != 2:
             raise InputError(f"x: an MLP expects [n, d_in], got shape {x.shape}")
-        return self._run(Dense(), x, x.shape[1])
+        return self._network(Dense(), x, x.shape[1])
 
 
 class DeepNarrowCNN(_DeepNarrow):
@@ -218,8 +234,8 @@ class DeepNarrowCNN(_DeepNarrow):
             raise InputError(f"pool: expected a side of at least 1, got {self.pool}")
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[n, H, W, c] -> [n, d_out]."""
+    def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
+        """The network on x [n, H, W, c] in its pieces, its parameters and initial values."""
         x = _floating(x)
         if x.ndim != 4:
             raise InputError(f"x: a CNN expects images [n, H, W, c], got shape {x.shape}")
@@ -230,7 +246,7 @@ class DeepNarrowCNN(_DeepNarrow):
         if self.pool > 1:
             x = nn.avg_pool(x, (self.pool, self.pool), (self.pool, self.pool))
         layout = convolution.RowLayout(x.shape[1], x.shape[2], self.kernel_size)
-        return self._run(Convolution(layout), x, x.shape[3])
+        return self._network(Convolution(layout), x, x.shape[3])
 
 
 DeepNarrow = DeepNarrowMLP | DeepNarrowCNN

@@ -1,0 +1,75 @@
+"""Checks of arguments that the numerical modules share: one line that names the argument."""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from dnntk.errors import InputError
+
+
+def checked_array(name: str, value: ArrayLike) -> jax.Array:
+    """The value as an array; finite where its values are known, that is, where it is not traced."""
+    with jax.ensure_compile_time_eval():  # inside a traced function, constants are checked too
+        try:
+            x = jnp.asarray(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{name} must be an array of numbers, got {value!r:.60}") from None
+        if jnp.iscomplexobj(x):
+            raise InputError(f"{name} must be real, got {x.dtype}; stack real and imaginary parts")
+        if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
+            raise InputError(
+                f"{name} must be finite, got NaN or infinity; drop or fill those inputs"
+            )
+    return x
+
+
+def checked_inputs(name: str, value: ArrayLike) -> jax.Array:
+    """A batch for a network or its limit: [n, d_in] or [n, H, W, c], floating point, finite."""
+    x = checked_array(name, value)
+    if x.ndim not in (2, 4) or 0 in x.shape[1:]:
+        raise InputError(
+            f"{name} must be [n, d_in] or NHWC images [n, H, W, c], got shape {x.shape}; "
+            "add the missing axes"
+        )
+    return x.astype(jnp.result_type(x, float))
+
+
+def check_alike(x1: jax.Array, x2: jax.Array) -> None:
+    """Two batches must hold inputs of one shape."""
+    if x1.shape[1:] != x2.shape[1:]:
+        raise InputError(
+            f"x2 must hold inputs of shape {x1.shape[1:]}, as x1 does, got {x2.shape[1:]}; "
+            "reshape or resize one of them"
+        )
+
+
+def check_deviation(name: str, value: Any) -> None:
+    """A standard deviation: a finite number >= 0, unless it is traced."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        valid = np.ndim(value) == 0 and 0 <= float(value) < math.inf
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InputError(
+            f"{name}, a standard deviation, must be a finite number >= 0, got {value!r}"
+        )
+
+
+def check_count(name: str, value: Any) -> None:
+    """A positive integer."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise InputError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """One of a few words."""
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

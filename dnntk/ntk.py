@@ -1,0 +1,374 @@
+"""The empirical neural tangent kernel: what a network's Jacobian says that training will do.
+
+`empirical_ntk` is the thesis's scaled NTK of a deep narrow network, (1 / (L C^2)) J(x) J(x')^T, at
+any time of its training; `empirical_ntk_fn` is the plain J(x) J(x')^T of any Flax module or apply
+function. Three methods give the same numbers:
+
+* ``jacfwd``: the definition, `jax.jacfwd` under `jax.vmap`. Cost: a forward pass a parameter.
+* ``jacrev``: a backward pass an output. Memory: outputs x parameters an example.
+* ``layerwise``: deep narrow networks only. With A a layer's inputs and B the outputs' derivative by
+  its pre-activations, a layer adds (A A'^T + 1) * (B B'^T): one scan over depth adds them up. The
+  Jacobian of the network is never there, and compile time does not grow with depth.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from dnntk.checks import (
+    check_alike,
+    check_choice,
+    check_count,
+    checked_array,
+    checked_inputs,
+)
+from dnntk.errors import InputError
+from dnntk.gram import blockwise
+from dnntk.layers import Layer, Network, in_segments
+from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
+
+Method = Literal["auto", "layerwise", "jacfwd", "jacrev"]
+Outputs = Literal["full", "trace", "diagonal"]
+
+# Array elements that a block of examples may take, beside the result: 1 GB in float32.
+BLOCK_ELEMENTS = 1 << 28
+# Up to this many weights a layer, one product over all weights of a segment is faster than two
+# products and a multiplication of n1 n2 entries a layer.
+FEW_WEIGHTS = 400
+# How an [n1, n2] factor meets the layouts of `_products`.
+NEW_AXES: dict[str, tuple[int, ...]] = {"full": (0, 2), "trace": (), "diagonal": (0,)}
+
+
+def empirical_ntk(
+    model: DeepNarrow,
+    variables: Variables,
+    x1: ArrayLike,
+    x2: ArrayLike | None = None,
+    *,
+    method: Method = "auto",
+    outputs: Outputs = "full",
+    block_size: int | None = None,
+) -> jax.Array:
+    """Scaled NTK of a deep narrow network, (1 / (L C^2)) J(x) J(x')^T (section 3.1.1).
+
+    Args:
+        model: `DeepNarrowMLP` or `DeepNarrowCNN`; any initialization, either parametrization.
+        variables: of ``model``, trained or not.
+        x1: [n1, d_in], or NHWC images [n1, H, W, c].
+        x2: [n2, ...]; None means x1, and then each pair of blocks is computed once.
+        method: "layerwise", "jacfwd" or "jacrev" (see the module's docstring; they agree to
+            rounding); "auto" is "layerwise".
+        outputs: "full" is the kernel matrix of all pairs of outputs, "trace" the sum of its
+            diagonal, "diagonal" an output with itself only.
+        block_size: most examples of x1, and of x2, at a time; None is as many as fit in about 1 GB
+            beside the result. The result does not depend on it, up to rounding.
+
+    Returns:
+        [n1, n2, d_out, d_out] ("full"), [n1, n2] ("trace") or [n1, n2, d_out] ("diagonal"), in the
+        dtype of inputs and parameters together. Layerwise, time is of order n1 n2 (width + d_out^2
+        width) L for an MLP, n1 n2 d_out^2 width^2 q^2 L for a CNN.
+
+    Raises:
+        InputError: an argument has the wrong shape, type or range, or an input is not finite.
+    """
+    if not isinstance(model, DeepNarrowMLP | DeepNarrowCNN):
+        raise InputError(
+            "model: expected a DeepNarrowMLP or DeepNarrowCNN, got "
+            f"{type(model).__name__}; dnntk.empirical_ntk_fn takes any Flax module"
+        )
+    left, right = _checked_pair(x1, x2)
+    check_choice("method", method, get_args(Method))
+    check_choice("outputs", outputs, get_args(Outputs))
+    if block_size is not None:
+        check_count("block_size", block_size)
+    method = "layerwise" if method == "auto" else method
+    return _empirical_ntk(model, method, outputs, block_size, variables, left, right)
+
+
+def empirical_ntk_fn(
+    apply_fn: nn.Module | Callable[..., Any],
+    *,
+    method: Literal["jacrev", "jacfwd"] = "jacrev",
+    outputs: Outputs = "full",
+    block_size: int | None = None,
+) -> Callable[..., jax.Array]:
+    """The unscaled NTK J(x) J(x')^T of any Flax module or apply function.
+
+    Args:
+        apply_fn: a flax module, its ``apply``, or a function (variables, x [n, ...]) -> [n, ...].
+            It is given one example at a time, as a batch of one under `jax.vmap`, so that examples
+            must not see each other: call batch normalization with its running averages.
+        method: "jacrev" (a backward pass an output) or "jacfwd" (a forward pass a parameter).
+        outputs: as in `empirical_ntk`.
+        block_size: most examples of x1, and of x2, whose Jacobians are held at a time; None is as
+            many as take about 1 GB. The result does not depend on it, up to rounding.
+
+    Returns:
+        ntk(variables, x1, x2=None): [n1, n2, k, k], [n1, n2] or [n1, n2, k], k the outputs of an
+        example, flattened and joined. ``variables`` is whatever apply_fn takes first; the
+        derivative is by its entry "params" where it is a mapping that has one, as flax's
+        variables, else by all its floating-point arrays. x2=None means x1. Pure and jitted: keep
+        the function, and it is compiled once a shape; it works under vmap over variables. Memory
+        beyond the result: 2 block_size k parameters, and the passes over the network.
+
+    Raises:
+        InputError: an argument has the wrong type or range, an input is not finite, or apply_fn
+            does not return [n, ...].
+    """
+    apply = apply_fn.apply if isinstance(apply_fn, nn.Module) else apply_fn
+    if not callable(apply):
+        raise InputError(f"apply_fn must be a flax module or a function, got {apply_fn!r:.60}")
+    check_choice("method", method, ("jacrev", "jacfwd"))
+    check_choice("outputs", outputs, get_args(Outputs))
+    if block_size is not None:
+        check_count("block_size", block_size)
+    compute = jax.jit(partial(_explicit_ntk, apply, method, outputs, block_size))
+
+    def ntk(variables: Any, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
+        left = _batch("x1", x1)
+        right = None if x2 is None or x2 is x1 else _batch("x2", x2)
+        if right is not None:
+            check_alike(left, right)
+        return compute(variables, left, right)
+
+    return ntk
+
+
+def _checked_pair(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
+    left = checked_inputs("x1", x1)
+    if x2 is None or x2 is x1:
+        return left, None
+    right = checked_inputs("x2", x2)
+    check_alike(left, right)
+    return left, right
+
+
+def _batch(name: str, value: ArrayLike) -> jax.Array:
+    x = checked_array(name, value)
+    if x.ndim == 0:
+        raise InputError(f"{name} must be a batch [n, ...], got one number; add an axis")
+    return x
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _empirical_ntk(
+    model: DeepNarrow,
+    method: Method,
+    outputs: Outputs,
+    block_size: int | None,
+    variables: Variables,
+    x1: jax.Array,
+    x2: jax.Array | None,
+) -> jax.Array:
+    if method != "layerwise":
+        kernel = _explicit_ntk(model.apply, method, outputs, block_size, variables, x1, x2)
+        return kernel * (model.step**2 if model.parametrization == "standard" else 1.0)
+    plan = _plan(model, x1.shape[1:])
+    block = block_size or max(1, BLOCK_ELEMENTS // (2 * plan.elements))
+    pair = partial(_layerwise, model, outputs, plan, variables)
+    return blockwise(pair, x1, x2, block**2, most=block)
+
+
+# ---- any network: Jacobians held explicitly
+
+
+def _explicit_ntk(
+    apply: Callable[..., Any],
+    method: Method,
+    outputs: Outputs,
+    block_size: int | None,
+    variables: Any,
+    x1: jax.Array,
+    x2: jax.Array | None = None,
+) -> jax.Array:
+    """J(x) J(x')^T, a block of examples at a time."""
+    params, rebuild = _trainable(variables)
+
+    def outputs_of(params: list[jax.Array], x: jax.Array) -> jax.Array:
+        leaves = [jnp.asarray(y) for y in jax.tree.leaves(apply(rebuild(params), x[None]))]
+        for y in leaves:
+            if y.ndim == 0 or len(y) != 1:
+                raise InputError(
+                    "apply_fn: expected outputs [n, ...] for inputs [n, ...], got shape "
+                    f"{y.shape} for n = 1; return an entry an example"
+                )
+        return jnp.concatenate([y.reshape(-1) for y in leaves])
+
+    differentiate = jax.jacfwd if method == "jacfwd" else jax.jacrev
+    jacobian = jax.vmap(differentiate(outputs_of), (None, 0))
+
+    def pair(x1: jax.Array, x2: jax.Array) -> jax.Array:
+        left = jacobian(params, x1)
+        right = left if x2 is x1 else jacobian(params, x2)
+        flat = lambda j: j.reshape(*j.shape[:2], -1)  # noqa: E731
+        products = [_inner(flat(a), flat(b), outputs) for a, b in zip(left, right, strict=True)]
+        return sum(products[1:], start=products[0])
+
+    if block_size is None:
+        k = jax.eval_shape(outputs_of, params, jax.eval_shape(lambda x: x[0], x1)).size
+        block_size = max(1, BLOCK_ELEMENTS // (2 * k * sum(p.size for p in params)))
+    return blockwise(pair, x1, x2, block_size**2, most=block_size)
+
+
+def _inner(a: jax.Array, b: jax.Array, outputs: Outputs) -> jax.Array:
+    """[n1, k, p], [n2, k, p] -> the products of rows that ``outputs`` asks for."""
+    indices = {"full": "nmkl", "trace": "nm", "diagonal": "nmk"}[outputs]
+    row = "l" if outputs == "full" else "k"
+    return jnp.einsum(f"nkp,m{row}p->{indices}", a, b, precision=lax.Precision.HIGHEST)
+
+
+def _trainable(variables: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
+    """The arrays to differentiate by, and how to put them back among ``variables``."""
+    nested = isinstance(variables, Mapping) and "params" in variables
+    leaves, structure = jax.tree.flatten(variables["params"] if nested else variables)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not moving:
+        raise InputError("variables: expected floating-point arrays to differentiate by, got none")
+
+    def rebuild(params: list[jax.Array]) -> Any:
+        whole = list(leaves)
+        for i, value in zip(moving, params, strict=True):
+            whole[i] = value
+        tree = jax.tree.unflatten(structure, whole)
+        return {**variables, "params": tree} if nested else tree
+
+    return [leaves[i] for i in moving], rebuild
+
+
+# ---- deep narrow networks: layer by layer
+
+
+class _Plan(NamedTuple):
+    """How the layers are gone through: ``segment`` at a time, ``elements`` held an example."""
+
+    segment: int
+    elements: int
+    features: bool
+
+
+def _plan(model: DeepNarrow, shape: tuple[int, ...]) -> _Plan:
+    """The segment that takes the least memory: state at its starts, and what it needs inside."""
+    if isinstance(model, DeepNarrowCNN):
+        positions = math.prod(shape[:2]) // model.pool**2
+        window = model.kernel_size**2
+    else:
+        positions = window = 1
+    width = shape[-1] + 1 + model.d_out
+    state, weights = width * positions, (window * width + 1) * width
+    features = isinstance(model, DeepNarrowCNN) or weights <= FEW_WEIGHTS
+    inside = state * (2 + 2 * model.d_out) + (weights * model.d_out if features else 0)
+    segment = model.segment or max(1, round(math.sqrt(model.depth * state / inside)))
+    return _Plan(segment, state * (model.depth // segment + 1) + inside * segment, features)
+
+
+def _layerwise(
+    model: DeepNarrow,
+    outputs: Outputs,
+    plan: _Plan,
+    variables: Variables,
+    x1: jax.Array,
+    x2: jax.Array,
+) -> jax.Array:
+    """The scaled NTK of a pair of blocks: up through the network, and down again."""
+    same = x1 is x2
+    x = x1 if same else jnp.concatenate([x1, x2])
+    network, params, initial = cast(Any, model.apply(variables, x, method="network"))
+    scale = model.step if model.parametrization == "standard" else 1.0
+    add = partial(_add_layers, network, plan.features, outputs, scale, slice(len(x1)))
+    add = partial(add, slice(None) if same else slice(len(x1), None))
+    first, last = (
+        network.weights(name, params[name], initial.get(name)) for name in ("first", "last")
+    )
+    blocks, rest = in_segments((params["middle"], initial.get("middle")), plan.segment)
+
+    def up(h: jax.Array, weights: Layer) -> tuple[jax.Array, jax.Array]:
+        return network.middle(h, weights), h
+
+    def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, jax.Array]:
+        return lax.scan(up, h, network.weights("middle", *layers))[0], h
+
+    def down(g: jax.Array, layer: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
+        h, weights = layer
+        return _pull_back(lambda h, shift: network.middle(h, weights, shift), h, h, g)
+
+    def down_segment(carry: Any, block: Any) -> tuple[Any, None]:
+        (g, total), (start, layers) = carry, block
+        weights = network.weights("middle", *layers)
+        _, states = lax.scan(up, start, weights)
+        g, by_shift = lax.scan(down, g, (states, weights), reverse=True)
+        return (g, add(total, "middle", jax.vmap(network.form.read)(states), by_shift)), None
+
+    h = network.first(first)
+    starts = None
+    if blocks is not None:
+        h, starts = lax.scan(up_segment, h, blocks)
+    if rest is not None:
+        h, rest_start = up_segment(h, rest)
+
+    k, n1, n2 = model.d_out, len(x1), len(x2)
+    units = jax.ShapeDtypeStruct((k, *h.shape[1:]), h.dtype)
+    g = jnp.repeat(jnp.eye(k, dtype=h.dtype)[:, None], len(x), 1)
+    g, by_shift = _pull_back(lambda h, shift: network.last(h, last, shift), h, units, g)
+    shape = {"full": (k, n1, k, n2), "trace": (n1, n2), "diagonal": (k, n1, n2)}[outputs]
+    total = jnp.zeros(shape, h.dtype)
+    total = add(total, "last", network.form.read(h)[None], by_shift[None])
+    if rest is not None:
+        (g, total), _ = down_segment((g, total), (rest_start, rest))
+    if blocks is not None:
+        (g, total), _ = lax.scan(down_segment, (g, total), (starts, blocks), reverse=True)
+    _, by_shift = _pull_back(lambda _, shift: network.first(first, shift), h, h, g)
+    total = add(total, "first", network.packed[None], by_shift[None])
+    return total.transpose({"full": (1, 3, 0, 2), "trace": (0, 1), "diagonal": (1, 2, 0)}[outputs])
+
+
+def _pull_back(
+    layer: Callable[[jax.Array, jax.Array], jax.Array], h: jax.Array, units: Any, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Derivatives [k, ...] of the outputs by the layer's state and by its pre-activations."""
+    _, pull = jax.vjp(layer, h, jnp.zeros(units.shape, units.dtype))
+    return jax.vmap(pull)(g)
+
+
+def _add_layers(
+    network: Network,
+    features: bool,
+    outputs: Outputs,
+    scale: float,
+    left: slice,
+    right: slice,
+    total: jax.Array,
+    name: str,
+    q: jax.Array,
+    g: jax.Array,
+) -> jax.Array:
+    """Add the share of some layers: q [s, in, positions, n], g [s, k, out, positions, n]."""
+    by_unit, ratio = network.form.slope(name, g.shape[2])
+    g = g * jnp.broadcast_to(scale * by_unit, g.shape[2:3]).astype(g.dtype)[:, None, None]
+    if features:
+        by_weight = jax.vmap(partial(network.affine.by_weight, ratio))(q, g)
+        rows = by_weight.reshape(-1, *by_weight.shape[-2:])
+        return total + _products(rows[..., left], rows[..., right], outputs)
+
+    def layer(total: jax.Array, arrays: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        q, g = arrays[0][:, 0], arrays[1][:, :, 0].swapaxes(0, 1)
+        inputs = jnp.einsum("pn,pm->nm", q[:, left], q[:, right], precision="highest") + ratio**2
+        by_shift = _products(g[..., left], g[..., right], outputs)
+        inputs = jnp.expand_dims(inputs, NEW_AXES[outputs])
+        return total + inputs * by_shift, None
+
+    return lax.scan(layer, total, (q, g))[0]
+
+
+def _products(left: jax.Array, right: jax.Array, outputs: Outputs) -> jax.Array:
+    """[p, k, n1], [p, k, n2] -> [k, n1, k, n2], [n1, n2] or [k, n1, n2]: sums over p."""
+    indices = {"full": "knlm", "trace": "nm", "diagonal": "knm"}[outputs]
+    row = "l" if outputs == "full" else "k"
+    return jnp.einsum(f"pkn,p{row}m->{indices}", left, right, precision=lax.Precision.HIGHEST)
