@@ -1,29 +1,31 @@
 """Scripts through their real command line, each in a process of its own."""
 
-import concurrent.futures
 import gzip
 import json
 import os
 import signal
 import struct
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
+from processes import command
 
-ROOT = Path(__file__).parents[1]
+WATCHED = (
+    "--arch=cnn",
+    "--depth=60",
+    "--steps=80",
+    "--eval_every=8",
+    "--checkpoint_every=4",
+    "--batch_size=100",
+)
 SMALL = ("--depth=20", "--steps=12", "--eval_every=4", "--checkpoint_every=2")
 
 
-def command(*flags):
-    return [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
-
-
 def run(*flags, cwd):
-    return subprocess.run(command(*flags), cwd=cwd, capture_output=True, text=True, timeout=300)
+    return processes.run("train.py", *flags, cwd=cwd)
 
 
 def idx(array, magic=None):
@@ -108,27 +110,51 @@ BAD_FLAGS = {
     "nothing to resume": (["--resume", "--workdir=nothing"], "resume"),
     "workdir is a file": (["--workdir=afile"], "workdir"),
     "config is not JSON": (["--resume", "--workdir=damaged"], "resume"),
-    "another run's workdir": (["--workdir=taken"], "workdir"),
-    "resume with another depth": (["--resume", "--workdir=taken", "--depth=30"], "depth"),
+    "another run's workdir": (["--workdir=runs/cnn-digits-depth60"], "workdir"),
+    "resume with another depth": (
+        ["--resume", "--workdir=runs/cnn-digits-depth60", "--depth=30"],
+        "depth",
+    ),
 }
 
 
+# Forked: the whole of train.py runs in each, but is imported once. These three are fresh processes
+# too, and must come out the same.
+FRESH = ("stray word", "resume with another depth", "truncated images")
+
+
 @pytest.fixture(scope="module")
-def refusals(tmp_path_factory):
-    """Every bad command line, run two at a time: name -> finished process."""
-    folder = tmp_path_factory.mktemp("bad")
+def first_run(tmp_path_factory):
+    """(folder, finished process) of a run that nobody named a workdir for."""
+    folder = tmp_path_factory.mktemp("first")
+    return folder, run(*WATCHED, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def bad_command_lines(first_run):
+    """(folder to run them in, name -> flags)."""
+    folder, _ = first_run
     (folder / "afile").write_text("")
     (folder / "damaged").mkdir()
     (folder / "damaged" / "config.json").write_text("{")
-    assert run(*SMALL, "--workdir=taken", cwd=folder).returncode == 0
     jobs = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     for name, replaced in BAD_FILES.items():
         data = write_idx_folder(folder / name.replace(" ", "_"), **replaced)
         jobs[name] = ["--dataset=mnist", f"--data_dir={data}"]
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(
-            zip(jobs, pool.map(lambda flags: run(*flags, cwd=folder), jobs.values()), strict=True)
-        )
+    return folder, jobs
+
+
+@pytest.fixture(scope="module")
+def refusals(bad_command_lines):
+    """Every bad command line: name -> outcome."""
+    folder, jobs = bad_command_lines
+    return processes.outcomes("train.py", jobs, folder)
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_a_forked_process_ends_as_a_fresh_one(name, refusals, bad_command_lines):
+    folder, jobs = bad_command_lines
+    assert run(*jobs[name], cwd=folder) == refusals[name]
 
 
 def check_refusal(process, part):
@@ -163,18 +189,12 @@ def test_a_good_folder_of_idx_files_trains(tmp_path):
     assert (tmp_path / "runs" / "mlp-mnist-depth20" / "summary.json").exists()
 
 
-def test_the_log_says_what_the_issue_asks_before_the_first_step(tmp_path):
-    done = run("--arch=cnn", *SMALL, cwd=tmp_path)
+def test_the_log_says_what_the_issue_asks_before_the_first_step(first_run):
+    _, done = first_run
     assert done.returncode == 0, done.stderr
     heads = [line.split(":")[0] for line in done.stdout.splitlines()]
     assert heads[:6] == ["network", "data", "device", "time_step", "compiled", "memory"]
     assert "loss=" in done.stderr and "step/s" in done.stderr
-    again = run("--arch=cnn", *SMALL, cwd=tmp_path)
-    assert again.returncode == 0
-    assert {p.name for p in (tmp_path / "runs").iterdir()} == {
-        "cnn-digits-depth20",
-        "cnn-digits-depth20-2",
-    }
 
 
 def test_a_diverging_run_ends_in_one_line_of_advice(tmp_path):
@@ -188,38 +208,59 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
-    from dnntk.checkpoints import Checkpoints
-
-    flags = (
-        "--depth=60",
-        "--steps=80",
-        "--eval_every=8",
-        "--checkpoint_every=4",
-        "--batch_size=100",
-    )
-    assert run(*flags, "--workdir=whole", cwd=tmp_path).returncode == 0
-    for wait in (3, 7):
+@pytest.fixture(scope="module")
+def killed_run(first_run):
+    """(folder, what was there after each kill) of the same command, killed twice and resumed."""
+    folder, first = first_run
+    assert first.returncode == 0, first.stderr
+    cut = folder / "runs" / "cnn-digits-depth60-2"
+    left = []
+    for flags in (WATCHED, ("--resume", f"--workdir={cut}")):
+        begun = newest_checkpoint(cut)
         victim = subprocess.Popen(
-            command(*flags, "--workdir=cut") if not (tmp_path / "cut").exists()
-            else command("--resume", "--workdir=cut"),
-            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            command("train.py", *flags),
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         deadline = time.time() + 120
-        while (
-            len(list((tmp_path / "cut" / "checkpoints").glob("[0-9]*"))) < 1
-            and time.time() < deadline
-        ):
-            time.sleep(0.05)
-        time.sleep(0.1 * wait)
+        while newest_checkpoint(cut) == begun and time.time() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.1 * len(left))
         os.kill(victim.pid, signal.SIGKILL)
         victim.wait()
-    done = run("--resume", "--workdir=cut", cwd=tmp_path)
+        left.append({"step": newest_checkpoint(cut), "files": {p.name for p in cut.glob("*")}})
+    done = run("--resume", f"--workdir={cut}", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    return cut, left
+
+
+def newest_checkpoint(folder):
+    found = (folder / "checkpoints").glob("*")
+    return max((int(p.name) for p in found if p.name.isdigit()), default=0)
+
+
+def test_a_killed_run_resumes_to_the_same_bits(first_run, killed_run):
+    from dnntk.checkpoints import Checkpoints
+
+    whole = first_run[0] / "runs" / "cnn-digits-depth60"
+    cut, left = killed_run
+    assert 0 < left[0]["step"] < left[1]["step"] < 80
+    assert not any("summary.json" in after["files"] for after in left)
+    assert metrics(cut) == metrics(whole)
     states = []
-    for name in ("whole", "cut"):
-        with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
-            states.append(checkpoints._manager.restore(80))
-    whole, cut = states
-    np.testing.assert_equal(cut, whole)
+    for folder in (whole, cut):
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            assert newest_checkpoint(folder) == 80
+            states.append(checkpoints.newest())
+    np.testing.assert_equal(*states)
+
+
+def test_the_same_command_again_gets_a_folder_of_its_own(killed_run):
+    cut, _ = killed_run
+    runs = {p.name for p in cut.parent.glob("cnn-*")}
+    assert runs == {"cnn-digits-depth60", "cnn-digits-depth60-2"}
+    first, second = (
+        json.loads((cut.parent / r / "summary.json").read_text()) for r in sorted(runs)
+    )
+    assert first["steps"] == second["steps"] == 80

@@ -1,0 +1,111 @@
+"""Scripts through their real command line: one process each, or many for the price of one import.
+
+`run` starts a script as a user does. `outcomes` starts one process that imports what the script
+imports, before JAX has a backend or a thread, and forks a child for every case; the child then runs
+the whole script under its own command line, as ``python script.py`` would.
+"""
+
+import ast
+import gc
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+AT_ONCE = 2
+SECONDS = 300
+
+
+class Outcome(NamedTuple):
+    """What a process leaves behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def command(script, *flags):
+    """The command line of ``scripts/<script>``."""
+    return [sys.executable, str(SCRIPTS / script), *flags]
+
+
+def run(script, *flags, cwd):
+    """The outcome of a script in a fresh process."""
+    done = subprocess.run(
+        command(script, *flags), cwd=cwd, capture_output=True, text=True, timeout=SECONDS
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def outcomes(script, cases, cwd, code=None):
+    """{name: flags} -> {name: Outcome} of forked processes; ``code`` runs in the script's place."""
+    with tempfile.TemporaryDirectory() as kept:
+        job = {
+            "script": str(SCRIPTS / script),
+            "cases": list(cases.values()),
+            "cwd": str(cwd),
+            "code": code,
+            "kept": kept,
+        }
+        parent = subprocess.run(
+            [sys.executable, __file__], input=json.dumps(job), capture_output=True, text=True
+        )
+        assert parent.returncode == 0, parent.stderr
+        statuses = json.loads(parent.stdout)
+        texts = [[Path(kept, f"{i}.{end}").read_text() for end in ("out", "err")]
+                 for i in range(len(cases))]  # fmt: skip
+    return {
+        name: Outcome(status, *both)
+        for name, status, both in zip(cases, statuses, texts, strict=True)
+    }
+
+
+def _import_what_it_imports(script):
+    """Run the import statements at the top of a script and nothing else of it."""
+    sys.path.insert(0, str(SCRIPTS))
+    tree = ast.parse(Path(script).read_text())
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    exec(compile(tree, script, "exec"), {})
+
+
+def _become(index, job):
+    """Turn the forked child into the process of one case, and run the script to its end."""
+    for number, end in ((1, "out"), (2, "err")):
+        file = os.open(Path(job["kept"], f"{index}.{end}"), os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    os.chdir(job["cwd"])
+    sys.argv = [job["script"], *job["cases"][index]]
+    signal.alarm(SECONDS)
+    if job["code"] is None:
+        runpy.run_path(job["script"], run_name="__main__")
+    else:
+        exec(job["code"], {"__name__": "__main__"})
+
+
+def _fork_all():
+    job = json.load(sys.stdin)
+    _import_what_it_imports(job["script"])
+    gc.freeze()  # children end sooner: they leave alone what was imported
+    statuses, running = [None] * len(job["cases"]), {}
+    waiting = iter(range(len(job["cases"])))
+    while (index := next(waiting, None)) is not None or running:
+        if index is not None:
+            child = os.fork()
+            if not child:
+                # Its end is the process's own, status and traceback included.
+                return _become(index, job)
+            running[child] = index
+        if index is None or len(running) == AT_ONCE:
+            child, status = os.wait()
+            statuses[running.pop(child)] = os.waitstatus_to_exitcode(status)
+    print(json.dumps(statuses))
+
+
+if __name__ == "__main__":
+    _fork_all()
