@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,19 @@ from dnntk import Diverged, InputError, TrainConfig, train
 from dnntk.checkpoints import Checkpoints
 
 SMALL = TrainConfig(depth=20, steps=12, eval_every=4, checkpoint_every=3)
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """(workdir, result) of one run that several tests look at; they copy what they change."""
+    workdir = tmp_path_factory.mktemp("small")
+    return workdir, train(SMALL, workdir, progress=False)
+
+
+@pytest.fixture
+def copied_run(small_run, tmp_path):
+    """The same, in a folder to be changed."""
+    return shutil.copytree(small_run[0], tmp_path / "copy"), small_run[1]
 
 
 def numbers(history):
@@ -31,8 +45,8 @@ def test_a_notebook_trains_in_five_lines_and_nothing_global_changes(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_line_is_the_loss_of_a_zero_output():
-    result = train(SMALL, progress=False)
+def test_the_first_line_is_the_loss_of_a_zero_output(small_run):
+    _, result = small_run
     zero_loss = 0.5 * np.mean(np.sum(result.dataset.y_train**2, 1))
     assert result.history[0]["loss"] == pytest.approx(zero_loss, rel=1e-6)
     assert [line["step"] for line in result.history] == [0, 1, 2, 4, 8, 12]
@@ -43,9 +57,9 @@ def test_the_first_line_is_the_loss_of_a_zero_output():
     "changes",
     [{}, {"batch_size": 64, "momentum": 0.5}, {"arch": "cnn", "optimizer": "adam", "lr": 0.01}],
 )
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, changes):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, changes, small_run):
     config = dataclasses.replace(SMALL, **changes)
-    whole = train(config, tmp_path / "whole", progress=False)
+    whole = train(config, progress=False) if changes else small_run[1]
     cut = dataclasses.replace(config, steps=7, eval_every=4, checkpoint_every=3)
     train(cut, tmp_path / "cut", progress=False)
     # As if killed after step 6: the later checkpoint and the summary never came to be.
@@ -58,29 +72,29 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, change
     assert numbers(lines) == numbers(whole.history)
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
-    whole = train(SMALL, tmp_path, progress=False)
-    for file in (tmp_path / "checkpoints" / "12").rglob("*"):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(copied_run):
+    workdir, whole = copied_run
+    for file in (workdir / "checkpoints" / "12").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    resumed = train(SMALL, tmp_path, resume=True, progress=False)
+    resumed = train(SMALL, workdir, resume=True, progress=False)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
 
 
-def test_a_workdir_holds_what_the_readme_says(tmp_path):
-    result = train(SMALL, tmp_path, progress=False)
-    names = {p.name for p in tmp_path.iterdir()}
+def test_a_workdir_holds_what_the_readme_says(small_run):
+    workdir, result = small_run
+    names = {p.name for p in workdir.iterdir()}
     assert names == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints"),
         *("loss.png", "loss.pdf", "confusion.png", "confusion.pdf"),
     }
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((workdir / "summary.json").read_text())
     assert summary == result.summary
     promised = """train_loss train_accuracy test_accuracy steps time seconds steps_per_second
     compile_seconds peak_memory_bytes parameters versions""".split()
     assert set(promised) <= set(summary)
     assert summary["parameters"] == 64 * 66 + 66 + 18 * (66 * 66 + 66) + 66 + 1
-    saved = json.loads((tmp_path / "config.json").read_text())
+    saved = json.loads((workdir / "config.json").read_text())
     assert TrainConfig.from_json(saved) == SMALL
 
 
@@ -119,15 +133,15 @@ def test_too_large_a_step_stops_with_advice_and_keeps_good_checkpoints(tmp_path)
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_resuming_needs_the_same_run(tmp_path):
-    train(SMALL, tmp_path, progress=False)
+def test_resuming_needs_the_same_run(copied_run, tmp_path):
+    workdir, _ = copied_run
     with pytest.raises(InputError, match="depth=20, got 21"):
-        train(dataclasses.replace(SMALL, depth=21), tmp_path, resume=True)
+        train(dataclasses.replace(SMALL, depth=21), workdir, resume=True)
     with pytest.raises(InputError, match="holds one"):
-        train(SMALL, tmp_path)
+        train(SMALL, workdir)
     with pytest.raises(InputError, match="found no config.json"):
         train(SMALL, tmp_path / "new", resume=True)
-    longer = train(dataclasses.replace(SMALL, steps=15), tmp_path, resume=True, progress=False)
+    longer = train(dataclasses.replace(SMALL, steps=15), workdir, resume=True, progress=False)
     assert longer.history[-1]["step"] == 15
 
 
