@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import convolution
+from dnntk import convolution, narrow
 from dnntk.initializers import Layer, Layers
 
 
@@ -35,6 +35,8 @@ class Dense:
 
     def linear(self, h: jax.Array, kernel: jax.Array) -> jax.Array:
         """[in, 1, batch] and [in, out] -> [out, 1, batch]."""
+        if kernel.size <= narrow.FEW_WEIGHTS:
+            return narrow.product(h, kernel)
         return jnp.einsum("io,ipb->opb", kernel, h, precision=jax.lax.Precision.HIGHEST)
 
     def by_weight(self, ratio: float, q: jax.Array, g: jax.Array) -> jax.Array:
@@ -82,12 +84,13 @@ class Convolution:
 
     def by_weight(self, ratio: float, q: jax.Array, g: jax.Array) -> jax.Array:
         """As `Dense.by_weight`: [in, positions, n], [k, out, positions, n] -> [weights, k, n]."""
-        g = g.swapaxes(0, 1)
-        by_kernel = [
-            jnp.sum(moved[:, None, None] * g[None], -2).reshape(-1, *g.shape[1::2])
-            for moved in convolution.shifts(q, self.layout)
-        ]
-        return jnp.concatenate([*by_kernel, ratio * jnp.sum(g, -2)])
+        # A product of small matrices an example: sums over positions are slow otherwise.
+        columns = jnp.stack(convolution.shifts(q, self.layout))
+        columns = columns.transpose(3, 0, 1, 2).reshape(q.shape[2], -1, q.shape[1])
+        rows = g.transpose(3, 2, 1, 0).reshape(q.shape[2], q.shape[1], -1)
+        by_kernel = jnp.matmul(columns, rows, precision="highest")
+        by_kernel = by_kernel.reshape(len(columns), -1, len(g)).transpose(1, 2, 0)
+        return jnp.concatenate([by_kernel, ratio * jnp.sum(g, -2).swapaxes(0, 1)])
 
     def read_out(self, h: jax.Array) -> jax.Array:
         """Global average pool: [k, positions, batch] -> [batch, k]."""
