@@ -1,0 +1,381 @@
+r"""Speed and memory of the kernels, each beside a peer measured in the same run.
+
+    python scripts/benchmark.py
+    python scripts/benchmark.py --benchmarks=limit_cnn,limit_mlp --repeats=15
+
+Each benchmark writes one JSON file into --workdir as it ends; a benchmark whose file is there is
+not run again. A picture and a table of all of them close the run. Work and peer take turns (A B A B
+...), and a ratio is that of two neighbours, so that what else the machine does touches both alike.
+"""
+
+import json
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import command_line
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peers
+from absl import flags
+from matplotlib.figure import Figure
+
+from dnntk import DeepNarrowMLP, InputError, empirical_ntk, figures, to_standard
+from dnntk.kernel import limit_ntk
+from dnntk.models import DeepNarrow, Variables
+from dnntk.results import RunFolder, peak_memory_bytes, versions
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_list("benchmarks", ["all"], "Benchmarks to run, or 'all'.")
+flags.DEFINE_integer("repeats", 7, "Turns of work and peer.", lower_bound=1)
+flags.DEFINE_integer("compiles", 3, "Turns of first calls, compilation included.", lower_bound=1)
+flags.DEFINE_list("depths", ["25", "100", "400", "1000", "10000"], "ntk: depths.")
+flags.DEFINE_integer("peer_depth", 400, "ntk: largest depth of the peer, which unrolls it.")
+flags.DEFINE_integer("points", 200, "ntk: points on the arc.", lower_bound=1)
+flags.DEFINE_integer("memory_depth", 100, "ntk_memory: depth.", lower_bound=2)
+flags.DEFINE_integer("memory_images", 64, "ntk_memory: images of 28 x 28.", lower_bound=1)
+flags.DEFINE_integer("peer_images", 2, "ntk_memory: images of the peer.", lower_bound=1)
+flags.DEFINE_float("peer_seconds", 120.0, "ntk_memory: most seconds for the peer.", lower_bound=1)
+flags.DEFINE_integer("cnn_images", 512, "limit_cnn: images of 7 x 7.", lower_bound=1)
+flags.DEFINE_integer("mlp_images", 10_000, "limit_mlp: images of 784 pixels.", lower_bound=1)
+flags.DEFINE_string("workdir", "runs/benchmark", "Folder for all results.")
+
+Row = dict[str, Any]
+Call = Callable[[], Any]
+Samples = Sequence[float] | np.ndarray
+
+
+def ntk() -> list[Row]:
+    """Empirical NTK of the thesis's toy points, 4-wide MLP, float64: layerwise against unrolled."""
+    rows = []
+    for depth in _depths():
+        with jax.enable_x64(True):
+            rows += _ntk_at(depth, FLAGS.points, unroll=depth <= FLAGS.peer_depth)
+    return rows
+
+
+def ntk_memory() -> list[Row]:
+    """Empirical NTK of 28 x 28 images, ten outputs, float32: layerwise against the Jacobian's."""
+    n, n_peer, depth = FLAGS.memory_images, FLAGS.peer_images, FLAGS.memory_depth
+    own = _in_own_process(_measure_ntk, "layerwise", depth, n, FLAGS.repeats)
+    peer = _in_own_process(
+        _measure_ntk, "jacrev", depth, n_peer, 1, seconds_allowed=FLAGS.peer_seconds
+    )
+    name = f"jacrev, {n_peer} images"
+    missing = None if peer else f"{name}: not done in {FLAGS.peer_seconds:g} s"
+    if peer:
+        m = min(n, n_peer)
+        _check_same(own["kernel"][:m, :m], peer["kernel"][:m, :m], 1e-4)
+    setting = f"depth {depth}, {n} images of 784, d_out 10"
+    memory = _row(f"{setting}: peak resident memory", "bytes", [own["peak_bytes"]])
+    a_pair = _row(f"{setting}: time a pair", "s", [s / n**2 for s in own["seconds"]])
+    if peer:
+        # One turn each: the peer's takes a minute. Its time grows with the pairs, for a block
+        # holds one example; its memory does not grow.
+        _set_peer(memory, name, [peer["peak_bytes"]])
+        _set_peer(a_pair, name, [s / n_peer**2 for s in peer["seconds"]])
+    for row in (memory, a_pair):
+        row["peer_missing"] = missing
+    _promise(memory, "under 4 GB", memory["median"] < 4e9)
+    return [memory, a_pair, _row(f"{setting}: whole matrix", "s", own["seconds"])]
+
+
+def limit_cnn() -> list[Row]:
+    """Limit Gram at 7 x 7 x 1, 3 x 3 filters, float32, against its formula in plain JAX."""
+    n = FLAGS.cnn_images
+    rows = []
+    for name, x1, x2 in _image_pairs((n, 7, 7, 1)):
+        pairs = n * n if x2 is not None else n * (n + 1) // 2
+        calls = partial(limit_ntk, x1, x2), partial(peers.limit_cnn, x1, x2)
+        difference = _check_same(calls[0](), calls[1](), 1e-5)
+        own, peer = np.array(_turns(FLAGS.repeats, *calls)) / pairs * 1e6
+        row = _row(f"{n} x {n} images, {name}: time a distinct pair", "us", own)
+        _set_peer(row, "arctan2 and sqrt", peer)
+        row["difference"] = difference
+        rows.append(_promise(row, "at most 3 us", row["median"] <= 3))
+    return rows
+
+
+def limit_mlp() -> list[Row]:
+    """Limit Gram of flat images of 784, float32, against the matrix product that it contains."""
+    n = FLAGS.mlp_images
+    rows = []
+    for name, x1, x2 in _image_pairs((n, 784)):
+        other = x1 if x2 is None else x2
+        calls = partial(limit_ntk, x1, x2), partial(peers.product, x1, other)
+        _turns(1, *calls)
+        own, peer = _turns(FLAGS.repeats, *calls)
+        row = _set_peer(_row(f"{n} x {n} images, {name}", "s", own), "x1 x2^T alone", peer)
+        words = "at most 1.5 times the product"
+        rows.append(_promise(row, words, row["ratio"]["median"] <= 1.5))
+    return rows
+
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    "ntk": ntk,
+    "ntk_memory": ntk_memory,
+    "limit_cnn": limit_cnn,
+    "limit_mlp": limit_mlp,
+}
+
+
+def _image_pairs(shape: tuple[int, ...]) -> list[tuple[str, jax.Array, jax.Array | None]]:
+    x1, x2 = (jax.random.uniform(jax.random.key(seed), shape) for seed in (0, 1))
+    return [("x1 with x2", x1, x2), ("x1 with itself", x1, None)]
+
+
+# ---- the empirical NTK
+
+
+def _ntk_at(depth: int, points: int, unroll: bool) -> list[Row]:
+    """First calls and later ones, at one depth."""
+    angles = np.linspace(0, np.pi / 2, points + 20)[10:-10]
+    x = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], 1))
+    model, variables = _network(depth, 1, x)
+    layers = peers.unstacked(to_standard(model, variables)[1]["params"]) if unroll else []
+    calls: dict[str, Call] = {"layerwise": lambda: empirical_ntk(model, variables, x)}
+    if unroll:
+        scale = model.step**2
+        calls["unrolled, leaf by leaf"] = lambda: scale * peers.unrolled_ntk(layers, x)
+        calls["unrolled, joined"] = lambda: scale * peers.unrolled_ntk(layers, x, join=True)
+    first = _turns(FLAGS.compiles, *calls.values(), forget=True)
+    values = [np.asarray(call()) for call in calls.values()]
+    differences = [_check_same(values[0], value, 1e-9) for value in values[1:]]
+    later = _turns(FLAGS.repeats, *calls.values())
+    rows = []
+    for kind, (own, *others) in (("first call", first), ("run", later)):
+        row = _row(f"depth {depth}, {points} x {points}: {kind}", "s", own)
+        row |= {"depth": depth, "kind": kind}
+        beside = [
+            _set_peer(row | {"difference": difference}, name, samples)
+            for name, difference, samples in zip(list(calls)[1:], differences, others, strict=True)
+        ]
+        named, *more = beside or [row]
+        rows += [_promise_ntk(named), *more]
+    return rows
+
+
+def _promise_ntk(row: Row) -> Row:
+    if row["kind"] == "first call":
+        return _promise(row, "under 5 s at every depth", row["median"] < 5)
+    if row["depth"] >= 400 and "peer" in row:
+        return _promise(row, "10 times faster than the peer", row["ratio"]["median"] <= 0.1)
+    if row["depth"] == 10_000:
+        return _promise(row, "under 1 s", row["median"] < 1)
+    return row
+
+
+def _network(depth: int, d_out: int, x: jax.Array) -> tuple[DeepNarrow, Variables]:
+    model = DeepNarrowMLP(depth, d_out, float(depth) ** 2.2)
+    return model, jax.jit(model.init)(jax.random.key(0), x)
+
+
+def _measure_ntk(method: Any, depth: int, images: int, repeats: int) -> dict[str, Any]:
+    x = jax.random.uniform(jax.random.key(1), (images, 784))
+    model, variables = _network(depth, 10, x)
+    kernel = np.asarray(empirical_ntk(model, variables, x, method=method))
+    seconds = _turns(repeats, lambda: empirical_ntk(model, variables, x, method=method))[0]
+    return {"kernel": kernel, "seconds": seconds, "peak_bytes": peak_memory_bytes()}
+
+
+def _in_own_process(
+    work: Callable[..., Any], *args: Any, seconds_allowed: float | None = None
+) -> Any:
+    """What ``work`` returns in a process of its own; None if that takes too long."""
+    # A spawned process would count what this one holds at the moment as its own peak memory: Linux
+    # hands it down. A fork server's children start from a small process and at zero.
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        try:
+            return pool.apply_async(work, args).get(seconds_allowed)
+        except multiprocessing.TimeoutError:
+            return None
+
+
+def _depths() -> list[int]:
+    try:
+        depths = sorted({int(text) for text in FLAGS.depths})
+    except ValueError:
+        depths = []
+    if not depths or depths[0] < 2:
+        raise InputError(f"depths: expected numbers from 2 on, got {','.join(FLAGS.depths)!r}")
+    return depths
+
+
+# ---- measuring
+
+
+def _turns(repeats: int, *calls: Call, forget: bool = False) -> list[list[float]]:
+    """Seconds of each call, in turn: A B A B ...; ``forget`` makes every turn compile anew."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        if forget:
+            jax.clear_caches()
+        for call, kept in zip(calls, seconds, strict=True):
+            begun = time.perf_counter()
+            jax.block_until_ready(call())
+            kept.append(time.perf_counter() - begun)
+    return seconds
+
+
+def _check_same(found: Any, expected: Any, tolerance: float) -> float:
+    """The largest difference as a share of the largest value; stops where it is too large."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not difference <= tolerance:
+        raise RuntimeError(f"work and peer differ by {difference:.1e}, expected {tolerance:.1e}")
+    return difference
+
+
+def _row(what: str, unit: str, samples: Samples) -> Row:
+    return {"what": what, "unit": unit, **_spread(samples), "promise": None, "met": None}
+
+
+def _set_peer(row: Row, name: str, samples: Samples) -> Row:
+    """Put a peer beside the work, and the ratio of work to peer: turn by turn, or to its only."""
+    row["peer"] = {"name": name, **_spread(samples)}
+    row["ratio"] = _spread(np.divide(row["samples"], samples))
+    return row
+
+
+def _promise(row: Row, words: str, met: Any) -> Row:
+    row["promise"], row["met"] = words, bool(met)
+    return row
+
+
+def _spread(samples: Samples) -> dict[str, Any]:
+    low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
+    return {
+        "median": float(median),
+        "quartiles": [float(low), float(high)],
+        "samples": [float(s) for s in samples],
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "device": jax.devices()[0].device_kind,
+        "load_average": os.getloadavg(),
+    }
+
+
+# ---- showing
+
+
+def ntk_figure(rows: Sequence[Row]) -> Figure:
+    """Time against depth: runs and first calls, layerwise beside its peers."""
+    lines: dict[str, dict[str, dict[int, Row]]] = {}
+    for row in rows:
+        found = {"layerwise": row} | ({row["peer"]["name"]: row["peer"]} if "peer" in row else {})
+        for name, spread in found.items():
+            lines.setdefault(name, {}).setdefault(row["kind"], {})[row["depth"]] = spread
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    colors = (figures.BLUE, figures.ORANGE, figures.GREEN)
+    for (name, kinds), color, marker in zip(lines.items(), colors, "osD", strict=False):
+        for kind, style in (("first call", "--"), ("run", "-")):
+            depths, spreads = zip(*sorted(kinds[kind].items()), strict=True)
+            median = np.array([s["median"] for s in spreads])
+            ends = np.array([s["quartiles"] for s in spreads]).T
+            label = f"{name}, {'first call (compiles)' if kind == 'first call' else 'run'}"
+            axes.errorbar(
+                depths,
+                median,
+                np.abs(ends - median),
+                fmt=marker + style,
+                color=color,
+                markerfacecolor=color if kind == "run" else "white",
+                capsize=2,
+                label=label,
+            )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("depth $L$")
+    axes.set_ylabel("time (s): median and quartiles")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.suptitle(f"Empirical NTK, 4-wide MLP, float64 ({rows[0]['what'].split(', ')[1][:-5]})")
+    return figure
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """All rows of all benchmarks, a line each."""
+    head = ("benchmark", "what", "median [quartiles]", "peer", "of the peer's", "promise", "met")
+    lines = [head]
+    for name, result in results.items():
+        for row in result["rows"]:
+            peer = row.get("peer")
+            beside = f"{peer['name']}: {_shown(peer, row['unit'])}" if peer else "-"
+            ratio = _shown(row["ratio"], "x") if peer else "-"
+            met = {True: "yes", False: "NO", None: "-"}[row["met"]]
+            beside = row.get("peer_missing") or beside
+            own = _shown(row, row["unit"])
+            lines.append((name, row["what"], own, beside, ratio, row["promise"] or "-", met))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def _shown(spread: dict[str, Any], unit: str) -> str:
+    numbers = [spread["median"], *spread["quartiles"]]
+    if unit == "bytes":
+        numbers, unit = [number / 1e9 for number in numbers], "GB"
+    if numbers[0] and len(spread["samples"]) == 1:
+        return f"{numbers[0]:.3g} {unit}"
+    return "{:.3g} {} [{:.3g}, {:.3g}]".format(numbers[0], unit, *numbers[1:])
+
+
+def main() -> None:
+    """Run the benchmarks that have no result yet, then show all results."""
+    names = list(BENCHMARKS) if FLAGS.benchmarks == ["all"] else FLAGS.benchmarks
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        known = ", ".join(BENCHMARKS)
+        raise InputError(f"benchmarks: expected some of {known}, got {', '.join(unknown)}")
+    _depths()
+    # A cache on disk would pass for fast compilation, and one process must not take a GPU's memory
+    # from the next.
+    jax.config.update("jax_enable_compilation_cache", False)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    folder = RunFolder(FLAGS.workdir)
+    folder.make()
+    results = {}
+    for name in names:
+        file = folder.path / f"{name}.json"
+        if file.exists():
+            print(f"--- {name}: kept from {file}; delete it to measure again", flush=True)
+        else:
+            print(f"--- {name}: {BENCHMARKS[name].__doc__}", flush=True)
+            folder.write_json(file.name, _result(name))
+        results[name] = json.loads(file.read_text())
+    if "ntk" in results:
+        figures.save(ntk_figure(results["ntk"]["rows"]), Path(folder.path, "ntk"))
+    print(table(results))
+
+
+def _result(name: str) -> dict[str, Any]:
+    settings = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module("__main__")}
+    before = _machine()
+    begun = time.perf_counter()
+    rows = BENCHMARKS[name]()
+    return {
+        "benchmark": name,
+        "description": BENCHMARKS[name].__doc__,
+        "settings": settings,
+        "machine": before,
+        "versions": versions(),
+        "seconds": time.perf_counter() - begun,
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    command_line.run(main)
