@@ -1,6 +1,6 @@
 """Deep narrow neural networks: train, analyse and predict them, at any depth."""
 
-from dnntk import kernel
+from dnntk import kernel, lyapunov
 from dnntk.config import TrainConfig
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
@@ -20,6 +20,7 @@ __all__ = [
     "empirical_ntk_fn",
     "kernel",
     "load_dataset",
+    "lyapunov",
     "to_standard",
     "train",
 ]

@@ -117,15 +117,21 @@ class Form:
     carry: np.ndarray | float = 0.0
     base: jax.Array | float = 0.0
     floor: jax.Array | float = 0.0
+    unit: np.ndarray | float = 1.0
     start: jax.Array | float = 0.0  # what the first layer adds to W x + b
+
+    @property
+    def literal(self) -> bool:
+        """Are states the thesis's own, and not deviations from their initial values?"""
+        return isinstance(self.carry, float)
 
     def read(self, h: jax.Array) -> jax.Array:
         """What the next layer's weights multiply: q."""
-        return h if isinstance(self.base, float) else self.base + self.column * h
+        return h if self.literal else self.base + jnp.asarray(self.column) * h
 
     def carried(self, h: jax.Array) -> jax.Array | float:
         """What the next layer takes over unmultiplied."""
-        return 0.0 if isinstance(self.carry, float) else jnp.asarray(self.carry) * h
+        return 0.0 if self.literal else jnp.asarray(self.carry) * h
 
 
 def literal_form(step: float | None) -> Form:
@@ -190,6 +196,7 @@ def ntk_form(
         carry=by_unit(1.0, 0.0, 1.0),
         base=base,
         floor=jnp.where(base > 0, -scale * jnp.where(base > 0, base, 1), 0).astype(dtype),
+        unit=by_unit(1.0, scale, 1.0),
         start=start,
     )
 
@@ -201,10 +208,10 @@ def _last_axis(values: np.ndarray, like: jax.Array) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network on one packed input, in three pieces: `first`, `middle` (once a layer), `last`.
+    """A network on one packed input, layer by layer, up and down.
 
-    Each takes what `weights` made of the parameters of its layers, and a ``shift`` that is added to
-    the pre-activations: it is 0, and its derivative is that by the pre-activations.
+    ``enter``, ``step`` and ``leave`` are the first layer, a middle one and the last; each takes
+    what `weights` made of its parameters. A state is what comes out of a ReLU, z what goes in.
     """
 
     affine: Affine
@@ -216,26 +223,43 @@ class Network:
         layer = self.form.weights(name, params, initial)
         return {"kernel": self.affine.arrange(layer["kernel"]), "bias": layer["bias"]}
 
-    def first(self, layer: Layer, shift: jax.Array | float = 0.0) -> jax.Array:
-        """The state behind the first layer."""
-        return self._activate(self._linear(self.packed, layer) + self.form.start + shift)
+    def enter(self, layer: Layer) -> jax.Array:
+        """Z of the first layer."""
+        return self._linear(self.packed, layer) + self.form.start
 
-    def middle(self, h: jax.Array, layer: Layer, shift: jax.Array | float = 0.0) -> jax.Array:
-        """State to next state."""
-        z = self._linear(self.form.read(h), layer) + self.form.carried(h)
-        return self._activate(z + shift)
+    def step(self, h: jax.Array, layer: Layer) -> jax.Array:
+        """State to z of the next layer."""
+        return self._linear(self.form.read(h), layer) + self.form.carried(h)
 
-    def last(self, h: jax.Array, layer: Layer, shift: jax.Array | float = 0.0) -> jax.Array:
-        """State to outputs [batch, d_out]."""
-        out = self._linear(self.form.read(h), layer) + shift
+    def leave(self, h: jax.Array, layer: Layer) -> jax.Array:
+        """State to the last layer's z [d_out, positions, batch]."""
+        out = self._linear(self.form.read(h), layer)
         outputs = h[h.shape[0] - out.shape[0] :]
-        return self.affine.read_out(out if isinstance(self.form.carry, float) else out + outputs)
+        return out if self.form.literal else out + outputs
+
+    def activate(self, z: jax.Array) -> jax.Array:
+        """Z to state."""
+        return jnp.where(self.active(z), z, self.form.floor)
+
+    def active(self, z: jax.Array) -> jax.Array:
+        """Where the ReLU lets z through."""
+        return jnp.asarray(self.affine.mask) & (z > self.form.floor)
+
+    def seeds(self, z: jax.Array) -> jax.Array:
+        """Derivatives [k, ...] of the outputs by the last layer's ``z``."""
+        _, pull = jax.vjp(self.affine.read_out, z)
+        one = jnp.eye(len(z), dtype=z.dtype)[:, None]
+        return jax.vmap(pull)(jnp.repeat(one, z.shape[2], 1))[0]
+
+    def pull(
+        self, layer: Callable[[jax.Array, Layer], jax.Array], h: jax.Array, w: Layer, g: jax.Array
+    ) -> jax.Array:
+        """From derivatives [k, ...] by the z of ``layer`` to those by the z that became ``h``."""
+        _, pull = jax.vjp(lambda h: layer(h, w), h)
+        return jnp.where(self.active(h)[None], jax.vmap(pull)(g)[0], 0)
 
     def _linear(self, q: jax.Array, layer: Layer) -> jax.Array:
         return self.affine.linear(q, layer["kernel"]) + layer["bias"][:, None, None]
-
-    def _activate(self, z: jax.Array) -> jax.Array:
-        return jnp.where(self.affine.mask & (z > self.form.floor), z, self.form.floor)
 
 
 def forward(network: Network, params: Layers, initial: Layers, segment: int) -> jax.Array:
@@ -244,15 +268,18 @@ def forward(network: Network, params: Layers, initial: Layers, segment: int) -> 
     @jax.checkpoint
     def run(h: jax.Array, layers: tuple[Layer, Layer | None]) -> jax.Array:
         weights = network.weights("middle", *layers)
-        return jax.lax.scan(lambda h, layer: (network.middle(h, layer), None), h, weights)[0]
+        step = lambda h, layer: (network.activate(network.step(h, layer)), None)  # noqa: E731
+        return jax.lax.scan(step, h, weights)[0]
 
-    h = network.first(network.weights("first", params["first"], initial.get("first")))
+    z = network.enter(network.weights("first", params["first"], initial.get("first")))
+    h = network.activate(z)
     blocks, rest = in_segments((params["middle"], initial.get("middle")), segment)
     if blocks is not None:
         h, _ = jax.lax.scan(lambda h, block: (run(h, block), None), h, blocks)
     if rest is not None:
         h = run(h, rest)
-    return network.last(h, network.weights("last", params["last"], initial.get("last")))
+    z = network.leave(h, network.weights("last", params["last"], initial.get("last")))
+    return network.affine.read_out(z)
 
 
 def in_segments(layers: Any, segment: int) -> tuple[Any, Any]:

@@ -290,51 +290,39 @@ def _layerwise(
     blocks, rest = in_segments((params["middle"], initial.get("middle")), plan.segment)
 
     def up(h: jax.Array, weights: Layer) -> tuple[jax.Array, jax.Array]:
-        return network.middle(h, weights), h
+        return network.activate(network.step(h, weights)), h
 
     def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, jax.Array]:
         return lax.scan(up, h, network.weights("middle", *layers))[0], h
 
     def down(g: jax.Array, layer: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
-        h, weights = layer
-        return _pull_back(lambda h, shift: network.middle(h, weights, shift), h, h, g)
+        return network.pull(network.step, *layer, g), g
 
     def down_segment(carry: Any, block: Any) -> tuple[Any, None]:
         (g, total), (start, layers) = carry, block
         weights = network.weights("middle", *layers)
         _, states = lax.scan(up, start, weights)
-        g, by_shift = lax.scan(down, g, (states, weights), reverse=True)
-        return (g, add(total, "middle", jax.vmap(network.form.read)(states), by_shift)), None
+        below, g = lax.scan(down, g, (states, weights), reverse=True)
+        return (below, add(total, "middle", jax.vmap(network.form.read)(states), g)), None
 
-    h = network.first(first)
+    h = network.activate(network.enter(first))
     starts = None
     if blocks is not None:
         h, starts = lax.scan(up_segment, h, blocks)
     if rest is not None:
         h, rest_start = up_segment(h, rest)
 
-    k, n1, n2 = model.d_out, len(x1), len(x2)
-    units = jax.ShapeDtypeStruct((k, *h.shape[1:]), h.dtype)
-    g = jnp.repeat(jnp.eye(k, dtype=h.dtype)[:, None], len(x), 1)
-    g, by_shift = _pull_back(lambda h, shift: network.last(h, last, shift), h, units, g)
+    g = network.seeds(network.leave(h, last))
+    k, n1, n2 = len(g), len(x1), len(x2)
     shape = {"full": (k, n1, k, n2), "trace": (n1, n2), "diagonal": (k, n1, n2)}[outputs]
-    total = jnp.zeros(shape, h.dtype)
-    total = add(total, "last", network.form.read(h)[None], by_shift[None])
+    total = add(jnp.zeros(shape, g.dtype), "last", network.form.read(h)[None], g[None])
+    g = network.pull(network.leave, h, last, g)
     if rest is not None:
         (g, total), _ = down_segment((g, total), (rest_start, rest))
     if blocks is not None:
         (g, total), _ = lax.scan(down_segment, (g, total), (starts, blocks), reverse=True)
-    _, by_shift = _pull_back(lambda _, shift: network.first(first, shift), h, h, g)
-    total = add(total, "first", network.packed[None], by_shift[None])
+    total = add(total, "first", network.packed[None], g[None])
     return total.transpose({"full": (1, 3, 0, 2), "trace": (0, 1), "diagonal": (1, 2, 0)}[outputs])
-
-
-def _pull_back(
-    layer: Callable[[jax.Array, jax.Array], jax.Array], h: jax.Array, units: Any, g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Derivatives [k, ...] of the outputs by the layer's state and by its pre-activations."""
-    _, pull = jax.vjp(layer, h, jnp.zeros(units.shape, units.dtype))
-    return jax.vmap(pull)(g)
 
 
 def _add_layers(

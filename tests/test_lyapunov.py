@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
+from dnntk.lyapunov import measure
+
+
+def case(d_out, parametrization="ntk", depth=6, scale=9.0):
+    x = np.random.default_rng(1).uniform(0.1, 1.0, (4, 2))
+    model = DeepNarrowMLP(depth, d_out, scale, parametrization=parametrization)
+    variables = jax.jit(model.init)(jax.random.key(3), x)
+    rng = np.random.default_rng(7)
+    size = 6.0 if parametrization == "ntk" else 0.3
+    moved = jax.tree.map(lambda p: p + size * rng.standard_normal(p.shape), variables["params"])
+    return model, variables, {**variables, "params": moved}, x
+
+
+def by_the_book(model, variables, trained, x):
+    """Section 3.3 term by term, in NumPy, from the literal matrices."""
+    depth, scale = model.depth, model.scale
+    times = []
+    for v in (variables, trained):
+        params = jax.tree.map(np.asarray, to_standard(model, v)[1]["params"])
+        layers = [params["first"]]
+        layers += [{k: a[i] for k, a in params["middle"].items()} for i in range(depth - 2)]
+        layers.append(params["last"])
+        f, h = [None], x
+        for layer in layers:
+            f.append(h @ layer["kernel"] + layer["bias"])
+            h = np.maximum(f[-1], 0)
+        times.append(([None] + [layer["kernel"].T for layer in layers], f))
+
+    def w(time, j, k, i):  # the product of layers k to j at x_i
+        matrices, f = times[time]
+        product = np.eye(matrices[k].shape[1])
+        for layer in range(k, j + 1):
+            product = matrices[layer] @ np.diag((f[layer - 1][i] > 0) * 1.0) @ product
+        return product
+
+    def norm(of_x):
+        return np.sqrt(np.mean([np.linalg.norm(of_x(i), 2) ** 2 for i in range(len(x))]))
+
+    def both(of_time):
+        return norm(lambda i: of_time(0, i)) + norm(lambda i: of_time(1, i) - of_time(0, i))
+
+    hidden = range(1, depth)
+    phi_terms = np.array([both(lambda t, i, j=j: times[t][1][j][i]) for j in hidden])
+    phi = [np.sum(phi_terms**j) / ((depth - 1) * scale**j) for j in range(1, 9)]
+    above = range(2, depth + 1)
+    psi_8 = sum(both(lambda t, i, k=k: w(t, depth, k, i)) ** 8 for k in above) / (depth - 1)
+    psi_2 = (
+        sum(
+            (depth - 1)
+            / (j - 1)
+            * sum(both(lambda t, i, j=j, k=k: w(t, j, k, i)) ** 2 for k in range(2, j + 1))
+            for j in above
+        )
+        / (depth - 1) ** 2
+    )
+    changed = np.mean([(times[0][1][j] > 0) != (times[1][1][j] > 0) for j in hidden])
+    return np.array(phi), psi_2, psi_8, changed
+
+
+@pytest.mark.parametrize("parametrization", ["ntk", "standard"])
+@pytest.mark.parametrize("d_out", [1, 3])
+def test_agrees_with_section_3_3_term_by_term(d_out, parametrization, x64):
+    model, variables, trained, x = case(d_out, parametrization)
+    found = jax.jit(measure, static_argnums=0)(model, variables, trained, x)
+    phi, psi_2, psi_8, changed = by_the_book(model, variables, trained, x)
+    np.testing.assert_allclose(found.phi, phi, rtol=1e-10)
+    np.testing.assert_allclose(found.psi_2, psi_2, rtol=1e-10)
+    np.testing.assert_allclose(found.psi_8, psi_8, rtol=1e-10)
+    np.testing.assert_allclose(found.gamma, phi.sum() + psi_2 + psi_8, rtol=1e-10)
+    np.testing.assert_allclose(found.sign_changes, changed, rtol=1e-12)
+    assert changed > 0
+
+
+def test_at_initialization_the_last_product_is_an_identity_and_nothing_has_moved(x64):
+    model, variables, _, x = case(2, depth=30)
+    found = jax.jit(measure, static_argnums=0)(model, variables, variables, x)
+    np.testing.assert_allclose(found.psi_8, 1.0, rtol=1e-12)  # [0 0 I] at every layer
+    assert found.sign_changes == 0
+    # The inputs and the ones in units of C, and the random neuron: E|f|^2 = |x|^2 + d_out + var.
+    squares = np.sum(x**2, 1) + 2 + np.sum(x**2, 1) / 2 + 1
+    assert abs(float(found.phi[1]) / squares.mean() - 1) < 0.3
+
+
+def test_without_psi_2_the_rest_stays_and_the_scale_may_be_infinite(x64):
+    model, variables, trained, x = case(1, scale=np.inf)
+    jitted = jax.jit(measure, static_argnums=0, static_argnames="psi_2")
+    found = jitted(model, variables, trained, x, psi_2=False)
+    assert np.isnan(found.psi_2)
+    np.testing.assert_allclose(found.gamma, found.phi.sum() + found.psi_8, rtol=1e-12)
+    np.testing.assert_allclose(found.psi_8, 1.0, rtol=1e-12)
+    with pytest.raises(InputError, match="finite scale"):
+        measure(model, variables, trained, x)
+
+
+def test_many_networks_at_once_by_vmap(x64):
+    model, variables, trained, x = case(1)
+    pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), variables, trained)
+    found = jax.jit(jax.vmap(lambda v: measure(model, variables, v, x)))(pair)
+    for i, v in enumerate((variables, trained)):
+        one = jax.jit(measure, static_argnums=0)(model, variables, v, x)
+        for a, b in zip(found, one, strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-10)
+
+
+def test_bad_arguments_are_named():
+    cnn = DeepNarrowCNN(5, 1, 7.0)
+    with pytest.raises(InputError, match="DeepNarrowMLP"):
+        measure(cnn, {}, {}, np.ones((2, 3, 3, 1)))
+    model, variables, trained, x = case(1)
+    with pytest.raises(InputError, match="x must be finite"):
+        measure(model, variables, trained, x * np.nan)
