@@ -83,15 +83,12 @@ def in_float64(*args, **options):
 
 MLP_CASES = [(1, 1.0, 1.0, 1), (3, 0.5, 0.0, 2), (300, 2.0, 0.3, 10), (784, 10.0, 1.0, 3)]
 CNN_CASES = [  # (H, W, c), kernel_size, rho, beta, d_out
-    ((1, 1, 1), 3, 1.0, 1.0, 1),
     ((1, 1, 3), 5, 1.0, 0.0, 2),
-    ((5, 5, 1), 3, 3**-0.5, 1.0, 1),
     ((4, 6, 2), 5, 0.7, 0.9, 3),
-    ((2, 7, 3), 3, 1.3, 1.0, 2),
     ((3, 2, 1), 7, 0.5, 0.2, 4),
     ((1, 5, 2), 1, 1.0, 0.5, 1),
     ((6, 1, 1), 3, 0.0, 2.0, 5),
-    ((3, 3, 30), 3, 0.4, 0.1, 1),
+    ((3, 2, 30), 3, 0.4, 0.1, 1),
 ]
 
 
@@ -151,11 +148,18 @@ def test_float32_is_within_a_millionth_of_float64(rho, distance):
         np.testing.assert_allclose(limit_ntk(x1, x2, rho=rho), expected, rtol=1e-6)
 
 
-def test_float32_of_flat_images():
-    x = (np.linspace(0.05, 1, 120)[:, None] * np.ones((1, 784))).astype(np.float32)
-    # Every rounding of a sum of equal terms may go one way: eps / 4 a term, 128 terms at a time.
-    tolerance = 128 / 4 * np.finfo(np.float32).eps
-    np.testing.assert_allclose(limit_ntk(x), in_float64(x), rtol=tolerance)
+@pytest.mark.parametrize("shape", [(28,), (784,), (3072,), (14, 14, 1)])
+def test_float32_of_flat_images_is_within_a_millionth_of_float64(shape):
+    """All roundings of a sum of equal terms go one way, unless the sum is taken in pieces."""
+    rng = np.random.default_rng(15)
+    count = 80 if len(shape) == 1 else 8
+    levels = np.concatenate([[0.1, 0.3, 1.0, 25.5, 255.0], rng.uniform(size=count - 5)])
+    x = (levels.reshape(-1, *[1] * len(shape)) * np.ones(shape)).astype(np.float32)
+    spotted = x.copy()
+    spotted.reshape(count, -1)[range(count), rng.integers(x[0].size, size=count)] = 0.5
+    both = np.concatenate([x, spotted])
+    expected = in_float64(both, rho=10.0)
+    np.testing.assert_allclose(limit_ntk(both, rho=10.0), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rho", [3**-0.5, 10.0])
