@@ -16,9 +16,12 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from numpy.polynomial.chebyshev import cheb2poly
+
+from dnntk.errors import InputError
 
 
 def arccos1(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
@@ -29,25 +32,31 @@ def arccos1(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
     Args:
         var_x: Variance of g, not negative; any shape.
         var_y: Variance of g', likewise; the three shapes broadcast.
-        cov: Covariance; |cov| beyond sqrt(var_x var_y), as rounding gives, counts as equal to it.
+        cov: Covariance; |cov| beyond sqrt(var_x var_y) by rounding, which is sqrt(eps) of it at
+            most, counts as equal to it.
 
     Returns:
         The expectation, in the inputs' dtype. Its derivative by a variance, infinite where that is
         0, is 0 there.
+
+    Raises:
+        InputError: A variance is negative, a value is not finite, |cov| is beyond
+            sqrt(var_x var_y) by more than rounding, or the shapes don't broadcast. Traced values
+            are never checked.
     """
-    return _arccos(1, *_float_arrays(var_x, var_y, cov))
+    return _arccos(1, *_checked_moments(var_x, var_y, cov))
 
 
 def arccos0(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
     """E[step(g) step(g')], 1/2 - atan2(s, cov) / (2 pi): the arc-cosine kernel of order 0.
 
-    It is the derivative of `arccos1` by cov, and takes the same arguments.
+    It is the derivative of `arccos1` by cov, takes the same arguments and raises the same errors.
 
     Returns:
         The probability that both are positive, in the inputs' dtype; 1/4 where a variance is 0.
         Its derivatives, infinite at |cov| = sqrt(var_x var_y), are 0 there.
     """
-    return _arccos(0, *_float_arrays(var_x, var_y, cov))
+    return _arccos(0, *_checked_moments(var_x, var_y, cov))
 
 
 @jax.custom_jvp
@@ -136,22 +145,62 @@ def _sine_root_and_y(
         root_and_inverse(var_x)[0] * root_and_inverse(var_y)[0],
     )
     share = _divide(sine, root) * _divide(sine, root + jnp.abs(cov))
-    return sine, root, jnp.where(root > 0, jnp.minimum(share, 1.0), 1.0)
+    return sine, root, jnp.where(root <= 0, 1.0, jnp.minimum(share, 1.0))
 
 
 def root_and_inverse(square: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Square root and its inverse; both 0, of derivative 0, where the square is not positive."""
-    positive = square > 0
+    positive = ~(square <= 0)  # NaN counts, and shows in the result
     root = jnp.sqrt(jnp.where(positive, square, 1.0))
     return jnp.where(positive, root, 0.0), jnp.where(positive, 1 / root, 0.0)
 
 
 def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """Quotient; 0 where y is not positive."""
-    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1.0), 0.0)
+    positive = ~(y <= 0)
+    return jnp.where(positive, x / jnp.where(positive, y, 1.0), 0.0)
 
 
-def _float_arrays(*values: ArrayLike) -> list[jax.Array]:
-    """The values in their common floating dtype, broadcast against each other."""
-    arrays = [jnp.asarray(value) for value in values]
-    return jnp.broadcast_arrays(*(a.astype(jnp.result_type(*arrays, float)) for a in arrays))
+def _checked_moments(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> list[jax.Array]:
+    """The moments in their common floating dtype, broadcast against each other."""
+    moments = {"var_x": var_x, "var_y": var_y, "cov": cov}
+    arrays = [_checked_array(name, value) for name, value in moments.items()]
+    try:
+        arrays = jnp.broadcast_arrays(*(a.astype(jnp.result_type(*arrays, float)) for a in arrays))
+    except ValueError:
+        shapes = ", ".join(f"{name} {a.shape}" for name, a in zip(moments, arrays, strict=True))
+        raise InputError(f"{shapes}: the shapes must broadcast; add or drop axes") from None
+    if not any(isinstance(value, jax.core.Tracer) for value in moments.values()):
+        _check_covariance(var_x, var_y, cov, float(jnp.finfo(arrays[0].dtype).eps) ** 0.5)
+    return arrays
+
+
+def _checked_array(name: str, value: ArrayLike) -> jax.Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be an array of numbers, got {value!r:.60}") from None
+    if jnp.iscomplexobj(array):
+        raise InputError(f"{name} must be real, got {array.dtype}; take its real part")
+    if not isinstance(value, jax.core.Tracer):
+        valid = np.isfinite(host := _on_host(value)) & ((host >= 0) | (name == "cov"))
+        if not valid.all():
+            expected = "finite" if name == "cov" else "finite and not negative, as a variance is"
+            raise InputError(f"{name} must be {expected}, got {host[~valid].flat[0]}; correct it")
+    return array
+
+
+def _check_covariance(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike, tolerance: float) -> None:
+    """Refuse what is no covariance; var_x, var_y are finite and not negative."""
+    limit = np.sqrt(_on_host(var_x)) * np.sqrt(_on_host(var_y))
+    size, limit = np.broadcast_arrays(np.abs(_on_host(cov)), limit)
+    beyond = size > limit * (1 + tolerance)
+    if beyond.any():
+        raise InputError(
+            f"cov must be at most sqrt(var_x var_y) = {limit[beyond].flat[0]:.6g} in size, got "
+            f"{size[beyond].flat[0]:.6g}; use moments of the same pair of Gaussians"
+        )
+
+
+def _on_host(value: ArrayLike) -> np.ndarray:
+    return np.asarray(value).astype(np.float64)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dnntk import arccos
+from dnntk.errors import InputError
 from dnntk.kernel import arccos0, arccos1
 
 DTYPES = (np.float32, np.float64)
@@ -119,3 +120,36 @@ def test_arc_cosine_derivatives_where_they_are_singular(x64, dtype):
     np.testing.assert_array_equal(np.stack(gradients[:2]), 0)
     for gradient in jax.jit(jax.grad(lambda *m: arccos0(*m).sum(), argnums=(0, 1, 2)))(*moments):
         np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("moments", "words"),
+    [
+        ((-1.0, 1.0, 0.0), ("var_x", "-1.0", "not negative")),
+        ((1.0, np.array([1.0, np.nan]), 0.0), ("var_y", "nan", "finite")),
+        ((1.0, 1.0, np.inf), ("cov", "inf", "finite")),
+        ((1.0, 4.0, -2.1), ("cov", "sqrt(var_x var_y) = 2", "2.1")),
+        ((0.0, 4.0, 0.1), ("cov", "0.1")),
+        ((np.ones(2), np.ones(3), 0.0), ("(2,)", "(3,)", "broadcast")),
+        ((1.0, 1j, 0.0), ("var_y", "complex")),
+        (("one", 1.0, 0.0), ("var_x", "one")),
+    ],
+)
+@pytest.mark.parametrize("function", [arccos0, arccos1])
+def test_bad_moments_are_named_in_one_line(function, moments, words):
+    with pytest.raises(InputError) as caught:
+        function(*moments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_rounding_of_the_covariance_is_forgiven_and_traced_moments_are_not_checked():
+    np.testing.assert_allclose(arccos1(1.0, 4.0, np.float32(2.0001)), 1.00005, rtol=1e-5)
+    np.testing.assert_array_equal(arccos0(1.0, 4.0, np.float32([2.0001, -2.0001])), [0.5, 0])
+    with pytest.raises(InputError, match="var_x"):  # constants of a traced function are checked
+        jax.jit(lambda cov: arccos1(-1.0, 1.0, cov))(0.0)
+    for function in (arccos0, arccos1):
+        traced = jax.jit(function)
+        assert np.isfinite(traced(1.0, 1.0, 2.0))
+        assert np.isnan(traced(np.nan, 1.0, 0.5))
