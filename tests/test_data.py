@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -298,17 +299,29 @@ def serve_as_published(
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a web server of ``tmp_path``."""
+    """Address of a web server of ``tmp_path``, up until the last download has ended.
+
+    Where one file fails, tensorflow-datasets leaves the other downloads running; without a server
+    their retries would hold up the end of the process for 200 s.
+    """
+    downloads: list[Future[Any]] = []
+    submit = ThreadPoolExecutor.submit
+
+    def remembered(*args: Any, **kwargs: Any) -> Future[Any]:
+        downloads.append(submit(*args, **kwargs))
+        return downloads[-1]
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
             del format, args
 
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", remembered)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        wait(downloads)
         httpd.shutdown()
         thread.join()
 
