@@ -68,7 +68,7 @@ def ntk_memory() -> list[Row]:
     peer = _in_own_process(
         _measure_ntk, "jacrev", depth, n_peer, 1, seconds_allowed=FLAGS.peer_seconds
     )
-    name = f"jacrev, {n_peer} images"
+    name = f"jacrev, n = {n_peer}"
     missing = None if peer else f"{name}: not done in {FLAGS.peer_seconds:g} s"
     if peer:
         m = min(n, n_peer)
@@ -152,7 +152,7 @@ def _ntk_at(depth: int, points: int, unroll: bool) -> list[Row]:
     rows = []
     for kind, (own, *others) in (("first call", first), ("run", later)):
         row = _row(f"depth {depth}, {points} x {points}: {kind}", "s", own)
-        row |= {"depth": depth, "kind": kind}
+        row |= {"depth": depth, "points": points, "kind": kind}
         beside = [
             _set_peer(row | {"difference": difference}, name, samples)
             for name, difference, samples in zip(list(calls)[1:], differences, others, strict=True)
@@ -302,7 +302,7 @@ def ntk_figure(rows: Sequence[Row]) -> Figure:
     axes.set_ylabel("time (s): median and quartiles")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    figure.suptitle(f"Empirical NTK, 4-wide MLP, float64 ({rows[0]['what'].split(', ')[1][:-5]})")
+    figure.suptitle("Empirical NTK [{0}, {0}] of a 4-wide MLP, float64".format(rows[0]["points"]))
     return figure
 
 
