@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,33 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Has a run been started here?"""
         return (self.path / CONFIG).exists()
+
+    def claim(self, config: dict[str, Any], resume: bool, free: Collection[str] = ()) -> None:
+        """Start a run of ``config`` here, or, to ``resume``, check that the one here is the same.
+
+        Args:
+          config: the run's configuration, as JSON keeps it.
+          resume: expect a run of it in the folder; else none.
+          free: names that may differ from the ones saved.
+
+        Raises:
+          InputError: the folder cannot be used, or holds another run.
+        """
+        if not resume:
+            self.make()
+            if self.holds_run:
+                raise InputError(
+                    f"workdir: expected one without a run, {self.path} holds one; "
+                    "add --resume to go on with it, or choose another"
+                )
+            return
+        saved = self.read_config()
+        for name, value in json.loads(json.dumps(config)).items():
+            if name not in free and saved.get(name, value) != value:
+                raise InputError(
+                    f"resume: {self.path} was started with {name}={saved[name]}, got {value}; "
+                    "leave it out, or use another workdir"
+                )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replace ``name`` in one move."""

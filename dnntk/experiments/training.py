@@ -23,7 +23,7 @@ from dnntk import figures, flow
 from dnntk.checkpoints import Checkpoints
 from dnntk.config import EVALUATIONS, RESUMABLE, TrainConfig
 from dnntk.data import Dataset, load_dataset
-from dnntk.errors import Diverged, InputError
+from dnntk.errors import Diverged
 from dnntk.evaluation import as_trained, confusion, scores
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job, Plan
@@ -92,21 +92,9 @@ def train(
 
 
 def _open(folder: RunFolder, config: TrainConfig, resume: bool) -> RunFolder:
-    if not resume:
-        folder.make()
-        if folder.holds_run:
-            raise InputError(
-                f"workdir: expected one without a run, {folder.path} holds one; "
-                "add --resume to go on with it, or choose another"
-            )
-        return folder
-    saved = TrainConfig.from_json(folder.read_config()).to_json()
-    for name, value in config.to_json().items():
-        if name not in RESUMABLE and saved[name] != value:
-            raise InputError(
-                f"resume: {folder.path} was started with {name}={saved[name]}, got {value}; "
-                "leave it out, or train in another workdir"
-            )
+    if resume:
+        TrainConfig.from_json(folder.read_config())
+    folder.claim(config.to_json(), resume, free=RESUMABLE)
     return folder
 
 

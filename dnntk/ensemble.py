@@ -1,0 +1,89 @@
+"""Many networks trained side by side: independent initializations, the same data, full batches.
+
+`jax.vmap` over the trials of a device, the trials split over devices. Ten narrow networks at once
+take little longer than one, up to the point where arithmetic dominates.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dnntk import flow
+from dnntk.models import DeepNarrow
+
+
+class Ensemble:
+    """``trials`` networks of one kind on inputs x [n, ...] and targets y [n, d_out].
+
+    Trees of a network's arrays have a leading axis of trials throughout.
+    """
+
+    def __init__(self, model: DeepNarrow, trials: int, x: np.ndarray, y: np.ndarray) -> None:
+        """Split the trials over as many local devices as divide their number."""
+        devices = jax.local_devices()
+        count = max(d for d in range(1, len(devices) + 1) if trials % d == 0)
+        self.model, self.trials = model, trials
+        self.mesh = Mesh(np.array(devices[:count]), ("trials",))
+        self._x, self._y = jnp.asarray(x), jnp.asarray(y)
+
+    def init(self, seed: int) -> tuple[Any, Any]:
+        """(params, frozen) of all trials; trial i is the same however many there are."""
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
+            jnp.arange(self.trials)
+        )
+        variables = jax.jit(jax.vmap(lambda key: self.model.init(key, self._x[:1])))(keys)
+        frozen = {name: tree for name, tree in variables.items() if name != "params"}
+        return self.put(variables["params"]), self.put(frozen)
+
+    def put(self, tree: Any) -> Any:
+        """``tree`` split over the devices."""
+        return jax.device_put(tree, NamedSharding(self.mesh, P("trials")))
+
+    def descent(self, time_step: float) -> Callable[[Any, Any, int], tuple[Any, jax.Array]]:
+        """(params, frozen, steps) -> (params, losses [trials] before the last of the steps).
+
+        Full-batch gradient descent on the thesis's loss, ``time_step`` of kernel time a step.
+        ``params`` are donated; ``steps`` may be any number, it is compiled once.
+        """
+        rate = flow.learning_rate(self.model, time_step)
+        weight = jnp.ones(len(self._x), self._x.dtype)
+
+        def loss(params: Any, frozen: Any) -> jax.Array:
+            outputs = flow.apply(self.model, params, frozen, self._x)
+            return flow.residual_loss(outputs, self._y, weight) / len(self._x)
+
+        def step(params: Any, frozen: Any) -> tuple[Any, jax.Array]:
+            value, gradient = jax.value_and_grad(loss)(params, frozen)
+            return jax.tree.map(lambda p, g: p - rate * g, params, gradient), value
+
+        def descend(params: Any, frozen: Any, steps: jax.Array) -> tuple[Any, jax.Array]:
+            body = lambda _, carry: jax.vmap(step)(carry[0], frozen)  # noqa: E731
+            local = jax.tree.leaves(params)[0].shape[0]
+            return lax.fori_loop(0, steps, body, (params, jnp.zeros(local, self._x.dtype)))
+
+        trials = P("trials")
+        sharded = jax.shard_map(
+            descend,
+            mesh=self.mesh,
+            in_specs=(trials, trials, P()),
+            out_specs=(trials, trials),
+            check_vma=False,
+        )
+        return jax.jit(sharded, donate_argnums=0)
+
+    def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` of one trial's trees, for all of them, one after another on one device.
+
+        On one, since host devices share their threads: a batch of singular values on each of them
+        may wait for the others' for ever.
+        """
+        mapped = jax.jit(lambda *trees: lax.map(lambda args: function(*args), trees))
+        device = self.mesh.devices.flat[0]
+        return lambda *trees: mapped(*jax.device_put(trees, device))

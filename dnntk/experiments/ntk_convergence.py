@@ -1,0 +1,410 @@
+"""Section 5.1: the scaled NTK converges with depth and stands still in training.
+
+`converge` trains ensembles of toy networks and follows the kernel of figure 4.1, Theta(x0, x) with
+x on an arc. The two depths of the figure come first; then a sweep over depths under two rules for
+the scale C, by which the theorems' rates are fitted: how far the kernel is from its limit at
+initialization (Theorem 3.1), how far it moves in training (Theorem 3.2), how many neurons change
+sign and how much Gamma grows (section 3.3).
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+from tqdm.auto import tqdm
+
+from dnntk import figures, flow, kernel, lyapunov
+from dnntk.checkpoints import Checkpoints
+from dnntk.checks import check_choice, check_count, check_deviation
+from dnntk.data import load_dataset
+from dnntk.ensemble import Ensemble
+from dnntk.errors import InputError
+from dnntk.models import DeepNarrowMLP
+from dnntk.ntk import empirical_ntk
+from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
+
+log = logging.getLogger("dnntk")
+
+# The point whose kernel figure 4.1 shows.
+X0 = np.array([[math.sqrt(0.5), math.sqrt(0.5)]])
+# The thesis's toy runs all have L^2 / C at this value: C = 5 at depth 100, 50,000 at 10,000.
+THESIS_RATIO = 2000.0
+THEOREMS_EXPONENT = 2.2
+# Beside the figure's runs, a sitting looks at the progress and the checkpoint this often.
+SECONDS_A_LOOK, SECONDS_A_CHECKPOINT = 2.0, 60.0
+DIVERGENCE = 1e3
+QUANTITIES = ("deviation", "movement", "sign_changes", "growth")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvergenceConfig:
+    """Settings of section 5.1 and of the sweep that goes beyond it.
+
+    Attributes:
+      depths: of figure 4.1.
+      scale: C at these depths; None is the thesis's, depth^2 / 2000.
+      trials: independent initializations of every network.
+      steps: full-batch steps of the figure's runs.
+      time_step: kernel time of a step; 0.5 is the published runs' (their learning rate times
+        depth times C^2 times 2, as their gradient is twice the thesis's).
+      rho, beta: standard deviations of the Gaussian weights (times sqrt(d_in)) and biases (over C).
+      dtype: "float64", the published runs', or "float32".
+      sweep_depths: depths of the rates; () leaves the sweep out.
+      sweep_steps: steps of each of its runs.
+      sweep_scale: C of its second rule, the same at all depths; the first is depth^2.2.
+      psi_2_depth: Psi_2, which costs depth squared, is computed up to here.
+      seed: of the initializations.
+    """
+
+    depths: tuple[int, ...] = (100, 10_000)
+    scale: float | None = None
+    trials: int = 10
+    steps: int = 2000
+    time_step: float = 0.5
+    rho: float = 1.0
+    beta: float = 1.0
+    dtype: str = "float64"
+    sweep_depths: tuple[int, ...] = (10, 32, 100, 316, 1000, 3162, 10_000)
+    sweep_steps: int = 100
+    sweep_scale: float = 50.0
+    psi_2_depth: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("depths", "sweep_depths"):
+            depths = getattr(self, name)
+            if not all(isinstance(d, int) and d >= 2 for d in depths):
+                raise InputError(f"{name}: expected whole numbers of at least 2, got {depths}")
+            if len(set(depths)) < len(depths):
+                raise InputError(f"{name}: expected each depth once, got {depths}")
+        if not self.depths:
+            raise InputError("depths: expected at least one, got none")
+        for name in ("trials", "steps", "sweep_steps"):
+            check_count(name, getattr(self, name))
+        for name in ("scale", "time_step", "sweep_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name}: expected a positive finite number, got {value}")
+        for name in ("rho", "beta"):
+            check_deviation(name, getattr(self, name))
+        if self.psi_2_depth < 0:
+            raise InputError(f"psi_2_depth: expected at least 0, got {self.psi_2_depth}")
+        check_choice("dtype", self.dtype, ("float32", "float64"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One ensemble: ``name`` is its file's, ``rule`` what the sweep calls its scale."""
+
+    name: str
+    rule: str
+    depth: int
+    scale: float
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvergenceResult:
+    """What `converge` found.
+
+    Attributes:
+      angles: [n], of the inputs on the arc.
+      limit: [n], the limit kernel Theta^infinity(x0, x).
+      runs: arrays of each run by its setting's name: ``step`` [r], ``kernel`` [r, trials, n],
+        ``loss``, ``sign_changes``, ``gamma``, ``psi_2`` [r, trials], ``outputs`` [trials, n];
+        entry 0 is initialization.
+      fits: exponents of the sweep, by rule and quantity: ``exponent``, ``low``, ``high`` (95%).
+      summary: the content of summary.json.
+    """
+
+    angles: np.ndarray
+    limit: np.ndarray
+    runs: dict[str, dict[str, np.ndarray]]
+    fits: dict[str, dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def settings(config: ConvergenceConfig) -> list[Setting]:
+    """The figure's runs, then the sweep's."""
+    found = []
+    for depth in config.depths:
+        scale = config.scale or depth**2 / THESIS_RATIO
+        found.append(Setting(f"figure-depth{depth}", "figure", depth, scale, config.steps))
+    for depth in config.sweep_depths:
+        rules = {"growing": depth**THEOREMS_EXPONENT, "constant": config.sweep_scale}
+        for rule, scale in rules.items():
+            name = f"{rule}-depth{depth}"
+            found.append(Setting(name, rule, depth, scale, config.sweep_steps))
+    return found
+
+
+def converge(
+    config: ConvergenceConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> ConvergenceResult:
+    """Train the ensembles, follow their kernels, fit the rates, draw the figures.
+
+    Args:
+      config: the experiment; None is the thesis's figure 4.1 and the default sweep.
+      workdir: folder for configuration, runs, checkpoints, summary, figures; None writes nothing.
+      resume: keep the runs that ``workdir`` holds and go on with the one that was cut off.
+      progress: show a bar a run.
+
+    Returns:
+      Kernels, outputs and losses of all runs, and the fitted rates.
+
+    Raises:
+      InputError: the configuration or the workdir cannot be used; the message says why.
+    """
+    config = config or ConvergenceConfig()
+    folder = None if workdir is None else RunFolder(workdir)
+    if folder is not None:
+        content = dataclasses.asdict(config)
+        folder.claim(content, resume)
+        folder.write_json(CONFIG, content | {"versions": versions()})
+    begun = time.perf_counter()
+    with jax.enable_x64(config.dtype == "float64"):
+        data = load_dataset("toy")
+        x, y = (a.astype(config.dtype) for a in (data.x_train, data.y_train))
+        runs = {s.name: _Run(s, config, folder, x, y, progress).result() for s in settings(config)}
+    with jax.enable_x64(True):
+        limit = np.asarray(_limit(config, x.astype(np.float64)))
+    values = {s.name: _quantities(runs[s.name], limit) for s in settings(config)}
+    fits = _fits(config, values)
+    summary = {
+        "fits": fits,
+        "runs": {name: _means(quantities) for name, quantities in values.items()},
+        "seconds": time.perf_counter() - begun,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    angles = np.arctan2(x[:, 1], x[:, 0]).astype(np.float64)
+    result = ConvergenceResult(angles, limit, runs, fits, summary)
+    if folder is not None:
+        folder.write_json(SUMMARY, summary)
+        _draw(config, result, values, y[:, 0], folder)
+    return result
+
+
+def _limit(config: ConvergenceConfig, x: np.ndarray) -> jax.Array:
+    return kernel.limit_ntk(X0, x, rho=config.rho, beta=config.beta)[0]
+
+
+def record_steps(steps: int) -> list[int]:
+    """0, the powers of two, and the last step: where a run is looked at."""
+    return [0, *(2**i for i in range(steps.bit_length()) if 2**i < steps), steps]
+
+
+class _Run:
+    """One ensemble's training, from where the last sitting left it."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        config: ConvergenceConfig,
+        folder: RunFolder | None,
+        x: np.ndarray,
+        y: np.ndarray,
+        progress: bool,
+    ) -> None:
+        self.setting, self.config, self.folder, self.progress = setting, config, folder, progress
+        self.model = DeepNarrowMLP(
+            setting.depth, 1, setting.scale, rho=config.rho, beta=config.beta
+        )
+        self.ensemble = Ensemble(self.model, config.trials, x, y)
+        self.x, self.y = jnp.asarray(x), jnp.asarray(y)
+        self.times = record_steps(setting.steps)
+        self._compiled: dict[bool, Any] = {}
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The run's arrays: read where the run is done, else computed and kept."""
+        if self.folder is None:
+            return self._train(None)
+        file = self.folder.path / "runs" / f"{self.setting.name}.npz"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            with Checkpoints(self.folder.path / "checkpoints" / self.setting.name) as checkpoints:
+                arrays = self._train(checkpoints)
+            partial = file.with_suffix(".partial.npz")
+            np.savez(partial, **arrays)  # type: ignore[arg-type]
+            partial.replace(file)
+        with np.load(file, allow_pickle=False) as saved:
+            return dict(saved)
+
+    def _train(self, checkpoints: Checkpoints | None) -> dict[str, np.ndarray]:
+        params, frozen = self.ensemble.init(self.config.seed)
+        start = jax.tree.map(jnp.copy, params)
+        records = self._empty()
+        found = checkpoints and checkpoints.restore({"params": params, "records": records})
+        step = 0
+        if found:
+            step, saved = found
+            params, records = self.ensemble.put(saved["params"]), saved["records"]
+        else:
+            self._record(records, 0, start, params, frozen)
+        descend = self.ensemble.descent(self.config.time_step)
+        last_checkpoint = time.perf_counter()
+        for step, params in self._chunks(descend, params, frozen, step):  # noqa: B020
+            if step in self.times:
+                self._record(records, self.times.index(step), start, params, frozen)
+            waited = time.perf_counter() - last_checkpoint > SECONDS_A_CHECKPOINT
+            if checkpoints and waited and step < self.setting.steps:
+                checkpoints.save(step, {"params": params, "records": records})
+                last_checkpoint = time.perf_counter()
+        self._say(records)
+        return records | {"step": np.array(self.times)}
+
+    def _chunks(
+        self, descend: Any, params: Any, frozen: Any, step: int
+    ) -> Iterator[tuple[int, Any]]:
+        """(step, params) after each few seconds of descent, and at every step of a record."""
+        s = self.setting
+        label = f"depth {s.depth:,}, C = {s.scale:.3g}"
+        chunk = 1
+        with tqdm(
+            total=s.steps, initial=step, desc=label, unit="step", disable=not self.progress
+        ) as bar:
+            while step < s.steps:
+                next_record = next(t for t in self.times if t > step)
+                count = min(chunk, next_record - step)
+                begun = time.perf_counter()
+                params, losses = descend(params, frozen, count)
+                loss = float(np.mean(losses))
+                seconds = time.perf_counter() - begun
+                if count == chunk and seconds < SECONDS_A_LOOK / 2:
+                    chunk *= 2
+                step += count
+                bar.update(count)
+                bar.set_postfix(loss=f"{loss:.4g}")
+                yield step, params
+
+    def _empty(self) -> dict[str, np.ndarray]:
+        """Arrays for all records, NaN until they are made."""
+        shape, n = (len(self.times), self.config.trials), len(self.x)
+        records = {name: np.full((*shape, n), np.nan) for name in ("kernel", "outputs")}
+        scalars = ("loss", "sign_changes", "gamma", "psi_2")
+        return records | {name: np.full(shape, np.nan) for name in scalars}
+
+    def _record(
+        self, records: dict[str, np.ndarray], index: int, start: Any, params: Any, frozen: Any
+    ) -> None:
+        ends = index in (0, len(self.times) - 1)
+        psi_2 = ends and self.setting.depth <= self.config.psi_2_depth
+        for name, values in self._measured(psi_2)(start, params, frozen).items():
+            records[name][index] = np.asarray(values)
+
+    def _measured(self, psi_2: bool) -> Any:
+        model, x = self.model, self.x
+
+        def look(start: Any, params: Any, frozen: Any) -> dict[str, jax.Array]:
+            before, after = {"params": start, **frozen}, {"params": params, **frozen}
+            outputs = flow.apply(model, params, frozen, x)
+            measured = lyapunov.measure(model, before, after, x, psi_2=psi_2)
+            return {
+                "kernel": empirical_ntk(model, after, jnp.asarray(X0, x.dtype), x)[0, :, 0, 0],
+                "outputs": outputs[:, 0],
+                "loss": 0.5 * jnp.mean(jnp.sum((outputs - self.y) ** 2, axis=1)),
+                "sign_changes": measured.sign_changes,
+                "gamma": measured.gamma,
+                "psi_2": measured.psi_2,
+            }
+
+        if psi_2 not in self._compiled:
+            self._compiled[psi_2] = self.ensemble.measure(look)
+        return self._compiled[psi_2]
+
+    def _say(self, records: dict[str, np.ndarray]) -> None:
+        s, first, last = self.setting, records["loss"][0].mean(), records["loss"][-1]
+        fate = "" if np.all(last <= DIVERGENCE * first) else "; some trials diverged"
+        log.info(
+            "%s: depth %d, C = %.3g, %d trials, %d steps: loss %.3g to %.3g%s",
+            *(s.name, s.depth, s.scale, self.config.trials, s.steps, first, last.mean(), fate),
+        )
+
+
+def _quantities(run: dict[str, np.ndarray], limit: np.ndarray) -> dict[str, np.ndarray]:
+    """What the rates are of, [trials] each: `QUANTITIES`.
+
+    Distances of kernels are root mean squares over the arc, relative to the limit's.
+    """
+
+    def distance(kernels: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.mean((kernels - other) ** 2, -1) / np.mean(limit**2))
+
+    gamma = run["gamma"] + np.nan_to_num(run["psi_2"])
+    return {
+        "deviation": distance(run["kernel"][0], limit[None]),
+        "movement": distance(run["kernel"], run["kernel"][:1]).max(0),
+        "sign_changes": run["sign_changes"].max(0),
+        "growth": gamma[-1] / gamma[0] - 1,
+    }
+
+
+def _fits(
+    config: ConvergenceConfig, values: dict[str, dict[str, np.ndarray]]
+) -> dict[str, dict[str, Any]]:
+    """Exponents of depth, least squares over all trials on logarithms, with 95% intervals."""
+    fits: dict[str, dict[str, Any]] = {}
+    for rule in ("growing", "constant"):
+        runs = [s for s in settings(config) if s.rule == rule]
+        fits[rule] = {}
+        for quantity in QUANTITIES:
+            sizes = [values[s.name][quantity] for s in runs]
+            points = [(s.depth, v) for s, vs in zip(runs, sizes, strict=True) for v in vs]
+            fits[rule][quantity] = fit_power([p for p in points if 0 < p[1] < math.inf])
+    return fits
+
+
+def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
+    """The exponent p and factor of value = factor depth^p; None below three depths.
+
+    Ordinary least squares on logarithms, with the 95% interval of Student's t.
+    """
+    if len({depth for depth, _ in points}) < 3:
+        return None
+    depths, values = np.log10(np.array(points, dtype=float)).T
+    line = stats.linregress(depths, values)
+    reach = stats.t.ppf(0.975, len(points) - 2) * line.stderr
+    return {
+        "exponent": float(line.slope),
+        "low": float(line.slope - reach),
+        "high": float(line.slope + reach),
+        "factor": float(10**line.intercept),
+    }
+
+
+def _means(quantities: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Means over the trials; None, for JSON, where one has diverged."""
+    means = {name: float(np.mean(values)) for name, values in quantities.items()}
+    return {name: value if math.isfinite(value) else None for name, value in means.items()}
+
+
+def _draw(
+    config: ConvergenceConfig,
+    result: ConvergenceResult,
+    values: dict[str, dict[str, np.ndarray]],
+    target: np.ndarray,
+    folder: RunFolder,
+) -> None:
+    chosen = settings(config)
+    shown = {s.depth: result.runs[s.name] for s in chosen if s.rule == "figure"}
+    figure = figures.convergence_figure(result.angles, target, result.limit, shown)
+    figures.save(figure, folder.path / "figure_4_1")
+    sweep = [s for s in chosen if s.rule != "figure"]
+    if sweep:
+        points = [(s.rule, s.depth, values[s.name]) for s in sweep]
+        figures.save(
+            figures.rates_figure(points, result.fits, config.sweep_scale, config.psi_2_depth),
+            folder.path / "rates",
+        )
