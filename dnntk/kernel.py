@@ -206,34 +206,51 @@ def _window_sums(x: jax.Array, rows: jax.Array, cols: jax.Array) -> jax.Array:
 
 def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
     """Products of rows and columns: [..., k], [k, n] -> [..., n]."""
-    pieces = _pieces(len(y))
-    scales = _scales(len(pieces)).astype(x.dtype)
-    inverses = (1 / scales).astype(x.dtype)
+    size = len(y)
+    groups = min(math.ceil(size / 196), max(2, math.ceil(size / 392)))
+    pieces = min(math.ceil(size / 28), 7)
+    scales = jnp.asarray(_scales(groups * pieces).reshape(groups, pieces), x.dtype)
+    if groups == 1:
+        return _inner_in_pieces(x, y, scales[0])
+    # A loop stores its result; XLA would fuse the sum of all pieces anew into each use of it.
+    extra = -size % groups
+    x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, extra)])
+    x = jnp.moveaxis(x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups), -2, 0)
+    y = jnp.pad(y, ((0, extra), (0, 0))).reshape(groups, x.shape[-1], y.shape[1])
+
+    def add(total: jax.Array, group: tuple) -> tuple[jax.Array, None]:
+        return total + _inner_in_pieces(*group), None
+
+    start = jnp.zeros((*x.shape[1:-1], y.shape[2]), x.dtype)
+    return lax.scan(add, start, (x, y, scales))[0]
+
+
+def _inner_in_pieces(x: jax.Array, y: jax.Array, scales: jax.Array) -> jax.Array:
+    """`_inner`, a piece of the sum a scale."""
+    pieces = _pieces(len(y), len(scales))
     return _pairwise(
         [
-            jnp.matmul(x[..., piece] * scale, y[piece], precision="highest") * inverse
-            for piece, scale, inverse in zip(pieces, scales, inverses, strict=True)
+            jnp.matmul(x[..., piece] * scale, y[piece], precision="highest") * (1 / scale)
+            for piece, scale in zip(pieces, scales, strict=True)
         ]
     )
 
 
 def _squared_norm(x: jax.Array) -> jax.Array:
-    return _pairwise([jnp.sum(x[..., piece] ** 2, -1) for piece in _pieces(x.shape[-1])])
+    pieces = _pieces(x.shape[-1], math.ceil(x.shape[-1] / 56))
+    return _pairwise([jnp.sum(x[..., piece] ** 2, -1) for piece in pieces])
 
 
-def _pieces(size: int) -> list[slice]:
-    """Pieces of a long sum, short enough for float32 and few enough for speed.
-
-    A sum of k equal terms may be off by k eps / 8, as all its roundings go one way.
-    """
-    count = max(1, min(math.ceil(size / 28), max(14, math.ceil(size / 96))))
+def _pieces(size: int, count: int) -> list[slice]:
     return [slice(size * i // count, size * (i + 1) // count) for i in range(count)]
 
 
 def _scales(count: int) -> np.ndarray:
-    """Factors for sums of the same terms, to be rounded independently and averaged.
+    """Factors for partial sums, so that their rounding errors are independent and average out.
 
-    A constant image's terms are all the same: at one scale, so would be the sums' errors.
+    A constant image's terms are all the same. A sum of k equal terms may be off by k eps / 8, as
+    its roundings all go one way, and other sums of the same terms by the same, but not at another
+    scale.
     """
     return np.random.default_rng(0).uniform(1, 2, count) if count > 1 else np.ones(1)
 
