@@ -338,8 +338,9 @@ def _add_layers(
     g: jax.Array,
 ) -> jax.Array:
     """Add the share of some layers: q [s, in, positions, n], g [s, k, out, positions, n]."""
-    by_unit, ratio = network.form.slope(name, g.shape[2])
-    g = g * jnp.broadcast_to(scale * by_unit, g.shape[2:3]).astype(g.dtype)[:, None, None]
+    slope, ratio = network.form.slope(name, g.shape[2])
+    by_unit = jnp.broadcast_to(jnp.asarray(scale * slope, g.dtype), g.shape[2])
+    g = g * by_unit[None, None, :, None, None]
     if features:
         by_weight = jax.vmap(partial(network.affine.by_weight, ratio))(q, g)
         rows = by_weight.reshape(-1, *by_weight.shape[-2:])

@@ -1,0 +1,184 @@
+"""Section 5.1 small, end to end: ensembles, records, resuming, fits, the script."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import processes
+import pytest
+
+from dnntk import DeepNarrowMLP, InputError, empirical_ntk, kernel, load_dataset
+from dnntk.ensemble import Ensemble
+from dnntk.experiments import ntk_convergence
+from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge, fit_power, record_steps
+
+SMALL = ConvergenceConfig(
+    depths=(6,), scale=20.0, trials=2, steps=5, sweep_depths=(), psi_2_depth=10
+)
+FLAGS = (
+    "--depths=6",
+    "--scale=20",
+    "--trials=2",
+    "--steps=3",
+    "--sweep_depths=4,6,8",
+    "--sweep_steps=1",
+    "--psi_2_depth=0",
+)
+BAD_FLAGS = {
+    "depths not numbers": (["--depths=ten"], "depths"),
+    "depth too small": (["--depths=1,100"], "depths"),
+    "depth twice": (["--depths=5,5"], "depths"),
+    "no depth": (["--depths="], "depths"),
+    "no trials": (["--trials=0"], "trials"),
+    "no steps": (["--steps=0"], "steps"),
+    "scale": (["--scale=-1"], "scale"),
+    "time_step": (["--time_step=nan"], "time_step"),
+    "rho": (["--rho=-1"], "rho"),
+    "dtype": (["--dtype=float16"], "dtype"),
+    "psi_2_depth": (["--psi_2_depth=-1"], "psi_2_depth"),
+    "taken workdir": (["--workdir=out"], "workdir"),
+    "nothing to resume": (["--workdir=nothing", "--resume"], "resume"),
+    "resume another": ([*FLAGS, "--trials=3", "--workdir=out", "--resume"], "resume"),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(folder, result) of one run with checkpoints at every look."""
+    folder = tmp_path_factory.mktemp("small") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ntk_convergence, "SECONDS_A_CHECKPOINT", 0.0)
+        return folder, converge(SMALL, folder, progress=False)
+
+
+def test_records_are_the_networks_own(small):
+    _, result = small
+    run = result.runs["figure-depth6"]
+    assert run["step"].tolist() == [0, 1, 2, 4, 5]
+    assert not run["outputs"][0].any()
+    assert (run["loss"][-1] < run["loss"][0]).all() and not jax.config.jax_enable_x64
+    with jax.enable_x64(True):
+        x = load_dataset("toy").x_train.astype(np.float64)
+        model = DeepNarrowMLP(6, 1, 20.0)
+        for trial in range(2):
+            key = jax.random.fold_in(jax.random.key(0), trial)
+            variables = jax.jit(model.init)(key, x)
+            expected = empirical_ntk(model, variables, ntk_convergence.X0, x)[0, :, 0, 0]
+            np.testing.assert_allclose(run["kernel"][0, trial], expected, rtol=1e-10)
+        limit = kernel.limit_ntk(ntk_convergence.X0, x)[0]
+    np.testing.assert_allclose(result.limit, limit, rtol=1e-12)
+
+
+def test_a_run_that_was_cut_off_resumes_to_the_same_bits(small, tmp_path, monkeypatch):
+    _, whole = small
+    monkeypatch.setattr(ntk_convergence, "SECONDS_A_CHECKPOINT", 0.0)
+    descent = Ensemble.descent
+
+    def cut(self, time_step):
+        descend, calls = descent(self, time_step), []
+
+        def once_more(*args):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return descend(*args)
+
+        return once_more
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ensemble, "descent", cut)
+        with pytest.raises(KeyboardInterrupt):
+            converge(SMALL, tmp_path, progress=False)
+    assert not (tmp_path / "runs" / "figure-depth6.npz").exists()
+    resumed = converge(SMALL, tmp_path, resume=True, progress=False)
+    for name, values in whole.runs["figure-depth6"].items():
+        np.testing.assert_array_equal(resumed.runs["figure-depth6"][name], values)
+
+
+def test_a_finished_run_is_read_and_not_run_again(small, monkeypatch):
+    folder, whole = small
+    monkeypatch.setattr(Ensemble, "descent", None)
+    again = converge(SMALL, folder, resume=True, progress=False)
+    np.testing.assert_array_equal(again.limit, whole.limit)
+    for name, values in whole.runs["figure-depth6"].items():
+        np.testing.assert_array_equal(again.runs["figure-depth6"][name], values)
+
+
+def test_an_ensemble_is_its_networks_trained_one_by_one(x64):
+    data = load_dataset("toy")
+    x, y = data.x_train[::20].astype(np.float64), data.y_train[::20].astype(np.float64)
+    model = DeepNarrowMLP(5, 1, 9.0)
+    ensemble = Ensemble(model, 3, x, y)
+    params, frozen = ensemble.init(seed=4)
+    one = jax.tree.map(lambda p: np.asarray(p[1]), {"params": params, **frozen})
+    params, losses = ensemble.descent(0.3)(params, frozen, 4)
+
+    def loss(p):
+        return 0.5 * jnp.mean(jnp.sum((model.apply({**one, "params": p}, x) - y) ** 2, 1))
+
+    step = jax.jit(jax.value_and_grad(loss))
+    for _ in range(4):
+        value, gradient = step(one["params"])
+        one["params"] = jax.tree.map(lambda p, g: p - 0.3 * g, one["params"], gradient)
+    np.testing.assert_allclose(losses[1], value, rtol=1e-10)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(one["params"]), strict=True):
+        np.testing.assert_allclose(a[1], b, atol=1e-12)
+
+
+def test_records_are_at_powers_of_two_and_the_end():
+    assert record_steps(1) == [0, 1]
+    assert record_steps(8) == [0, 1, 2, 4, 8]
+    assert record_steps(2000)[-2:] == [1024, 2000]
+
+
+def test_a_fitted_power_is_found_within_its_interval():
+    rng = np.random.default_rng(0)
+    depths = np.repeat([10, 100, 1000, 10_000], 10)
+    covered = 0
+    for _ in range(200):
+        values = 3 * depths**-0.5 * np.exp(0.3 * rng.standard_normal(depths.size))
+        fit = fit_power(list(zip(depths.tolist(), values.tolist(), strict=True)))
+        covered += fit["low"] < -0.5 < fit["high"]
+    assert 0.9 < covered / 200 < 0.99
+    assert fit_power([(10, 1.0), (100, 0.5)]) is None
+
+
+def test_configurations_are_checked():
+    with pytest.raises(InputError, match="trials must be"):
+        ConvergenceConfig(trials=0)
+    with pytest.raises(InputError, match="sweep_scale"):
+        ConvergenceConfig(sweep_scale=0.0)
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory):
+    """(folder, outcome) of the script, small, and of the bad flags after it."""
+    folder = tmp_path_factory.mktemp("script")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        outcome = processes.run("ntk_convergence.py", *FLAGS, "--workdir=out", cwd=folder)
+    assert outcome.returncode == 0, outcome.stderr
+    cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
+    return folder, outcome, processes.outcomes("ntk_convergence.py", cases, folder)
+
+
+def test_the_script_leaves_pictures_runs_and_rates(scripted):
+    folder, outcome, _ = scripted
+    out = folder / "out"
+    for stem in ("figure_4_1", "rates"):
+        assert (out / f"{stem}.png").stat().st_size > 10_000
+        assert (out / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
+    summary = json.loads((out / "summary.json").read_text())
+    fit = summary["fits"]["growing"]["deviation"]
+    assert fit["low"] < fit["exponent"] < fit["high"]
+    assert len(list((out / "runs").glob("*.npz"))) == 1 + 2 * 3
+    assert "growing  deviation" in outcome.stdout
+
+
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_a_bad_flag_is_one_line_and_status_2(name, scripted):
+    outcome = scripted[2][name]
+    assert outcome.returncode == 2, outcome.stderr
+    line = outcome.stderr.strip()
+    assert "\n" not in line and BAD_FLAGS[name][1] in line and line.startswith("ntk_convergence.py")

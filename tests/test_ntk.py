@@ -1,0 +1,331 @@
+"""The empirical NTK: every method against the definition, on every network."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnntk import (
+    DeepNarrowCNN,
+    DeepNarrowMLP,
+    InputError,
+    empirical_ntk,
+    empirical_ntk_fn,
+    ntk,
+    to_standard,
+)
+
+MLP, WIDE, CNN = "mlp", "mlp of 24 inputs", "cnn 4 x 6, two channels, 5 x 5 filters"
+CASES = {
+    MLP: (DeepNarrowMLP, (4,), {"d_out": 3}),
+    WIDE: (DeepNarrowMLP, (24,), {"d_out": 2}),
+    CNN: (DeepNarrowCNN, (4, 6, 2), {"d_out": 2, "kernel_size": 5}),
+}
+
+
+def make(case, parametrization="ntk", trained=True, depth=6, scale=6.0, **fields):
+    """A network, its variables (as training might leave them), two batches."""
+    kind, shape, extra = CASES[case]
+    rng = np.random.default_rng(0)
+    x1, x2 = rng.uniform(0.1, 1, (5, *shape)), rng.uniform(0.1, 1, (3, *shape))
+    model = kind(depth=depth, scale=scale, parametrization=parametrization, **extra, **fields)
+    variables = jax.jit(model.init)(jax.random.key(1), x1)
+    if trained:
+        size = 4.0 if parametrization == "ntk" else 0.2
+        move = lambda p: p + size * rng.standard_normal(p.shape)  # noqa: E731
+        variables = {**variables, "params": jax.tree.map(move, variables["params"])}
+    return model, variables, x1, x2
+
+
+def close(found, expected, dtype=np.float64, layers=9):
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=8 * layers * np.finfo(dtype).eps * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "parametrization", "trained"),
+    [
+        (MLP, "ntk", True),
+        (MLP, "ntk", False),
+        (MLP, "standard", True),
+        (WIDE, "ntk", True),
+        (WIDE, "standard", False),
+        (CNN, "ntk", True),
+        (CNN, "standard", True),
+    ],
+)
+def test_all_methods_agree_with_the_definition(case, parametrization, trained, x64):
+    model, variables, x1, x2 = make(case, parametrization, trained)
+    expected = empirical_ntk(model, variables, x1, x2, method="jacfwd")
+    assert expected.shape == (5, 3, model.d_out, model.d_out)
+    for method in ("auto", "layerwise", "jacrev"):
+        close(empirical_ntk(model, variables, x1, x2, method=method), expected)
+
+
+@pytest.mark.parametrize("init", ["he_uniform", "torch_default"])
+@pytest.mark.parametrize("parametrization", ["ntk", "standard"])
+def test_baselines_too(init, parametrization, x64):
+    model, variables, x1, _ = make(MLP, parametrization, initialization=init)
+    expected = empirical_ntk(model, variables, x1, method="jacrev")
+    close(empirical_ntk(model, variables, x1), expected)
+
+
+def test_scaled_by_the_thesis_and_the_same_in_both_parametrizations(x64):
+    model, variables, x1, x2 = make(MLP)
+    standard, literal = to_standard(model, variables)
+    found = empirical_ntk(model, variables, x1, x2)
+    close(empirical_ntk(standard, literal, x1, x2), found)
+    unscaled = empirical_ntk_fn(standard.apply)(literal, x1, x2)
+    close(unscaled / (model.depth * model.scale**2), found)
+
+
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [(MLP, "layerwise"), (MLP, "jacrev"), (WIDE, "layerwise"), (CNN, "layerwise")],
+)
+def test_trace_and_diagonal_are_parts_of_the_full_kernel(case, method, x64):
+    model, variables, x1, x2 = make(case)
+    full = np.asarray(empirical_ntk(model, variables, x1, x2))
+    trace = empirical_ntk(model, variables, x1, x2, method=method, outputs="trace")
+    diagonal = empirical_ntk(model, variables, x1, x2, method=method, outputs="diagonal")
+    close(trace, np.trace(full, axis1=2, axis2=3))
+    close(diagonal, np.diagonal(full, axis1=2, axis2=3))
+
+
+@pytest.mark.parametrize(
+    ("method", "outputs"),
+    [("layerwise", "full"), ("layerwise", "trace"), ("layerwise", "diagonal"), ("jacrev", "full")],
+)
+def test_blocks_do_not_change_the_kernel_and_x2_none_is_symmetric(method, outputs, x64):
+    model, variables, x1, x2 = make(MLP)
+    options = {"method": method, "outputs": outputs}
+    for right in (x2, None):
+        whole = empirical_ntk(model, variables, x1, right, **options)
+        close(empirical_ntk(model, variables, x1, right, block_size=2, **options), whole)
+    found = np.asarray(empirical_ntk(model, variables, x1, block_size=2, **options))
+    close(found, empirical_ntk(model, variables, x1, x1.copy(), **options))
+    swapped = found.transpose(1, 0, *range(found.ndim - 1, 1, -1))
+    np.testing.assert_array_equal(found, swapped)
+
+
+@pytest.mark.parametrize("segment", [1, 4, 100])
+def test_the_segment_does_not_change_the_kernel(segment, x64):
+    model, variables, x1, x2 = make(MLP)
+    expected = empirical_ntk(model, variables, x1, x2)
+    close(empirical_ntk(model.clone(segment=segment), variables, x1, x2), expected)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_shallow_networks(depth, x64):
+    model, variables, x1, x2 = make(MLP, depth=depth)
+    expected = empirical_ntk(model, variables, x1, x2, method="jacrev")
+    close(empirical_ntk(model, variables, x1, x2), expected)
+
+
+def test_zero_and_negative_inputs_and_infinite_scale(x64):
+    model, variables, x1, _ = make(MLP, scale=np.inf)
+    x1[0], x1[1] = 0, -x1[1]
+    expected = empirical_ntk(model, variables, x1, method="jacrev")
+    close(empirical_ntk(model, variables, x1), expected)
+
+
+@pytest.mark.parametrize("case", [MLP, CNN])
+def test_float32_in_the_theorems_regime(case):
+    with jax.enable_x64(True):
+        model, variables, x1, x2 = make(case, depth=200, scale=200**2.2)
+        variables = jax.tree.map(lambda p: np.asarray(p, np.float32), variables)
+        exact = jax.tree.map(lambda p: np.asarray(p, np.float64), variables)
+        x1, x2 = x1.astype(np.float32), x2.astype(np.float32)
+        expected = empirical_ntk(model, exact, x1.astype(np.float64), x2.astype(np.float64))
+    found = empirical_ntk(model, variables, x1, x2)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_under_jit_vmap_and_grad(x64):
+    model, variables, x1, x2 = make(MLP, depth=3)
+    both = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), variables)
+    kernel = lambda v: empirical_ntk(model, v, x1, x2)  # noqa: E731
+    found = jax.jit(jax.vmap(kernel))(both)
+    close(found[0], kernel(variables))
+    close(found[1], kernel(jax.tree.map(lambda p: 0.5 * p, variables)))
+    total = lambda method: jax.jit(  # noqa: E731
+        jax.grad(lambda x: jnp.sum(empirical_ntk(model, variables, x, x2, method=method)))
+    )(jnp.asarray(x1))
+    close(total("layerwise"), total("jacrev"))
+
+
+def test_the_program_does_not_grow_with_depth():
+    sizes = []
+    for depth in (400, 10_000):
+        model, variables, x1, _ = make(MLP, depth=depth, trained=False)
+        lowered = jax.jit(lambda v, x, m=model: empirical_ntk(m, v, x)).lower(variables, x1)
+        sizes.append(len(lowered.as_text()))
+    assert abs(sizes[1] - sizes[0]) < 0.02 * sizes[0]
+
+
+def test_no_jacobian_is_formed():
+    """Memory beside the result: of the order of a few layers' arrays, not of all parameters'."""
+    model = DeepNarrowMLP(100, 10, 100**2.2)
+    x = np.ones((8, 100), np.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    lowered = jax.jit(lambda v: empirical_ntk(model, v, x)).lower(variables)
+    used = lowered.compile().memory_analysis().temp_size_in_bytes
+    parameters = sum(p.size for p in jax.tree.leaves(variables["params"]))
+    assert used < 4 * parameters * len(x) * 10 / 20
+
+
+# ---- any network
+
+
+class Block(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.relu(nn.Conv(self.features, (3, 3))(nn.GroupNorm(2)(x)))
+        return x + nn.Conv(self.features, (3, 3))(h)
+
+
+class ResNet(nn.Module):
+    """A small residual network with running averages and several outputs."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = nn.Conv(4, (3, 3))(x)
+        h = nn.BatchNorm(use_running_average=True)(h)
+        for _ in range(2):
+            h = Block(4)(h)
+        return nn.Dense(3)(h.mean((1, 2)))
+
+
+def resnet():
+    x = np.random.default_rng(0).uniform(size=(5, 6, 6, 2))
+    model = ResNet()
+    return model, jax.jit(model.init)(jax.random.key(0), x), x
+
+
+def by_the_definition(outputs_of, params, x1, x2):
+    """One pair and one parameter array at a time."""
+    jacobian = jax.jit(jax.jacrev(outputs_of))
+    rows = [jax.tree.leaves(jacobian(params, x)) for x in x1]
+    columns = [jax.tree.leaves(jacobian(params, x)) for x in x2]
+    k = len(rows[0][0])
+    flat = lambda js: np.concatenate([np.reshape(j, (k, -1)) for j in js], 1)  # noqa: E731
+    return np.array([[flat(a) @ flat(b).T for b in columns] for a in rows])
+
+
+@jax.numpy_rank_promotion("allow")  # flax itself promotes ranks
+def test_a_residual_network_by_module_apply_and_function():
+    with jax.enable_x64(True):
+        check_the_residual_network()
+
+
+def check_the_residual_network():
+    model, variables, x = resnet()
+    variables = jax.tree.map(lambda p: np.asarray(p, np.float64), variables)
+    assert "batch_stats" in variables
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def outputs_of(params, x):
+        return model.apply({"params": params, **rest}, x[None])[0]
+
+    expected = by_the_definition(outputs_of, variables["params"], x, x[:2])
+    for apply_fn in (model, lambda v, x: model.apply(v, x)):
+        close(empirical_ntk_fn(apply_fn)(variables, x, x[:2]), expected, layers=50)
+    trace = empirical_ntk_fn(model.apply, outputs="trace", block_size=2)(variables, x, x[:2])
+    close(trace, np.trace(expected, axis1=2, axis2=3), layers=50)
+
+
+def test_any_function_any_tree_of_parameters_any_outputs(x64):
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(3, 4)), "steps": 7, "list": [rng.normal(size=4)]}
+    x1, x2 = rng.normal(size=(4, 3)), rng.normal(size=(2, 3))
+
+    def apply_fn(p, x):
+        h = jnp.tanh(x @ p["w"]) * p["list"][0][None]
+        return {"a": h.reshape(len(x), 2, 2), "b": h.sum(1)}
+
+    def outputs_of(moving, x):
+        tree = apply_fn({**moving, "steps": 7}, x[None])
+        return jnp.concatenate([tree["a"].reshape(-1), tree["b"]])
+
+    expected = by_the_definition(outputs_of, {k: params[k] for k in ("w", "list")}, x1, x2)
+    found = empirical_ntk_fn(apply_fn)(params, x1, x2)
+    assert found.shape == (4, 2, 5, 5)
+    close(found, expected)
+    for options in ({"method": "jacfwd"}, {"block_size": 3}):
+        close(empirical_ntk_fn(apply_fn, **options)(params, x1, x2), expected)
+
+
+def test_the_function_is_compiled_once_a_shape_and_works_under_vmap(x64):
+    traces = []
+
+    def apply_fn(p, x):
+        traces.append(1)
+        return jnp.sin(x @ p)
+
+    kernel = empirical_ntk_fn(apply_fn, block_size=2)
+    w = np.random.default_rng(0).normal(size=(2, 3, 1))
+    x = np.random.default_rng(1).normal(size=(5, 3))
+    one = kernel(w[0], x)
+    count = len(traces)
+    kernel(w[1], x)
+    assert len(traces) == count
+    close(jax.vmap(lambda w: kernel(w, x))(w)[0], one)
+
+
+# ---- bad input
+
+
+BAD = {
+    "nan": ({"x1": np.full((2, 4), np.nan)}, "x1 must be finite"),
+    "infinite": ({"x2": np.full((2, 4), np.inf)}, "x2 must be finite"),
+    "rank": ({"x1": np.ones(4)}, "x1 must be"),
+    "mismatch": ({"x2": np.ones((2, 5))}, "x2 must hold inputs of shape"),
+    "other d_in": ({"x1": np.ones((2, 5)), "x2": None}, "variables: "),
+    "images": ({"x1": np.ones((2, 4, 4, 1)), "x2": None}, "x: an MLP expects"),
+    "method": ({"method": "fast"}, "method must be one of"),
+    "outputs": ({"outputs": "all"}, "outputs must be one of"),
+    "block": ({"block_size": 0}, "block_size must be a positive"),
+    "model": ({"model": nn.Dense(3)}, "empirical_ntk_fn"),
+    "complex": ({"x1": np.ones((2, 4)) * 1j}, "x1 must be real"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_named(name):
+    model, variables, x1, x2 = make(MLP, trained=False)
+    changes, words = BAD[name]
+    arguments = {"model": model, "variables": variables, "x1": x1, "x2": x2} | changes
+    with pytest.raises(InputError, match=words) as caught:
+        empirical_ntk(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_arguments_of_any_network():
+    x = np.ones((2, 3))
+    with pytest.raises(InputError, match="apply_fn must be"):
+        empirical_ntk_fn(3)
+    with pytest.raises(InputError, match="method must be one of"):
+        empirical_ntk_fn(jnp.sin, method="layerwise")
+    with pytest.raises(InputError, match="block_size"):
+        empirical_ntk_fn(jnp.sin, block_size=1.5)
+    with pytest.raises(InputError, match="return an entry an example"):
+        empirical_ntk_fn(lambda p, x: jnp.sum(x @ p))(np.ones((3, 1)), x)
+    with pytest.raises(InputError, match="floating-point"):
+        empirical_ntk_fn(lambda p, x: x)({"n": 3}, x)
+    kernel = empirical_ntk_fn(lambda p, x: x @ p)
+    with pytest.raises(InputError, match="x1 must be finite"):
+        kernel(np.ones((3, 1)), x * np.nan)
+    with pytest.raises(InputError, match="x2 must hold"):
+        kernel(np.ones((3, 1)), x, np.ones((2, 4)))
+    with pytest.raises(InputError, match="x1 must be a batch"):
+        kernel(np.ones((3, 1)), 1.0)
+
+
+def test_plans_hold_few_elements_an_example():
+    deep = DeepNarrowMLP(1_000_000, 1, 1e9)
+    assert ntk._plan(deep, (2,)).elements < 100_000
