@@ -21,6 +21,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpy.polynomial.chebyshev import cheb2poly
 
+from dnntk.checks import checked_array
 from dnntk.errors import InputError
 
 
@@ -164,7 +165,7 @@ def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
 def _checked_moments(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> list[jax.Array]:
     """The moments in their common floating dtype, broadcast against each other."""
     moments = {"var_x": var_x, "var_y": var_y, "cov": cov}
-    arrays = [_checked_array(name, value) for name, value in moments.items()]
+    arrays = [_checked_moment(name, value) for name, value in moments.items()]
     try:
         arrays = jnp.broadcast_arrays(*(a.astype(jnp.result_type(*arrays, float)) for a in arrays))
     except ValueError:
@@ -175,18 +176,15 @@ def _checked_moments(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> list
     return arrays
 
 
-def _checked_array(name: str, value: ArrayLike) -> jax.Array:
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be an array of numbers, got {value!r:.60}") from None
-    if jnp.iscomplexobj(array):
-        raise InputError(f"{name} must be real, got {array.dtype}; take its real part")
-    if not isinstance(value, jax.core.Tracer):
-        valid = np.isfinite(host := _on_host(value)) & ((host >= 0) | (name == "cov"))
-        if not valid.all():
-            expected = "finite" if name == "cov" else "finite and not negative, as a variance is"
-            raise InputError(f"{name} must be {expected}, got {host[~valid].flat[0]}; correct it")
+def _checked_moment(name: str, value: ArrayLike) -> jax.Array:
+    array = checked_array(name, value)
+    if name != "cov" and not isinstance(value, jax.core.Tracer):
+        host = _on_host(value)
+        if (host < 0).any():
+            raise InputError(
+                f"{name} must not be negative, as a variance is, got {host[host < 0].flat[0]}; "
+                "correct it"
+            )
     return array
 
 

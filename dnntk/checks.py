@@ -23,9 +23,9 @@ def checked_array(name: str, value: ArrayLike) -> jax.Array:
         if jnp.iscomplexobj(x):
             raise InputError(f"{name} must be real, got {x.dtype}; stack real and imaginary parts")
         if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
-            raise InputError(
-                f"{name} must be finite, got NaN or infinity; drop or fill those inputs"
-            )
+            values = np.asarray(x, np.float64)
+            bad = values[~np.isfinite(values)][0]
+            raise InputError(f"{name} must be finite, got {bad}; drop or fill such entries")
     return x
 
 

@@ -6,7 +6,6 @@ and writes into a NumPy array, which may be a memory map.
 """
 
 import math
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
+from dnntk.checks import check_count
 from dnntk.errors import InputError
 
 PROGRESS_DELAY = 5.0  # seconds of work before a progress bar appears
@@ -115,8 +115,7 @@ def gram(
         InputError: block_size is not a positive integer, an input has no rows, or `out` has the
             wrong shape.
     """
-    if not isinstance(block_size, numbers.Integral) or block_size < 1:
-        raise InputError(f"block_size must be a positive integer, got {block_size!r}")
+    check_count("block_size", block_size)
     symmetric = x2 is None or x2 is x1
     left = jnp.asarray(x1)
     right = left if symmetric else jnp.asarray(x2)

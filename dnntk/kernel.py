@@ -11,9 +11,7 @@ the kernel has a kink, autodiff of this form gives the mean of the one-sided slo
 """
 
 import math
-import numbers
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dnntk.arccos import arccos0, arccos1, even, root_and_inverse
+from dnntk.checks import check_alike, check_count, check_deviation, checked_inputs
 from dnntk.errors import InputError
 from dnntk.gram import blockwise
 
@@ -71,17 +70,14 @@ def limit_ntk(
         InputError: An argument has the wrong shape, type or range, or an input is not finite.
     """
     x2 = None if x2 is x1 else x2
-    left = _checked_input("x1", x1)
-    right = None if x2 is None else _checked_input("x2", x2)
-    if right is not None and left.shape[1:] != right.shape[1:]:
-        raise InputError(
-            f"x2 must hold inputs of shape {left.shape[1:]}, as x1 does, got {right.shape[1:]}; "
-            "reshape or resize one of them"
-        )
-    _check_deviation("rho", rho)
-    _check_deviation("beta", beta)
-    _check_count("d_out", d_out)
-    _check_count("kernel_size", kernel_size)
+    left = checked_inputs("x1", x1)
+    right = None if x2 is None else checked_inputs("x2", x2)
+    if right is not None:
+        check_alike(left, right)
+    check_deviation("rho", rho)
+    check_deviation("beta", beta)
+    check_count("d_out", d_out)
+    check_count("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
     # On a CPU a step's cosines stay in the cache; elsewhere steps are few and large.
@@ -269,41 +265,3 @@ def _sum(x: jax.Array) -> jax.Array:
     while len(x) > 1:
         x = x[: len(x) // 2] + x[len(x) // 2 :]
     return x[0]
-
-
-def _checked_input(name: str, value: ArrayLike) -> jax.Array:
-    with jax.ensure_compile_time_eval():  # inside a traced function, constants are checked too
-        try:
-            x = jnp.asarray(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{name} must be an array of numbers, got {value!r:.60}") from None
-        if x.ndim not in (2, 4) or 0 in x.shape[1:]:
-            raise InputError(
-                f"{name} must be [n, d_in] or NHWC images [n, H, W, c], got shape {x.shape}; "
-                "add the missing axes"
-            )
-        if jnp.iscomplexobj(x):
-            raise InputError(f"{name} must be real, got {x.dtype}; stack real and imaginary parts")
-        if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
-            raise InputError(
-                f"{name} must be finite, got NaN or infinity; drop or fill those inputs"
-            )
-    return x.astype(jnp.result_type(x, float))
-
-
-def _check_deviation(name: str, value: Any) -> None:
-    if isinstance(value, jax.core.Tracer):
-        return
-    try:
-        valid = np.ndim(value) == 0 and 0 <= float(value) < math.inf
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise InputError(
-            f"{name}, a standard deviation, must be a finite number >= 0, got {value!r}"
-        )
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}")

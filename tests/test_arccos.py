@@ -125,7 +125,7 @@ def test_arc_cosine_derivatives_where_they_are_singular(x64, dtype):
 @pytest.mark.parametrize(
     ("moments", "words"),
     [
-        ((-1.0, 1.0, 0.0), ("var_x", "-1.0", "not negative")),
+        ((-1.0, 1.0, 0.0), ("var_x", "-1.0", "not be negative")),
         ((1.0, np.array([1.0, np.nan]), 0.0), ("var_y", "nan", "finite")),
         ((1.0, 1.0, np.inf), ("cov", "inf", "finite")),
         ((1.0, 4.0, -2.1), ("cov", "sqrt(var_x var_y) = 2", "2.1")),

@@ -9,12 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^python (scripts/\S+\.py) (--.*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^python (scripts/\S+\.py)(?: (--.*))?$", README, re.MULTILINE)
 PARSE = """
 import runpy, sys
 script = runpy.run_path(sys.argv[0])
 script["FLAGS"](sys.argv)
-if not script["FLAGS"].resume:
+if "_config" in script and not script["FLAGS"].resume:
     script["_config"]()
 """
 
