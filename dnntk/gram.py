@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from dnntk.checks import check_count
+from dnntk.checks import check_count, checked_array
 from dnntk.errors import InputError
 
 PROGRESS_DELAY = 5.0  # seconds of work before a progress bar appears
@@ -150,6 +150,40 @@ def gram(
             out[c : col + cols, r : row + rows] = _swap(owned)
     assert out is not None
     return out
+
+
+def check_positive_definite(name: str, matrix: ArrayLike) -> None:
+    """Refuse a Gram matrix that no system can be solved with.
+
+    A kernel's Gram matrix is positive semidefinite, but coincident inputs make it singular, and
+    rounding may push its small eigenvalues below 0, by about n eps times the largest.
+
+    Args:
+        name: what the message calls the matrix.
+        matrix: [n, n], floating point.
+
+    Raises:
+        InputError: the matrix is not square, not finite, not symmetric, or not positive definite to
+            the working precision; the message says by how much, and what would mend it.
+    """
+    values = np.asarray(checked_array(name, matrix))
+    if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
+        raise InputError(f"{name} must be a square matrix [n, n], got shape {values.shape}")
+    asymmetry = float(np.abs(values - values.T).max())
+    eps = float(np.finfo(values.dtype).eps)
+    if asymmetry > 64 * eps * float(np.abs(values).max()):
+        raise InputError(
+            f"{name} must be symmetric, got entries {asymmetry:.3g} from their mirror images; "
+            "leave x2 out to have each pair computed once"
+        )
+    eigenvalues = np.linalg.eigvalsh(values)
+    least = len(values) * eps * float(eigenvalues[-1])
+    if eigenvalues[0] <= least:
+        raise InputError(
+            f"{name} must be positive definite to {values.dtype} precision, got a least eigenvalue "
+            f"of {eigenvalues[0]:.3g} under a largest of {eigenvalues[-1]:.3g}; drop coincident "
+            f"inputs, add a ridge of at least {least:.1g} to the diagonal, or use float64"
+        )
 
 
 def _balanced(n: int, block_size: int) -> int:

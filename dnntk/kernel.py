@@ -47,6 +47,8 @@ def limit_ntk(
     psi holds the output positions whose shifted position is in the image; E_pp' is E[relu relu] for
     the zero-padded patches around p and p', with variances rho^2 |patch|^2 + beta^2. The kernel is
     defined for all real inputs; the theorems, that networks converge to it, assume positive ones.
+    It is positive semidefinite up to rounding: coincident inputs make a Gram matrix singular, and
+    `dnntk.gram.check_positive_definite` says whether one can be solved with.
 
     Args:
         x1: [n1, d_in] for the MLP, NHWC images [n1, H, W, c] for the CNN.

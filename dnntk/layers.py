@@ -196,7 +196,7 @@ def ntk_form(
         carry=by_unit(1.0, 0.0, 1.0),
         base=base,
         floor=jnp.where(base > 0, -scale * jnp.where(base > 0, base, 1), 0).astype(dtype),
-        unit=by_unit(1.0, scale if scale <= jnp.finfo(dtype).max else math.inf, 1.0),
+        unit=by_unit(1.0, scale if scale <= float(jnp.finfo(dtype).max) else math.inf, 1.0),
         start=start,
     )
 

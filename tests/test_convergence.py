@@ -21,7 +21,7 @@ FLAGS = (
     "--scale=20",
     "--trials=2",
     "--steps=3",
-    "--sweep_depths=4,6,8",
+    "--sweep_depths=4",
     "--sweep_steps=1",
     "--psi_2_depth=0",
 )
@@ -144,6 +144,21 @@ def test_a_fitted_power_is_found_within_its_interval():
     assert fit_power([(10, 1.0), (100, 0.5)]) is None
 
 
+def test_rates_are_fitted_by_rule_and_only_where_no_value_is_missing():
+    config = ConvergenceConfig(sweep_depths=(10, 100, 1000))
+    values = {}
+    for setting in ntk_convergence.settings(config):
+        power = {"figure": 9.0, "growing": -0.5, "constant": 0.0}[setting.rule]
+        values[setting.name] = dict.fromkeys(
+            ntk_convergence.QUANTITIES, setting.depth**power * np.array([1.0, 1.1])
+        )
+    values["constant-depth100"] = values["constant-depth100"] | {"growth": np.array([0.0, 1.0])}
+    fits = ntk_convergence._fits(config, values)
+    assert abs(fits["growing"]["movement"]["exponent"] + 0.5) < 1e-9
+    assert abs(fits["constant"]["movement"]["exponent"]) < 1e-9
+    assert fits["constant"]["growth"] is None and fits["growing"]["growth"] is not None
+
+
 def test_configurations_are_checked():
     with pytest.raises(InputError, match="trials must be"):
         ConvergenceConfig(trials=0)
@@ -170,10 +185,10 @@ def test_the_script_leaves_pictures_runs_and_rates(scripted):
         assert (out / f"{stem}.png").stat().st_size > 10_000
         assert (out / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
     summary = json.loads((out / "summary.json").read_text())
-    fit = summary["fits"]["growing"]["deviation"]
-    assert fit["low"] < fit["exponent"] < fit["high"]
-    assert len(list((out / "runs").glob("*.npz"))) == 1 + 2 * 3
-    assert "growing  deviation" in outcome.stdout
+    assert summary["fits"]["growing"]["deviation"] is None  # one depth shows no rate
+    assert 0 < summary["runs"]["growing-depth4"]["deviation"] < 1
+    assert len(list((out / "runs").glob("*.npz"))) == 1 + 2
+    assert "figure-depth6: C = 20, 2 trials" in outcome.stdout
 
 
 @pytest.mark.parametrize("name", BAD_FLAGS)

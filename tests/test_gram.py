@@ -7,7 +7,7 @@ import pytest
 
 from dnntk import gram as gram_module
 from dnntk.errors import InputError
-from dnntk.gram import blockwise, gram
+from dnntk.gram import blockwise, check_positive_definite, gram
 from dnntk.kernel import limit_ntk
 
 
@@ -137,3 +137,30 @@ def test_bad_arguments_are_named(change, words):
     with pytest.raises(InputError) as caught:
         gram(limit_ntk, **arguments)
     assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "words"),
+    [
+        (np.ones((3, 3)), "positive definite"),
+        (np.diag([1.0, -1e-3]), "-0.001"),
+        (np.array([[2.0, 1.0], [0.0, 2.0]]), "symmetric"),
+        (np.ones((2, 3)), "square"),
+        (np.diag([1.0, np.nan]), "finite"),
+    ],
+)
+def test_a_gram_matrix_that_is_not_positive_definite_is_refused_by_name(matrix, words):
+    with pytest.raises(InputError, match=words) as caught:
+        check_positive_definite("k_train_train", matrix)
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("k_train_train")
+
+
+def test_a_gram_matrix_of_distinct_inputs_is_accepted_and_its_ridge_mends_a_singular_one():
+    x = np.random.default_rng(0).uniform(size=(6, 3)).astype(np.float32)
+    check_positive_definite("gram", limit_ntk(x))
+    singular = np.asarray(limit_ntk(np.concatenate([x, x])))
+    with pytest.raises(InputError, match="ridge of at least") as caught:
+        check_positive_definite("gram", singular)
+    ridge = float(str(caught.value).split("at least ")[1].split()[0])
+    check_positive_definite("gram", singular + 4 * ridge * np.eye(12, dtype=np.float32))

@@ -364,7 +364,9 @@ def _fits(
         for quantity in QUANTITIES:
             sizes = [values[s.name][quantity] for s in runs]
             points = [(s.depth, v) for s, vs in zip(runs, sizes, strict=True) for v in vs]
-            fits[rule][quantity] = fit_power([p for p in points if 0 < p[1] < math.inf])
+            # Where some are 0 or have diverged, the others are no fair sample.
+            fair = all(0 < value < math.inf for _, value in points)
+            fits[rule][quantity] = fit_power(points) if fair else None
     return fits
 
 
