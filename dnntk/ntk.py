@@ -11,10 +11,9 @@ function. Three methods give the same numbers:
   Jacobian of the network is never there, and compile time does not grow with depth.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -31,19 +30,13 @@ from dnntk.checks import (
 )
 from dnntk.errors import InputError
 from dnntk.gram import blockwise
-from dnntk.layers import Layer, Network, in_segments
+from dnntk.layerwise import Outputs, layerwise, plan
 from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
 
 Method = Literal["auto", "layerwise", "jacfwd", "jacrev"]
-Outputs = Literal["full", "trace", "diagonal"]
 
 # Array elements that a block of examples may take, beside the result: 1 GB in float32.
 BLOCK_ELEMENTS = 1 << 28
-# Up to this many weights a layer, one product over all weights of a segment is faster than two
-# products and a multiplication of n1 n2 entries a layer.
-FEW_WEIGHTS = 400
-# How an [n1, n2] factor meets the layouts of `_products`.
-NEW_AXES: dict[str, tuple[int, ...]] = {"full": (0, 2), "trace": (), "diagonal": (0,)}
 
 
 def empirical_ntk(
@@ -170,9 +163,9 @@ def _empirical_ntk(
     if method != "layerwise":
         kernel = _explicit_ntk(model.apply, method, outputs, block_size, variables, x1, x2)
         return kernel * (model.step**2 if model.parametrization == "standard" else 1.0)
-    plan = _plan(model, x1.shape[1:])
-    block = block_size or max(1, BLOCK_ELEMENTS // (2 * plan.elements))
-    pair = partial(_layerwise, model, outputs, plan, variables)
+    held = plan(model, x1.shape[1:])
+    block = block_size or max(1, BLOCK_ELEMENTS // (2 * held.elements))
+    pair = partial(layerwise, model, outputs, held, variables)
     return blockwise(pair, x1, x2, block**2, most=block)
 
 
@@ -241,123 +234,3 @@ def _trainable(variables: Any) -> tuple[list[jax.Array], Callable[[list[jax.Arra
         return {**variables, "params": tree} if nested else tree
 
     return [leaves[i] for i in moving], rebuild
-
-
-# ---- deep narrow networks: layer by layer
-
-
-class _Plan(NamedTuple):
-    """How the layers are gone through: ``segment`` at a time, ``elements`` held an example."""
-
-    segment: int
-    elements: int
-    features: bool
-
-
-def _plan(model: DeepNarrow, shape: tuple[int, ...]) -> _Plan:
-    """The segment that takes the least memory: state at its starts, and what it needs inside."""
-    if isinstance(model, DeepNarrowCNN):
-        positions = math.prod(shape[:2]) // model.pool**2
-        window = model.kernel_size**2
-    else:
-        positions = window = 1
-    width = shape[-1] + 1 + model.d_out
-    state, weights = width * positions, (window * width + 1) * width
-    features = isinstance(model, DeepNarrowCNN) or weights <= FEW_WEIGHTS
-    inside = state * (2 + 2 * model.d_out) + (weights * model.d_out if features else 0)
-    segment = model.segment or max(1, round(math.sqrt(model.depth * state / inside)))
-    return _Plan(segment, state * (model.depth // segment + 1) + inside * segment, features)
-
-
-def _layerwise(
-    model: DeepNarrow,
-    outputs: Outputs,
-    plan: _Plan,
-    variables: Variables,
-    x1: jax.Array,
-    x2: jax.Array,
-) -> jax.Array:
-    """The scaled NTK of a pair of blocks: up through the network, and down again."""
-    same = x1 is x2
-    x = x1 if same else jnp.concatenate([x1, x2])
-    network, params, initial = cast(Any, model.apply(variables, x, method="network"))
-    scale = model.step if model.parametrization == "standard" else 1.0
-    add = partial(_add_layers, network, plan.features, outputs, scale, slice(len(x1)))
-    add = partial(add, slice(None) if same else slice(len(x1), None))
-    first, last = (
-        network.weights(name, params[name], initial.get(name)) for name in ("first", "last")
-    )
-    blocks, rest = in_segments((params["middle"], initial.get("middle")), plan.segment)
-
-    def up(h: jax.Array, weights: Layer) -> tuple[jax.Array, jax.Array]:
-        return network.activate(network.step(h, weights)), h
-
-    def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, jax.Array]:
-        return lax.scan(up, h, network.weights("middle", *layers))[0], h
-
-    def down(g: jax.Array, layer: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
-        return network.pull(network.step, *layer, g), g
-
-    def down_segment(carry: Any, block: Any) -> tuple[Any, None]:
-        (g, total), (start, layers) = carry, block
-        weights = network.weights("middle", *layers)
-        _, states = lax.scan(up, start, weights)
-        below, g = lax.scan(down, g, (states, weights), reverse=True)
-        return (below, add(total, "middle", jax.vmap(network.form.read)(states), g)), None
-
-    h = network.activate(network.enter(first))
-    starts = None
-    if blocks is not None:
-        h, starts = lax.scan(up_segment, h, blocks)
-    if rest is not None:
-        h, rest_start = up_segment(h, rest)
-
-    g = network.seeds(network.leave(h, last))
-    k, n1, n2 = len(g), len(x1), len(x2)
-    shape = {"full": (k, n1, k, n2), "trace": (n1, n2), "diagonal": (k, n1, n2)}[outputs]
-    total = add(jnp.zeros(shape, g.dtype), "last", network.form.read(h)[None], g[None])
-    g = network.pull(network.leave, h, last, g)
-    if rest is not None:
-        (g, total), _ = down_segment((g, total), (rest_start, rest))
-    if blocks is not None:
-        (g, total), _ = lax.scan(down_segment, (g, total), (starts, blocks), reverse=True)
-    total = add(total, "first", network.packed[None], g[None])
-    return total.transpose({"full": (1, 3, 0, 2), "trace": (0, 1), "diagonal": (1, 2, 0)}[outputs])
-
-
-def _add_layers(
-    network: Network,
-    features: bool,
-    outputs: Outputs,
-    scale: float,
-    left: slice,
-    right: slice,
-    total: jax.Array,
-    name: str,
-    q: jax.Array,
-    g: jax.Array,
-) -> jax.Array:
-    """Add the share of some layers: q [s, in, positions, n], g [s, k, out, positions, n]."""
-    slope, ratio = network.form.slope(name, g.shape[2])
-    by_unit = jnp.broadcast_to(jnp.asarray(scale * slope, g.dtype), g.shape[2])
-    g = g * by_unit[None, None, :, None, None]
-    if features:
-        by_weight = jax.vmap(partial(network.affine.by_weight, ratio))(q, g)
-        rows = by_weight.reshape(-1, *by_weight.shape[-2:])
-        return total + _products(rows[..., left], rows[..., right], outputs)
-
-    def layer(total: jax.Array, arrays: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        q, g = arrays[0][:, 0], arrays[1][:, :, 0].swapaxes(0, 1)
-        inputs = jnp.einsum("pn,pm->nm", q[:, left], q[:, right], precision="highest") + ratio**2
-        by_shift = _products(g[..., left], g[..., right], outputs)
-        inputs = jnp.expand_dims(inputs, NEW_AXES[outputs])
-        return total + inputs * by_shift, None
-
-    return lax.scan(layer, total, (q, g))[0]
-
-
-def _products(left: jax.Array, right: jax.Array, outputs: Outputs) -> jax.Array:
-    """[p, k, n1], [p, k, n2] -> [k, n1, k, n2], [n1, n2] or [k, n1, n2]: sums over p."""
-    indices = {"full": "knlm", "trace": "nm", "diagonal": "knm"}[outputs]
-    row = "l" if outputs == "full" else "k"
-    return jnp.einsum(f"pkn,p{row}m->{indices}", left, right, precision=lax.Precision.HIGHEST)

@@ -10,8 +10,8 @@ import pytest
 
 from dnntk import DeepNarrowMLP, InputError, empirical_ntk, kernel, load_dataset
 from dnntk.ensemble import Ensemble
-from dnntk.experiments import ntk_convergence
-from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge, fit_power, record_steps
+from dnntk.experiments import ntk_convergence, rates
+from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge, record_steps
 
 SMALL = ConvergenceConfig(
     depths=(6,), scale=20.0, trials=2, steps=5, sweep_depths=(), psi_2_depth=10
@@ -138,10 +138,10 @@ def test_a_fitted_power_is_found_within_its_interval():
     covered = 0
     for _ in range(200):
         values = 3 * depths**-0.5 * np.exp(0.3 * rng.standard_normal(depths.size))
-        fit = fit_power(list(zip(depths.tolist(), values.tolist(), strict=True)))
+        fit = rates.fit_power(list(zip(depths.tolist(), values.tolist(), strict=True)))
         covered += fit["low"] < -0.5 < fit["high"]
     assert 0.9 < covered / 200 < 0.99
-    assert fit_power([(10, 1.0), (100, 0.5)]) is None
+    assert rates.fit_power([(10, 1.0), (100, 0.5)]) is None
 
 
 def test_rates_are_fitted_by_rule_and_only_where_no_value_is_missing():
@@ -150,7 +150,7 @@ def test_rates_are_fitted_by_rule_and_only_where_no_value_is_missing():
     for setting in ntk_convergence.settings(config):
         power = {"figure": 9.0, "growing": -0.5, "constant": 0.0}[setting.rule]
         values[setting.name] = dict.fromkeys(
-            ntk_convergence.QUANTITIES, setting.depth**power * np.array([1.0, 1.1])
+            rates.QUANTITIES, setting.depth**power * np.array([1.0, 1.1])
         )
     values["constant-depth100"] = values["constant-depth100"] | {"growth": np.array([0.0, 1.0])}
     fits = ntk_convergence._fits(config, values)

@@ -12,7 +12,7 @@ from dnntk import (
     InputError,
     empirical_ntk,
     empirical_ntk_fn,
-    ntk,
+    layerwise,
     to_standard,
 )
 
@@ -328,4 +328,4 @@ def test_bad_arguments_of_any_network():
 
 def test_plans_hold_few_elements_an_example():
     deep = DeepNarrowMLP(1_000_000, 1, 1e9)
-    assert ntk._plan(deep, (2,)).elements < 100_000
+    assert layerwise.plan(deep, (2,)).elements < 100_000

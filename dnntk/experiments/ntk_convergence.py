@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 from tqdm.auto import tqdm
 
 from dnntk import figures, flow, kernel, lyapunov
@@ -27,6 +26,7 @@ from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data import load_dataset
 from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
+from dnntk.experiments import rates
 from dnntk.models import DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
@@ -41,7 +41,6 @@ THEOREMS_EXPONENT = 2.2
 # Beside the figure's runs, a sitting looks at the progress and the checkpoint this often.
 SECONDS_A_LOOK, SECONDS_A_CHECKPOINT = 2.0, 60.0
 DIVERGENCE = 1e3
-QUANTITIES = ("deviation", "movement", "sign_changes", "growth")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,11 +181,11 @@ def converge(
         runs = {s.name: _Run(s, config, folder, x, y, progress).result() for s in settings(config)}
     with jax.enable_x64(True):
         limit = np.asarray(_limit(config, x.astype(np.float64)))
-    values = {s.name: _quantities(runs[s.name], limit) for s in settings(config)}
+    values = {s.name: rates.quantities(runs[s.name], limit) for s in settings(config)}
     fits = _fits(config, values)
     summary = {
         "fits": fits,
-        "runs": {name: _means(quantities) for name, quantities in values.items()},
+        "runs": {name: rates.means(measured) for name, measured in values.items()},
         "seconds": time.perf_counter() - begun,
         "peak_memory_bytes": peak_memory_bytes(),
     }
@@ -335,63 +334,13 @@ class _Run:
         )
 
 
-def _quantities(run: dict[str, np.ndarray], limit: np.ndarray) -> dict[str, np.ndarray]:
-    """What the rates are of, [trials] each: `QUANTITIES`.
-
-    Distances of kernels are root mean squares over the arc, relative to the limit's.
-    """
-
-    def distance(kernels: np.ndarray, other: np.ndarray) -> np.ndarray:
-        return np.sqrt(np.mean((kernels - other) ** 2, -1) / np.mean(limit**2))
-
-    gamma = run["gamma"] + np.nan_to_num(run["psi_2"])
-    return {
-        "deviation": distance(run["kernel"][0], limit[None]),
-        "movement": distance(run["kernel"], run["kernel"][:1]).max(0),
-        "sign_changes": run["sign_changes"].max(0),
-        "growth": gamma[-1] / gamma[0] - 1,
-    }
-
-
 def _fits(
     config: ConvergenceConfig, values: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, dict[str, Any]]:
-    """Exponents of depth, least squares over all trials on logarithms, with 95% intervals."""
-    fits: dict[str, dict[str, Any]] = {}
-    for rule in ("growing", "constant"):
-        runs = [s for s in settings(config) if s.rule == rule]
-        fits[rule] = {}
-        for quantity in QUANTITIES:
-            sizes = [values[s.name][quantity] for s in runs]
-            points = [(s.depth, v) for s, vs in zip(runs, sizes, strict=True) for v in vs]
-            # Where some are 0 or have diverged, the others are no fair sample.
-            fair = all(0 < value < math.inf for _, value in points)
-            fits[rule][quantity] = fit_power(points) if fair else None
-    return fits
+    def runs(rule: str) -> list[tuple[int, dict[str, np.ndarray]]]:
+        return [(s.depth, values[s.name]) for s in settings(config) if s.rule == rule]
 
-
-def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
-    """The exponent p and factor of value = factor depth^p; None below three depths.
-
-    Ordinary least squares on logarithms, with the 95% interval of Student's t.
-    """
-    if len({depth for depth, _ in points}) < 3:
-        return None
-    depths, values = np.log10(np.array(points, dtype=float)).T
-    line = stats.linregress(depths, values)
-    reach = stats.t.ppf(0.975, len(points) - 2) * line.stderr
-    return {
-        "exponent": float(line.slope),
-        "low": float(line.slope - reach),
-        "high": float(line.slope + reach),
-        "factor": float(10**line.intercept),
-    }
-
-
-def _means(quantities: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """Means over the trials; None, for JSON, where one has diverged."""
-    means = {name: float(np.mean(values)) for name, values in quantities.items()}
-    return {name: value if math.isfinite(value) else None for name, value in means.items()}
+    return {rule: rates.fits(runs(rule)) for rule in ("growing", "constant")}
 
 
 def _draw(

@@ -1,0 +1,62 @@
+"""What section 5.1 shows of the theorems: four quantities, and the powers of depth in them."""
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+QUANTITIES = ("deviation", "movement", "sign_changes", "growth")
+
+
+def quantities(run: dict[str, np.ndarray], limit: np.ndarray) -> dict[str, np.ndarray]:
+    """What the rates are of, [trials] each: `QUANTITIES`.
+
+    Distances of kernels are root mean squares over the arc, relative to the limit's.
+    """
+
+    def distance(kernels: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.mean((kernels - other) ** 2, -1) / np.mean(limit**2))
+
+    gamma = run["gamma"] + np.nan_to_num(run["psi_2"])
+    return {
+        "deviation": distance(run["kernel"][0], limit[None]),
+        "movement": distance(run["kernel"], run["kernel"][:1]).max(0),
+        "sign_changes": run["sign_changes"].max(0),
+        "growth": gamma[-1] / gamma[0] - 1,
+    }
+
+
+def fits(runs: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
+    """The power of depth that each of `QUANTITIES` follows, from (depth, their values) of runs."""
+    found: dict[str, Any] = {}
+    for quantity in QUANTITIES:
+        points = [(depth, value) for depth, values in runs for value in values[quantity]]
+        # Where some are 0 or have diverged, the others are no fair sample.
+        fair = all(0 < value < math.inf for _, value in points)
+        found[quantity] = fit_power(points) if fair else None
+    return found
+
+
+def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
+    """The exponent p and factor of value = factor depth^p; None below three depths.
+
+    Ordinary least squares on logarithms, with the 95% interval of Student's t.
+    """
+    if len({depth for depth, _ in points}) < 3:
+        return None
+    depths, values = np.log10(np.array(points, dtype=float)).T
+    line = stats.linregress(depths, values)
+    reach = stats.t.ppf(0.975, len(points) - 2) * line.stderr
+    return {
+        "exponent": float(line.slope),
+        "low": float(line.slope - reach),
+        "high": float(line.slope + reach),
+        "factor": float(10**line.intercept),
+    }
+
+
+def means(values: dict[str, np.ndarray]) -> dict[str, float | None]:
+    """Means over the trials; None, for JSON, where one has diverged."""
+    averages = {name: float(np.mean(trials)) for name, trials in values.items()}
+    return {name: value if math.isfinite(value) else None for name, value in averages.items()}
