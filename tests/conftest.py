@@ -28,3 +28,13 @@ def mnist_folder():
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+# A file is one worker's; the longest come first, so that no worker is left with one at the end.
+LONGEST = ("models", "scripts", "ntk", "training", "kernel", "readme", "convergence", "flow")
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files; the tests of each stay in their order."""
+    rank = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))

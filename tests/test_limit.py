@@ -148,7 +148,7 @@ def test_limit_is_the_mean_over_finite_networks(x64, shape, kernel_size, d_out, 
     @jax.jit
     @jax.vmap
     def networks(key):
-        return empirical_ntk(model, model.init(key, x), x, method="jacrev")
+        return empirical_ntk(model, model.init(key, x), x)
 
     ntk = np.asarray(networks(jax.random.split(jax.random.key(0), seeds)))
     blocks = np.einsum("sijkk->sijk", ntk)
