@@ -57,7 +57,7 @@ def close(found, expected, dtype=np.float64, layers=9):
 )
 def test_all_methods_agree_with_the_definition(case, parametrization, trained, x64):
     model, variables, x1, x2 = make(case, parametrization, trained)
-    # The scale alone sets literal matrices apart here, and the CNN's forward mode compiles for long.
+    # The CNN's forward mode compiles for long; literal matrices have it in the MLP's case.
     definition = "jacrev" if (case, parametrization) == (CNN, "standard") else "jacfwd"
     expected = empirical_ntk(model, variables, x1, x2, method=definition)
     assert expected.shape == (5, 3, model.d_out, model.d_out)
