@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,13 +40,22 @@ def checked_inputs(name: str, value: ArrayLike) -> jax.Array:
     return x.astype(jnp.result_type(x, float))
 
 
-def check_alike(x1: jax.Array, x2: jax.Array) -> None:
-    """Two batches must hold inputs of one shape."""
-    if x1.shape[1:] != x2.shape[1:]:
+def checked_pair(
+    x1: ArrayLike,
+    x2: ArrayLike | None,
+    checked: Callable[[str, ArrayLike], jax.Array] = checked_inputs,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The two batches of a kernel, holding inputs of one shape; None for x2 where it is x1."""
+    left = checked("x1", x1)
+    if x2 is None or x2 is x1:
+        return left, None
+    right = checked("x2", x2)
+    if left.shape[1:] != right.shape[1:]:
         raise InputError(
-            f"x2 must hold inputs of shape {x1.shape[1:]}, as x1 does, got {x2.shape[1:]}; "
+            f"x2 must hold inputs of shape {left.shape[1:]}, as x1 does, got {right.shape[1:]}; "
             "reshape or resize one of them"
         )
+    return left, right
 
 
 def check_deviation(name: str, value: Any) -> None:

@@ -105,9 +105,9 @@ def convergence_figure(
 
 
 RATE_PANELS = {
-    "deviation": r"distance from the limit at $t = 0$",
-    "movement": "largest movement in training",
-    "sign_changes": "neurons that changed sign",
+    "deviation": r"relative distance from the limit at $t = 0$",
+    "movement": "largest relative movement in training",
+    "sign_changes": "fraction of neurons that changed sign",
     "growth": r"$\Gamma(T)/\Gamma(0) - 1$",
 }
 
@@ -138,7 +138,9 @@ def rates_figure(
             depths = np.array([depth for depth, values in mine for _ in values], float)
             sizes = np.concatenate([values for _, values in mine])
             drawn = (sizes > 0) & np.isfinite(sizes)
-            left_out = f"; {np.sum(~drawn)} at 0" if not drawn.all() else ""
+            kinds = {"at 0": sizes <= 0, "diverged": ~np.isfinite(sizes)}
+            counts = {kind: int(np.sum(which)) for kind, which in kinds.items()}
+            left_out = "".join(f"; {count} {kind}" for kind, count in counts.items() if count)
             fit = fits[rule][quantity]
             if fit is not None:
                 ends = np.array([depths.min(), depths.max()])

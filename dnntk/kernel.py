@@ -20,7 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from dnntk.arccos import arccos0, arccos1, even, root_and_inverse
-from dnntk.checks import check_alike, check_count, check_deviation, checked_inputs
+from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
 from dnntk.gram import blockwise
 
@@ -71,11 +71,7 @@ def limit_ntk(
     Raises:
         InputError: An argument has the wrong shape, type or range, or an input is not finite.
     """
-    x2 = None if x2 is x1 else x2
-    left = checked_inputs("x1", x1)
-    right = None if x2 is None else checked_inputs("x2", x2)
-    if right is not None:
-        check_alike(left, right)
+    left, right = checked_pair(x1, x2)
     check_deviation("rho", rho)
     check_deviation("beta", beta)
     check_count("d_out", d_out)

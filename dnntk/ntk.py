@@ -21,13 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.checks import (
-    check_alike,
-    check_choice,
-    check_count,
-    checked_array,
-    checked_inputs,
-)
+from dnntk.checks import check_choice, check_count, checked_array, checked_pair
 from dnntk.errors import InputError
 from dnntk.gram import blockwise
 from dnntk.layerwise import Outputs, layerwise, plan
@@ -76,7 +70,7 @@ def empirical_ntk(
             "model: expected a DeepNarrowMLP or DeepNarrowCNN, got "
             f"{type(model).__name__}; dnntk.empirical_ntk_fn takes any Flax module"
         )
-    left, right = _checked_pair(x1, x2)
+    left, right = checked_pair(x1, x2)
     check_choice("method", method, get_args(Method))
     check_choice("outputs", outputs, get_args(Outputs))
     if block_size is not None:
@@ -125,22 +119,9 @@ def empirical_ntk_fn(
     compute = jax.jit(partial(_explicit_ntk, apply, method, outputs, block_size))
 
     def ntk(variables: Any, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
-        left = _batch("x1", x1)
-        right = None if x2 is None or x2 is x1 else _batch("x2", x2)
-        if right is not None:
-            check_alike(left, right)
-        return compute(variables, left, right)
+        return compute(variables, *checked_pair(x1, x2, _batch))
 
     return ntk
-
-
-def _checked_pair(x1: ArrayLike, x2: ArrayLike | None) -> tuple[jax.Array, jax.Array | None]:
-    left = checked_inputs("x1", x1)
-    if x2 is None or x2 is x1:
-        return left, None
-    right = checked_inputs("x2", x2)
-    check_alike(left, right)
-    return left, right
 
 
 def _batch(name: str, value: ArrayLike) -> jax.Array:

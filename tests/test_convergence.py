@@ -37,6 +37,7 @@ BAD_FLAGS = {
     "rho": (["--rho=-1"], "rho"),
     "dtype": (["--dtype=float16"], "dtype"),
     "psi_2_depth": (["--psi_2_depth=-1"], "psi_2_depth"),
+    "seed": (["--seed=-1"], "seed"),
     "taken workdir": (["--workdir=out"], "workdir"),
     "nothing to resume": (["--workdir=nothing", "--resume"], "resume"),
     "resume another": ([*FLAGS, "--trials=3", "--workdir=out", "--resume"], "resume"),

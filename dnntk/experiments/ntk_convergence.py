@@ -38,7 +38,7 @@ X0 = np.array([[math.sqrt(0.5), math.sqrt(0.5)]])
 # The thesis's toy runs all have L^2 / C at this value: C = 5 at depth 100, 50,000 at 10,000.
 THESIS_RATIO = 2000.0
 THEOREMS_EXPONENT = 2.2
-# Beside the figure's runs, a sitting looks at the progress and the checkpoint this often.
+# How often a run shows its progress, and keeps where it is, at most.
 SECONDS_A_LOOK, SECONDS_A_CHECKPOINT = 2.0, 60.0
 DIVERGENCE = 1e3
 
@@ -96,8 +96,9 @@ class ConvergenceConfig:
                 raise InputError(f"{name}: expected a positive finite number, got {value}")
         for name in ("rho", "beta"):
             check_deviation(name, getattr(self, name))
-        if self.psi_2_depth < 0:
-            raise InputError(f"psi_2_depth: expected at least 0, got {self.psi_2_depth}")
+        for name in ("psi_2_depth", "seed"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
         check_choice("dtype", self.dtype, ("float32", "float64"))
 
 
