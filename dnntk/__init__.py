@@ -1,5 +1,7 @@
 """Deep narrow neural networks: train, analyse and predict them, at any depth."""
 
+from typing import TYPE_CHECKING, Any
+
 from dnntk import kernel, lyapunov
 from dnntk.config import TrainConfig
 from dnntk.data import Dataset, load_dataset
@@ -7,20 +9,38 @@ from dnntk.errors import Diverged, InputError
 from dnntk.experiments.training import TrainResult, train
 from dnntk.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
 from dnntk.ntk import empirical_ntk, empirical_ntk_fn
+from dnntk.regression import KernelFlow
+from dnntk.spread import initialization_spread
+
+if TYPE_CHECKING:
+    from dnntk.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
 
 __all__ = [
     "Dataset",
     "DeepNarrowCNN",
     "DeepNarrowMLP",
     "Diverged",
+    "InfiniteDepthClassifier",
+    "InfiniteDepthRegressor",
     "InputError",
+    "KernelFlow",
     "TrainConfig",
     "TrainResult",
     "empirical_ntk",
     "empirical_ntk_fn",
+    "initialization_spread",
     "kernel",
     "load_dataset",
     "lyapunov",
     "to_standard",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, when they are first asked for: scikit-learn takes its time to import."""
+    if name in ("InfiniteDepthClassifier", "InfiniteDepthRegressor"):
+        from dnntk import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,6 +39,37 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
+def prediction_figure(
+    curve: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], label: str, title: str
+) -> Figure:
+    """Loss, and accuracy where there is one, of the limit against time; a trained run over it."""
+    classified = curve[0]["test_accuracy"] is not None
+    figure = _figure(2 if classified else 1)
+    panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
+    loss, accuracy = ("loss", "test_loss"), ("train_accuracy", "test_accuracy")
+    for axes, keys, unit in zip(panels, (loss, accuracy), (1, 100), strict=False):
+        for key, split, style, mark, color in zip(
+            keys, ("training", "test"), ("-", "--"), ("o", "s"), (BLUE, ORANGE), strict=True
+        ):
+            times, values = [line["time"] for line in curve], [unit * line[key] for line in curve]
+            axes.plot(times, values, style, color=color, label=f"limit, {split}")
+            later = [line for line in trained if line["time"] > 0]
+            if later:
+                times, values = [p["time"] for p in later], [unit * p[key] for p in later]
+                open_mark = {"marker": mark, "markerfacecolor": "none", "linestyle": "none"}
+                axes.plot(times, values, color=color, label=f"{label}, {split}", **open_mark)
+        axes.set_xscale("log")
+        axes.set_xlabel("kernel time $t$")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    panels[0].set_yscale("log")
+    panels[0].set_ylabel(r"loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$")
+    if classified:
+        panels[1].set_ylabel("accuracy (%)")
+    figure.suptitle(title)
+    return figure
+
+
 def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> Figure:
     """Counts [k, k] of test examples: true class by row, predicted class by column."""
     figure = _figure(1)
@@ -161,6 +192,41 @@ def rates_figure(
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(rf"$\Gamma$ includes $\Psi_2$ up to $L = {psi_2_depth}$; 95% intervals")
+    return figure
+
+
+def limit_figure(comparisons: dict[str, Any], title: str) -> Figure:
+    """Trained networks' distance from the limit against depth, a panel an architecture.
+
+    ``comparisons`` by architecture, as `limit_convergence.Comparison`: every trial, the fitted
+    powers, and what linear theory says without training.
+    """
+    figure = _figure(len(comparisons))
+    panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
+    for axes, (arch, found) in zip(panels, comparisons.items(), strict=True):
+        for i, color in enumerate(_colours(len(found.times))):
+            values = found.differences[:, :, i]
+            name, fit = f"$t = {found.times[i]:g}$", found.fits[i]
+            if fit is not None:
+                fitted = fit["factor"] * found.depths ** fit["exponent"]
+                axes.plot(found.depths, fitted, color=color)
+                name += f": $L^{{{fit['exponent']:.2f}}}$ [{fit['low']:.2f}, {fit['high']:.2f}]"
+            each = np.broadcast_to(found.depths[:, None], values.shape)
+            style = {"color": color, "ms": 4, "alpha": 0.5, "mec": "none"}
+            axes.plot(each.ravel(), values.ravel(), "o", label=name, **style)
+            axes.plot(found.depths, found.first_order[:, i], "--", color=color, linewidth=1.0)
+            axes.plot(found.depths, found.linear[:, i], "+", color=color, ms=11)
+        axes.plot([], [], "--", color=BLACK, linewidth=1.0, label="theory, first order")
+        axes.plot([], [], "+", color=BLACK, ms=11, linestyle="", label="theory, linear networks")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(arch.upper())
+        axes.set_xlabel("depth $L$")
+        axes.set_ylabel(r"$\|f_\theta(t) - f_t\| \,/\, \|f_t\|$")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    trials = next(iter(comparisons.values())).differences.shape[1]
+    figure.suptitle(f"{title}\n{trials} initializations each, 95% intervals")
     return figure
 
 

@@ -1,11 +1,12 @@
 """The folder of a run: configuration, metrics, summary. Every file is whole at any moment."""
 
 import json
+import math
 import os
 import platform
 import resource
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -99,26 +100,45 @@ class RunFolder:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl, on disk before this returns."""
-        with (self.path / METRICS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self.append(METRICS, line)
 
     def keep_metrics_to(self, step: int) -> list[dict[str, Any]]:
         """Drop the lines after ``step`` and any that is cut short; return those that stay."""
-        file = self.path / METRICS
-        kept = []
+        return self.keep_lines(METRICS, lambda line: line["step"] <= step)
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Add a line of JSON to ``name``, on disk before this returns."""
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(as_json(line)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep_lines(
+        self, name: str, kept: Callable[[dict[str, Any]], bool] = lambda line: True
+    ) -> list[dict[str, Any]]:
+        """Drop the lines that are cut short or not to be kept; return those that stay."""
+        file = self.path / name
+        lines = []
         for text in file.read_text().splitlines() if file.exists() else []:
             try:
                 line = json.loads(text)
             except ValueError:
                 continue
-            if line["step"] <= step:
-                kept.append(line)
-        partial = file.with_name(f".{METRICS}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            if kept(line):
+                lines.append(line)
+        partial = file.with_name(f".{name}.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         partial.replace(file)
-        return kept
+        return lines
+
+
+def as_json(content: Any) -> Any:
+    """The same with infinity as text, as JSON has none; tuples become lists."""
+    if isinstance(content, dict):
+        return {name: as_json(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [as_json(value) for value in content]
+    return "inf" if isinstance(content, float) and math.isinf(content) else content
 
 
 def peak_memory_bytes() -> int:

@@ -1,0 +1,469 @@
+"""Theorems 3.3 and 4.3: deep trained networks predict what their infinitely deep limit predicts.
+
+`converge_to_limit` trains finite networks of growing depth, C = depth^2.2, by gradient descent in
+small steps, and compares their outputs on held-out examples with the limit's f_t at equal kernel
+times. The relative difference should fall as depth^-1/2. How large it should be is known too:
+`dnntk.spread` gives it without training, to first order and from networks linear in their
+parameters.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from dnntk import figures, flow
+from dnntk.checks import check_choice, check_count, check_deviation
+from dnntk.config import ARCHITECTURES, DTYPES
+from dnntk.data import DATASETS, Dataset, load_dataset
+from dnntk.ensemble import Ensemble
+from dnntk.errors import InputError
+from dnntk.evaluation import as_trained
+from dnntk.experiments import rates
+from dnntk.kernel import limit_ntk
+from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
+from dnntk.regression import KernelFlow
+from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
+from dnntk.spread import initialization_spread, linear_predictions
+
+log = logging.getLogger("dnntk")
+
+SCALE_EXPONENT = 2.2
+# Of the largest stable step. The top mode then dies out in a few steps, and the slow ones, which
+# the times are about, are followed closely; `discretization` says how closely.
+STABLE_FRACTION = 0.5
+# How often a run shows its progress.
+SECONDS_A_LOOK = 2.0
+# Networks trained side by side hold this much at most, parameters and gradients; one may hold more.
+GROUP_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitConfig:
+    """Settings of the comparison of finite networks with their limit.
+
+    Attributes:
+      arch: "mlp", "cnn" or "both".
+      dataset: "digits", "mnist", "fashion_mnist" or (MLP only) "toy".
+      classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+      data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
+      pool: side of the average pool over the images; None is 4 for the MNIST sets and 1 otherwise.
+      train_examples, test_examples: how many to train on and to compare on, at most.
+      depths: of the networks; C = depth^2.2.
+      trials: independent initializations of every network.
+      times: kernel times to compare at. The first is a whole number of steps, the later ones are
+        rounded to such.
+      time_step: kernel time of a step of gradient descent; None is half of the largest stable one,
+        2 / lambda_max of the limit on the training examples.
+      rho, beta: standard deviations of the random weights and biases.
+      kernel_size: side of the CNN's filters, odd.
+      draws: linear networks of each depth that the theory's difference is averaged over.
+      dtype: of the trained networks; the theory is always float64.
+      seed: of the split, the initializations and the draws.
+    """
+
+    arch: str = "both"
+    dataset: str = "digits"
+    classes: tuple[int, ...] | str = (0, 1)
+    data_dir: str | None = None
+    pool: int | None = None
+    train_examples: int = 120
+    test_examples: int = 120
+    depths: tuple[int, ...] = (30, 100, 300, 1000)
+    trials: int = 4
+    times: tuple[float, ...] = (10.0, 20.0)
+    time_step: float | None = None
+    rho: float = 1.0
+    beta: float = 1.0
+    kernel_size: int = 3
+    draws: int = 64
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
+        check_choice("dataset", self.dataset, DATASETS)
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.dataset == "toy" and self.arch != "mlp":
+            raise InputError(f"dataset: toy has no images for arch={self.arch}; use arch=mlp")
+        if not self.depths or not all(isinstance(d, int) and d >= 2 for d in self.depths):
+            raise InputError(f"depths: expected whole numbers of at least 2, got {self.depths}")
+        if len(set(self.depths)) < len(self.depths):
+            raise InputError(f"depths: expected each depth once, got {self.depths}")
+        if not self.times or not all(0 < t < math.inf for t in self.times):
+            raise InputError(f"times: expected finite numbers above 0, got {self.times}")
+        if list(self.times) != sorted(set(self.times)):
+            raise InputError(f"times: expected each once, in growing order, got {self.times}")
+        for name in ("train_examples", "test_examples", "trials", "draws", "kernel_size"):
+            check_count(name, getattr(self, name))
+        if self.kernel_size % 2 == 0:
+            raise InputError(f"kernel_size: expected an odd number, got {self.kernel_size}")
+        if self.pool is not None:
+            check_count("pool", self.pool)
+        if self.time_step is not None and not 0 < self.time_step < math.inf:
+            raise InputError(f"time_step: expected a number above 0, got {self.time_step}")
+        for name in ("rho", "beta"):
+            check_deviation(name, getattr(self, name))
+        if self.seed < 0:
+            raise InputError(f"seed: expected at least 0, got {self.seed}")
+
+    @property
+    def archs(self) -> tuple[str, ...]:
+        """The architectures, in order."""
+        return ARCHITECTURES if self.arch == "both" else (self.arch,)
+
+    @property
+    def kernel_options(self) -> dict[str, Any]:
+        """What kernels and predictions of the limit take."""
+        return {"rho": self.rho, "beta": self.beta, "kernel_size": self.kernel_size}
+
+    def model(self, arch: str, depth: int, d_out: int) -> DeepNarrow:
+        """The network of one depth."""
+        scale = float(depth) ** SCALE_EXPONENT
+        if arch == "mlp":
+            return DeepNarrowMLP(depth, d_out, scale, rho=self.rho, beta=self.beta)
+        return DeepNarrowCNN(depth, d_out, scale, **self.kernel_options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One architecture beside its limit, on m held-out examples.
+
+    Attributes:
+      times: [T], kernel times.
+      depths: [D].
+      limit: [T, m, d_out], the limit's f_t.
+      outputs: [D, trials, T, m, d_out], of the trained networks.
+      differences: [D, trials, T], RMS of outputs - limit over RMS of the limit.
+      linear: [D, T], the same of networks linear in their parameters: root mean square of draws.
+      first_order: [D, T], the same to first order in the change of the kernel.
+      discretization: [T], the same of the limit itself, trained in steps of ``time_step``.
+      time_step: kernel time of a step.
+      fits: T times the fitted power of depth, ``exponent``, ``low``, ``high`` (95%), ``factor``; or
+        None below three depths.
+    """
+
+    times: np.ndarray
+    depths: np.ndarray
+    limit: np.ndarray
+    outputs: np.ndarray
+    differences: np.ndarray
+    linear: np.ndarray
+    first_order: np.ndarray
+    discretization: np.ndarray
+    time_step: float
+    fits: list[dict[str, float] | None]
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json keeps: root mean squares over the trials, by time and depth."""
+        measured = np.sqrt(np.mean(self.differences**2, axis=1))
+        by_time = [
+            {
+                "time": float(t),
+                "fit": self.fits[i],
+                "discretization": float(self.discretization[i]),
+                "measured": _by_depth(self.depths, measured[:, i]),
+                "linear": _by_depth(self.depths, self.linear[:, i]),
+                "first_order": _by_depth(self.depths, self.first_order[:, i]),
+            }
+            for i, t in enumerate(self.times)
+        ]
+        return {"time_step": self.time_step, "comparisons": by_time}
+
+
+def converge_to_limit(
+    config: LimitConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> dict[str, Comparison]:
+    """Train networks of growing depth and compare what they predict with the limit's prediction.
+
+    Args:
+      config: the experiment; None is the default one, on scikit-learn's digits.
+      workdir: folder for configuration, runs, summary, figure; None writes nothing.
+      resume: keep the networks that ``workdir`` holds and go on with the rest.
+      progress: show a bar a group of networks.
+
+    Returns:
+      The comparison by architecture.
+
+    Raises:
+      InputError: the configuration, the data or the workdir cannot be used; the message says why.
+    """
+    config = config or LimitConfig()
+    folder = None if workdir is None else RunFolder(workdir)
+    if folder is not None:
+        content = dataclasses.asdict(config)
+        folder.claim(content, resume)
+        folder.write_json(CONFIG, content | {"versions": versions()})
+    begun = time.perf_counter()
+    pool = config.pool or (4 if config.dataset in ("mnist", "fashion_mnist") else 1)
+    dataset = load_dataset(
+        config.dataset,
+        classes=config.classes,
+        data_dir=config.data_dir,
+        pool=pool,
+        seed=config.seed,
+    )
+    log.info(
+        "data: %s; the first %d and %d of them",
+        *(dataset.description, *_counts(config, dataset)),
+    )
+    found = {arch: _Arch(arch, config, dataset, folder, progress).result() for arch in config.archs}
+    if folder is not None:
+        summary = {arch: comparison.summary() for arch, comparison in found.items()}
+        measured = {
+            "data": dataset.description,
+            "seconds": time.perf_counter() - begun,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        folder.write_json(SUMMARY, summary | measured)
+        figure = figures.limit_figure(found, f"{dataset.name}, held-out examples")
+        figures.save(figure, folder.path / "limit_convergence")
+    return found
+
+
+def stepped(
+    kernel: np.ndarray, y: np.ndarray, time_step: float, steps: Sequence[int]
+) -> np.ndarray:
+    """What gradient descent on a fixed kernel learns of y [N, d_out] after each of ``steps``.
+
+    ``kernel`` is [N + m, N], of all inputs by the N training ones, these first; the result
+    [len(steps), m, d_out] is at the m others. Compare with f_t for the error of the steps.
+    """
+    count = len(y)
+    outputs = np.zeros((len(kernel), y.shape[1]))
+    found = []
+    for step in range(max(steps) + 1):
+        if step in steps:
+            found.append(outputs[count:])
+        outputs = outputs + time_step * (kernel @ (y - outputs[:count])) / count
+    return np.stack(found)
+
+
+class _Arch:
+    """One architecture's networks and its theory."""
+
+    def __init__(
+        self,
+        arch: str,
+        config: LimitConfig,
+        dataset: Dataset,
+        folder: RunFolder | None,
+        progress: bool,
+    ) -> None:
+        self.arch, self.config, self.folder, self.progress = arch, config, folder, progress
+        train, test = _counts(config, dataset)
+        arrays = as_trained(dataset, arch == "mlp", config.dtype)
+        self.x, self.y = arrays["x_train"][:train], arrays["y_train"][:train]
+        self.held_out = arrays["x_test"][:test]
+        self.kernel: Callable[..., jax.Array] = partial(
+            limit_ntk, d_out=self.y.shape[1], **config.kernel_options
+        )
+        self.flow = KernelFlow(self.kernel, self.x, self.y, progress=progress)
+        self.time_step, self.steps = self._settle()
+        self.times = self.time_step * np.array(self.steps)
+
+    def result(self) -> Comparison:
+        config = self.config
+        x, y, held_out = (np.asarray(a, np.float64) for a in (self.x, self.y, self.held_out))
+        times = [float(t) for t in self.times]
+        key = jax.random.key(config.seed)
+        limit = self.flow.predict(self.held_out, times)
+        discretization = self._discretization(limit)
+        self._say_step(discretization)
+        spread = initialization_spread(x, y, held_out, times, key=key, **config.kernel_options)
+        outputs, linear, first_order = [], [], []
+        for depth in config.depths:
+            drawn = linear_predictions(
+                x,
+                y,
+                held_out,
+                times,
+                depth=depth,
+                draws=config.draws,
+                key=jax.random.fold_in(key, depth),
+                **config.kernel_options,
+            )
+            linear.append(np.sqrt(np.mean(_relative(drawn, limit) ** 2, axis=0)))
+            first_order.append(_rms(spread.std(depth)) / _rms(limit))
+            outputs.append(self._trained(depth))
+            self._say(depth, _relative(outputs[-1], limit), linear[-1])
+        differences = _relative(np.stack(outputs), limit)
+        return Comparison(
+            self.times,
+            np.array(config.depths),
+            limit,
+            np.stack(outputs),
+            differences,
+            np.stack(linear),
+            np.stack(first_order),
+            discretization,
+            self.time_step,
+            [self._fit(differences[:, :, i]) for i in range(len(times))],
+        )
+
+    def _discretization(self, limit: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(True):
+            x = np.concatenate([self.x, self.held_out]).astype(np.float64)
+            kernel = np.asarray(self.kernel(x, x[: len(self.x)]))
+        y = self.y.astype(np.float64)
+        return _relative(stepped(kernel, y, self.time_step, self.steps), limit)
+
+    def _settle(self) -> tuple[float, list[int]]:
+        """The time step, and after how many of them to compare."""
+        config, stable = self.config, 2 / float(self.flow.eigenvalues[-1])
+        most = config.time_step or STABLE_FRACTION * stable
+        if most >= stable:
+            raise InputError(
+                f"time_step: expected less than 2 / lambda_max = {stable:.3g} of the {self.arch} "
+                f"limit, got {most:g}; lower it, or leave it out"
+            )
+        # A little shorter, so that the first time is a whole number of steps.
+        time_step = config.times[0] / math.ceil(config.times[0] / most * (1 - 1e-9))
+        return time_step, [round(t / time_step) for t in config.times]
+
+    def _trained(self, depth: int) -> np.ndarray:
+        """Outputs [trials, T, m, d_out] of trained networks: read where they are kept."""
+        model = self.config.model(self.arch, depth, self.y.shape[1])
+        run = _Networks(model, self.x, self.y, self.held_out, self.config.seed)
+        trials = self.config.trials
+        size = min(trials, run.at_once)
+        starts = range(0, trials, size)
+        return np.concatenate(
+            [self._group(run, depth, range(i, min(i + size, trials))) for i in starts]
+        )
+
+    def _group(self, run: "_Networks", depth: int, trials: range) -> np.ndarray:
+        label = f"{self.arch}-depth{depth}-trials{trials[0]}-{trials[-1]}"
+        if self.folder is None:
+            return self._train(run, trials, label)
+        file = self.folder.path / "runs" / f"{label}.npz"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True)
+            outputs = self._train(run, trials, label)
+            partial = file.with_suffix(".partial.npz")
+            np.savez(partial, outputs=outputs)
+            partial.replace(file)
+        with np.load(file, allow_pickle=False) as saved:
+            return saved["outputs"]
+
+    def _train(self, run: "_Networks", trials: range, label: str) -> np.ndarray:
+        with (
+            jax.enable_x64(self.config.dtype == "float64"),
+            tqdm(total=self.steps[-1], desc=label, unit="step", disable=not self.progress) as bar,
+        ):
+            return run.train(trials, self.time_step, self.steps, bar.update)
+
+    def _fit(self, differences: np.ndarray) -> dict[str, float] | None:
+        """Of [D, trials]; None where some have diverged."""
+        points = [
+            (depth, float(value))
+            for depth, values in zip(self.config.depths, differences, strict=True)
+            for value in values
+        ]
+        fair = all(0 < value < math.inf for _, value in points)
+        return rates.fit_power(points) if fair else None
+
+    def _say_step(self, discretization: np.ndarray) -> None:
+        errors = ", ".join(f"{e:.1e}" for e in discretization)
+        times = ", ".join(f"{t:g}" for t in self.times)
+        log.info(
+            "%s: %d training and %d held-out examples, time_step %.4g; by its steps alone the "
+            "limit would be off by %s at t = %s",
+            *(self.arch, len(self.x), len(self.held_out), self.time_step, errors, times),
+        )
+
+    def _say(self, depth: int, differences: np.ndarray, linear: np.ndarray) -> None:
+        measured = ", ".join(f"{d:.2e}" for d in np.sqrt(np.mean(differences**2, axis=0)))
+        theory = ", ".join(f"{d:.2e}" for d in linear)
+        fate = "" if np.isfinite(differences).all() else "; some trials diverged"
+        log.info(
+            "%s depth %d: relative difference %s (linear theory %s), %d trials%s",
+            *(self.arch, depth, measured, theory, self.config.trials, fate),
+        )
+
+
+class _Networks:
+    """Networks of one depth, trained in groups. Trial i does not depend on the group it is in."""
+
+    def __init__(
+        self, model: DeepNarrow, x: np.ndarray, y: np.ndarray, held_out: np.ndarray, seed: int
+    ) -> None:
+        self.model, self.x, self.y, self.held_out, self.seed = model, x, y, held_out, seed
+
+    @property
+    def at_once(self) -> int:
+        """How many to train side by side; any machine's, so that a resumed run finds its files."""
+        variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
+        weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        return max(1, GROUP_BYTES // (2 * weights * self.x.itemsize))
+
+    def train(
+        self,
+        trials: range,
+        time_step: float,
+        steps: Sequence[int],
+        advance: Callable[[int], Any],
+    ) -> np.ndarray:
+        """Outputs [trials, T, m, d_out] on the held-out examples after each of ``steps``."""
+        ensemble = Ensemble(self.model, len(trials), self.x, self.y)
+        params, frozen = self._start(ensemble, trials)
+        descend, held_out = ensemble.descent(time_step), jnp.asarray(self.held_out)
+        look = ensemble.measure(lambda p, f: flow.apply(self.model, p, f, held_out))
+        found, step, chunk = [], 0, 1
+        for target in steps:
+            while step < target:
+                count, begun = min(chunk, target - step), time.perf_counter()
+                params, losses = descend(params, frozen, count)
+                jax.block_until_ready(losses)
+                if count == chunk and time.perf_counter() - begun < SECONDS_A_LOOK / 2:
+                    chunk *= 2
+                step += count
+                advance(count)
+            found.append(np.asarray(look(params, frozen), np.float64))
+        return np.stack(found, axis=1)
+
+    def _start(self, ensemble: Ensemble, trials: range) -> tuple[Any, Any]:
+        """As `Ensemble.init` starts them, for some of the trials."""
+        base, first = jax.random.key(self.seed), jnp.asarray(self.x[:1])
+        keys = jnp.stack([jax.random.fold_in(base, trial) for trial in trials])
+        variables = jax.jit(jax.vmap(lambda key: self.model.init(key, first)))(keys)
+        frozen = {name: tree for name, tree in variables.items() if name != "params"}
+        return ensemble.put(variables["params"]), ensemble.put(frozen)
+
+
+def _counts(config: LimitConfig, dataset: Dataset) -> tuple[int, int]:
+    """Training and held-out examples that there are, of those asked for."""
+    return (
+        min(config.train_examples, len(dataset.x_train)),
+        min(config.test_examples, len(dataset.x_test)),
+    )
+
+
+def _rms(outputs: np.ndarray) -> np.ndarray:
+    """Over examples and outputs: [..., m, d_out] -> [...]."""
+    return np.sqrt(np.mean(outputs**2, axis=(-2, -1)))
+
+
+def _relative(outputs: np.ndarray, limit: np.ndarray) -> np.ndarray:
+    """[..., T, m, d_out] and [T, m, d_out] -> [..., T]."""
+    return _rms(outputs - limit) / _rms(limit)
+
+
+def _by_depth(depths: np.ndarray, values: np.ndarray) -> dict[str, float | None]:
+    """For JSON, which has no NaN."""
+    pairs = zip(depths.tolist(), values.tolist(), strict=True)
+    return {str(depth): value if math.isfinite(value) else None for depth, value in pairs}

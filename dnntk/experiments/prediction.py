@@ -1,0 +1,432 @@
+"""What training would give, without training: the infinitely deep network on a dataset.
+
+`predict` is what ``scripts/predict.py`` calls. It chooses rho, beta and the time on a validation
+split where several are given, follows kernel gradient flow of the limit kernel on all training
+examples (Theorems 3.3 and 4.3), and lays the curve of a trained network over it where there is one.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnntk import figures
+from dnntk.checks import check_choice, check_deviation
+from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
+from dnntk.data import Dataset
+from dnntk.errors import InputError
+from dnntk.evaluation import as_trained, confusion, scores
+from dnntk.experiments.selection import Selection, usable
+from dnntk.experiments.training import load_dataset_for
+from dnntk.kernel import limit_ntk
+from dnntk.regression import SOLVERS, KernelFlow
+from dnntk.results import CONFIG, METRICS, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.tiles import SymmetricGram
+
+CURVE_POINTS = 41
+CURVE_SPAN = 1e4  # the curve begins this factor before the last finite time
+
+# What decides the numbers of a run; a resumed one may change the rest.
+FREE = ("solver", "block_size", "memory_gb", "gram_dir")
+
+log = logging.getLogger("dnntk")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """An infinitely deep network on a dataset.
+
+    Attributes:
+      arch, kernel_size, dataset, classes, data_dir, pool: as in `TrainConfig`.
+      rho, beta: standard deviations of the random weights and biases; where there are several of
+        either, the pair that does best on the validation split is taken.
+      times: kernel times to report, infinity among them if wanted. With a validation split, the
+        one that does best on it is chosen.
+      ridge: weight decay, in units of the eigenvalues of K/N.
+      validation: training examples held out to choose by; 0 is a tenth where there is something to
+        choose from in rho or beta, and none otherwise.
+      search_examples: training examples, at most, for the choice of rho and beta.
+      train_examples: training examples in all; 0 is all of the dataset's.
+      solver, tolerance, block_size, dtype: as in `KernelFlow`.
+      memory_gb: for the Gram matrix and the Krylov basis; None is 3/4 of the machine's.
+      gram_dir: folder where the Gram matrix and the Krylov iterations are kept and found again.
+      seed: of the validation split, of ``train_examples``, and of the digits' test split.
+
+    Raises:
+      InputError: a value is not as above.
+    """
+
+    arch: str = "mlp"
+    kernel_size: int = 3
+    dataset: str = "digits"
+    classes: tuple[int, ...] | str = (0, 1)
+    data_dir: str | None = None
+    pool: int | None = None
+    rho: tuple[float, ...] = (1.0,)
+    beta: tuple[float, ...] = (1.0,)
+    times: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+    ridge: float = 0.0
+    validation: int = 0
+    search_examples: int = 6000
+    train_examples: int = 0
+    solver: str = "auto"
+    tolerance: float = 1e-5
+    block_size: int = 1024
+    dtype: str = "float64"
+    memory_gb: float | None = None
+    gram_dir: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no data."""
+        check_choice("arch", self.arch, ARCHITECTURES)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("solver", self.solver, SOLVERS)
+        for name in ("rho", "beta"):
+            values = getattr(self, name)
+            if not values:
+                raise InputError(f"{name}: expected one number or more, got none")
+            for value in values:
+                check_deviation(name, value)
+        if not self.times or not all(t > 0 for t in self.times):
+            raise InputError(f"times: expected numbers above 0, or inf, got {self.times}")
+        if not 0 <= self.ridge < math.inf:
+            raise InputError(f"ridge: expected a finite number >= 0, got {self.ridge}")
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance: expected a number in (0, 1), got {self.tolerance}")
+        if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
+            raise InputError(f"memory_gb: expected a number above 0, got {self.memory_gb}")
+        for name, least in (
+            ("validation", 0),
+            ("train_examples", 0),
+            ("seed", 0),
+            ("search_examples", 2),
+            ("block_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        # What the network's own configuration refuses, its limit refuses.
+        self.network()
+
+    def network(self) -> TrainConfig:
+        """A network on the same data, for what the two have in common."""
+        return TrainConfig(
+            arch=self.arch,
+            kernel_size=self.kernel_size,
+            dataset=self.dataset,
+            classes=self.classes,
+            pool=self.pool,
+            data_dir=self.data_dir,
+            seed=self.seed,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, as JSON holds it; infinity as text."""
+        return as_json(dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictResult:
+    """What the infinitely deep network does.
+
+    Attributes:
+      rows: a dict a reported time: time, train_mse, losses, accuracies, and how it was solved.
+      chosen: the row of the time that was chosen, on the validation split or as the last one.
+      curve: the same at many times in between.
+      flow: the fitted flow; ``flow.predict(x, time)`` for inputs of your own.
+      summary: the content of summary.json.
+    """
+
+    rows: list[dict[str, Any]]
+    chosen: dict[str, Any]
+    curve: list[dict[str, Any]]
+    flow: KernelFlow
+    summary: dict[str, Any]
+
+
+def predict(
+    config: PredictConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    compare: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> PredictResult:
+    """Predict what an infinitely deep network learns.
+
+    Args:
+      config: what to predict; None is the default, digits 0 and 1.
+      workdir: folder for the configuration, curves, predictions, summary and figures; None writes
+        nothing.
+      compare: workdir of a run of `dnntk.train` on the same data, whose curve is laid over.
+      resume: go on with what ``workdir`` holds: finished choices are not made again.
+      progress: show bars for what takes longer than five seconds.
+
+    Raises:
+      InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
+    """
+    config = config or PredictConfig()
+    trained = None if compare is None else _Trained(Path(compare), config)
+    folder = None if workdir is None else RunFolder(workdir)
+    if folder is not None:
+        folder.claim(config.to_json(), resume, free=FREE)
+        folder.write_json(CONFIG, config.to_json() | {"versions": versions()})
+    return _Prediction(config, folder, trained, progress).result()
+
+
+def compared_fields(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Fields of `PredictConfig` that a trained run has settled: its data and its kernel.
+
+    Raises:
+      InputError: the folder holds no run.
+    """
+    run = TrainConfig.from_json(RunFolder(workdir).read_config())
+    shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
+    return {name: getattr(run, name) for name in shared} | {"rho": (run.rho,), "beta": (run.beta,)}
+
+
+class _Trained:
+    """The curve of a run of `dnntk.train`."""
+
+    def __init__(self, workdir: Path, config: PredictConfig) -> None:
+        for name, value in compared_fields(workdir).items():
+            if getattr(config, name) != value:
+                raise InputError(
+                    f"compare: {workdir} was trained with {name}={value}, got "
+                    f"{getattr(config, name)}; leave it out"
+                )
+        self.depth = RunFolder(workdir).read_config()["depth"]
+        file = workdir / METRICS
+        try:
+            lines = [json.loads(text) for text in file.read_text().splitlines()]
+            self.history = [line for line in lines if line["time"] is not None]
+            if not self.history:
+                raise KeyError
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                f"compare: expected lines with a kernel time in {file}, found none; give the "
+                "workdir of a run of scripts/train.py with sgd"
+            ) from None
+
+
+class _Prediction:
+    """One run of `predict`."""
+
+    def __init__(
+        self,
+        config: PredictConfig,
+        folder: RunFolder | None,
+        trained: _Trained | None,
+        progress: bool,
+    ) -> None:
+        self.config, self.folder, self.trained = config, folder, trained
+        self.progress, self.begun = progress, time.perf_counter()
+        self.data = _prepared(config)
+        log.info("data: %s", self.data.description)
+
+    def result(self) -> PredictResult:
+        config, n = self.config, len(self.data.x_train)
+        rho, beta, selected = config.rho[0], config.beta[0], None
+        if (held_out := self._held_out()) > 0:
+            selection = Selection(self.data, held_out, config.times, self.folder)
+            rho, beta = selection.kernel(
+                config.rho, config.beta, self._flow, config.search_examples
+            )
+            flow = self._flow(rho, beta, n, config.gram_dir)
+            # The examples held out come last: the Gram matrix of the rest is part of the whole.
+            part = partial(self._flow, folder=config.gram_dir, gram=flow.gram)
+            selected = selection.best(rho, beta, selection.rest, part)["time"]
+        else:
+            flow = self._flow(rho, beta, n, config.gram_dir)
+        times = usable(flow, config.times)
+        # The kernel between test and training examples is computed once, for every time.
+        outputs = flow.predict(self.data.x_test, times + self._curve_times())
+        rows = self._evaluated(flow, times, outputs[: len(times)])
+        self._say(flow, rows)
+        chosen = next((row for row in rows if row["time"] == selected), rows[-1])
+        curve = self._evaluated(flow, self._curve_times(), outputs[len(times) :])
+        outputs = outputs[: len(times)]
+        summary = self._summary(rho, beta, flow, rows, chosen)
+        if self.folder is not None:
+            self._write(flow, outputs, rows, chosen, curve, summary)
+        return PredictResult(rows, chosen, curve, flow, summary)
+
+    def _held_out(self) -> int:
+        n, several = len(self.data.x_train), len(self.config.rho) * len(self.config.beta) > 1
+        held_out = self.config.validation or (max(1, n // 10) if several else 0)
+        if held_out > n - 2:
+            raise InputError(
+                f"validation: expected fewer than the {n} training examples, got {held_out}; "
+                "hold out fewer"
+            )
+        return held_out
+
+    def _flow(
+        self,
+        rho: float,
+        beta: float,
+        examples: int,
+        folder: str | None = None,
+        gram: SymmetricGram | None = None,
+    ) -> KernelFlow:
+        config, d_out = self.config, self.data.y_train.shape[1]
+        sizes = {"kernel_size": config.kernel_size} if config.arch == "cnn" else {}
+        return KernelFlow(
+            partial(limit_ntk, rho=rho, beta=beta, d_out=d_out, **sizes),
+            self.data.x_train[:examples],
+            self.data.y_train[:examples],
+            ridge=config.ridge,
+            solver=config.solver,
+            tolerance=config.tolerance,
+            block_size=config.block_size,
+            memory=None if config.memory_gb is None else config.memory_gb * 1e9,
+            dtype=config.dtype,
+            gram=gram,
+            folder=folder,
+            progress=self.progress,
+        )
+
+    def _say(self, flow: KernelFlow, rows: list[dict[str, Any]]) -> None:
+        """Log every time, with how it was solved added to its row."""
+        for row, solution in zip(rows, flow.solutions([row["time"] for row in rows]), strict=True):
+            row |= {
+                name: getattr(solution, name)
+                for name in ("converged", "residual", "iterations", "condition", "solver")
+            }
+            log.info(
+                "t = %g: training MSE %.6f, accuracy %s training, %s test",
+                *(row["time"], row["train_mse"]),
+                *(_percent(row[f"{split}_accuracy"]) for split in ("train", "test")),
+            )
+
+    def _evaluated(
+        self, flow: KernelFlow, times: list[float], outputs: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """A row a time, from the outputs on the test examples [times, n', d_out]."""
+        data, rows = self.data, []
+        labelled = data.labels_train is not None
+        for t, on_test in zip(times, outputs, strict=True):
+            row: dict[str, Any] = {"time": t}
+            on_train = flow.train_predictions(t)
+            row["loss"], row["train_accuracy"] = scores(on_train, data.y_train, labelled)
+            row["test_loss"], row["test_accuracy"] = scores(on_test, data.y_test, labelled)
+            row["train_mse"] = 2 * row["loss"] / data.y_train.shape[1]
+            rows.append(row)
+        return rows
+
+    def _curve_times(self) -> list[float]:
+        """Times in between, and those of the trained network's evaluations."""
+        finite = [t for t in self.config.times if math.isfinite(t)]
+        own = [t for t in _evaluation_times(self.trained) if t > 0]
+        last = max(finite + own, default=1e5)
+        first = min([last / CURVE_SPAN, *finite, *own])
+        return list(np.geomspace(first, last, CURVE_POINTS))
+
+    def _summary(
+        self,
+        rho: float,
+        beta: float,
+        flow: KernelFlow,
+        rows: list[dict[str, Any]],
+        chosen: dict[str, Any],
+    ) -> dict[str, Any]:
+        summary = {
+            "rho": rho,
+            "beta": beta,
+            "time": chosen["time"],
+            "train_loss": chosen["loss"],
+            "train_mse": chosen["train_mse"],
+            "test_loss": chosen["test_loss"],
+            "train_accuracy": chosen["train_accuracy"],
+            "test_accuracy": chosen["test_accuracy"],
+            "lambda_max": float(flow.eigenvalues[-1]),
+            "times": rows,
+            "data": self.data.description,
+            "seconds": round(time.perf_counter() - self.begun, 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "versions": versions(),
+        }
+        if self.trained is not None:
+            summary["compared"] = self._compared(flow, self.trained)
+        return as_json(summary)
+
+    def _compared(self, flow: KernelFlow, trained: _Trained) -> dict[str, Any]:
+        """The trained network's losses beside the predicted ones at the same times."""
+        times = _evaluation_times(trained)
+        losses = [line["loss"] for line in trained.history]
+        predicted = flow.loss(times)
+        return {
+            "depth": trained.depth,
+            "times": times,
+            "trained_loss": losses,
+            "predicted_loss": predicted.tolist(),
+            "largest_difference": float(np.max(np.abs(predicted - losses))),
+        }
+
+    def _write(
+        self,
+        flow: KernelFlow,
+        outputs: np.ndarray,
+        rows: list[dict[str, Any]],
+        chosen: dict[str, Any],
+        curve: list[dict[str, Any]],
+        summary: dict[str, Any],
+    ) -> None:
+        assert self.folder is not None
+        path, data, config = self.folder.path, self.data, self.config
+        times = np.array([row["time"] for row in rows])
+        coefficients = np.stack([s.coefficients for s in flow.solutions(list(times))])
+        np.savez(
+            path / "predictions.npz", times=times, test_outputs=outputs, coefficients=coefficients
+        )
+        (path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+        self.folder.write_json(SUMMARY, summary)
+        title = f"infinitely deep {config.arch.upper()}, {data.name}"
+        history = self.trained.history if self.trained else []
+        label = f"trained, {self.trained.depth:,} layers" if self.trained else ""
+        figures.save(figures.prediction_figure(curve, history, label, title), path / "curve")
+        at = list(times).index(chosen["time"])
+        named = f"{title}: test set, $t = {chosen['time']:g}$".replace("inf", r"\infty")
+        if data.labels_test is not None:
+            counts = confusion(outputs[at], data.labels_test, len(data.classes))
+            figure = figures.confusion_figure(counts, data.classes, named)
+            figures.save(figure, path / "confusion")
+        if data.name == "toy":
+            figure = figures.arc_figure(data.x_test, data.y_test, outputs[at], named)
+            figures.save(figure, path / "fit")
+
+
+def _evaluation_times(trained: _Trained | None) -> list[float]:
+    return [] if trained is None else [float(line["time"]) for line in trained.history]
+
+
+def _prepared(config: PredictConfig) -> Dataset:
+    """The dataset, training examples in an order in which any last part is a fair sample."""
+    data = load_dataset_for(config.network())
+    n = config.train_examples or len(data.x_train)
+    if n > len(data.x_train):
+        raise InputError(
+            f"train_examples: expected at most {len(data.x_train)}, as {data.name} has, got {n}"
+        )
+    order = np.random.default_rng(config.seed).permutation(len(data.x_train))[:n]
+    labels = data.labels_train
+    data = dataclasses.replace(
+        data,
+        description=data.description
+        + (f"; {n} of them for training" if config.train_examples else ""),
+        x_train=data.x_train[order],
+        y_train=data.y_train[order],
+        labels_train=None if labels is None else labels[order],
+    )
+    return dataclasses.replace(data, **as_trained(data, config.arch == "mlp", config.dtype))
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}%"

@@ -1,0 +1,314 @@
+"""What the estimators of `dnntk.estimators` share: parameters, the fit, outputs, and their files.
+
+An estimator takes flat rows, [n, n_features], as scikit-learn does; `LimitKernel` makes images of
+them where the network is a CNN. After the fit, what a prediction needs is kept and nothing else.
+"""
+
+import dataclasses
+import math
+import os
+import warnings
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from dnntk import savefile
+from dnntk.checks import check_choice, check_count, check_deviation
+from dnntk.errors import InputError
+from dnntk.kernel import limit_ntk
+from dnntk.regression import MOST_ITERATIONS, KernelFlow
+from dnntk.tiles import CrossKernel
+
+ARCHITECTURES = ("mlp", "cnn")
+DEFAULT_TIME = 1e5
+BLOCK_SIZE = 1024
+_KERNEL = {"rho": float, "beta": float, "d_out": int, "kernel_size": int}
+_RECORD = {"converged_": bool, "residual_": float, "n_iter_": int, "condition_": float}
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitKernel:
+    """`limit_ntk` of one network on flat inputs: [n1, d], [n2, d] -> [n1, n2].
+
+    Attributes:
+        rho: standard deviation of the Gaussian weights.
+        beta: standard deviation of the Gaussian biases.
+        d_out: outputs of the network.
+        image_shape: (H, W, c) of the images that the CNN makes of the inputs; None is the MLP.
+        kernel_size: side of the CNN's filters, odd.
+    """
+
+    rho: float
+    beta: float
+    d_out: int
+    image_shape: tuple[int, int, int] | None
+    kernel_size: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no such network.
+
+        Raises:
+            InputError: an attribute has the wrong type or range.
+        """
+        check_deviation("rho", self.rho)
+        check_deviation("beta", self.beta)
+        check_count("d_out", self.d_out)
+        check_count("kernel_size", self.kernel_size)
+        if self.kernel_size % 2 == 0:
+            raise InputError(f"kernel_size must be odd, got {self.kernel_size}; add 1")
+        if self.image_shape and self.kernel_size > 2 * max(self.image_shape[:2]) + 1:
+            raise InputError(
+                f"kernel_size: expected at most {2 * max(self.image_shape[:2]) + 1}, beyond which "
+                f"filters see padding only, got {self.kernel_size}"
+            )
+
+    def __call__(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """Blocks of nearly one size become of one size, so that few are compiled."""
+        rows = [self._padded(np.asarray(x)) for x in (x1, x2)]
+        values = limit_ntk(
+            *rows, rho=self.rho, beta=self.beta, d_out=self.d_out, kernel_size=self.kernel_size
+        )
+        return jnp.asarray(np.asarray(values)[: len(x1), : len(x2)])  # sliced without compiling
+
+    def _padded(self, x: np.ndarray) -> np.ndarray:
+        result = np.zeros((_rounded_up(len(x)), x.shape[1]), x.dtype)
+        result[: len(x)] = x
+        return result if self.image_shape is None else result.reshape(-1, *self.image_shape)
+
+
+class InfiniteDepth(BaseEstimator):
+    """What classification and regression share: parameters, fitting, outputs, files."""
+
+    def __init__(
+        self,
+        *,
+        rho: float = 1.0,
+        beta: float = 1.0,
+        time: float = DEFAULT_TIME,
+        ridge: float = 0.0,
+        arch: str = "mlp",
+        image_shape: tuple[int, ...] | None = None,
+        kernel_size: int = 3,
+        solver: str = "auto",
+        tolerance: float = 1e-6,
+        max_iterations: int = MOST_ITERATIONS,
+        memory: float | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Store the parameters; `fit` checks them.
+
+        Args:
+            rho: standard deviation of the network's Gaussian weights (the MLP's times sqrt(d_in)).
+            beta: standard deviation of its Gaussian biases over its scale.
+            time: how long it is trained, t >= 0, in the units of `dnntk.train`; may be infinite.
+                It has learnt the components of y whose eigenvalue of K/N, which grows with the
+                square of the inputs' scale, is well above 1/t. The default learns nearly all of
+                what inputs of size 1 tell, and is finite since at t = infinity two examples with
+                one and the same input make K singular, and need a ridge.
+            ridge: weight decay, in units of the eigenvalues of K/N.
+            arch: "mlp", or "cnn" with a global average pool, on images that are rows of X.
+            image_shape: (H, W) or (H, W, channels) of the rows of X, channels innermost, for a CNN;
+                None is square with one channel. An MLP does not look at it.
+            kernel_size: side of the CNN's filters, odd.
+            solver: "eigh", "krylov", or "auto": the first up to 4,096 examples, the second beyond.
+            tolerance: of the relative residual, beyond which `fit` warns.
+            max_iterations: of the Krylov method.
+            memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
+            verbose: show progress bars on standard error for what takes longer than five seconds.
+        """
+        self.rho = rho
+        self.beta = beta
+        self.time = time
+        self.ridge = ridge
+        self.arch = arch
+        self.image_shape = image_shape
+        self.kernel_size = kernel_size
+        self.solver = solver
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.memory = memory
+        self.verbose = verbose
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to one file, without pickle, for `load`.
+
+        The file is in safetensors' layout, of 8 (n_features + d_out) bytes a training example.
+
+        Args:
+            path: the file; replaced where it exists.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+            InputError: the file cannot be written, or class labels are neither strings, numbers
+                nor bools.
+        """
+        check_is_fitted(self)
+        about = {
+            "parameters": {name: _plain(value) for name, value in self.get_params().items()},
+            "kernel": dataclasses.asdict(self.kernel_),
+            "record": {name: getattr(self, name) for name in _RECORD},
+            "features": getattr(self, "feature_names_in_", np.array([])).tolist(),
+            **self._targets_described(),
+        }
+        arrays = {"x_train": self.x_train_, "coefficients": self.coefficients_}
+        savefile.write(path, type(self).__name__, arrays, about)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read an estimator that `save` wrote; it predicts as that did, to the bit.
+
+        Args:
+            path: the file. It may come from anyone: no code in it is run, and it takes no more
+                memory than its own size.
+
+        Returns:
+            The fitted estimator, with its parameters.
+
+        Raises:
+            InputError: the file is missing, damaged, of another version, or holds another class.
+        """
+        arrays, about = savefile.read(path, cls.__name__)
+        try:
+            return cls._restored(arrays, about)
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"{path}: expected a fitted {cls.__name__}, found what is none ({reason:.80}); "
+                "save it again"
+            ) from None
+
+    @classmethod
+    def _restored(cls, arrays: dict[str, NDArray[np.float64]], about: dict[str, Any]) -> Self:
+        found = cls(**{name: _restored_value(v) for name, v in about["parameters"].items()})
+        x, coefficients = arrays["x_train"], arrays["coefficients"]
+        if x.ndim != 2 or coefficients.ndim != 2 or len(x) != len(coefficients):
+            raise ValueError("arrays that do not belong together")
+        if not np.isfinite(x).all() or not np.isfinite(coefficients).all():
+            raise ValueError("numbers that are not finite")
+        kernel = _typed(about["kernel"], _KERNEL)
+        shape = about["kernel"]["image_shape"]
+        image_shape = None if shape is None else _checked_image(shape, x.shape[1])
+        found.kernel_ = LimitKernel(**kernel, image_shape=image_shape)
+        if found.kernel_.d_out != coefficients.shape[1]:
+            raise ValueError("another number of outputs than the kernel's")
+        found.x_train_, found.coefficients_ = x, coefficients
+        found.n_features_in_ = x.shape[1]
+        for name, value in _typed(about["record"], _RECORD).items():
+            setattr(found, name, value)
+        if about["features"]:
+            if not all(isinstance(name, str) for name in about["features"]):
+                raise ValueError("feature names that are no strings")
+            if len(about["features"]) != x.shape[1]:
+                raise ValueError("another number of feature names than of features")
+            found.feature_names_in_ = np.array(about["features"], object)
+        found._restore_targets(about)
+        return found
+
+    def _targets_described(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _restore_targets(self, about: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _solve(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+        """Fit outputs y [n, d_out] and keep what prediction needs."""
+        check_choice("arch", self.arch, ARCHITECTURES)
+        shape = None if self.arch == "mlp" else _checked_image(self.image_shape, x.shape[1])
+        # As Python's own numbers, which a file can hold; whether they are any is checked first.
+        LimitKernel(self.rho, self.beta, y.shape[1], shape, self.kernel_size)
+        kernel = LimitKernel(
+            float(self.rho), float(self.beta), y.shape[1], shape, int(self.kernel_size)
+        )
+        flow = KernelFlow(
+            kernel,
+            x,
+            y,
+            ridge=self.ridge,
+            solver=self.solver,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            memory=self.memory,
+            block_size=BLOCK_SIZE,
+            progress=bool(self.verbose),
+        )
+        solution = flow.solution(self.time)
+        self.kernel_ = kernel
+        self.x_train_, self.coefficients_ = x, solution.coefficients
+        self.converged_, self.residual_ = bool(solution.converged), float(solution.residual)
+        self.n_iter_, self.condition_ = int(solution.iterations), float(solution.condition)
+        if not self.converged_:
+            warnings.warn(
+                f"not converged: residual {self.residual_:.2g}, tolerance {self.tolerance:.2g}; "
+                "scale the inputs to size 1, add a ridge, or take a shorter time or more "
+                "max_iterations",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
+        """f_t(x), [n, d_out]."""
+        check_is_fitted(self)
+        points = validate_data(self, x, reset=False, dtype=np.float64)
+        cross = CrossKernel(self.kernel_, self.x_train_, "float64")
+        result = np.zeros((len(points), self.coefficients_.shape[1]))
+        for a in range(0, len(points), BLOCK_SIZE):
+            rows = points[a : a + BLOCK_SIZE]
+            for c in range(0, len(self.x_train_), BLOCK_SIZE):
+                block = cross.block(rows, self.x_train_[c : c + BLOCK_SIZE])
+                result[a : a + BLOCK_SIZE] += block @ self.coefficients_[c : c + BLOCK_SIZE]
+        return result
+
+
+def _rounded_up(rows: int) -> int:
+    """A power of two up to 128, then multiples of 128."""
+    return max(16, 1 << (rows - 1).bit_length()) if rows <= 128 else math.ceil(rows / 128) * 128
+
+
+def _checked_image(shape: Any, features: int) -> tuple[int, int, int]:
+    """(H, W, c) of rows with so many features."""
+    if shape is None:
+        side = math.isqrt(features)
+        shape = (side, side)
+    try:
+        full = (*shape, 1) if len(shape) == 2 else tuple(shape)
+    except TypeError:
+        full = ()
+    for side in full:
+        check_count("image_shape's sides", side)
+    if len(full) != 3 or math.prod(full) != features:
+        raise InputError(
+            f"image_shape: expected (H, W) or (H, W, channels) of {features} features, got "
+            f"{shape!r:.60}; arch='mlp' takes rows of any length"
+        )
+    height, width, channels = (int(side) for side in full)
+    return height, width, channels
+
+
+def _typed(found: dict[str, Any], types: dict[str, type]) -> dict[str, Any]:
+    """The members named, each of its very type."""
+    for name, kind in types.items():
+        if type(found[name]) is not kind:
+            raise ValueError(f"{name} is no {kind.__name__}")
+    return {name: found[name] for name in types}
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON holds it."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _restored_value(value: Any) -> Any:
+    """A parameter as it was; nothing but single values and tuples of integers is one."""
+    if isinstance(value, list) and all(type(side) is int for side in value):
+        return tuple(value)
+    if value is not None and type(value) not in (bool, int, float, str):
+        raise ValueError("a parameter of no known type")
+    return value

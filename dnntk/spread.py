@@ -1,0 +1,392 @@
+"""How far networks of finite depth scatter around their infinitely deep limit.
+
+With C large enough a network of L layers is linear in its parameters, and its kernel is a fixed
+part plus (1/L) times the sum of L - 1 random ones: G(x, x') = g(x).g(x') of the random unit of a
+layer. So its prediction scatters by O(1 / sqrt(L)) around the f_t of Theorems 3.3 and 4.3. Here is
+how far, without training one network:
+
+* `initialization_spread`: to first order in the change of the kernel. The scatter at every depth
+  comes from one sample of random units.
+* `linear_predictions`: nothing expanded. Random kernels of one depth are drawn, and the gradient
+  flow of each is solved; this has the means' own shift too, which is O(1/L).
+
+First order. With A = k(X, X) / N = V diag(l) V^T, phi_t(l) = (1 - exp(-t l)) / l and
+f_t(x) = k(x, X) phi_t(A) Y / N, a change of the kernel by g(x) g(x') changes f_t(x) by
+
+    g(x) g(X)^T phi_t(A) Y / N + k(x, X) V (phi_t[l_i, l_j] * (h_i h_j)) V^T Y / N^2,   h = V^T g(X)
+
+where phi_t[., .] is the divided difference (Daletskii & Krein 1965). Layers are independent, so the
+variance over networks is that of one layer's change, over L. All outputs share their random units:
+each is its own problem with the same g.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from dnntk.checks import check_count, check_deviation, checked_pair
+from dnntk.errors import InputError
+from dnntk.initializers import Layer, gaussian_features
+from dnntk.kernel import limit_ntk
+
+# Array elements of one block of random units on all inputs: 130 MB.
+BLOCK_ELEMENTS = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A prediction of the limit, and the variance that each layer adds to it.
+
+    Attributes:
+        prediction: [n, d_out], or [T, n, d_out] for T times: the limit's f_t(x).
+        layer_variance: of the same shape: of the change that one middle layer makes, times L^2.
+        first_variance: the same of the first layer, whose unit sees the inputs divided by C.
+    """
+
+    prediction: np.ndarray
+    layer_variance: np.ndarray
+    first_variance: np.ndarray
+
+    def std(self, depth: int) -> np.ndarray:
+        """Standard deviation over initializations at ``depth``, in the shape of ``prediction``.
+
+        Raises:
+            InputError: the depth is below 2.
+        """
+        _check_depth(depth)
+        return np.sqrt((depth - 2) * self.layer_variance + self.first_variance) / depth
+
+
+def initialization_spread(
+    x_train: ArrayLike,
+    y_train: ArrayLike,
+    x: ArrayLike,
+    time: float | Sequence[float] = math.inf,
+    *,
+    rho: float = 1.0,
+    beta: float = 1.0,
+    kernel_size: int = 3,
+    samples: int = 4096,
+    key: jax.Array | None = None,
+) -> Spread:
+    """Predictions of infinitely deep networks, and how those of deep ones scatter around them.
+
+    The leading order in depth: a standard deviation that falls as depth^-1/2. The mean's own shift,
+    of order 1/depth, is left out; `linear_predictions` has it, and is right at small depths too. C
+    must be large (the theorems want depth^2 / C -> 0), and inputs not negative.
+
+    Args:
+        x_train: [N, d_in] for the MLP, NHWC images [N, H, W, c] for the CNN.
+        y_train: [N, d_out] targets, or [N] for one output.
+        x: [n, ...], inputs to predict at.
+        time: kernel time t >= 0 of gradient flow on 1/2 E ||f - y||^2; or a sequence of T times.
+        rho: standard deviation of the random weights (the MLP's times sqrt(d_in)).
+        beta: standard deviation of the random biases over C.
+        kernel_size: side of the CNN's filters, odd.
+        samples: random units in the Monte Carlo; the deviation's relative error is a few
+            percent at 4096, and falls as 1 / sqrt(samples).
+        key: of the random units; None is ``jax.random.key(0)``.
+
+    Returns:
+        Float64 `Spread`; ``spread.std(depth)`` is the deviation at any depth. Time is of order
+        N^3 + samples N^2 d_out, times kernel_size^2 for a CNN and T; memory 130 MB and a few
+        matrices [N, N].
+
+    Raises:
+        InputError: an argument has the wrong shape, type or range; or the kernel is singular and
+            the time infinite.
+    """
+    problem = _Problem.checked(x_train, y_train, x, rho, beta, kernel_size)
+    check_count("samples", samples)
+    times = _checked_times(time)
+    key = jax.random.key(0) if key is None else key
+    d_out = problem.y.shape[1]
+    with jax.enable_x64(True):
+        options: dict[str, Any] = {"rho": rho, "beta": beta, "kernel_size": kernel_size}
+        kernel = limit_ntk(problem.inputs, problem.train, d_out=d_out, **options)
+    flow = _Flow(np.asarray(kernel), problem.y)
+    filters = [flow.filters(t) for t in times]
+    first = np.stack([flow.changes(problem.sums(problem.ones), f)[0] for f in filters])
+    totals = np.zeros((2, *first.shape))
+    for units in _blocks(problem.draw(key, samples + 2)["middle"], problem.block):
+        g = problem.sums(problem.maps(units))
+        for i, one in enumerate(filters):
+            changes = flow.changes(g, one)
+            totals[:, i] += changes.sum(0), (changes**2).sum(0)
+    mean, square = totals / samples
+    found = (
+        np.stack([flow.predict(t) for t in times]),
+        np.maximum(square - mean**2, 0) * (samples / max(samples - 1, 1)),
+        # Its map is relu(v), the same everywhere: E relu^4 - (E relu^2)^2 = 5/4 beta^4.
+        1.25 * beta**4 * first**2,
+    )
+    return Spread(*(a if np.ndim(time) else a[0] for a in found))
+
+
+def linear_predictions(
+    x_train: ArrayLike,
+    y_train: ArrayLike,
+    x: ArrayLike,
+    time: float | Sequence[float] = math.inf,
+    *,
+    depth: int,
+    scale: float | None = None,
+    rho: float = 1.0,
+    beta: float = 1.0,
+    kernel_size: int = 3,
+    draws: int = 16,
+    key: jax.Array | None = None,
+) -> np.ndarray:
+    """Predictions of ``draws`` linearized networks of one depth, trained by gradient flow.
+
+    Each is the network's first-order Taylor expansion at its initialization, which is all of it
+    up to O(1 / C); its exact kernel is drawn and solved.
+
+    Args:
+        x_train: [N, d_in] for the MLP, NHWC images [N, H, W, c] for the CNN; not negative.
+        y_train: [N, d_out] targets, or [N] for one output.
+        x: [n, ...], inputs to predict at.
+        time: kernel time t >= 0; or a sequence of T times.
+        depth: weight layers L >= 2.
+        scale: C; None is depth^2.2.
+        rho: standard deviation of the random weights (the MLP's times sqrt(d_in)).
+        beta: standard deviation of the random biases over C.
+        kernel_size: side of the CNN's filters, odd.
+        draws: independent networks.
+        key: of their random units; None is ``jax.random.key(0)``.
+
+    Returns:
+        [draws, n, d_out] float64, or [draws, T, n, d_out] for T times. Time is of order N^3 +
+        depth N^2 a draw (times kernel_size^2 in a CNN).
+
+    Raises:
+        InputError: as in `initialization_spread`.
+    """
+    problem = _Problem.checked(x_train, y_train, x, rho, beta, kernel_size)
+    _check_depth(depth)
+    check_count("draws", draws)
+    scale = float(depth) ** 2.2 if scale is None else scale
+    if not scale > 0:
+        raise InputError(f"scale: expected a positive number, got {scale}; leave it out")
+    times = _checked_times(time)
+    key = jax.random.key(0) if key is None else key
+    found = []
+    for one in jax.random.split(key, draws):
+        flow = _Flow(problem.network_kernel(problem.draw(one, depth), depth, scale), problem.y)
+        found.append(np.stack([flow.predict(t) for t in times]))
+    predictions = np.stack(found)
+    return predictions if np.ndim(time) else predictions[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Problem:
+    """Training inputs [N, ...] and others [n, ...], and the random units that see them.
+
+    What a unit is on the inputs is a map: [n, units, positions], one position in an MLP. What the
+    kernel sees of it are sums over windows, [n, units, shifts]: the map itself in an MLP.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    y: np.ndarray
+    rho: float
+    beta: float
+    kernel_size: int
+
+    @classmethod
+    def checked(
+        cls,
+        x_train: ArrayLike,
+        y_train: ArrayLike,
+        x: ArrayLike,
+        rho: float,
+        beta: float,
+        kernel_size: int,
+    ) -> "_Problem":
+        """The arguments of the public functions, float64."""
+        with jax.enable_x64(True):
+            left, right = checked_pair(x_train, x)
+        check_deviation("rho", rho)
+        check_deviation("beta", beta)
+        check_count("kernel_size", kernel_size)
+        if kernel_size % 2 == 0:
+            raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
+        y = np.asarray(y_train, np.float64)
+        y = y[:, None] if y.ndim == 1 else y
+        if y.ndim != 2 or len(y) != len(left) or not len(y):
+            raise InputError(
+                f"y_train: expected [{len(left)}, d_out], a row a training input, got shape "
+                f"{np.shape(y_train)}; give as many rows as inputs, at least one"
+            )
+        if not np.isfinite(y).all():
+            raise InputError("y_train: expected finite numbers, got others; drop or fill them")
+        test = left if right is None else right
+        return cls(np.asarray(left, float), np.asarray(test, float), y, rho, beta, kernel_size)
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """All of them, the training ones first."""
+        return np.concatenate([self.train, self.test])
+
+    @property
+    def block(self) -> int:
+        """How many units to hold at a time."""
+        return max(1, BLOCK_ELEMENTS // (len(self.inputs) * math.prod(self.train.shape[1:])))
+
+    @property
+    def ones(self) -> np.ndarray:
+        """The map of an output at initialization: 1 everywhere."""
+        positions = math.prod(self.train.shape[1:3]) if self.train.ndim == 4 else 1
+        return np.ones((len(self.inputs), 1, positions))
+
+    def draw(self, key: jax.Array, depth: int) -> dict[str, Layer]:
+        """The random units of a network: u in ``kernel``, v / C in ``bias``."""
+        window = (self.kernel_size,) * 2 if self.train.ndim == 4 else ()
+        d_in = self.train.shape[-1]
+        with jax.enable_x64(True):
+            drawn = gaussian_features(
+                key, depth, d_in, window, self.rho, self.beta, np.dtype(float)
+            )
+        return jax.tree.map(np.asarray, drawn)
+
+    def maps(self, units: Layer) -> np.ndarray:
+        """relu(u * x + v) of some units on all inputs: [n, units, positions]."""
+        u = np.asarray(units["kernel"])
+        weights = u.reshape(len(u), -1).T
+        x = self.inputs
+        if x.ndim == 2:
+            return np.maximum(x @ weights + units["bias"], 0)[:, :, None]
+        reach = self.kernel_size // 2
+        padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (self.kernel_size,) * 2, (1, 2))
+        patches = np.moveaxis(windows, 3, -1).reshape(len(x), x.shape[1] * x.shape[2], -1)
+        return np.maximum(patches @ weights + units["bias"], 0).swapaxes(1, 2)
+
+    def sums(self, maps: np.ndarray) -> np.ndarray:
+        """Means over the image of what stays inside it under each shift: [n, units, shifts]."""
+        if self.train.ndim == 2:
+            return maps
+        height, width = self.train.shape[1:3]
+        shifts = np.arange(self.kernel_size) - self.kernel_size // 2
+        rows, columns = (
+            ((place := np.arange(size)[:, None] + shifts) >= 0) & (place < size)
+            for size in (height, width)
+        )
+        return maps @ (np.kron(rows, columns) / (height * width))
+
+    def network_kernel(self, drawn: dict[str, Layer], depth: int, scale: float) -> np.ndarray:
+        """K_L of one network at initialization, all inputs by training ones: [N + n, N].
+
+        Every layer adds the products of its inputs, and of its biases over C^2; the first layer's
+        inputs count 1 / C^2 too. The mean over networks is in BUILD_NOTES, "Finite depth, exactly".
+        """
+        first = {"kernel": drawn["first"]["kernel"][None] / scale, "bias": drawn["first"]["bias"]}
+        x = self.inputs
+        channels = x[:, :, None] if x.ndim == 2 else x.reshape(len(x), -1, x.shape[-1])
+        kernel = self._products(self.sums(channels.swapaxes(1, 2))) * (depth - 1 + scale**-2)
+        kernel += self._products(self.sums(self.ones)) * (depth - 1) * self.y.shape[1]
+        kernel += self._products(self.sums(self.maps(first))) + depth * scale**-2
+        for units in _blocks(drawn["middle"], self.block):
+            kernel += self._products(self.sums(self.maps(units)))
+        return kernel / depth
+
+    def _products(self, g: np.ndarray) -> np.ndarray:
+        rows = g.reshape(len(g), -1)
+        return rows @ rows[: len(self.train)].T
+
+
+class _Flow:
+    """Kernel gradient flow in the eigenvectors of A = K / N."""
+
+    def __init__(self, kernel: np.ndarray, y: np.ndarray) -> None:
+        """``kernel`` [N + n, N], of all inputs by the training ones, the training ones first."""
+        count = len(y)
+        self.values, self.vectors = np.linalg.eigh(kernel[:count] / count)
+        self.values = np.maximum(self.values, 0)
+        self.cross = kernel[count:] @ self.vectors / count
+        self.y = self.vectors.T @ y
+
+    def predict(self, time: float) -> np.ndarray:
+        """f_t at the other inputs: [n, d_out]."""
+        self._check(time)
+        return self.cross @ (_learnt(self.values, time)[:, None] * self.y)
+
+    def filters(self, time: float) -> tuple[np.ndarray, np.ndarray]:
+        """phi_t(l) Y [N, d_out] in the eigenvectors, and phi_t[l_i, l_j] [N, N]."""
+        self._check(time)
+        return _learnt(self.values, time)[:, None] * self.y, _divided(self.values, time)
+
+    def changes(self, g: np.ndarray, filters: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """How f_t changes with the kernel by each unit's g(x).g(x'): [units, n, d_out].
+
+        ``g`` [N + n, units, shifts] holds training inputs first.
+        """
+        learnt, divided = filters
+        count, (units, shifts) = len(self.y), g.shape[1:]
+        h = (self.vectors.T @ g[:count].reshape(count, -1)).reshape(count, units, shifts)
+        direct = np.einsum("iuk,io->uko", h, learnt)
+        found = np.einsum("xuk,uko->uxo", g[count:], direct, optimize=True)
+        for output, y in enumerate(self.y.T):
+            inner = divided @ (h * y[:, None, None]).reshape(count, -1)
+            by_mode = np.einsum("iuk,iuk->iu", h, inner.reshape(h.shape))
+            found[:, :, output] += (self.cross @ by_mode).T
+        return found / count
+
+    def _check(self, time: float) -> None:
+        rounding = len(self.values) * np.finfo(float).eps * self.values[-1]
+        if math.isinf(time) and self.values[0] <= rounding:
+            raise InputError(
+                "time: expected a finite one, since the kernel of these training inputs is "
+                "singular in float64, got inf; drop inputs that coincide, or give a finite time"
+            )
+
+
+def _learnt(values: np.ndarray, time: float) -> np.ndarray:
+    """phi_t(l) = (1 - exp(-t l)) / l."""
+    if math.isinf(time):
+        return 1 / values
+    z = time * values
+    return time * np.where(z > 0, -np.expm1(-z) / np.where(z > 0, z, 1), 1)
+
+
+def _divided(values: np.ndarray, time: float) -> np.ndarray:
+    """(phi_t(l_i) - phi_t(l_j)) / (l_i - l_j), exact to rounding for equal and near ones too.
+
+    With l <= m it is (e - phi_t(l)) / m, where e = (exp(-t l) - exp(-t m)) / (m - l); for small t m
+    the two terms cancel, and the power series is summed instead.
+    """
+    if math.isinf(time):
+        return -1 / np.multiply.outer(values, values)
+    low, high = (f.outer(values, values) * time for f in (np.minimum, np.maximum))
+    e = np.exp(-low) * _learnt(high - low, 1.0)
+    small = high < 0.1
+    series, powers, homogeneous = np.zeros_like(low), np.ones_like(low), np.ones_like(low)
+    for k in range(2, 13):
+        series -= (-1) ** k / math.factorial(k) * homogeneous
+        powers = np.where(small, powers * high, 0)
+        homogeneous = np.where(small, low * homogeneous + powers, 0)
+    far = (e - _learnt(low, 1.0)) / np.where(small, 1, high)
+    return time**2 * np.where(small, series, far)
+
+
+def _blocks(units: Layer, size: int) -> Iterator[Layer]:
+    for start in range(0, len(units["bias"]), size):
+        yield {name: array[start : start + size] for name, array in units.items()}
+
+
+def _check_depth(depth: int) -> None:
+    check_count("depth", depth)
+    if depth < 2:
+        raise InputError(f"depth: expected at least 2 layers, got {depth}")
+
+
+def _checked_times(time: float | Sequence[float]) -> list[float]:
+    times = np.atleast_1d(np.asarray(time, np.float64))
+    if times.ndim > 1 or not times.size or not (times >= 0).all():
+        raise InputError(f"time: expected numbers >= 0, or inf, got {time!r:.60}; mend them")
+    return [float(t) for t in times]

@@ -1,0 +1,264 @@
+"""A Gram matrix too large to hold twice: its upper triangle, tile by tile, in float64.
+
+What a Krylov method needs of a matrix is its product with a few vectors. `SymmetricGram` gives it,
+from half of the entries: 60,000 examples take 14.4 GB. The tiles are kept in memory, or in a file
+that a later run takes up again, or computed anew for every product where neither holds them.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
+
+from dnntk.errors import InputError
+from dnntk.gram import PROGRESS_DELAY
+from dnntk.results import RunFolder
+
+Kernel = Callable[[jax.Array, jax.Array], jax.Array]
+TILES, PROGRESS = "gram.npy", "gram.json"
+PROBES = 8  # entries along a side of the block by which a stored matrix is known again
+
+log = logging.getLogger("dnntk")
+
+
+class CrossKernel:
+    """A kernel between rows of two host arrays, block by block, as plain matrices.
+
+    A matrix-valued kernel's block [b1, b2, k, k] becomes [b1 k, b2 k], outputs innermost.
+    """
+
+    def __init__(self, kernel: Kernel, x: np.ndarray, dtype: str) -> None:
+        """Evaluate ``kernel`` once, on one example, to learn how many outputs it has."""
+        self.kernel, self.dtype, self.x = kernel, dtype, x.astype(dtype)
+        shape = self._values(self.x[:1], self.x[:1]).shape
+        if shape != (1, 1) and (len(shape) != 4 or shape[2] != shape[3]):
+            raise InputError(
+                f"kernel: expected [n1, n2] or [n1, n2, k, k] from [n1, ...] and [n2, ...], got "
+                f"{list(shape)} from one example each; bind other arguments by functools.partial"
+            )
+        self.outputs = shape[2] if len(shape) == 4 else 1
+
+    def block(self, x1: np.ndarray, x2: np.ndarray) -> NDArray[np.float64]:
+        """[b1, ...], [b2, ...] -> [b1 k, b2 k], checked to be finite."""
+        values = self._values(x1, x2).astype(np.float64, copy=False)
+        if values.ndim == 4:
+            values = values.transpose(0, 2, 1, 3)
+            values = values.reshape(values.shape[0] * values.shape[1], -1)
+        if not np.isfinite(values.sum()):
+            raise InputError(
+                "kernel: expected finite values, got NaN or infinity; scale the inputs down, or "
+                "look for a singular point of the kernel"
+            )
+        return values
+
+    def _values(self, x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
+        with jax.enable_x64(self.dtype == "float64"):
+            return np.asarray(self.kernel(jnp.asarray(x1), jnp.asarray(x2)))
+
+
+class SymmetricGram:
+    """The Gram matrix [m, m] of a kernel on n examples; m = n k for k outputs.
+
+    Attributes:
+        shape: (m, m).
+        nbytes: of the stored triangle.
+        stored: are the tiles kept, or computed for every product?
+    """
+
+    def __init__(
+        self,
+        cross: CrossKernel,
+        *,
+        block_size: int,
+        stored: bool = True,
+        folder: Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Compute the tiles, or take those in ``folder`` up again.
+
+        Raises:
+            InputError: the kernel is not finite or not symmetric, or the folder holds another one.
+        """
+        self.cross, self.progress, self.stored = cross, progress, stored
+        n, k = len(cross.x), cross.outputs
+        edge = math.ceil(n / math.ceil(n / block_size))
+        self._examples = [(a, min(a + edge, n)) for a in range(0, n, edge)]
+        self._bounds = [(a * k, b * k) for a, b in self._examples]
+        self._pairs = [(i, j) for i in range(len(self._bounds)) for j in range(i + 1)]
+        sizes = [self._rows(i) * self._rows(j) for i, j in self._pairs]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
+        self.shape = (n * k, n * k)
+        self._data: np.ndarray | None = None
+        if stored:
+            self._store(folder)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the triangle, whether it is stored or not."""
+        return 8 * int(self._starts[-1])
+
+    def product(self, vectors: np.ndarray) -> np.ndarray:
+        """[m', c] -> [m', c] with the leading m' rows and columns of the matrix, m' <= m."""
+        used = len(vectors)
+        count = sum(1 for i, _ in self._pairs if self._bounds[i][0] < used)
+        if not self.stored:
+            return self._part(self._shown(count, "product"), vectors)
+        # A core takes every so-manieth tile: threads that share one small product wait for each
+        # other, for ever on a busy machine.
+        cores = min(_cores(), count)
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
+            parts = pool.map(lambda a: self._part(range(a, count, cores), vectors), range(cores))
+            return sum(parts, np.zeros(vectors.shape))
+
+    def _part(self, numbers: Iterable[int], vectors: np.ndarray) -> np.ndarray:
+        """What some of the tiles contribute to a product."""
+        used, result = len(vectors), np.zeros(vectors.shape)
+        for number in numbers:
+            i, j = self._pairs[number]
+            (r, r_end), (c, c_end) = self._bounds[i], self._bounds[j]
+            tile = self._tile(number)[: used - r, : used - c]
+            result[r:r_end] += tile @ vectors[c:c_end]
+            if i != j:
+                result[c:c_end] += tile.T @ vectors[r:r_end]
+        return result
+
+    def dense(self, size: int | None = None) -> NDArray[np.float64]:
+        """The leading ``size`` rows and columns, all of them where None, as one array."""
+        size = self.shape[0] if size is None else size
+        full = np.empty((size, size))
+        for number, (i, j) in enumerate(self._pairs):
+            (r, r_end), (c, c_end) = self._bounds[i], self._bounds[j]
+            if r >= size:
+                break
+            tile = self._tile(number)[: size - r, : size - c]
+            full[r:r_end, c:c_end] = tile
+            full[c:c_end, r:r_end] = tile.T
+        return full
+
+    def _rows(self, i: int) -> int:
+        return self._bounds[i][1] - self._bounds[i][0]
+
+    def _tile(self, number: int) -> np.ndarray:
+        if self._data is None:
+            return self._computed(number)
+        i, j = self._pairs[number]
+        flat = self._data[self._starts[number] : self._starts[number + 1]]
+        return flat.reshape(self._rows(i), self._rows(j))
+
+    def _computed(self, number: int) -> np.ndarray:
+        i, j = self._pairs[number]
+        x = self.cross.x
+        tile = self.cross.block(x[slice(*self._examples[i])], x[slice(*self._examples[j])])
+        if i == j:
+            gap = np.abs(tile - tile.T).max()
+            # Each entry is a sum of rounded terms: allow what float32 sums of them differ by.
+            if gap > 1e-5 * np.abs(tile).max():
+                raise InputError(
+                    f"kernel: expected k(x, x') = k(x', x), got entries {gap:.3g} apart; "
+                    "check that it treats its two arguments alike"
+                )
+            tile = (tile + tile.T) / 2
+        return tile
+
+    def _shown(self, stop: int, what: str, start: int = 0) -> Iterable[int]:
+        """Numbers of tiles, with a bar."""
+        return tqdm(
+            range(start, stop),
+            desc=what,
+            unit="tile",
+            delay=PROGRESS_DELAY,
+            initial=start,
+            total=stop,
+            disable=not self.progress,
+        )
+
+    def _store(self, folder: Path | None) -> None:
+        """Fill the tiles in the order of the triangle, so that a count says what is there."""
+        size = int(self._starts[-1])
+        done = 0
+        if folder is None:
+            self._data = np.empty(size)
+        else:
+            file, note = folder / TILES, folder / PROGRESS
+            identity = self._identity()
+            done = self._known(file, note, identity)
+            self._data = (
+                np.load(file, mmap_mode="r+", allow_pickle=False)
+                if done
+                else np.lib.format.open_memmap(file, mode="w+", dtype=np.float64, shape=(size,))
+            )
+            if done:
+                log.info("gram: %d of %d tiles taken from %s", done, len(self._pairs), file)
+        for number in self._shown(len(self._pairs), "kernel", done):
+            tile = self._computed(number)
+            self._data[self._starts[number] : self._starts[number + 1]] = tile.ravel()
+            i, j = self._pairs[number]
+            if folder is not None and i == j:  # a row of tiles is whole
+                _flush(self._data)
+                RunFolder(folder).write_json(PROGRESS, {**identity, "done": number + 1})
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells one matrix from another: inputs, tiling, and the kernel on a few of them."""
+        x = np.ascontiguousarray(self.cross.x)
+        probes = x[np.linspace(0, len(x) - 1, PROBES).astype(int)]
+        return {
+            "inputs": hashlib.sha256(x.tobytes()).hexdigest(),
+            "shape": list(self.shape),
+            "tiles": [b - a for a, b in self._examples],
+            "dtype": self.cross.dtype,
+            "probes": self.cross.block(probes, probes).ravel().tolist(),
+        }
+
+    def _known(self, file: Path, note: Path, identity: dict[str, Any]) -> int:
+        """How many tiles of this very matrix ``file`` holds; 0 where there is none.
+
+        Raises:
+            InputError: it holds another matrix, or is damaged.
+        """
+        folder = file.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if not file.exists() or not note.exists():
+            return 0
+        advice = "remove both files, or give another folder"
+        damaged = InputError(f"gram: expected a stored matrix in {folder}, found damage; {advice}")
+        try:
+            content = json.loads(note.read_text())
+            probes = np.array(content.pop("probes"), np.float64)
+            done = content.pop("done")
+            held = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+            raise damaged from None
+        expected = {name: value for name, value in identity.items() if name != "probes"}
+        if held.shape != (int(self._starts[-1]),) or held.dtype != np.float64:
+            raise damaged
+        if type(done) is not int or not 0 <= done <= len(self._pairs):
+            raise damaged
+        own = np.array(identity["probes"])
+        same = probes.shape == own.shape and np.allclose(probes, own, rtol=1e-6, atol=0)
+        if content != expected or not same:
+            raise InputError(
+                f"gram: expected the matrix of these inputs and this kernel in {folder}, found "
+                f"another; {advice}"
+            )
+        return done
+
+
+def _flush(data: np.ndarray) -> None:
+    if isinstance(data, np.memmap):
+        data.flush()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,95 @@
+r"""Predict what an infinitely deep network learns, without training one.
+
+python scripts/predict.py
+python scripts/predict.py --compare=runs/mlp-digits-depth1000
+python scripts/predict.py --dataset=mnist --arch=cnn --rho=0.57735 --times=4000
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import command_line
+from absl import flags
+
+from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
+from dnntk.data import DATASETS
+from dnntk.errors import InputError
+from dnntk.experiments.prediction import PredictConfig, compared_fields, predict
+from dnntk.regression import SOLVERS
+
+FLAGS = flags.FLAGS
+DEFAULT = PredictConfig()
+
+
+def _listed(values: tuple[float, ...]) -> list[str]:
+    return [f"{value:g}" for value in values]
+
+
+flags.DEFINE_enum("arch", DEFAULT.arch, ARCHITECTURES, "Architecture.")
+flags.DEFINE_integer("kernel_size", DEFAULT.kernel_size, "Side of the CNN's filters, odd.")
+flags.DEFINE_enum("dataset", DEFAULT.dataset, DATASETS, "Data; digits needs no download.")
+flags.DEFINE_string("classes", "0,1", "Classes to tell apart, or 'all'.")
+flags.DEFINE_string("data_dir", None, "Folder of raw IDX files or of prepared tfds sets.")
+flags.DEFINE_integer("pool", None, "Side of the average pool. None: 4 for mnist, else 1.")
+flags.DEFINE_list("rho", _listed(DEFAULT.rho), "Deviations of the weights; the best is chosen.")
+flags.DEFINE_list("beta", _listed(DEFAULT.beta), "Deviations of the biases; the best is chosen.")
+flags.DEFINE_list("times", _listed(DEFAULT.times), "Kernel times to report; inf is one.")
+flags.DEFINE_float("ridge", DEFAULT.ridge, "Weight decay, in units of eigenvalues of K/N.")
+flags.DEFINE_integer("validation", 0, "Examples held out to choose by. 0: a tenth if needed.")
+flags.DEFINE_integer("search_examples", DEFAULT.search_examples, "Most to choose rho, beta with.")
+flags.DEFINE_integer("train_examples", 0, "Training examples; 0 is all.")
+flags.DEFINE_enum("solver", DEFAULT.solver, SOLVERS, "How the Gram matrix is worked with.")
+flags.DEFINE_float("tolerance", DEFAULT.tolerance, "Of the solver's relative residual.")
+flags.DEFINE_integer("block_size", DEFAULT.block_size, "Examples along a block's side.")
+flags.DEFINE_enum("dtype", DEFAULT.dtype, DTYPES, "Type in which the kernel is evaluated.")
+flags.DEFINE_float("memory_gb", None, "For Gram matrix and basis. None: 3/4 of the machine's.")
+flags.DEFINE_string("gram_dir", None, "Folder where the Gram matrix is kept and found again.")
+flags.DEFINE_integer("seed", DEFAULT.seed, "Seed of the splits.")
+flags.DEFINE_string("compare", None, "Workdir of a trained run: its data, kernel and curve.")
+flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
+flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
+
+
+def _numbers(name: str) -> tuple[float, ...]:
+    words = getattr(FLAGS, name)
+    try:
+        return tuple(float(word) for word in words)
+    except ValueError:
+        raise InputError(f"{name}: expected numbers like 1,100, got {','.join(words)!r}") from None
+
+
+def _config() -> PredictConfig:
+    fields = dataclasses.fields(PredictConfig)
+    values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields}
+    values |= {name: _numbers(name) for name in ("rho", "beta", "times")}
+    values["classes"] = parse_classes(FLAGS.classes)
+    if FLAGS.compare is not None:
+        held = compared_fields(FLAGS.compare)
+        values |= {name: value for name, value in held.items() if not FLAGS[name].present}
+    return PredictConfig(**values)
+
+
+def _new_workdir(config: PredictConfig) -> Path:
+    stem = f"predict-{config.arch}-{config.dataset}"
+    suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    names = (Path("runs") / (stem + suffix) for suffix in suffixes)
+    return next(name for name in names if not name.exists())
+
+
+def main() -> None:
+    """Flags to configuration, then predict."""
+    if FLAGS.resume and FLAGS.workdir is None:
+        raise InputError("resume: expected the --workdir to go on with, got none; give it")
+    config = _config()
+    workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir(config)
+    result = predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
+    chosen, test = result.chosen, result.chosen["test_accuracy"]
+    shown = "" if test is None else f", test accuracy {100 * test:.2f}%"
+    print(f"t = {chosen['time']:g}: training MSE {chosen['train_mse']:.6f}{shown}")
+    print(f"results: {workdir}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

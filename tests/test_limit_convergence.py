@@ -1,0 +1,190 @@
+"""Trained networks against their limit, small, end to end: groups, resuming, fits, the script."""
+
+import dataclasses
+import json
+import math
+from functools import partial
+
+import jax
+import numpy as np
+import processes
+import pytest
+
+from dnntk import InputError, KernelFlow, kernel, load_dataset
+from dnntk.ensemble import Ensemble
+from dnntk.experiments import limit_convergence
+from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit, stepped
+
+SMALL = LimitConfig(
+    arch="mlp",
+    dataset="toy",
+    train_examples=6,
+    test_examples=4,
+    depths=(4, 12, 40),
+    trials=3,
+    times=(1.0, 2.51),
+    time_step=0.02,
+    draws=5,
+    dtype="float64",
+)
+FLAGS = (
+    "--train_examples=5",
+    "--test_examples=4",
+    "--depths=3,6",
+    "--trials=2",
+    "--times=0.5,1",
+    "--draws=3",
+)
+BAD_FLAGS = {
+    "depths not numbers": (["--depths=ten"], "depths"),
+    "depth too small": (["--depths=1,100"], "depths"),
+    "times not numbers": (["--times=soon"], "times"),
+    "times out of order": (["--times=30,10"], "times"),
+    "unstable": ([*FLAGS, "--arch=mlp", "--time_step=5", "--workdir=new"], "time_step"),
+    "arch": (["--arch=rnn"], "arch"),
+    "taken workdir": (["--workdir=out"], "workdir"),
+    "resume another": ([*FLAGS, "--trials=3", "--workdir=out", "--resume"], "resume"),
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """(folder, comparison) of one run."""
+    folder = tmp_path_factory.mktemp("small") / "out"
+    return folder, converge_to_limit(SMALL, folder, progress=False)["mlp"]
+
+
+def test_the_difference_is_from_the_limit_at_equal_times(small):
+    _, found = small
+    data = load_dataset("toy")
+    flow = KernelFlow(kernel.limit_ntk, data.x_train[:6], data.y_train[:6], progress=False)
+    np.testing.assert_allclose(found.times, [1.0, 2.5], rtol=1e-12)  # whole numbers of steps
+    limit = flow.predict(data.x_test[:4], found.times.tolist())
+    np.testing.assert_allclose(found.limit, limit, rtol=1e-9)
+    assert found.outputs.shape == (3, 3, 2, 4, 1)
+    difference = np.linalg.norm(found.outputs[1, 2, 0] - limit[0]) / np.linalg.norm(limit[0])
+    np.testing.assert_allclose(found.differences[1, 2, 0], difference, rtol=1e-9)
+    assert found.time_step == 0.02 and not jax.config.jax_enable_x64
+    assert (found.discretization < 0.5 * found.first_order[-1]).all()
+
+
+def test_differences_fall_with_depth_as_the_theory_says(small):
+    _, found = small
+    measured = np.sqrt(np.mean(found.differences**2, axis=1))
+    # At the largest depth: 3 trials, chi-square with 3 degrees of freedom beside 5 draws' own.
+    ratio = measured[-1] / found.first_order[-1]
+    assert 0.2 < ratio.min() and ratio.max() < 2.5
+    assert (0.3 < found.linear[-1] / found.first_order[-1]).all()
+    expected = np.sqrt(12 / 40)  # the two deepest; less the first layers' share
+    np.testing.assert_allclose(found.first_order[2] / found.first_order[1], expected, rtol=0.1)
+    assert all(fit["low"] < -0.5 < fit["high"] and fit["exponent"] < 0 for fit in found.fits)
+
+
+def test_steps_have_the_closed_form_of_gradient_descent():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((7, 9))
+    gram, y = features @ features[:5].T, rng.standard_normal((5, 2))
+    rate, small = 0.1, gram[:5] / 5
+    found = stepped(gram, y, rate, [0, 3, 8])
+    assert found.shape == (3, 2, 2) and not found[0].any()
+    for outputs, steps in zip(found, (0, 3, 8), strict=True):
+        learnt = y - np.linalg.matrix_power(np.eye(5) - rate * small, steps) @ y
+        np.testing.assert_allclose(outputs, gram[5:] @ np.linalg.solve(gram[:5], learnt), atol=1e-9)
+    limit = KernelFlow(lambda a, b: a @ b.T, features[:5], y, progress=False)
+    finer = stepped(gram, y, 1e-3, [2000])[0]
+    np.testing.assert_allclose(finer, limit.predict(features[5:], 2.0), atol=2e-3)
+
+
+def test_a_run_that_was_cut_off_keeps_its_finished_networks(small, tmp_path, monkeypatch):
+    _, whole = small
+    config = dataclasses.replace(SMALL, depths=(4,))
+    descent, calls = Ensemble.descent, []
+
+    def cut(self, time_step):
+        calls.append(self.trials)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return descent(self, time_step)
+
+    # A group of two networks and one of one: a trial does not depend on the group it is in.
+    monkeypatch.setattr(limit_convergence._Networks, "at_once", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ensemble, "descent", cut)
+        with pytest.raises(KeyboardInterrupt):
+            converge_to_limit(config, tmp_path, progress=False)
+    kept = list((tmp_path / "runs").iterdir())
+    assert [file.name for file in kept] == ["mlp-depth4-trials0-1.npz"] and calls == [2, 1]
+    written = kept[0].stat().st_mtime_ns
+    resumed = converge_to_limit(config, tmp_path, resume=True, progress=False)["mlp"]
+    np.testing.assert_allclose(resumed.outputs, whole.outputs[:1], rtol=1e-9)
+    assert kept[0].stat().st_mtime_ns == written
+    assert resumed.fits == [None, None]  # one depth shows no rate
+
+
+def test_a_finished_run_is_read_and_not_run_again(small, monkeypatch):
+    folder, whole = small
+    monkeypatch.setattr(Ensemble, "descent", None)
+    again = converge_to_limit(SMALL, folder, resume=True, progress=False)["mlp"]
+    np.testing.assert_array_equal(again.outputs, whole.outputs)
+    assert again.fits == whole.fits
+
+
+def test_networks_side_by_side_fit_into_memory():
+    config = LimitConfig()
+    x = np.zeros((1, 784), np.float32)
+    wide = config.model("mlp", 1000, 10)
+    networks = partial(limit_convergence._Networks, y=x[:, :1], held_out=x, seed=0)
+    assert networks(wide, x).at_once == 1
+    assert networks(config.model("mlp", 1000, 1), x[:, :4]).at_once > 1000
+
+
+def test_configurations_are_checked():
+    for change, name in (
+        ({"kernel_size": 2}, "kernel_size"),
+        ({"time_step": 0.0}, "time_step"),
+        ({"seed": -1}, "seed"),
+        ({"depths": (5, 5)}, "depths"),
+        ({"draws": 0}, "draws"),
+        ({"pool": 0}, "pool"),
+        ({"trials": 0}, "trials"),
+        ({"times": (math.inf,)}, "times"),
+        ({"depths": ()}, "depths"),
+        ({"dataset": "toy"}, "dataset"),
+    ):
+        with pytest.raises(InputError, match=name):
+            LimitConfig(**change)
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory):
+    """(folder, outcome) of the script, small, and of the bad flags after it."""
+    folder = tmp_path_factory.mktemp("script")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        outcome = processes.run("limit_convergence.py", *FLAGS, "--workdir=out", cwd=folder)
+    assert outcome.returncode == 0, outcome.stderr
+    cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
+    return folder, outcome, processes.outcomes("limit_convergence.py", cases, folder)
+
+
+def test_the_script_leaves_a_picture_runs_and_powers(scripted):
+    folder, outcome, _ = scripted
+    out = folder / "out"
+    assert (out / "limit_convergence.png").stat().st_size > 10_000
+    assert (out / "limit_convergence.pdf").read_bytes().startswith(b"%PDF")
+    summary = json.loads((out / "summary.json").read_text())
+    for arch in ("mlp", "cnn"):
+        kept = summary[arch]["comparisons"]
+        assert [round(line["time"], 9) for line in kept][0] == 0.5
+        assert 0 < kept[0]["measured"]["6"] and 0 < kept[0]["linear"]["6"]
+        assert f"{arch} depth 6: relative difference" in outcome.stdout
+    assert len(list((out / "runs").glob("*.npz"))) == 4
+
+
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_a_bad_flag_is_one_line_and_status_2(name, scripted):
+    outcome = scripted[2][name]
+    assert outcome.returncode == 2, outcome.stderr
+    line = outcome.stderr.strip()
+    assert "\n" not in line and BAD_FLAGS[name][1] in line
+    assert line.startswith("limit_convergence.py")

@@ -1,0 +1,152 @@
+import dataclasses
+import json
+
+import numpy as np
+import processes
+import pytest
+
+import dnntk
+from dnntk.errors import InputError
+from dnntk.experiments.prediction import PredictConfig, predict
+from dnntk.results import RunFolder
+
+FILES = {"config.json", "summary.json", "curve.jsonl", "predictions.npz"}
+PICTURES = {"curve.png", "curve.pdf", "confusion.png", "confusion.pdf"}
+
+
+def _summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    config = dnntk.TrainConfig(depth=60, steps=60, time_step=0.05)
+    return folder, dnntk.train(config, folder, progress=False)
+
+
+def test_a_trained_run_is_compared(trained, tmp_path):
+    """The script, through its command line, on what was trained: steps small enough for a flow."""
+    folder, result = trained
+    done = processes.run(
+        "predict.py", f"--compare={folder}", "--times=1,inf", "--workdir=out", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "results: out" in done.stdout
+    out = tmp_path / "out"
+    assert {file.name for file in out.iterdir()} == FILES | PICTURES
+    summary = _summary(out)
+    compared = summary["compared"]
+    assert compared["depth"] == 60
+    np.testing.assert_allclose(compared["trained_loss"], [h["loss"] for h in result.history])
+    assert compared["predicted_loss"][0] == pytest.approx(result.history[0]["loss"], rel=1e-6)
+    # 60 layers are within 1 / sqrt(60) of the limit, and one step within 0.05 of the flow.
+    np.testing.assert_allclose(compared["predicted_loss"], compared["trained_loss"], rtol=0.35)
+    assert compared["largest_difference"] < 0.02
+    assert summary["time"] == "inf" and summary["train_mse"] < 1e-12
+    assert [row["time"] for row in summary["times"]] == [1.0, "inf"]
+    assert summary["times"][1]["converged"]
+
+
+def test_the_rows_are_the_flow_s(trained):
+    data = trained[1].dataset
+    result = predict(PredictConfig(times=(5.0, 50.0), rho=(2.0,)), progress=False)
+    outputs = result.flow.predict(data.x_test, 50.0)
+    assert result.chosen is result.rows[-1] and result.chosen["time"] == 50.0
+    assert result.chosen["test_accuracy"] == np.mean((outputs > 0.5) == data.y_test)
+    assert result.chosen["train_mse"] == pytest.approx(2 * result.flow.loss(50.0))
+    assert result.curve[-1]["loss"] == pytest.approx(result.flow.loss(50.0))
+    losses = [line["loss"] for line in result.curve]
+    assert np.all(np.diff(losses) < 0) and result.curve[0]["time"] <= 0.05
+
+
+def test_kernel_and_time_are_chosen_on_a_validation_split(tmp_path):
+    config = PredictConfig(rho=(1.0, 30.0), times=(1.0, 1e4), validation=40, search_examples=60)
+    result = predict(config, tmp_path, progress=False)
+    lines = [json.loads(text) for text in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert [(line["rho"], line["examples"]) for line in lines[:2]] == [(1.0, 60), (30.0, 60)]
+    assert lines[2]["examples"] == 200 and len(lines) == 3
+    rank = lambda score: (score["accuracy"], -score["loss"])  # noqa: E731
+    best = max(lines[:2], key=lambda line: max(map(rank, line["scores"])))
+    assert result.summary["rho"] == best["rho"] == lines[2]["rho"]
+    assert result.summary["time"] == max(lines[2]["scores"], key=rank)["time"]
+
+    # Resumed, nothing is chosen anew; a score that was cut short is.
+    text = (tmp_path / "search.jsonl").read_text()
+    (tmp_path / "search.jsonl").write_text(text[:-30])
+    again = predict(config, tmp_path, resume=True, progress=False)
+    assert again.rows == result.rows
+    assert (tmp_path / "search.jsonl").read_text() == text
+    with pytest.raises(InputError, match="resume: .* was started with rho"):
+        predict(PredictConfig(rho=(2.0,)), tmp_path, resume=True)
+
+
+def test_gram_matrix_is_stored_and_found_again(tmp_path, caplog):
+    config = PredictConfig(
+        arch="cnn", train_examples=50, times=(20.0,), solver="krylov", gram_dir=str(tmp_path / "g")
+    )
+    first = predict(config, tmp_path / "a", progress=False)
+    with caplog.at_level("INFO", "dnntk"):
+        again = predict(config, tmp_path / "b", progress=False)
+    assert "tiles taken from" in caplog.text
+    assert again.rows == first.rows
+    held = np.load(tmp_path / "b" / "predictions.npz")
+    assert held["test_outputs"].shape == (1, 120, 1) and held["coefficients"].shape == (1, 50, 1)
+
+
+def test_infinity_is_left_out_where_the_matrix_is_singular(caplog):
+    """Without random weights and biases all that is left is a kernel of rank d_in + 1."""
+    config = PredictConfig(rho=(0.0,), beta=(0.0,), times=(100.0, float("inf")))
+    result = predict(config, progress=False)
+    assert [row["time"] for row in result.rows] == [100.0]
+    assert "t = inf is left out: time: expected a finite one, or a ridge" in caplog.text
+    with pytest.raises(InputError, match="not positive definite"):
+        predict(dataclasses.replace(config, times=(float("inf"),)), progress=False)
+
+
+def test_toy_has_no_accuracy(tmp_path):
+    config = PredictConfig(dataset="toy", times=(10.0,))
+    result = predict(config, tmp_path, progress=False)
+    assert result.chosen["test_accuracy"] is None
+    assert (tmp_path / "fit.png").exists()
+
+
+BAD = {
+    "times": (["--times=1,soon"], "times: expected numbers like"),
+    "no time": (["--times=0"], "times: expected numbers above 0"),
+    "rho": (["--rho=-1"], "rho, a standard deviation"),
+    "no rho": (["--rho="], "rho: expected"),
+    "ridge": (["--ridge=nan"], "ridge: expected"),
+    "tolerance": (["--tolerance=2"], "tolerance: expected"),
+    "memory": (["--memory_gb=0"], "memory_gb: expected"),
+    "validation": (["--validation=500"], "validation: expected fewer than the 240"),
+    "too many": (["--train_examples=241"], "train_examples: expected at most 240"),
+    "toy cnn": (["--dataset=toy", "--arch=cnn"], "toy has no images"),
+    "even filter": (["--arch=cnn", "--kernel_size=2"], "kernel_size"),
+    "no run": (["--compare=nowhere"], "resume: expected a run in nowhere"),
+    "nothing to resume": (["--resume"], "resume: expected the --workdir"),
+    "solver": (["--solver=lu"], "solver"),
+    "block": (["--block_size=0"], "block_size: expected at least 1"),
+    "rest": (["fast"], "expected flags"),
+}
+
+
+def test_bad_flags_end_with_one_line(tmp_path):
+    found = processes.outcomes("predict.py", {name: bad[0] for name, bad in BAD.items()}, tmp_path)
+    for name, (_, message) in BAD.items():
+        status, _, error = found[name]
+        assert status == 2, (name, error)
+        assert message in error and error.count("\n") == 1 and "Traceback" not in error, error
+
+
+def test_a_run_on_other_data_is_not_compared(trained):
+    with pytest.raises(InputError, match="compare: .* was trained with rho=.*leave it out"):
+        predict(PredictConfig(rho=(2.0,)), compare=trained[0])
+
+
+def test_a_run_without_kernel_time_is_not_compared(tmp_path):
+    config = dnntk.TrainConfig()
+    RunFolder(tmp_path).write_json("config.json", config.to_json())
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": null}\n')
+    with pytest.raises(InputError, match="compare: expected lines with a kernel time"):
+        predict(PredictConfig(), compare=tmp_path)

@@ -1,0 +1,181 @@
+"""The spread over initializations: closed forms, finite networks at t = 0, and trained ones."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+from dnntk import (
+    DeepNarrowCNN,
+    DeepNarrowMLP,
+    InputError,
+    empirical_ntk,
+    flow,
+    kernel,
+    spread,
+)
+from dnntk.ensemble import Ensemble
+from dnntk.experiments.limit_convergence import stepped
+from dnntk.regression import KernelFlow
+from dnntk.spread import initialization_spread, linear_predictions
+
+OPTIONS = {"rho": 0.8, "beta": 0.9}
+SHAPES = {"mlp": (3,), "cnn": (3, 4, 2)}
+NETWORKS = {"mlp": DeepNarrowMLP, "cnn": DeepNarrowCNN}
+TRIALS, DEPTH, TIME_STEP, STEPS = 64, 24, 0.05, 20
+
+
+def problem(arch, d_out=2, train=6, test=3):
+    """Inputs x_train and x, and targets, positive as the theorems' inputs are."""
+    rng = np.random.default_rng(7)
+    x_train, x = (rng.uniform(0.1, 1, (n, *SHAPES[arch])) for n in (train, test))
+    return x_train, rng.standard_normal((train, d_out)), x
+
+
+def checked(arch, **kwargs):
+    return spread._Problem.checked(*problem(arch, **kwargs), *OPTIONS.values(), 3)
+
+
+def limit_gram(held):
+    with jax.enable_x64(True):
+        return np.asarray(
+            kernel.limit_ntk(held.inputs, held.train, d_out=held.y.shape[1], **OPTIONS)
+        )
+
+
+@pytest.mark.parametrize("time", [0.01, 1.0, 50.0])
+def test_divided_differences_are_those_of_opitz(time):
+    values = np.array([0.0, 1e-9, 0.01, 0.01 + 1e-13, 2.0, 15.0])
+    found = spread._divided(values, time)
+    np.testing.assert_array_equal(found, found.T)
+    # phi_t of [[l, 1], [0, m]] holds the difference in its corner, and is itself the corner block
+    # of the exponential of [[-t matrix, t], [0, 0]].
+    low, high = np.triu_indices(6)
+    whole = np.zeros((len(low), 4, 4))
+    whole[:, 0, 0], whole[:, 1, 1] = -time * values[low], -time * values[high]
+    whole[:, 0, 1] = -time
+    whole[:, 0, 2] = whole[:, 1, 3] = time
+    np.testing.assert_allclose(found[low, high], expm(whole)[:, 0, 3], rtol=1e-9)
+
+
+@pytest.mark.parametrize("time", [20.0, math.inf])
+@pytest.mark.parametrize("arch", SHAPES)
+def test_a_units_change_is_the_derivative_by_the_kernel(arch, time):
+    held = checked(arch)
+    gram = limit_gram(held)
+    g = held.sums(held.maps(held.draw(jax.random.key(1), 4)["middle"]))
+    unperturbed = spread._Flow(gram, held.y)
+    found = unperturbed.changes(g, unperturbed.filters(time))
+    assert found.shape == (2, 3, 2)
+    for unit, expected in enumerate(found):
+        change, size = held._products(g[:, unit]), 1e-5
+        ends = [spread._Flow(gram + s * change, held.y).predict(time) for s in (size, -size)]
+        np.testing.assert_allclose(expected, (ends[0] - ends[1]) / (2 * size), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arch", SHAPES)
+def test_the_kernel_is_the_networks_own_at_initialization(arch, x64):
+    held = checked(arch)
+    model = NETWORKS[arch](5, 2, 7.0, **OPTIONS)
+    variables = jax.jit(model.init)(jax.random.key(3), held.train)
+    drawn = jax.tree.map(np.asarray, variables["initial"])
+    found = held.network_kernel(drawn, 5, 7.0)
+    expected = empirical_ntk(model, variables, held.inputs, held.train)
+    one = np.einsum("nm,kl->nmkl", found, np.eye(2))  # outputs share their units, not their weights
+    np.testing.assert_allclose(expected, one, atol=1e-12 * found.max())
+
+
+@pytest.mark.parametrize("arch", SHAPES)
+def test_the_first_order_is_the_spread_of_deep_linear_networks(arch):
+    data, times = problem(arch), [0.5, 5.0]
+    found = initialization_spread(*data, times, key=jax.random.key(0), **OPTIONS)
+    drawn = linear_predictions(
+        *data, times, depth=1000, draws=100, key=jax.random.key(1), **OPTIONS
+    )
+    assert drawn.shape == (100, 2, 3, 2)
+    ratio = drawn.std(0, ddof=1) / found.std(1000)
+    # A deviation from 100 draws is good to 1 / sqrt(200) = 7%; four of these, and the sample's 3%.
+    assert 0.7 < ratio.min() and ratio.max() < 1.3
+    # The mean is the limit's, up to its own error of a tenth of the deviation.
+    assert np.abs(drawn.mean(0) - found.prediction).max() < 0.5 * found.std(1000).max()
+
+
+@pytest.mark.parametrize("arch", SHAPES)
+def test_predictions_are_the_limits_and_samples_do_not_depend_on_blocks(arch, monkeypatch):
+    data, times = problem(arch), [0.0, 2.0, math.inf]
+    whole = initialization_spread(*data, times, samples=50, **OPTIONS)
+    limit = KernelFlow(partial(kernel.limit_ntk, d_out=2, **OPTIONS), *data[:2], progress=False)
+    expected = limit.predict(data[2], times)
+    np.testing.assert_allclose(whole.prediction, expected, rtol=1e-7, atol=1e-9)
+    assert not whole.std(10)[0].any()
+    monkeypatch.setattr(spread, "BLOCK_ELEMENTS", 1)
+    one = initialization_spread(*data, 2.0, samples=50, **OPTIONS)
+    np.testing.assert_allclose(one.std(9), whole.std(9)[1], rtol=1e-9)
+    assert one.std(9).shape == (3, 2)
+    ratio = one.std(40_000) / one.std(10_000)
+    np.testing.assert_allclose(ratio, 0.5, rtol=1e-3)  # depth^-1/2, up to the first layer's share
+
+
+@pytest.fixture(scope="module", params=list(SHAPES))
+def trained(request):
+    """(problem, drawn units by trial, trained outputs [trials, n, d_out])."""
+    x_train, y, x = problem(request.param)
+    with jax.enable_x64(True):
+        model = NETWORKS[request.param](DEPTH, 2, float(DEPTH) ** 2.2, **OPTIONS)
+        ensemble = Ensemble(model, TRIALS, x_train, y)
+        params, frozen = ensemble.init(0)
+        params, _ = ensemble.descent(TIME_STEP)(params, frozen, STEPS)
+        look = ensemble.measure(lambda p, f: flow.apply(model, p, f, jnp.asarray(x)))
+        outputs = np.asarray(look(params, frozen))
+    initial = jax.tree.map(np.asarray, frozen["initial"])
+    drawn = [jax.tree.map(lambda a, i=i: a[i], initial) for i in range(TRIALS)]
+    return spread._Problem.checked(x_train, y, x, *OPTIONS.values(), 3), drawn, outputs
+
+
+def test_trained_networks_scatter_as_predicted(trained):
+    held, _, outputs = trained
+    found = initialization_spread(
+        held.train, held.y, held.test, TIME_STEP * STEPS, key=jax.random.key(2), **OPTIONS
+    )
+    ratio = outputs.var(0, ddof=1) / found.std(DEPTH) ** 2
+    # A variance of 64 Gaussian trials: chi-square with 63 degrees of freedom over 63, deviation
+    # sqrt(2 / 63) = 0.18; four of it, for six numbers that move together, and O(1/depth).
+    assert 1 - 4 * 0.18 < ratio.min() and ratio.max() < 1 + 4 * 0.18 + 2 / DEPTH
+
+
+def test_a_trained_network_is_its_own_linearization(trained):
+    held, drawn, outputs = trained
+    scatter = outputs.std(0).min()
+    for units, expected in zip(drawn[:8], outputs[:8], strict=True):
+        gram = held.network_kernel(units, DEPTH, float(DEPTH) ** 2.2)
+        # In steps, as it was trained; what is left is of order 1/C = 9e-4.
+        linear = stepped(gram, held.y, TIME_STEP, [STEPS])[0]
+        np.testing.assert_allclose(linear, expected, atol=0.2 * scatter)
+        assert np.abs(linear - expected).max() < 20 * DEPTH**-2.2
+
+
+def test_bad_arguments_are_named():
+    x_train, y, x = problem("mlp")
+    ask = partial(initialization_spread, x_train, y, x)
+    twice = np.concatenate([x_train[:1], x_train])
+    for call, name in (
+        (partial(ask, -1.0), "time"),
+        (partial(ask, []), "time"),
+        (partial(ask, samples=0), "samples"),
+        (partial(ask, rho=-1.0), "rho"),
+        (partial(ask, kernel_size=2), "kernel_size"),
+        (partial(initialization_spread, x_train, y[1:], x), "y_train"),
+        (partial(initialization_spread, x_train, y * np.nan, x), "y_train"),
+        (partial(initialization_spread, x_train, y, x[:, 1:]), "x2|x must|x:"),
+        (partial(initialization_spread, twice, np.concatenate([y[:1], y]), x), "time"),
+        (partial(linear_predictions, x_train, y, x, depth=1), "depth"),
+        (partial(linear_predictions, x_train, y, x, depth=5, scale=-1.0), "scale"),
+        (partial(linear_predictions, x_train, y, x, depth=5, draws=0), "draws"),
+        (lambda: ask(1.0, samples=4).std(1), "depth"),
+    ):
+        with pytest.raises(InputError, match=name):
+            call()
