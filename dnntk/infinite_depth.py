@@ -11,7 +11,6 @@ import warnings
 from typing import Any, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
@@ -23,7 +22,7 @@ from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.errors import InputError
 from dnntk.kernel import limit_ntk
 from dnntk.regression import MOST_ITERATIONS, KernelFlow
-from dnntk.tiles import CrossKernel
+from dnntk.tiles import CrossKernel, balanced
 
 ARCHITECTURES = ("mlp", "cnn")
 DEFAULT_TIME = 1e5
@@ -69,17 +68,13 @@ class LimitKernel:
             )
 
     def __call__(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
-        """Blocks of nearly one size become of one size, so that few are compiled."""
-        rows = [self._padded(np.asarray(x)) for x in (x1, x2)]
-        values = limit_ntk(
+        """The kernel's values."""
+        rows = (
+            x if self.image_shape is None else x.reshape(-1, *self.image_shape) for x in (x1, x2)
+        )
+        return limit_ntk(
             *rows, rho=self.rho, beta=self.beta, d_out=self.d_out, kernel_size=self.kernel_size
         )
-        return jnp.asarray(np.asarray(values)[: len(x1), : len(x2)])  # sliced without compiling
-
-    def _padded(self, x: np.ndarray) -> np.ndarray:
-        result = np.zeros((_rounded_up(len(x)), x.shape[1]), x.dtype)
-        result[: len(x)] = x
-        return result if self.image_shape is None else result.reshape(-1, *self.image_shape)
 
 
 class InfiniteDepth(BaseEstimator):
@@ -257,17 +252,11 @@ class InfiniteDepth(BaseEstimator):
         points = validate_data(self, x, reset=False, dtype=np.float64)
         cross = CrossKernel(self.kernel_, self.x_train_, "float64")
         result = np.zeros((len(points), self.coefficients_.shape[1]))
-        for a in range(0, len(points), BLOCK_SIZE):
-            rows = points[a : a + BLOCK_SIZE]
-            for c in range(0, len(self.x_train_), BLOCK_SIZE):
-                block = cross.block(rows, self.x_train_[c : c + BLOCK_SIZE])
-                result[a : a + BLOCK_SIZE] += block @ self.coefficients_[c : c + BLOCK_SIZE]
+        for a, b in balanced(len(points), BLOCK_SIZE):
+            for c, d in balanced(len(self.x_train_), BLOCK_SIZE):
+                block = cross.block(points[a:b], self.x_train_[c:d])
+                result[a:b] += block @ self.coefficients_[c:d]
         return result
-
-
-def _rounded_up(rows: int) -> int:
-    """A power of two up to 128, then multiples of 128."""
-    return max(16, 1 << (rows - 1).bit_length()) if rows <= 128 else math.ceil(rows / 128) * 128
 
 
 def _checked_image(shape: Any, features: int) -> tuple[int, int, int]:

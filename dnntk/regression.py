@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import logging
 import math
+import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from dnntk.checks import check_choice, check_count
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
 from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual
-from dnntk.tiles import CrossKernel, Kernel, SymmetricGram
+from dnntk.tiles import CrossKernel, Kernel, SymmetricGram, balanced
 
 SOLVERS = ("auto", "eigh", "krylov")
 MOST_ROWS_FOR_EIGH = 4096
@@ -117,11 +118,11 @@ class KernelFlow:
         check_choice("dtype", dtype, ("float32", "float64"))
         check_count("block_size", block_size)
         check_count("max_iterations", max_iterations)
-        if not 0 <= ridge < math.inf:
+        if not (_is_number(ridge) and 0 <= ridge < math.inf):
             raise InputError(f"ridge: expected a finite number >= 0, got {ridge!r}")
-        if not 0 < tolerance < 1:
+        if not (_is_number(tolerance) and 0 < tolerance < 1):
             raise InputError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
-        if memory is not None and not memory > 0:
+        if memory is not None and not (_is_number(memory) and memory > 0):
             raise InputError(f"memory: expected bytes above 0, got {memory!r}")
         self._x = _host("x_train", x_train)
         self._y = _targets("y_train", y_train, len(self._x))
@@ -170,15 +171,20 @@ class KernelFlow:
         times = _times(time)
         flat = self._flat(np.concatenate([s.coefficients for s in self.solutions(times)], 1))
         result = np.empty((len(points) * self._cross.outputs, flat.shape[1]))
-        k, size = self._cross.outputs, self._block_size
-        blocks = range(0, len(points), size)
-        for a in tqdm(blocks, desc="predict", delay=PROGRESS_DELAY, disable=not self._progress):
-            rows = points[a : a + size].astype(self._cross.dtype)
-            total = np.zeros((len(rows) * k, flat.shape[1]))
-            for c in range(0, len(self._x), size):
-                columns = self._x[c : c + size].astype(self._cross.dtype)
-                total += self._cross.block(rows, columns) @ flat[c * k : (c + size) * k]
-            result[a * k : a * k + len(total)] = total
+        k, dtype = self._cross.outputs, self._cross.dtype
+        train = self._x.astype(dtype)
+        columns = balanced(len(train), self._block_size)
+        for a, b in tqdm(
+            balanced(len(points), self._block_size) if len(points) else [],
+            desc="predict",
+            unit="block",
+            delay=PROGRESS_DELAY,
+            disable=not self._progress,
+        ):
+            rows = points[a:b].astype(dtype)
+            result[a * k : b * k] = sum(
+                self._cross.block(rows, train[c:d]) @ flat[c * k : d * k] for c, d in columns
+            )
         return self._shaped(result, len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
@@ -384,6 +390,10 @@ class KernelFlow:
         if outputs.ndim and outputs.shape != shape:
             raise InputError(f"{name}: expected shape {list(shape)}, got {list(outputs.shape)}")
         return np.broadcast_to(outputs, shape)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:

@@ -35,6 +35,7 @@ BLOCK = 8  # a product with fewer vectors takes as long, and more iterations are
 CHUNK = 128  # vectors of the basis that lie together, so that products with them are few
 LOOK_AGAIN = 1.2  # convergence is looked at whenever the basis has grown by this factor
 FIRST_LOOK = 2
+SMALL = 512  # rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +110,11 @@ class Eigendecomposition:
         """Diagonalize ``matrix`` [m, m], which is overwritten, for ``targets`` [m, k]."""
         self.name = "eigendecomposition"
         self.iterations = 0
-        values, self._vectors = scipy.linalg.eigh(
-            matrix, driver="evd", overwrite_a=True, check_finite=False
-        )
+        # Threads would only wait for each other over a small matrix.
+        with threadpool_limits(None if len(matrix) > SMALL else 1, "blas"):
+            values, self._vectors = scipy.linalg.eigh(
+                matrix, driver="evd", overwrite_a=True, check_finite=False
+            )
         self.least = float(values[0])
         self.values = np.maximum(values, 0)
         self.targets = self._vectors.T @ targets

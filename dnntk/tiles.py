@@ -40,9 +40,9 @@ class CrossKernel:
     """
 
     def __init__(self, kernel: Kernel, x: np.ndarray, dtype: str) -> None:
-        """Evaluate ``kernel`` once, on one example, to learn how many outputs it has."""
+        """Learn from one example's shape how many outputs ``kernel`` has."""
         self.kernel, self.dtype, self.x = kernel, dtype, x.astype(dtype)
-        shape = self._values(self.x[:1], self.x[:1]).shape
+        shape = self._shape_of_one()
         if shape != (1, 1) and (len(shape) != 4 or shape[2] != shape[3]):
             raise InputError(
                 f"kernel: expected [n1, n2] or [n1, n2, k, k] from [n1, ...] and [n2, ...], got "
@@ -64,8 +64,18 @@ class CrossKernel:
         return values
 
     def _values(self, x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
+        """In blocks of few different sizes, as each is compiled."""
         with jax.enable_x64(self.dtype == "float64"):
-            return np.asarray(self.kernel(jnp.asarray(x1), jnp.asarray(x2)))
+            values = self.kernel(jnp.asarray(_padded(x1)), jnp.asarray(_padded(x2)))
+            return np.asarray(values)[: len(x1), : len(x2)]
+
+    def _shape_of_one(self) -> tuple[int, ...]:
+        one = self.x[:1]
+        try:
+            with jax.enable_x64(self.dtype == "float64"):
+                return jax.eval_shape(self.kernel, one, one).shape
+        except Exception:  # not every kernel can be traced; what is wrong with it, it says itself
+            return self._values(one, one).shape
 
 
 class SymmetricGram:
@@ -93,8 +103,7 @@ class SymmetricGram:
         """
         self.cross, self.progress, self.stored = cross, progress, stored
         n, k = len(cross.x), cross.outputs
-        edge = math.ceil(n / math.ceil(n / block_size))
-        self._examples = [(a, min(a + edge, n)) for a in range(0, n, edge)]
+        self._examples = balanced(n, block_size)
         self._bounds = [(a * k, b * k) for a, b in self._examples]
         self._pairs = [(i, j) for i in range(len(self._bounds)) for j in range(i + 1)]
         sizes = [self._rows(i) * self._rows(j) for i, j in self._pairs]
@@ -253,6 +262,19 @@ class SymmetricGram:
                 f"another; {advice}"
             )
         return done
+
+
+def _padded(x: np.ndarray) -> np.ndarray:
+    """With its last row repeated: a power of two rows up to 128, then a multiple of 128."""
+    n = len(x)
+    rows = max(16, 1 << (n - 1).bit_length()) if n <= 128 else -(-n // 128) * 128
+    return x if rows == n else np.concatenate([x, np.repeat(x[-1:], rows - n, 0)])
+
+
+def balanced(n: int, most: int) -> list[tuple[int, int]]:
+    """(start, stop) of pieces of n rows: as few as ``most`` rows each allow, and of one size."""
+    edge = math.ceil(n / math.ceil(n / most))
+    return [(a, min(a + edge, n)) for a in range(0, n, edge)]
 
 
 def _flush(data: np.ndarray) -> None:

@@ -14,7 +14,8 @@ PARSE = """
 import runpy, sys
 script = runpy.run_path(sys.argv[0])
 script["FLAGS"](sys.argv)
-if "_config" in script and not script["FLAGS"].resume:
+flags = script["FLAGS"]
+if "_config" in script and not flags.resume and not getattr(flags, "compare", None):
     script["_config"]()
 """
 
