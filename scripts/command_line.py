@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import absl.logging
 import jax
@@ -35,6 +35,15 @@ def run(main: Callable[[], None]) -> None:
         _stop(str(error), 1)
     except KeyboardInterrupt:
         _stop("interrupted; go on with --resume and the same --workdir", 130)
+
+
+def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
+    """The words of a list flag, each as ``kind`` reads it."""
+    words = [word for word in flags.FLAGS[name].value if word]
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError:
+        raise InputError(f"{name}: expected {example}, got {','.join(words)!r}") from None
 
 
 def _stop(message: str, status: int) -> NoReturn:

@@ -7,7 +7,6 @@ python scripts/limit_convergence.py --resume
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import command_line
@@ -15,7 +14,6 @@ from absl import flags
 
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
-from dnntk.errors import InputError
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 
 FLAGS = flags.FLAGS
@@ -47,20 +45,12 @@ flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", "runs/limit-convergence", "Folder for all results.")
 
 
-def _numbers(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
-    words = [word for word in getattr(FLAGS, name) if word]
-    try:
-        return tuple(kind(word) for word in words)
-    except ValueError:
-        raise InputError(f"{name}: expected {example}, got {','.join(words)!r}") from None
-
-
 def _config() -> LimitConfig:
     fields = dataclasses.fields(LimitConfig)
     values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields}
     values["classes"] = parse_classes(FLAGS.classes)
-    values["depths"] = _numbers("depths", int, "whole numbers like 100,1000")
-    values["times"] = _numbers("times", float, "numbers like 10,30")
+    values["depths"] = command_line.listed("depths", int, "whole numbers like 100,1000")
+    values["times"] = command_line.listed("times", float, "numbers like 10,30")
     return LimitConfig(**values)
 
 

@@ -12,7 +12,6 @@ import command_line
 from absl import flags
 
 from dnntk.config import DTYPES
-from dnntk.errors import InputError
 from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge
 
 FLAGS = flags.FLAGS
@@ -40,20 +39,11 @@ flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", "runs/ntk-convergence", "Folder for all results.")
 
 
-def _depths(name: str) -> tuple[int, ...]:
-    words = [word for word in getattr(FLAGS, name) if word]
-    try:
-        return tuple(int(word) for word in words)
-    except ValueError:
-        raise InputError(
-            f"{name}: expected whole numbers like 100,10000, got {','.join(words)!r}"
-        ) from None
-
-
 def _config() -> ConvergenceConfig:
     fields = dataclasses.fields(ConvergenceConfig)
     values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields}
-    values |= {name: _depths(name) for name in ("depths", "sweep_depths")}
+    for name in ("depths", "sweep_depths"):
+        values[name] = command_line.listed(name, int, "whole numbers like 100,10000")
     return ConvergenceConfig(**values)
 
 

@@ -52,18 +52,11 @@ flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
 
 
-def _numbers(name: str) -> tuple[float, ...]:
-    words = getattr(FLAGS, name)
-    try:
-        return tuple(float(word) for word in words)
-    except ValueError:
-        raise InputError(f"{name}: expected numbers like 1,100, got {','.join(words)!r}") from None
-
-
 def _config() -> PredictConfig:
     fields = dataclasses.fields(PredictConfig)
     values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields}
-    values |= {name: _numbers(name) for name in ("rho", "beta", "times")}
+    for name in ("rho", "beta", "times"):
+        values[name] = command_line.listed(name, float, "numbers like 1,100")
     values["classes"] = parse_classes(FLAGS.classes)
     if FLAGS.compare is not None:
         held = compared_fields(FLAGS.compare)

@@ -169,7 +169,7 @@ def test_a_matrix_valued_kernel_is_one_for_all_outputs(solver):
 
 def test_thousands_of_descent_steps_of_a_linearized_network(x64):
     """Gradient descent is Euler's method for the flow: it differs by O(1 / steps)."""
-    net = nn.Sequential([nn.Dense(16), jnp.tanh, nn.Dense(D_OUT)])
+    net, time = nn.Sequential([nn.Dense(16), jnp.tanh, nn.Dense(D_OUT)]), 20.0
     jax.config.update("jax_numpy_rank_promotion", "allow")  # flax's own broadcasting
     try:
         x, y = jnp.asarray(X[:20]), jnp.asarray(Y[:20])
@@ -181,23 +181,21 @@ def test_thousands_of_descent_steps_of_a_linearized_network(x64):
             value, change = jax.jvp(lambda p: net.apply(p, inputs), (variables,), (params,))
             return value + change
 
-        def descended(steps, time):
-            @jax.jit
-            def descend(params):
-                def step(_, params):
-                    loss = lambda p: 0.5 * jnp.mean(jnp.sum((linear(p, x) - y) ** 2, 1))  # noqa: E731
-                    gradient = jax.grad(loss)(params)
-                    return jax.tree.map(lambda p, g: p - time / steps * g, params, gradient)
+        @jax.jit
+        def descended(steps):
+            def step(_, params):
+                loss = lambda p: 0.5 * jnp.mean(jnp.sum((linear(p, x) - y) ** 2, 1))  # noqa: E731
+                gradient = jax.grad(loss)(params)
+                return jax.tree.map(lambda p, g: p - time / steps * g, params, gradient)
 
-                return jax.lax.fori_loop(0, steps, step, params)
-
-            return linear(descend(jax.tree.map(jnp.zeros_like, variables)), jnp.asarray(NEW))
+            start = jax.tree.map(jnp.zeros_like, variables)
+            return linear(jax.lax.fori_loop(0, steps, step, start), jnp.asarray(NEW))
 
         outputs = net.apply(variables, x)
         flow = _flow(kernel, X[:20], Y[:20], initial=outputs)
-        predicted = flow.predict(NEW, 20.0, initial=net.apply(variables, NEW))
+        predicted = flow.predict(NEW, time, initial=net.apply(variables, NEW))
         # Richardson: what is left of Euler's error after its leading term is O(1 / steps^2).
-        coarse, fine = descended(2000, 20.0), descended(4000, 20.0)
+        coarse, fine = descended(2000), descended(4000)
     finally:
         jax.config.update("jax_numpy_rank_promotion", "raise")
     first = np.abs(fine - predicted).max()
