@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from numpy.typing import ArrayLike as HostArrayLike
+from numpy.typing import NDArray
 
 from dnntk.errors import InputError
 
@@ -82,3 +84,56 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """One of a few words."""
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """A real number, and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def host_numbers(name: str, value: HostArrayLike) -> NDArray[np.float64]:
+    """As float64 on the host, whatever JAX's default is; finite."""
+    try:
+        array = np.asarray(value)
+        if np.iscomplexobj(array):
+            raise TypeError
+        array = array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: expected an array of real numbers, got {value!r:.60}") from None
+    if not np.isfinite(array).all():
+        bad = array[~np.isfinite(array)][0]
+        raise InputError(f"{name}: expected finite numbers, got {bad}; drop or fill such entries")
+    return array
+
+
+def host_examples(name: str, value: HostArrayLike) -> NDArray[np.float64]:
+    """Examples [n, ...], at least one."""
+    array = host_numbers(name, value)
+    if array.ndim < 2 or array.size == 0:
+        raise InputError(
+            f"{name}: expected examples [n, ...], at least one, got shape {list(array.shape)}"
+        )
+    return array
+
+
+def host_targets(name: str, value: HostArrayLike, n: int) -> NDArray[np.float64]:
+    """Targets [n, d_out]; [n] is one output."""
+    array = host_numbers(name, value)
+    array = array[:, None] if array.ndim == 1 else array
+    if array.ndim != 2 or len(array) != n or array.shape[1] == 0:
+        raise InputError(
+            f"{name}: expected [n, d_out] with n = {n}, as x_train has, got shape "
+            f"{list(np.shape(value))}"
+        )
+    return array
+
+
+def host_times(time: float | Sequence[float]) -> list[float]:
+    """Kernel times >= 0, at least one; infinity is one."""
+    try:
+        times = [float(t) for t in np.atleast_1d(np.asarray(time, np.float64))]
+    except (TypeError, ValueError):
+        times = [math.nan]
+    if not times or not all(t >= 0 for t in times):
+        raise InputError(f"time: expected one or more numbers >= 0, or infinity, got {time!r:.80}")
+    return times

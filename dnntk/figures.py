@@ -75,10 +75,11 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
     figure = _figure(1)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = "medium" if len(classes) < 6 else "x-small"
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         shade = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, str(count), ha="center", va="center", color=shade)
+        axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=size)
     axes.set_xticks(range(len(classes)), [str(c) for c in classes])
     axes.set_yticks(range(len(classes)), [str(c) for c in classes])
     axes.set_xlabel("predicted class")

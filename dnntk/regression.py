@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import logging
 import math
-import numbers
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
-from dnntk.checks import check_choice, check_count
+from dnntk.checks import (
+    check_choice,
+    check_count,
+    host_examples,
+    host_numbers,
+    host_targets,
+    host_times,
+    is_number,
+)
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
 from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual
@@ -118,14 +125,14 @@ class KernelFlow:
         check_choice("dtype", dtype, ("float32", "float64"))
         check_count("block_size", block_size)
         check_count("max_iterations", max_iterations)
-        if not (_is_number(ridge) and 0 <= ridge < math.inf):
+        if not (is_number(ridge) and 0 <= ridge < math.inf):
             raise InputError(f"ridge: expected a finite number >= 0, got {ridge!r}")
-        if not (_is_number(tolerance) and 0 < tolerance < 1):
+        if not (is_number(tolerance) and 0 < tolerance < 1):
             raise InputError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
-        if memory is not None and not (_is_number(memory) and memory > 0):
+        if memory is not None and not (is_number(memory) and memory > 0):
             raise InputError(f"memory: expected bytes above 0, got {memory!r}")
-        self._x = _host("x_train", x_train)
-        self._y = _targets("y_train", y_train, len(self._x))
+        self._x = host_examples("x_train", x_train)
+        self._y = host_targets("y_train", y_train, len(self._x))
         self._residual = self._y
         if initial is not None:
             self._residual = self._y - self._outputs_like("initial", initial, len(self._x))
@@ -161,14 +168,14 @@ class KernelFlow:
                 Gram matrix is not positive definite to working precision. A result that has not
                 converged is logged as a warning, and `solution` says so.
         """
-        points = _host("x", x)
+        points = host_examples("x", x)
         if points.shape[1:] != self._x.shape[1:]:
             raise InputError(
                 f"x: expected [n, {', '.join(map(str, self._x.shape[1:]))}], as x_train has, got "
                 f"shape {list(points.shape)}"
             )
         start = self._outputs_like("initial", initial, len(points))
-        times = _times(time)
+        times = host_times(time)
         flat = self._flat(np.concatenate([s.coefficients for s in self.solutions(times)], 1))
         result = np.empty((len(points) * self._cross.outputs, flat.shape[1]))
         k, dtype = self._cross.outputs, self._cross.dtype
@@ -199,7 +206,7 @@ class KernelFlow:
         Raises:
             InputError: as for `predict`.
         """
-        times = _times(time)
+        times = host_times(time)
         solver = self._reach(times)
         applied = np.concatenate([solver.applied(self._components(t)) for t in times], 1)
         return self._shaped(applied, len(times), time) + (self._y - self._residual)
@@ -216,7 +223,7 @@ class KernelFlow:
         Raises:
             InputError: as for `predict`.
         """
-        times = _times(time)
+        times = host_times(time)
         solver = self._reach(times)
         result = []
         for t in times:
@@ -236,7 +243,7 @@ class KernelFlow:
 
     def solutions(self, times: Sequence[float]) -> list[Solution]:
         """`solution` of several times, found together."""
-        times = _times(list(times))
+        times = host_times(list(times))
         missing = [t for t in times if t not in self._solutions]
         if missing:
             solver = self._reach(missing)
@@ -385,60 +392,11 @@ class KernelFlow:
         return result if np.ndim(time) else result[0]
 
     def _outputs_like(self, name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
-        outputs = _numbers(name, value)
+        outputs = host_numbers(name, value)
         shape = (n, self._y.shape[1])
         if outputs.ndim and outputs.shape != shape:
             raise InputError(f"{name}: expected shape {list(shape)}, got {list(outputs.shape)}")
         return np.broadcast_to(outputs, shape)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    """As float64 on the host, whatever JAX's default is; finite."""
-    try:
-        array = np.asarray(value)
-        if np.iscomplexobj(array):
-            raise TypeError
-        array = array.astype(np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: expected an array of real numbers, got {value!r:.60}") from None
-    if not np.isfinite(array).all():
-        bad = array[~np.isfinite(array)][0]
-        raise InputError(f"{name}: expected finite numbers, got {bad}; drop or fill such entries")
-    return array
-
-
-def _host(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    array = _numbers(name, value)
-    if array.ndim < 2 or array.size == 0:
-        raise InputError(
-            f"{name}: expected examples [n, ...], at least one, got shape {list(array.shape)}"
-        )
-    return array
-
-
-def _targets(name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
-    array = _numbers(name, value)
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or len(array) != n or array.shape[1] == 0:
-        raise InputError(
-            f"{name}: expected [n, d_out] with n = {n}, as x_train has, got shape "
-            f"{list(np.shape(value))}"
-        )
-    return array
-
-
-def _times(time: float | Sequence[float]) -> list[float]:
-    try:
-        times = [float(t) for t in np.atleast_1d(np.asarray(time, np.float64))]
-    except (TypeError, ValueError):
-        times = [math.nan]
-    if not times or not all(t >= 0 for t in times):
-        raise InputError(f"time: expected one or more numbers >= 0, or infinity, got {time!r:.80}")
-    return times
 
 
 def _physical_memory() -> int:

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from dnntk.checks import check_count, check_deviation, checked_pair
+from dnntk.checks import check_count, check_deviation, checked_pair, host_targets, host_times
 from dnntk.errors import InputError
 from dnntk.initializers import Layer, gaussian_features
 from dnntk.kernel import limit_ntk
@@ -103,7 +103,7 @@ def initialization_spread(
     """
     problem = _Problem.checked(x_train, y_train, x, rho, beta, kernel_size)
     check_count("samples", samples)
-    times = _checked_times(time)
+    times = host_times(time)
     key = jax.random.key(0) if key is None else key
     d_out = problem.y.shape[1]
     with jax.enable_x64(True):
@@ -173,7 +173,7 @@ def linear_predictions(
     scale = float(depth) ** 2.2 if scale is None else scale
     if not scale > 0:
         raise InputError(f"scale: expected a positive number, got {scale}; leave it out")
-    times = _checked_times(time)
+    times = host_times(time)
     key = jax.random.key(0) if key is None else key
     found = []
     for one in jax.random.split(key, draws):
@@ -216,15 +216,7 @@ class _Problem:
         check_count("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
-        y = np.asarray(y_train, np.float64)
-        y = y[:, None] if y.ndim == 1 else y
-        if y.ndim != 2 or len(y) != len(left) or not len(y):
-            raise InputError(
-                f"y_train: expected [{len(left)}, d_out], a row a training input, got shape "
-                f"{np.shape(y_train)}; give as many rows as inputs, at least one"
-            )
-        if not np.isfinite(y).all():
-            raise InputError("y_train: expected finite numbers, got others; drop or fill them")
+        y = host_targets("y_train", y_train, len(left))
         test = left if right is None else right
         return cls(np.asarray(left, float), np.asarray(test, float), y, rho, beta, kernel_size)
 
@@ -383,10 +375,3 @@ def _check_depth(depth: int) -> None:
     check_count("depth", depth)
     if depth < 2:
         raise InputError(f"depth: expected at least 2 layers, got {depth}")
-
-
-def _checked_times(time: float | Sequence[float]) -> list[float]:
-    times = np.atleast_1d(np.asarray(time, np.float64))
-    if times.ndim > 1 or not times.size or not (times >= 0).all():
-        raise InputError(f"time: expected numbers >= 0, or inf, got {time!r:.60}; mend them")
-    return [float(t) for t in times]

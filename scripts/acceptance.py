@@ -36,7 +36,8 @@ from dnntk import (
 )
 from dnntk.checkpoints import Checkpoints
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
-from dnntk.experiments.prediction import PredictConfig, predict
+from dnntk.experiments.predict_config import PredictConfig
+from dnntk.experiments.prediction import predict
 from dnntk.models import DeepNarrow
 from dnntk.results import RunFolder
 from dnntk.step_size import largest_eigenvalue

@@ -39,7 +39,7 @@ def run(main: Callable[[], None]) -> None:
 
 def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
     """The words of a list flag, each as ``kind`` reads it."""
-    words = [word for word in flags.FLAGS[name].value if word]
+    words = [word for word in flags.FLAGS[name].value or () if word]
     try:
         return tuple(kind(word) for word in words)
     except ValueError:

@@ -16,7 +16,8 @@ from absl import flags
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
-from dnntk.experiments.prediction import PredictConfig, compared_fields, predict
+from dnntk.experiments.predict_config import PredictConfig, compared_fields
+from dnntk.experiments.prediction import predict
 from dnntk.regression import SOLVERS
 
 FLAGS = flags.FLAGS

@@ -7,7 +7,8 @@ import pytest
 
 import dnntk
 from dnntk.errors import InputError
-from dnntk.experiments.prediction import PredictConfig, predict
+from dnntk.experiments.predict_config import PredictConfig
+from dnntk.experiments.prediction import predict
 from dnntk.results import RunFolder
 
 FILES = {"config.json", "summary.json", "curve.jsonl", "predictions.npz"}

@@ -1,0 +1,116 @@
+"""The configuration of a prediction: every choice, its default, and the checks between them."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+from dnntk.checks import check_choice, check_deviation
+from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
+from dnntk.errors import InputError
+from dnntk.regression import SOLVERS
+from dnntk.results import RunFolder, as_json
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictConfig:
+    """An infinitely deep network on a dataset.
+
+    Attributes:
+      arch, kernel_size, dataset, classes, data_dir, pool: as in `TrainConfig`.
+      rho, beta: standard deviations of the random weights and biases; where there are several of
+        either, the pair that does best on the validation split is taken.
+      times: kernel times to report, infinity among them if wanted. With a validation split, the
+        one that does best on it is chosen.
+      ridge: weight decay, in units of the eigenvalues of K/N.
+      validation: training examples held out to choose by; 0 is a tenth where there is something to
+        choose from in rho or beta, and none otherwise.
+      search_examples: training examples, at most, for the choice of rho and beta.
+      train_examples: training examples in all; 0 is all of the dataset's.
+      solver, tolerance, block_size, dtype: as in `KernelFlow`.
+      memory_gb: for the Gram matrix and the Krylov basis; None is 3/4 of the machine's.
+      gram_dir: folder where the Gram matrix and the Krylov iterations are kept and found again.
+      seed: of the validation split, of ``train_examples``, and of the digits' test split.
+
+    Raises:
+      InputError: a value is not as above.
+    """
+
+    arch: str = "mlp"
+    kernel_size: int = 3
+    dataset: str = "digits"
+    classes: tuple[int, ...] | str = (0, 1)
+    data_dir: str | None = None
+    pool: int | None = None
+    rho: tuple[float, ...] = (1.0,)
+    beta: tuple[float, ...] = (1.0,)
+    times: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+    ridge: float = 0.0
+    validation: int = 0
+    search_examples: int = 6000
+    train_examples: int = 0
+    solver: str = "auto"
+    tolerance: float = 1e-5
+    block_size: int = 1024
+    dtype: str = "float64"
+    memory_gb: float | None = None
+    gram_dir: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no data."""
+        check_choice("arch", self.arch, ARCHITECTURES)
+        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("solver", self.solver, SOLVERS)
+        for name in ("rho", "beta"):
+            values = getattr(self, name)
+            if not values:
+                raise InputError(f"{name}: expected one number or more, got none")
+            for value in values:
+                check_deviation(name, value)
+        if not self.times or not all(t > 0 for t in self.times):
+            raise InputError(f"times: expected numbers above 0, or inf, got {self.times}")
+        if not 0 <= self.ridge < math.inf:
+            raise InputError(f"ridge: expected a finite number >= 0, got {self.ridge}")
+        if not 0 < self.tolerance < 1:
+            raise InputError(f"tolerance: expected a number in (0, 1), got {self.tolerance}")
+        if self.memory_gb is not None and not 0 < self.memory_gb < math.inf:
+            raise InputError(f"memory_gb: expected a number above 0, got {self.memory_gb}")
+        for name, least in (
+            ("validation", 0),
+            ("train_examples", 0),
+            ("seed", 0),
+            ("search_examples", 2),
+            ("block_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        # What the network's own configuration refuses, its limit refuses.
+        self.network()
+
+    def network(self) -> TrainConfig:
+        """A network on the same data, for what the two have in common."""
+        return TrainConfig(
+            arch=self.arch,
+            kernel_size=self.kernel_size,
+            dataset=self.dataset,
+            classes=self.classes,
+            pool=self.pool,
+            data_dir=self.data_dir,
+            seed=self.seed,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, as JSON holds it; infinity as text."""
+        return as_json(dataclasses.asdict(self))
+
+
+def compared_fields(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Fields of `PredictConfig` that a trained run has settled: its data and its kernel.
+
+    Raises:
+      InputError: the folder holds no run.
+    """
+    run = TrainConfig.from_json(RunFolder(workdir).read_config())
+    shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
+    return {name: getattr(run, name) for name in shared} | {"rho": (run.rho,), "beta": (run.beta,)}
