@@ -35,6 +35,7 @@ BLOCK = 8  # a product with fewer vectors takes as long, and more iterations are
 CHUNK = 128  # vectors of the basis that lie together, so that products with them are few
 LOOK_AGAIN = 1.2  # convergence is looked at whenever the basis has grown by this factor
 FIRST_LOOK = 2
+ENOUGH_FOR_THE_LARGEST = 12  # iterations, after which the largest eigenvalue stands still
 SMALL = 512  # rows
 
 
@@ -176,6 +177,7 @@ class Krylov:
         self._first = self._new.T @ targets
         self._small = np.zeros((0, 0))  # Q^T A Q, block tridiagonal
         self._below = np.zeros((self._new.shape[1], 0))  # what A moves from the basis to _new
+        self._vectors = np.zeros((0, 0))  # of _small, once it was diagonalized
         self._scale = 0.0
 
     @property
@@ -191,12 +193,13 @@ class Krylov:
             delay=PROGRESS_DELAY,
             disable=not self._progress,
         )
-        look = max(FIRST_LOOK, self.iterations)
+        look = max(FIRST_LOOK if filters else ENOUGH_FOR_THE_LARGEST, self.iterations)
         with bar:
             while True:
                 ended = self._exhausted or self.iterations >= self._most
                 if self.iterations >= look or ended:
-                    self._diagonalize()
+                    if len(self._vectors) < len(self._small):
+                        self._diagonalize()
                     found = [residual(self, each) for each in filters]
                     worst = max((defect for defect, _ in found), default=0.0)
                     bar.set_postfix(residual=f"{worst:.1e}", refresh=False)

@@ -125,6 +125,7 @@ def test_longer_times_go_on_from_the_basis_that_is_there():
 
 def test_condition_is_that_of_the_filter():
     values = np.linalg.eigvalsh(_matrices()[0] / N)
+    assert _flow(solver="krylov").eigenvalues[-1] == pytest.approx(values[-1], rel=1e-12)
     assert _of("eigh").solution().condition == pytest.approx(values[-1] / values[0], rel=1e-3)
     # At a short time every eigenvalue that matters is within 1/t of the others.
     assert _of("eigh").solution(1e-6).condition == pytest.approx(1, rel=1e-4)

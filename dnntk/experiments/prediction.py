@@ -207,9 +207,8 @@ class _Prediction:
         """A row a time, from the outputs on the test examples [times, n', d_out]."""
         data, rows = self.data, []
         labelled = data.labels_train is not None
-        for t, on_test in zip(times, outputs, strict=True):
+        for t, on_train, on_test in zip(times, flow.train_predictions(times), outputs, strict=True):
             row: dict[str, Any] = {"time": t}
-            on_train = flow.train_predictions(t)
             row["loss"], row["train_accuracy"] = scores(on_train, data.y_train, labelled)
             row["test_loss"], row["test_accuracy"] = scores(on_test, data.y_test, labelled)
             row["train_mse"] = 2 * row["loss"] / data.y_train.shape[1]
