@@ -109,7 +109,8 @@ class KernelFlow:
             max_iterations: of the Krylov method; memory may allow fewer.
             block_size: examples along a side of a block of the Gram matrix.
             memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
-                Where half the Gram matrix does not fit, it is computed anew for every product.
+                Where half the Gram matrix does not fit, it is computed anew for every product,
+                unless a folder keeps it.
             dtype: in which the kernel is evaluated; everything after it is float64. "float32" costs
                 half the time and adds an error of 1e-7 to every entry, which is of no consequence
                 for times up to about 1e6 / k(x, x).
@@ -261,13 +262,8 @@ class KernelFlow:
         if self._gram is None:
             rows = len(self._x) * self._cross.outputs
             half = 4 * rows * (rows + self._block_size * self._cross.outputs)
-            stored = self._direct or half <= (1 - BASIS_SHARE) * self._memory
-            if not stored and self._folder is not None:
-                raise InputError(
-                    f"memory: expected {half / (1 - BASIS_SHARE):.3g} bytes or more for a Gram "
-                    f"matrix that is kept in {self._folder}, got {self._memory:.3g}; leave the "
-                    "folder out to have it computed for every product"
-                )
+            fits = half <= (1 - BASIS_SHARE) * self._memory
+            stored = self._direct or fits or self._folder is not None
             self._gram = SymmetricGram(
                 self._cross,
                 block_size=self._block_size,
@@ -348,14 +344,17 @@ class KernelFlow:
         if self._direct:
             log.info("solver: eigendecomposition of the %d x %d Gram matrix", rows, rows)
             return Eigendecomposition(gram.dense(rows) / n, targets)
-        held = gram.nbytes if gram.stored else 0
+        held = gram.nbytes if gram.stored and self._folder is None else 0
         basis_bytes, left = 8 * rows * columns, self._memory - held
         most = max(1, min(self._most, int(left // basis_bytes)))
+        where = "in memory" if gram.stored else "computed for every product, as memory is short"
+        if self._folder is not None:
+            where = f"in {self._folder}"
         log.info(
             "solver: block Krylov on the %d x %d Gram matrix, %.2g GB of it %s; at most %d "
             "iterations of %d vectors, %.2g GB",
             *(rows, rows, gram.nbytes / 1e9),
-            "in memory" if gram.stored else "computed for every product, as memory is short",
+            where,
             *(most, columns, most * basis_bytes / 1e9),
         )
         product, folder = gram.product, self._folder

@@ -223,7 +223,7 @@ def test_a_networks_own_ntk_predicts_its_linearization():
     assert 1e-4 < np.abs(own - limit).max() < 0.1
 
 
-def test_memory_decides_how_the_gram_matrix_is_kept(caplog):
+def test_memory_decides_how_the_gram_matrix_is_kept(caplog, tmp_path):
     with caplog.at_level(logging.INFO, "dnntk"):
         flow = _flow(solver="krylov", memory=20_000, max_iterations=3, tolerance=0.5)
         solution = flow.solution(0.1)
@@ -231,6 +231,11 @@ def test_memory_decides_how_the_gram_matrix_is_kept(caplog):
     assert not flow.gram.stored and solution.iterations <= 3
     kept = _flow(solver="krylov", max_iterations=3, tolerance=0.5).solution(0.1)
     np.testing.assert_allclose(solution.coefficients, kept.coefficients, rtol=1e-9)
+    disk = _flow(solver="krylov", memory=20_000, tolerance=0.5, folder=tmp_path)
+    np.testing.assert_allclose(
+        disk.solution(0.1).coefficients, kept.coefficients, rtol=1e-9, atol=1e-12
+    )
+    assert disk.gram.stored
 
 
 def test_one_gram_matrix_serves_its_leading_examples():
