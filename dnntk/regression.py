@@ -60,7 +60,7 @@ class Solution:
     """
 
     time: float
-    coefficients: NDArray[np.float64]
+    coefficients: NDArray[np.float64] = dataclasses.field(repr=False)
     converged: bool
     residual: float
     iterations: int
