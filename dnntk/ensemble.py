@@ -33,10 +33,13 @@ class Ensemble:
         self.mesh = Mesh(np.array(devices[:count]), ("trials",))
         self._x, self._y = jnp.asarray(x), jnp.asarray(y)
 
-    def init(self, seed: int) -> tuple[Any, Any]:
-        """(params, frozen) of all trials; trial i is the same however many there are."""
+    def init(self, seed: int, first: int = 0) -> tuple[Any, Any]:
+        """(params, frozen) of all trials, numbered from ``first``.
+
+        A trial is the same however many there are beside it.
+        """
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
-            jnp.arange(self.trials)
+            first + jnp.arange(self.trials)
         )
         variables = jax.jit(jax.vmap(lambda key: self.model.init(key, self._x[:1])))(keys)
         frozen = {name: tree for name, tree in variables.items() if name != "params"}

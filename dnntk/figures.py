@@ -89,14 +89,14 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
     return figure
 
 
-def arc_figure(x: np.ndarray, y: np.ndarray, outputs: np.ndarray, title: str) -> Figure:
-    """The toy task: target and trained network against the angle of the input on the arc."""
+def arc_figure(x: np.ndarray, y: np.ndarray, outputs: np.ndarray, label: str, title: str) -> Figure:
+    """The toy task: target and outputs, named by ``label``, against the angle of the input on the arc."""
     figure = _figure(1)
     axes = figure.subplots()
     order = np.argsort(np.arctan2(x[:, 1], x[:, 0]))
     angle = np.arctan2(x[:, 1], x[:, 0])[order]
     axes.plot(angle, y[order, 0], color=BLACK, label="target $x_1 x_2$")
-    axes.plot(angle, outputs[order, 0], "--", color=ORANGE, label="trained network")
+    axes.plot(angle, outputs[order, 0], "--", color=ORANGE, label=label)
     axes.set_xlabel(r"angle $\gamma$ of $x = (\cos\gamma, \sin\gamma)$ (radians)")
     axes.set_ylabel("$f(x)$")
     axes.grid(alpha=0.3)

@@ -11,6 +11,7 @@ NTK for its linearization.
 
 import dataclasses
 import hashlib
+import json
 import logging
 import math
 import os
@@ -143,6 +144,13 @@ class KernelFlow:
         self._folder = None if folder is None else Path(folder)
         self._gram = gram
         self._cross = CrossKernel(kernel, self._x, dtype) if gram is None else gram.cross
+        if gram is not None and not np.array_equal(
+            gram.cross.x[: len(self._x)], self._x.astype(gram.cross.dtype)
+        ):
+            raise InputError(
+                "gram: expected the matrix of x_train, or of more examples that begin with it, got "
+                "another's; leave it out"
+            )
         if self._cross.outputs not in (1, self._y.shape[1]):
             raise InputError(
                 f"y_train: expected {self._cross.outputs} outputs, as the kernel has, got "
@@ -359,9 +367,10 @@ class KernelFlow:
         )
         product, folder = gram.product, self._folder
         if folder is not None:
-            # Where the matrix was found again, so are the iterations on these targets.
-            targets_name = hashlib.sha256(np.ascontiguousarray(targets).tobytes()).hexdigest()
-            folder = folder / f"krylov-{targets_name[:16]}"
+            # Found again by the same matrix and the same targets.
+            key = hashlib.sha256(json.dumps(gram.identity()).encode())
+            key.update(np.ascontiguousarray(targets).tobytes())
+            folder = folder / f"krylov-{key.hexdigest()[:16]}"
         return Krylov(
             lambda v: product(v) / n, targets, most=most, progress=self._progress, folder=folder
         )

@@ -33,6 +33,7 @@ from dnntk.checks import check_count, check_deviation, checked_pair, host_target
 from dnntk.errors import InputError
 from dnntk.initializers import Layer, gaussian_features
 from dnntk.kernel import limit_ntk
+from dnntk.solvers import Filter
 
 # Array elements of one block of random units on all inputs: 130 MB.
 BLOCK_ELEMENTS = 1 << 24
@@ -306,12 +307,12 @@ class _Flow:
     def predict(self, time: float) -> np.ndarray:
         """f_t at the other inputs: [n, d_out]."""
         self._check(time)
-        return self.cross @ (_learnt(self.values, time)[:, None] * self.y)
+        return self.cross @ (Filter(time)(self.values)[:, None] * self.y)
 
     def filters(self, time: float) -> tuple[np.ndarray, np.ndarray]:
         """phi_t(l) Y [N, d_out] in the eigenvectors, and phi_t[l_i, l_j] [N, N]."""
         self._check(time)
-        return _learnt(self.values, time)[:, None] * self.y, _divided(self.values, time)
+        return Filter(time)(self.values)[:, None] * self.y, _divided(self.values, time)
 
     def changes(self, g: np.ndarray, filters: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """How f_t changes with the kernel by each unit's g(x).g(x'): [units, n, d_out].
@@ -338,14 +339,6 @@ class _Flow:
             )
 
 
-def _learnt(values: np.ndarray, time: float) -> np.ndarray:
-    """phi_t(l) = (1 - exp(-t l)) / l."""
-    if math.isinf(time):
-        return 1 / values
-    z = time * values
-    return time * np.where(z > 0, -np.expm1(-z) / np.where(z > 0, z, 1), 1)
-
-
 def _divided(values: np.ndarray, time: float) -> np.ndarray:
     """(phi_t(l_i) - phi_t(l_j)) / (l_i - l_j), exact to rounding for equal and near ones too.
 
@@ -355,14 +348,14 @@ def _divided(values: np.ndarray, time: float) -> np.ndarray:
     if math.isinf(time):
         return -1 / np.multiply.outer(values, values)
     low, high = (f.outer(values, values) * time for f in (np.minimum, np.maximum))
-    e = np.exp(-low) * _learnt(high - low, 1.0)
+    e = np.exp(-low) * Filter(1.0)(high - low)
     small = high < 0.1
     series, powers, homogeneous = np.zeros_like(low), np.ones_like(low), np.ones_like(low)
     for k in range(2, 13):
         series -= (-1) ** k / math.factorial(k) * homogeneous
         powers = np.where(small, powers * high, 0)
         homogeneous = np.where(small, low * homogeneous + powers, 0)
-    far = (e - _learnt(low, 1.0)) / np.where(small, 1, high)
+    far = (e - Filter(1.0)(low)) / np.where(small, 1, high)
     return time**2 * np.where(small, series, far)
 
 

@@ -156,6 +156,18 @@ class SymmetricGram:
             full[c:c_end, r:r_end] = tile.T
         return full
 
+    def identity(self) -> dict[str, Any]:
+        """What tells one matrix from another: inputs, tiling, and the kernel on a few of them."""
+        x = np.ascontiguousarray(self.cross.x)
+        probes = x[np.linspace(0, len(x) - 1, PROBES).astype(int)]
+        return {
+            "inputs": hashlib.sha256(x.tobytes()).hexdigest(),
+            "shape": list(self.shape),
+            "tiles": [b - a for a, b in self._examples],
+            "dtype": self.cross.dtype,
+            "probes": self.cross.block(probes, probes).ravel().tolist(),
+        }
+
     def _rows(self, i: int) -> int:
         return self._bounds[i][1] - self._bounds[i][0]
 
@@ -201,7 +213,7 @@ class SymmetricGram:
             self._data = np.empty(size)
         else:
             file, note = folder / TILES, folder / PROGRESS
-            identity = self._identity()
+            identity = self.identity()
             done = self._known(file, note, identity)
             self._data = (
                 np.load(file, mmap_mode="r+", allow_pickle=False)
@@ -217,18 +229,6 @@ class SymmetricGram:
             if folder is not None and i == j:  # a row of tiles is whole
                 _flush(self._data)
                 RunFolder(folder).write_json(PROGRESS, {**identity, "done": number + 1})
-
-    def _identity(self) -> dict[str, Any]:
-        """What tells one matrix from another: inputs, tiling, and the kernel on a few of them."""
-        x = np.ascontiguousarray(self.cross.x)
-        probes = x[np.linspace(0, len(x) - 1, PROBES).astype(int)]
-        return {
-            "inputs": hashlib.sha256(x.tobytes()).hexdigest(),
-            "shape": list(self.shape),
-            "tiles": [b - a for a, b in self._examples],
-            "dtype": self.cross.dtype,
-            "probes": self.cross.block(probes, probes).ravel().tolist(),
-        }
 
     def _known(self, file: Path, note: Path, identity: dict[str, Any]) -> int:
         """How many tiles of this very matrix ``file`` holds; 0 where there is none.

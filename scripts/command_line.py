@@ -37,6 +37,11 @@ def run(main: Callable[[], None]) -> None:
         _stop("interrupted; go on with --resume and the same --workdir", 130)
 
 
+def words(values: tuple[float, ...]) -> list[str]:
+    """The default of a list flag."""
+    return [f"{value:.12g}" for value in values]
+
+
 def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
     """The words of a list flag, each as ``kind`` reads it."""
     words = [word for word in flags.FLAGS[name].value or () if word]

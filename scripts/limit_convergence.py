@@ -11,6 +11,7 @@ from typing import Any
 
 import command_line
 from absl import flags
+from command_line import words
 
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
@@ -19,11 +20,6 @@ from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 FLAGS = flags.FLAGS
 DEFAULT = LimitConfig()
 
-
-def _listed(values: tuple[float, ...]) -> list[str]:
-    return [f"{value:g}" for value in values]
-
-
 flags.DEFINE_enum("arch", DEFAULT.arch, (*ARCHITECTURES, "both"), "Architecture.")
 flags.DEFINE_enum("dataset", DEFAULT.dataset, DATASETS, "Data; digits needs no download.")
 flags.DEFINE_string("classes", "0,1", "Classes to tell apart, or 'all'.")
@@ -31,9 +27,9 @@ flags.DEFINE_string("data_dir", None, "Folder of raw IDX files or of prepared tf
 flags.DEFINE_integer("pool", None, "Side of the average pool. None: 4 for mnist, else 1.")
 flags.DEFINE_integer("train_examples", DEFAULT.train_examples, "Examples to train on, at most.")
 flags.DEFINE_integer("test_examples", DEFAULT.test_examples, "Held-out examples, at most.")
-flags.DEFINE_list("depths", _listed(DEFAULT.depths), "Depths of the networks.")
+flags.DEFINE_list("depths", words(DEFAULT.depths), "Depths of the networks.")
 flags.DEFINE_integer("trials", DEFAULT.trials, "Independent initializations of every network.")
-flags.DEFINE_list("times", _listed(DEFAULT.times), "Kernel times to compare at.")
+flags.DEFINE_list("times", words(DEFAULT.times), "Kernel times to compare at.")
 flags.DEFINE_float("time_step", None, "Kernel time a step. None: from the limit kernel.")
 flags.DEFINE_float("rho", DEFAULT.rho, "Standard deviation of the random weights.")
 flags.DEFINE_float("beta", DEFAULT.beta, "Standard deviation of the random biases.")

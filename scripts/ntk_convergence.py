@@ -10,6 +10,7 @@ from typing import Any
 
 import command_line
 from absl import flags
+from command_line import words
 
 from dnntk.config import DTYPES
 from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge
@@ -17,12 +18,7 @@ from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge
 FLAGS = flags.FLAGS
 DEFAULT = ConvergenceConfig()
 
-
-def _listed(depths: tuple[int, ...]) -> list[str]:
-    return [str(depth) for depth in depths]
-
-
-flags.DEFINE_list("depths", _listed(DEFAULT.depths), "Depths of figure 4.1.")
+flags.DEFINE_list("depths", words(DEFAULT.depths), "Depths of figure 4.1.")
 flags.DEFINE_float("scale", DEFAULT.scale, "C at these depths. None: the thesis's, depth^2/2000.")
 flags.DEFINE_integer("trials", DEFAULT.trials, "Independent initializations of every network.")
 flags.DEFINE_integer("steps", DEFAULT.steps, "Full-batch steps of figure 4.1's runs.")
@@ -30,7 +26,7 @@ flags.DEFINE_float("time_step", DEFAULT.time_step, "Kernel time a step.")
 flags.DEFINE_float("rho", DEFAULT.rho, "Standard deviation of the random weights.")
 flags.DEFINE_float("beta", DEFAULT.beta, "Standard deviation of the random biases.")
 flags.DEFINE_enum("dtype", DEFAULT.dtype, DTYPES, "Floating-point type.")
-flags.DEFINE_list("sweep_depths", _listed(DEFAULT.sweep_depths), "Depths of the rates, or empty.")
+flags.DEFINE_list("sweep_depths", words(DEFAULT.sweep_depths), "Depths of the rates, or empty.")
 flags.DEFINE_integer("sweep_steps", DEFAULT.sweep_steps, "Steps of each run of the rates.")
 flags.DEFINE_float("sweep_scale", DEFAULT.sweep_scale, "C of the rates' rule of constant C.")
 flags.DEFINE_integer("psi_2_depth", DEFAULT.psi_2_depth, "Psi_2 is computed up to this depth.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import command_line
 from absl import flags
+from command_line import words
 
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
@@ -23,20 +24,15 @@ from dnntk.regression import SOLVERS
 FLAGS = flags.FLAGS
 DEFAULT = PredictConfig()
 
-
-def _listed(values: tuple[float, ...]) -> list[str]:
-    return [f"{value:g}" for value in values]
-
-
 flags.DEFINE_enum("arch", DEFAULT.arch, ARCHITECTURES, "Architecture.")
 flags.DEFINE_integer("kernel_size", DEFAULT.kernel_size, "Side of the CNN's filters, odd.")
 flags.DEFINE_enum("dataset", DEFAULT.dataset, DATASETS, "Data; digits needs no download.")
 flags.DEFINE_string("classes", "0,1", "Classes to tell apart, or 'all'.")
 flags.DEFINE_string("data_dir", None, "Folder of raw IDX files or of prepared tfds sets.")
 flags.DEFINE_integer("pool", None, "Side of the average pool. None: 4 for mnist, else 1.")
-flags.DEFINE_list("rho", _listed(DEFAULT.rho), "Deviations of the weights; the best is chosen.")
-flags.DEFINE_list("beta", _listed(DEFAULT.beta), "Deviations of the biases; the best is chosen.")
-flags.DEFINE_list("times", _listed(DEFAULT.times), "Kernel times to report; inf is one.")
+flags.DEFINE_list("rho", words(DEFAULT.rho), "Deviations of the weights; the best is chosen.")
+flags.DEFINE_list("beta", words(DEFAULT.beta), "Deviations of the biases; the best is chosen.")
+flags.DEFINE_list("times", words(DEFAULT.times), "Kernel times to report; inf is one.")
 flags.DEFINE_float("ridge", DEFAULT.ridge, "Weight decay, in units of eigenvalues of K/N.")
 flags.DEFINE_integer("validation", 0, "Examples held out to choose by. 0: a tenth if needed.")
 flags.DEFINE_integer("search_examples", DEFAULT.search_examples, "Most to choose rho, beta with.")

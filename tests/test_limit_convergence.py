@@ -133,10 +133,10 @@ def test_a_finished_run_is_read_and_not_run_again(small, monkeypatch):
 def test_networks_side_by_side_fit_into_memory():
     config = LimitConfig()
     x = np.zeros((1, 784), np.float32)
-    wide = config.model("mlp", 1000, 10)
+    wide = config.network("mlp", 1000).model(10)
     networks = partial(limit_convergence._Networks, y=x[:, :1], held_out=x, seed=0)
     assert networks(wide, x).at_once == 1
-    assert networks(config.model("mlp", 1000, 1), x[:, :4]).at_once > 1000
+    assert networks(config.network("mlp", 1000).model(1), x[:, :4]).at_once > 1000
 
 
 def test_configurations_are_checked():

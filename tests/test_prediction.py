@@ -140,6 +140,13 @@ def test_bad_flags_end_with_one_line(tmp_path):
         assert message in error and error.count("\n") == 1 and "Traceback" not in error, error
 
 
+def test_a_command_can_be_mended_in_the_same_workdir(tmp_path):
+    with pytest.raises(InputError, match="train_examples: expected at most 240"):
+        predict(PredictConfig(train_examples=999), tmp_path)
+    predict(PredictConfig(train_examples=20, times=(1.0,)), tmp_path, progress=False)
+    assert len(_summary(tmp_path)["times"]) == 1
+
+
 def test_a_run_on_other_data_is_not_compared(trained):
     with pytest.raises(InputError, match="compare: .* was trained with rho=.*leave it out"):
         predict(PredictConfig(rho=(2.0,)), compare=trained[0])

@@ -289,6 +289,7 @@ def test_what_is_no_kernel_is_refused(kernel, message, solver):
         ({"memory": 0.0}, "memory: expected"),
         ({"block_size": 0}, "block_size must be"),
         ({"dtype": "float16"}, "dtype must be one of"),
+        ({"gram": _flow(x=NEW, y=Y[:M]).gram}, "gram: expected the matrix of x_train"),
         ({"initial": Y[:3]}, "initial: expected shape"),
     ],
 )

@@ -22,22 +22,22 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from dnntk import figures, flow
-from dnntk.checks import check_choice, check_count, check_deviation
-from dnntk.config import ARCHITECTURES, DTYPES
-from dnntk.data import DATASETS, Dataset, load_dataset
+from dnntk.checks import check_choice, check_count
+from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
+from dnntk.data import Dataset
 from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained
 from dnntk.experiments import rates
+from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
-from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
+from dnntk.models import DeepNarrow
 from dnntk.regression import KernelFlow
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 from dnntk.spread import initialization_spread, linear_predictions
 
 log = logging.getLogger("dnntk")
 
-SCALE_EXPONENT = 2.2
 # Of the largest stable step. The top mode then dies out in a few steps, and the slow ones, which
 # the times are about, are followed closely; `discretization` says how closely.
 STABLE_FRACTION = 0.5
@@ -92,10 +92,7 @@ class LimitConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
-        check_choice("dataset", self.dataset, DATASETS)
         check_choice("dtype", self.dtype, DTYPES)
-        if self.dataset == "toy" and self.arch != "mlp":
-            raise InputError(f"dataset: toy has no images for arch={self.arch}; use arch=mlp")
         if not self.depths or not all(isinstance(d, int) and d >= 2 for d in self.depths):
             raise InputError(f"depths: expected whole numbers of at least 2, got {self.depths}")
         if len(set(self.depths)) < len(self.depths):
@@ -104,18 +101,12 @@ class LimitConfig:
             raise InputError(f"times: expected finite numbers above 0, got {self.times}")
         if list(self.times) != sorted(set(self.times)):
             raise InputError(f"times: expected each once, in growing order, got {self.times}")
-        for name in ("train_examples", "test_examples", "trials", "draws", "kernel_size"):
+        for name in ("train_examples", "test_examples", "trials", "draws"):
             check_count(name, getattr(self, name))
-        if self.kernel_size % 2 == 0:
-            raise InputError(f"kernel_size: expected an odd number, got {self.kernel_size}")
-        if self.pool is not None:
-            check_count("pool", self.pool)
         if self.time_step is not None and not 0 < self.time_step < math.inf:
             raise InputError(f"time_step: expected a number above 0, got {self.time_step}")
-        for name in ("rho", "beta"):
-            check_deviation(name, getattr(self, name))
-        if self.seed < 0:
-            raise InputError(f"seed: expected at least 0, got {self.seed}")
+        for arch in self.archs:  # the rest is the networks' own to refuse
+            self.network(arch, self.depths[0])
 
     @property
     def archs(self) -> tuple[str, ...]:
@@ -127,12 +118,18 @@ class LimitConfig:
         """What kernels and predictions of the limit take."""
         return {"rho": self.rho, "beta": self.beta, "kernel_size": self.kernel_size}
 
-    def model(self, arch: str, depth: int, d_out: int) -> DeepNarrow:
-        """The network of one depth."""
-        scale = float(depth) ** SCALE_EXPONENT
-        if arch == "mlp":
-            return DeepNarrowMLP(depth, d_out, scale, rho=self.rho, beta=self.beta)
-        return DeepNarrowCNN(depth, d_out, scale, **self.kernel_options)
+    def network(self, arch: str, depth: int) -> TrainConfig:
+        """The network of one depth, in the theorems' regime, and its data."""
+        return TrainConfig(
+            arch=arch,
+            depth=depth,
+            dataset=self.dataset,
+            classes=self.classes,
+            data_dir=self.data_dir,
+            pool=self.pool,
+            seed=self.seed,
+            **self.kernel_options,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,18 +202,11 @@ def converge_to_limit(
     config = config or LimitConfig()
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
-        content = dataclasses.asdict(config)
-        folder.claim(content, resume)
-        folder.write_json(CONFIG, content | {"versions": versions()})
+        folder.claim(dataclasses.asdict(config), resume)
     begun = time.perf_counter()
-    pool = config.pool or (4 if config.dataset in ("mnist", "fashion_mnist") else 1)
-    dataset = load_dataset(
-        config.dataset,
-        classes=config.classes,
-        data_dir=config.data_dir,
-        pool=pool,
-        seed=config.seed,
-    )
+    dataset = load_dataset_for(config.network(config.archs[0], config.depths[0]))
+    if folder is not None:
+        folder.write_json(CONFIG, dataclasses.asdict(config) | {"versions": versions()})
     log.info(
         "data: %s; the first %d and %d of them",
         *(dataset.description, *_counts(config, dataset)),
@@ -337,7 +327,7 @@ class _Arch:
 
     def _trained(self, depth: int) -> np.ndarray:
         """Outputs [trials, T, m, d_out] of trained networks: read where they are kept."""
-        model = self.config.model(self.arch, depth, self.y.shape[1])
+        model = self.config.network(self.arch, depth).model(self.y.shape[1])
         run = _Networks(model, self.x, self.y, self.held_out, self.config.seed)
         trials = self.config.trials
         size = min(trials, run.at_once)
@@ -420,7 +410,7 @@ class _Networks:
     ) -> np.ndarray:
         """Outputs [trials, T, m, d_out] on the held-out examples after each of ``steps``."""
         ensemble = Ensemble(self.model, len(trials), self.x, self.y)
-        params, frozen = self._start(ensemble, trials)
+        params, frozen = ensemble.init(self.seed, first=trials.start)
         descend, held_out = ensemble.descent(time_step), jnp.asarray(self.held_out)
         look = ensemble.measure(lambda p, f: flow.apply(self.model, p, f, held_out))
         found, step, chunk = [], 0, 1
@@ -435,14 +425,6 @@ class _Networks:
                 advance(count)
             found.append(np.asarray(look(params, frozen), np.float64))
         return np.stack(found, axis=1)
-
-    def _start(self, ensemble: Ensemble, trials: range) -> tuple[Any, Any]:
-        """As `Ensemble.init` starts them, for some of the trials."""
-        base, first = jax.random.key(self.seed), jnp.asarray(self.x[:1])
-        keys = jnp.stack([jax.random.fold_in(base, trial) for trial in trials])
-        variables = jax.jit(jax.vmap(lambda key: self.model.init(key, first)))(keys)
-        frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        return ensemble.put(variables["params"]), ensemble.put(frozen)
 
 
 def _counts(config: LimitConfig, dataset: Dataset) -> tuple[int, int]:

@@ -83,8 +83,10 @@ def predict(
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
         folder.claim(config.to_json(), resume, free=FREE)
+    prediction = _Prediction(config, folder, trained, progress)
+    if folder is not None:  # what cannot be read leaves no run behind that a mended command meets
         folder.write_json(CONFIG, config.to_json() | {"versions": versions()})
-    return _Prediction(config, folder, trained, progress).result()
+    return prediction.result()
 
 
 class _Trained:
@@ -294,7 +296,7 @@ class _Prediction:
             figure = figures.confusion_figure(counts, data.classes, named)
             figures.save(figure, path / "confusion")
         if data.name == "toy":
-            figure = figures.arc_figure(data.x_test, data.y_test, outputs[at], named)
+            figure = figures.arc_figure(data.x_test, data.y_test, outputs[at], "limit", named)
             figures.save(figure, path / "fit")
 
 

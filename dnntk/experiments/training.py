@@ -336,7 +336,8 @@ class _Run:
         figures.save(figures.loss_figure(self.history, title), path / "loss")
         outputs = self.predict(self.state.params, self.frozen, data.x_test, self.batch_size)
         if data.name == "toy":
-            figures.save(figures.arc_figure(data.x_test, data.y_test, outputs, title), path / "fit")
+            figure = figures.arc_figure(data.x_test, data.y_test, outputs, "trained network", title)
+            figures.save(figure, path / "fit")
         if data.labels_test is not None:
             counts = confusion(outputs, data.labels_test, len(data.classes))
             figure = figures.confusion_figure(counts, data.classes, f"{title}: test set")
