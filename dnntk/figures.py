@@ -90,7 +90,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
 
 
 def arc_figure(x: np.ndarray, y: np.ndarray, outputs: np.ndarray, label: str, title: str) -> Figure:
-    """The toy task: target and outputs, named by ``label``, against the angle of the input on the arc."""
+    """The toy task: target, and outputs named by ``label``, against the angle on the arc."""
     figure = _figure(1)
     axes = figure.subplots()
     order = np.argsort(np.arctan2(x[:, 1], x[:, 0]))
