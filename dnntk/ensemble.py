@@ -58,13 +58,14 @@ class Ensemble:
         rate = flow.learning_rate(self.model, time_step)
         weight = jnp.ones(len(self._x), self._x.dtype)
 
-        def loss(params: Any, frozen: Any) -> jax.Array:
-            outputs = flow.apply(self.model, params, frozen, self._x)
-            return flow.residual_loss(outputs, self._y, weight) / len(self._x)
+        batch, examples = flow.Batch(self._x, self._y, weight), len(self._x)
 
         def step(params: Any, frozen: Any) -> tuple[Any, jax.Array]:
-            value, gradient = jax.value_and_grad(loss)(params, frozen)
-            return jax.tree.map(lambda p, g: p - rate * g, params, gradient), value
+            value, gradient = flow.loss_and_gradient(
+                self.model, params, frozen, batch, self.mesh.size
+            )
+            moved = jax.tree.map(lambda p, g: p - rate / examples * g, params, gradient)
+            return moved, value / examples
 
         def descend(params: Any, frozen: Any, steps: jax.Array) -> tuple[Any, jax.Array]:
             body = lambda _, carry: jax.vmap(step)(carry[0], frozen)  # noqa: E731

@@ -6,8 +6,12 @@ which for plain SGD means a learning rate of ``time_step`` on D in the ``ntk`` p
 of time_step / (depth C^2) on the matrices in the ``standard`` one.
 
 A batch is split over devices; every device holds all parameters and the gradient is summed once,
-after the backward pass over all layers. On CPU, one host device a core is about twice as fast for
-narrow networks as threads inside each tiny product.
+after the backward pass over all layers. On CPU, networks that `dnntk.fused` takes run on one device
+with a thread a core; for other narrow ones, one host device a core is about twice as fast as threads
+inside each tiny product.
+
+`outputs` and `loss_and_gradient` are the one place where a backend chooses its path; `apply` is the
+plain code, with every transformation of JAX.
 """
 
 import functools
@@ -23,6 +27,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from dnntk import fused
 from dnntk.errors import InputError
 from dnntk.models import DeepNarrow
 
@@ -47,11 +52,14 @@ class Batch(NamedTuple):
     weight: jax.Array
 
 
-def data_mesh(examples: int, parameter_bytes: int) -> Mesh:
-    """A one-axis mesh ``data`` over as many local devices as ``examples`` can keep busy."""
+def data_mesh(examples: int, parameter_bytes: int, threaded: bool = False) -> Mesh:
+    """A one-axis mesh ``data`` over as many local devices as ``examples`` can keep busy.
+
+    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.fused` does.
+    """
     devices = jax.local_devices()
     count = max(1, min(len(devices), examples // MIN_EXAMPLES_PER_DEVICE))
-    if jax.default_backend() == "cpu" and parameter_bytes > MAX_REPLICATED_BYTES:
+    if threaded or (jax.default_backend() == "cpu" and parameter_bytes > MAX_REPLICATED_BYTES):
         count = 1
     return Mesh(np.array(devices[:count]), ("data",))
 
@@ -72,6 +80,36 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 def apply(model: nn.Module, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
     """Outputs [n, d_out] at ``params``; ``frozen`` holds the collections beside them."""
     return cast(jax.Array, model.apply({"params": params, **frozen}, x))
+
+
+def outputs(model: nn.Module, params: Any, frozen: Any, x: jax.Array, devices: int) -> jax.Array:
+    """As `apply`, by this backend's fastest path; not to be differentiated.
+
+    ``devices`` of this machine work at the same time.
+    """
+    if fused.supports(model, params, x):
+        return fused.outputs(model, params, frozen, x, fused.threads(devices))
+    return apply(model, params, frozen, x)
+
+
+def loss_and_gradient(
+    model: nn.Module, params: Any, frozen: Any, batch: Batch, devices: int
+) -> tuple[jax.Array, Any]:
+    """The sum over a batch of weight / 2 ||f - y||^2 and its gradient by ``params``.
+
+    ``devices`` of this machine work at the same time.
+    """
+    x, y, weight = batch
+    if fused.supports(model, params, x):
+        shift = -weight[:, None] * y
+        threads = fused.threads(devices)
+        f, gradient = fused.gradient(model, params, frozen, x, weight, shift, threads)
+        return residual_loss(f, y, weight), gradient
+
+    def loss(params: Any) -> jax.Array:
+        return residual_loss(apply(model, params, frozen, x), y, weight)
+
+    return jax.value_and_grad(loss)(params)
 
 
 def residual_loss(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
@@ -101,11 +139,8 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
     ``state`` is donated. ``frozen`` holds the collections beside ``params`` ({} or {"initial"}).
     """
 
-    def loss(params: Any, frozen: Any, batch: Batch) -> jax.Array:
-        return residual_loss(apply(model, params, frozen, batch.x), batch.y, batch.weight)
-
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(state.params, frozen, batch)
+        value, gradient = loss_and_gradient(model, state.params, frozen, batch, mesh.size)
         value, gradient, examples = jax.lax.psum((value, gradient, batch.weight.sum()), "data")
         gradient = jax.tree.map(lambda g: g / examples, gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -121,7 +156,7 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Any:
     """(params, frozen, x [n, ...]) -> outputs [n, d_out] on the host, in chunks of one shape."""
     outputs_of = jax.jit(
         jax.shard_map(
-            functools.partial(apply, model),
+            functools.partial(outputs, model, devices=mesh.size),
             mesh=mesh,
             in_specs=(P(), P(), P("data")),
             out_specs=P("data"),
@@ -131,13 +166,13 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Any:
 
     def predict(params: Any, frozen: Any, x: np.ndarray, chunk: int = 512) -> np.ndarray:
         chunk = min(chunk, len(x))
-        outputs = []
+        parts = []
         for start in range(0, len(x), chunk):
             part = x[start : start + chunk]
             padded = np.pad(part, ((0, chunk - len(part)), *((0, 0),) * (x.ndim - 1)))
             batch = put_batch(padded, padded[:, :0].reshape(chunk, -1), mesh)
-            outputs.append(np.asarray(outputs_of(params, frozen, batch.x))[: len(part)])
-        return np.concatenate(outputs)
+            parts.append(np.asarray(outputs_of(params, frozen, batch.x))[: len(part)])
+        return np.concatenate(parts)
 
     return predict
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from dnntk import fused
 from dnntk.flow import apply, put_batch, put_replicated
 
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
@@ -61,13 +62,18 @@ def largest_eigenvalue(
     batch = put_batch(x, vector.astype(outputs.dtype), mesh)
 
     def product(params: Any, frozen: Any, x: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
-        def outputs_at(params: Any) -> jax.Array:
-            return apply(model, params, frozen, x) * weight[:, None]
-
-        norm = jnp.sqrt(jax.lax.psum(jnp.sum((v * weight[:, None]) ** 2), "data"))
-        _, pull_back = jax.vjp(outputs_at, params)
-        (gradient,) = jax.lax.psum(pull_back(v / norm), "data")
-        _, image = jax.jvp(outputs_at, (params,), (gradient,))
+        v = v * weight[:, None]
+        v = v / jnp.sqrt(jax.lax.psum(jnp.sum(v**2), "data"))
+        if fused.supports(model, params, x):
+            threads = fused.threads(mesh.size)
+            _, gradient = fused.gradient(model, params, frozen, x, 0 * weight, v, threads)
+            gradient = jax.lax.psum(gradient, "data")
+            image = fused.tangent(model, params, frozen, x, gradient, threads)
+        else:
+            outputs_at = lambda params: apply(model, params, frozen, x)  # noqa: E731
+            _, pull_back = jax.vjp(outputs_at, params)
+            (gradient,) = jax.lax.psum(pull_back(v), "data")
+            _, image = jax.jvp(outputs_at, (params,), (gradient,))
         examples = jax.lax.psum(weight.sum(), "data")
         # v^T K v = |J^T v|^2: the Rayleigh quotient, from below.
         rayleigh = sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))

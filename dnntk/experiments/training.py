@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from tqdm.auto import tqdm
 
-from dnntk import figures, flow
+from dnntk import figures, flow, fused
 from dnntk.checkpoints import Checkpoints
 from dnntk.config import EVALUATIONS, RESUMABLE, TrainConfig
 from dnntk.data import Dataset, load_dataset
@@ -121,7 +121,8 @@ class _Run:
         examples = len(self.dataset.x_train)
         self.batch_size = min(config.batch_size or examples, examples)
         itemsize = jnp.dtype(config.dtype).itemsize
-        self.mesh = flow.data_mesh(self.batch_size, self.parameters * itemsize)
+        threaded = fused.supports(self.model, self.variables["params"], self.dataset.x_train)
+        self.mesh = flow.data_mesh(self.batch_size, self.parameters * itemsize, threaded)
         self._describe()
         self.plan = self._settle(resume)
         self.optimizer = _optimizer(config, self.plan.rate)

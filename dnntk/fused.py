@@ -1,0 +1,197 @@
+"""All middle layers in one call on CPU: outputs, gradients and tangents of deep narrow networks.
+
+A layer of a few channels on a small image is less work than the call of an operation costs, a
+thousand times over. `dnntk.native` takes a few examples at a time, which stay in a core's own
+cache, through all layers and back before it takes the next ones: so no state outlives its block,
+and a block keeps those of O(sqrt(depth)) layers where all of them would not fit.
+
+This is the one place that knows of it: `supports` says whether it applies. What it computes is what
+`dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX.
+"""
+
+import dataclasses
+import os
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnntk import native
+from dnntk.initializers import Layer, Layers
+from dnntk.layers import Convolution, Network
+from dnntk.models import DeepNarrow
+
+# Filters that `dnntk.native` has code for.
+SIDES = (1, 3, 5)
+# A wider layer is at home in one large matrix product.
+MAX_WIDTH = 256
+# Bytes of states that a thread may keep; beyond, segments of sqrt(depth) layers are recomputed.
+BUDGET = 64 << 20
+
+# How `dnntk.native` is to read the initial values beside the trained parameters.
+_NONE, _MATRICES, _FEATURES = range(3)
+
+
+def supports(model: nn.Module, params: Any, x: Any) -> bool:
+    """Does the CPU library take ``model`` at ``params`` on inputs like ``x``?"""
+    return (
+        jax.default_backend() == "cpu"
+        and isinstance(model, DeepNarrow)
+        and model.depth > 2
+        and x.shape[-1] + 1 + model.d_out <= MAX_WIDTH
+        and getattr(model, "kernel_size", 1) in SIDES
+        and {jnp.dtype(a.dtype).name for a in (x, *jax.tree.leaves(params))} <= {x.dtype.name}
+        and x.dtype.name in ("float32", "float64")
+        and native.available()
+    )
+
+
+def threads(devices: int) -> int:
+    """How many threads are each one's share where so many devices of this machine work at once."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        cores = os.cpu_count() or 1
+    return max(1, cores // devices)
+
+
+def outputs(model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, threads: int) -> jax.Array:
+    """Outputs [n, d_out] of ``model.apply``, on at most ``threads`` threads; not differentiable."""
+    network, layers, initial = _pieces(model, params, frozen, x)
+    h = _enter(network, layers["first"], initial)
+    h = _call("forward", h, *_operands(network, layers, initial, h, threads))
+    return _leave(network, layers["last"], initial, h)
+
+
+def gradient(
+    model: DeepNarrow,
+    params: Any,
+    frozen: Any,
+    x: jax.Array,
+    factor: jax.Array,
+    shift: jax.Array,
+    threads: int,
+) -> tuple[jax.Array, Any]:
+    """Outputs f and the gradient by ``params`` whose cotangent is factor f + shift.
+
+    With factor = weight [n] and shift = -weight y [n, d_out] that is the gradient of the sum of
+    weight / 2 ||f - y||^2, in one way up and down; with factor = 0 it is J^T shift.
+
+    Returns:
+      (f [n, d_out], a tree like ``params``).
+    """
+    network, layers, initial = _pieces(model, params, frozen, x)
+    h0, pull_first = jax.vjp(lambda layer: _enter(network, layer, initial), layers["first"])
+    head, offset = _head(network, layers["last"], initial, h0)
+    middle = layers["middle"]
+    h, by_h0, by_kernel, by_bias = _call(
+        "gradient",
+        (h0, h0, middle["kernel"], middle["bias"]),
+        *_operands(network, layers, initial, h0, threads),
+        *(head, offset, factor, shift),
+    )
+    f, pull_last = jax.vjp(lambda layer: _leave(network, layer, initial, h), layers["last"])
+    (last,) = pull_last(factor[:, None] * f + shift)
+    (first,) = pull_first(by_h0)
+    return f, {"first": first, "middle": {"kernel": by_kernel, "bias": by_bias}, "last": last}
+
+
+def tangent(
+    model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, direction: Any, threads: int
+) -> jax.Array:
+    """Derivative [n, d_out] of the outputs along ``direction``, a tree like ``params``."""
+    network, layers, initial = _pieces(model, params, frozen, x)
+    enter = lambda layer: _enter(network, layer, initial)  # noqa: E731
+    h0, dh0 = jax.jvp(enter, (layers["first"],), (direction["first"],))
+    given = _operands(network, layers, initial, h0, threads)
+    along = direction["middle"]["kernel"], direction["middle"]["bias"], dh0
+    h, dh = _call("tangent", (h0, h0), *given, *along)
+    leave = lambda layer, h: _leave(network, layer, initial, h)  # noqa: E731
+    return jax.jvp(leave, (layers["last"], h), (direction["last"], dh))[1]
+
+
+class _Operands(NamedTuple):
+    """What every function of the library takes, in its order."""
+
+    settings: np.ndarray
+    units: np.ndarray
+    kernel: jax.Array
+    bias: jax.Array
+    initial_kernel: jax.Array
+    initial_bias: jax.Array
+    base: jax.Array
+    floor: jax.Array
+    h0: jax.Array
+
+
+def _operands(
+    network: Network, params: Layers, initial: Layers, h0: jax.Array, threads: int
+) -> _Operands:
+    middle, form, channels = params["middle"], network.form, len(h0)
+    slope, ratio = form.slope("middle", channels)
+    units = [
+        np.broadcast_to(np.asarray(constant, h0.dtype).reshape(-1), channels)
+        for constant in (slope, np.multiply(slope, ratio), form.column, form.carry)
+    ]
+    start = initial.get("middle")
+    if start is None:
+        kind, start = _NONE, {name: jnp.zeros(1, h0.dtype) for name in ("kernel", "bias")}
+    else:
+        kind = _MATRICES if start["kernel"].shape == middle["kernel"].shape else _FEATURES
+    side = rows = columns = 1
+    if isinstance(network.affine, Convolution):
+        layout = network.affine.layout
+        side, rows, columns = layout.kernel_size, layout.height, layout.width
+    settings = (side, kind, rows, columns, len(network.packed), threads, BUDGET >> 10)
+    return _Operands(
+        np.array(settings, np.int32),
+        np.stack(units),
+        middle["kernel"],
+        middle["bias"],
+        start["kernel"],
+        start["bias"],
+        jnp.broadcast_to(jnp.asarray(form.base, h0.dtype), h0.shape),
+        jnp.broadcast_to(jnp.asarray(form.floor, h0.dtype), h0.shape),
+        h0,
+    )
+
+
+def _call(name: str, like: Any, *operands: Any) -> Any:
+    """The library's function, whose results have shapes and dtypes ``like`` those arrays."""
+    results = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
+    # Of many networks under `jax.vmap`, one after another: each fills the machine.
+    return jax.ffi.ffi_call(f"dnntk_{name}", results, vmap_method="sequential")(*operands)
+
+
+def _pieces(
+    model: DeepNarrow, params: Any, frozen: Any, x: jax.Array
+) -> tuple[Network, Layers, Layers]:
+    return model.apply({"params": params, **frozen}, x, method="network")
+
+
+def _enter(network: Network, layer: Layer, initial: Layers) -> jax.Array:
+    """The state above the first layer."""
+    z = network.enter(network.weights("first", layer, initial.get("first")))
+    return network.activate(z)
+
+
+def _leave(network: Network, layer: Layer, initial: Layers, h: jax.Array) -> jax.Array:
+    """Outputs from the state below the last layer."""
+    z = network.leave(h, network.weights("last", layer, initial.get("last")))
+    return network.affine.read_out(z)
+
+
+def _head(
+    network: Network, layer: Layer, initial: Layers, like: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The last layer as outputs = head h + offset: [d_out, units, positions] and [n, d_out]."""
+    nothing = jnp.zeros_like(like)
+    offset = _leave(network, layer, initial, nothing)
+    # The matrix is that of any example.
+    single = nothing[..., :1]
+    form = dataclasses.replace(network.form, base=single, floor=single, start=single)
+    one = dataclasses.replace(network, form=form, packed=network.packed[..., :1])
+    head = jax.jacrev(lambda h: _leave(one, layer, initial, h)[0])(single)
+    return head[..., 0], offset

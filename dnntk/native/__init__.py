@@ -1,0 +1,119 @@
+"""The CPU library behind `dnntk.fused`: built from C++ at its first use, then kept.
+
+A compiler (``c++``, ``g++`` or ``clang++``, or what ``CXX`` names) builds it for the processor that
+it will run on, in about ten seconds. Where there is none, or ``DNNTK_NATIVE=0`` is set,
+everything runs in plain JAX, with the same results to rounding.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+
+log = logging.getLogger("dnntk")
+
+SOURCE = Path(__file__).with_name("middle.cc")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
+FUNCTIONS = ("forward", "tangent", "gradient")
+SECONDS_ALLOWED = 300
+
+
+@functools.cache
+def available() -> bool:
+    """Is the library there? Builds and registers it, once a process."""
+    if os.environ.get("DNNTK_NATIVE", "1") == "0":
+        log.info("native: switched off by DNNTK_NATIVE=0; layers run in plain JAX")
+        return False
+    try:
+        library = ctypes.CDLL(str(_built()))
+        for name in FUNCTIONS:
+            target = jax.ffi.pycapsule(getattr(library, f"dnntk_{name}"))
+            jax.ffi.register_ffi_target(f"dnntk_{name}", target, platform="cpu")
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        why = getattr(error, "stderr", None) or str(error)
+        log.warning(
+            "native: layers run in plain JAX, several times slower on CPU, since the C++ library "
+            "could not be built: %s",
+            why.strip().splitlines()[0] if why.strip() else error,
+        )
+        return False
+    return True
+
+
+def _built() -> Path:
+    """The library's file, compiled unless it is there already."""
+    compiler = _compiler()
+    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE)]
+    if platform.machine() in ("x86_64", "AMD64"):
+        command.insert(1, "-mprefer-vector-width=512")
+    key = hashlib.sha256(SOURCE.read_bytes())
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS_ALLOWED
+    ).stdout
+    for part in (*command[:-1], version, _processor(), jaxlib.__version__):
+        key.update(part.encode() + b"\0")
+    file = _folder() / f"middle-{key.hexdigest()[:24]}.so"
+    if not file.exists():
+        log.info("native: compiling the CPU library, once (about 10 s)")
+        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+            made = Path(scratch, file.name)
+            subprocess.run(
+                [*command, "-o", str(made)],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=SECONDS_ALLOWED,
+            )
+            made.replace(file)
+    return file
+
+
+def _compiler() -> str:
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["c++", "g++", "clang++"]:
+        if found := shutil.which(name):
+            return found
+    raise OSError(f"no C++ compiler found{f' at CXX={named}' if named else ''}")
+
+
+def _folder() -> Path:
+    """A folder that only this user can write to: code is loaded from it."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "dnntk"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        if status.st_uid == os.getuid() and not status.st_mode & 0o022 and os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return _scratch()
+
+
+@functools.cache
+def _scratch() -> Path:
+    """Where no cache can be kept, the library is built anew by every process."""
+    import atexit
+
+    folder = tempfile.mkdtemp(prefix="dnntk-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
+    except OSError:
+        return f"{sys.platform} {platform.machine()} {platform.processor()}"

@@ -1,0 +1,770 @@
+// The middle layers of a deep narrow network on a CPU: outputs, gradients, tangents.
+//
+// A layer is h' = max(carry h + W q + b, floor) with q = base + column h (dnntk.layers.Form), W a
+// q x q convolution or a matrix. It is so small that everything between two layers would cost more
+// than the layer: so one call goes through all of them, with a few images at a time, which stay in
+// the core's own cache, and every example sits in a SIMD lane of its own.
+//
+// Layout of a block of examples: [groups][rows][channels][columns + reach] vectors of 64 bytes, the
+// lanes of a vector being examples. `reach` = q / 2 zero vectors follow every row of an image, and so
+// precede the next one. A dense layer is an image of one row whose columns are vectors of examples.
+//
+// Every function is written for vectors of 64 bytes; the compiler splits them where registers are
+// shorter.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/c_api.h"
+
+namespace {
+
+constexpr int kBytes = 64;      // of a vector
+constexpr int kMaxTile = 28;    // accumulators that fit the registers
+constexpr int kChunk = 32;      // layers whose gradients are added up at a time
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  typedef float Vector __attribute__((vector_size(kBytes)));
+  typedef float Half __attribute__((vector_size(kBytes / 2)));
+  typedef float Quarter __attribute__((vector_size(kBytes / 4)));
+};
+template <>
+struct Simd<double> {
+  typedef double Vector __attribute__((vector_size(kBytes)));
+  typedef double Half __attribute__((vector_size(kBytes / 2)));
+  typedef double Quarter __attribute__((vector_size(kBytes / 4)));
+};
+
+template <class T>
+using Vec = typename Simd<T>::Vector;
+template <class T>
+constexpr int kLanes = kBytes / sizeof(T);
+
+template <class T>
+inline T sum(const Vec<T>& v) {
+  typename Simd<T>::Half half[2];
+  std::memcpy(half, &v, sizeof v);
+  half[0] += half[1];
+  typename Simd<T>::Quarter quarter[2];
+  std::memcpy(quarter, half, sizeof quarter);
+  quarter[0] += quarter[1];
+  T total = 0;
+  for (int i = 0; i < kLanes<T> / 4; ++i) total += quarter[0][i];
+  return total;
+}
+
+// Memory aligned to a vector, set to zero.
+template <class X>
+class Buffer {
+ public:
+  explicit Buffer(size_t size) {
+    size_t bytes = (std::max<size_t>(size, 1) * sizeof(X) + kBytes - 1) / kBytes * kBytes;
+    data_ = static_cast<X*>(std::aligned_alloc(kBytes, bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(static_cast<void*>(data_), 0, bytes);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  X* data() { return data_; }
+  X& operator[](size_t i) { return data_[i]; }
+
+ private:
+  X* data_;
+};
+
+// Where the initial values of the weights come from, beside the trained D.
+enum Initial { kNone = 0, kMatrices = 1, kFeatures = 2 };
+
+// What a call is about, as JAX hands it over.
+template <class T>
+struct Problem {
+  int64_t layers, channels, inputs, rows, columns, examples, outputs;
+  int side, initial, threads;
+  int64_t budget;  // bytes of states that a thread may keep
+  const T *kernel, *bias;                        // [layers, side, side, in, out], [layers, out]
+  const T *initial_kernel, *initial_bias;        // as above, or features, or nothing
+  const T *slope, *bias_slope, *column, *carry;  // [channels]
+  const T *base, *floor, *h0;                    // [channels, positions, examples]
+
+  int reach() const { return side / 2; }
+  bool dense() const { return side == 1 && rows == 1 && columns == 1; }
+  int64_t positions() const { return rows * (columns + reach()); }
+  int64_t weights() const { return int64_t{side} * side * channels * channels; }
+  // Examples in vectors.
+  int64_t vectors() const { return (examples + kLanes<T> - 1) / kLanes<T>; }
+};
+
+// The examples that one thread takes through the network at a time.
+template <class T>
+struct Block {
+  int64_t first;    // vector of examples
+  int64_t groups;   // images side by side, in vectors
+  int64_t columns;  // of an image
+  int64_t rows, channels;
+  int reach;
+
+  Block(const Problem<T>& p, int64_t first, int64_t count)
+      : first(first),
+        groups(p.dense() ? 1 : count),
+        columns(p.dense() ? count : p.columns),
+        rows(p.rows),
+        channels(p.channels),
+        reach(p.reach()) {}
+
+  int64_t stride() const { return columns + reach; }
+  int64_t group() const { return rows * channels * stride() + 2 * reach; }
+  int64_t size() const { return groups * group(); }  // vectors of a state
+  int64_t at(int64_t g, int64_t y, int64_t c) const {
+    return g * group() + reach + (y * channels + c) * stride();
+  }
+};
+
+// Between a block and an array [channels, positions, examples].
+template <class T>
+void load(const Problem<T>& p, const Block<T>& b, const T* from, Vec<T>* to) {
+  for (int64_t g = 0; g < b.groups; ++g)
+    for (int64_t y = 0; y < b.rows; ++y)
+      for (int64_t c = 0; c < b.channels; ++c)
+        for (int64_t x = 0; x < b.columns; ++x) {
+          int64_t vector = b.first + (p.dense() ? x : g);
+          int64_t position = p.dense() ? 0 : y * (p.columns + p.reach()) + x;
+          int64_t n = vector * kLanes<T>;
+          int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
+          Vec<T> v = {};
+          std::memcpy(&v, from + (c * p.positions() + position) * p.examples + n, lanes * sizeof(T));
+          to[b.at(g, y, c) + x] = v;
+        }
+}
+
+template <class T>
+void store(const Problem<T>& p, const Block<T>& b, const Vec<T>* from, T* to) {
+  for (int64_t g = 0; g < b.groups; ++g)
+    for (int64_t y = 0; y < b.rows; ++y)
+      for (int64_t c = 0; c < b.channels; ++c)
+        for (int64_t x = 0; x < b.columns + (p.dense() ? 0 : b.reach); ++x) {
+          int64_t vector = b.first + (p.dense() ? x : g);
+          int64_t position = p.dense() ? 0 : y * (p.columns + p.reach()) + x;
+          int64_t n = vector * kLanes<T>;
+          int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
+          Vec<T> v = {};
+          if (x < b.columns) v = from[b.at(g, y, c) + x];
+          std::memcpy(to + (c * p.positions() + position) * p.examples + n, &v, lanes * sizeof(T));
+        }
+}
+
+// ---- the two products
+
+// acc[m][v] = sum over `terms` rows of the input, SIDE shifts: w[.., dx, m] in[.., v + dx].
+template <class T, int SIDE, int M, int N>
+void multiply(const Vec<T>* in, int64_t stride, int64_t terms, const T* w, Vec<T>* tile) {
+  Vec<T> acc[M][N];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) acc[m][v] = tile[m * N + v];
+  for (int64_t k = 0; k < terms; ++k, in += stride, w += SIDE * M) {
+#pragma GCC unroll 8
+    for (int dx = 0; dx < SIDE; ++dx)
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) {
+        Vec<T> value = in[v + dx];
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) acc[m][v] += value * w[dx * M + m];
+      }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) tile[m * N + v] = acc[m][v];
+}
+
+// sums[i][dx][m] += in[i][x + dx] out[m][x], over a row of `columns`.
+template <class T, int SIDE, int I, int M>
+struct Outer {
+  Vec<T> sums[I][SIDE][M] = {};
+
+  void rows(const Vec<T>* in, const Vec<T>* out, int64_t stride, int64_t columns) {
+    Vec<T> acc[I][SIDE][M];
+    std::memcpy(acc, sums, sizeof acc);
+    for (int64_t x = 0; x < columns; ++x) {
+      Vec<T> g[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) g[m] = out[m * stride + x];
+#pragma GCC unroll 8
+      for (int i = 0; i < I; ++i)
+#pragma GCC unroll 8
+        for (int dx = 0; dx < SIDE; ++dx) {
+          Vec<T> value = in[i * stride + x + dx];
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) acc[i][dx][m] += value * g[m];
+        }
+    }
+    std::memcpy(sums, acc, sizeof acc);
+  }
+};
+
+template <class T>
+using Multiply = void (*)(const Vec<T>*, int64_t, int64_t, const T*, Vec<T>*);
+
+template <class T, int SIDE, int M>
+Multiply<T> multiply_for(int n) {
+  switch (n) {
+    case 1: return multiply<T, SIDE, M, 1>;
+    case 2: return multiply<T, SIDE, M, 2>;
+    case 3: return multiply<T, SIDE, M, 3>;
+    case 4: return multiply<T, SIDE, M, 4>;
+    case 5: return multiply<T, SIDE, M, 5>;
+    case 6: return multiply<T, SIDE, M, 6>;
+    default: return multiply<T, SIDE, M, 7>;
+  }
+}
+
+template <class T, int SIDE>
+Multiply<T> multiply_for(int m, int n) {
+  switch (m) {
+    case 1: return multiply_for<T, SIDE, 1>(n);
+    case 2: return multiply_for<T, SIDE, 2>(n);
+    case 3: return multiply_for<T, SIDE, 3>(n);
+    default: return multiply_for<T, SIDE, 4>(n);
+  }
+}
+
+// How `size` splits into parts of at most `most`, as even as can be: where part `k` begins.
+inline int64_t parts(int64_t size, int64_t most) { return (size + most - 1) / most; }
+inline int64_t part(int64_t size, int64_t count, int64_t k) { return size * k / count; }
+
+// ---- one thread's way through the layers
+
+template <class T, int SIDE>
+class Worker {
+ public:
+  using V = Vec<T>;
+
+  Worker(const Problem<T>& p, const Block<T>& block)
+      : p_(p),
+        b_(block),
+        base_(b_.size()),
+        floor_(b_.size()),
+        weights_(p.weights()),
+        packed_(p.weights()),
+        tangents_(p.weights()),
+        bias_(p.channels) {
+    load(p_, b_, p_.base, base_.data());
+    load(p_, b_, p_.floor, floor_.data());
+    most_columns_ = p_.channels % 4 == 0 && p_.channels % 3 != 0 ? 6 : 7;
+    most_channels_ = most_columns_ == 6 ? 4 : 3;
+    channel_parts_ = parts(p_.channels, most_channels_);
+    column_parts_ = parts(b_.columns, most_columns_);
+  }
+
+  // q = base + column h
+  void read(const V* h, V* q) {
+    each([&](int64_t i, int64_t c) { q[i] = base_[i] + p_.column[c] * h[i]; });
+  }
+
+  // dq = column dh
+  void column(const V* dh, V* dq) {
+    each([&](int64_t i, int64_t c) { dq[i] = p_.column[c] * dh[i]; });
+  }
+
+  // The layer's weights and bias, from what is trained and what was there before.
+  void prepare(int64_t layer) {
+    const int64_t c = p_.channels;
+    const T* d = p_.kernel + layer * p_.weights();
+    for (int64_t i = 0; i < p_.weights() / c; ++i)
+      for (int64_t o = 0; o < c; ++o) weights_[i * c + o] = d[i * c + o] * p_.slope[o];
+    for (int64_t o = 0; o < c; ++o) bias_[o] = p_.bias[layer * c + o] * p_.bias_slope[o];
+    if (p_.initial == kMatrices) {
+      const T* w = p_.initial_kernel + layer * p_.weights();
+      for (int64_t i = 0; i < p_.weights(); ++i) weights_[i] += w[i];
+      for (int64_t o = 0; o < c; ++o) bias_[o] += p_.initial_bias[layer * c + o];
+    } else if (p_.initial == kFeatures) {
+      const T* u = p_.initial_kernel + layer * SIDE * SIDE * p_.inputs;
+      for (int64_t tap = 0; tap < SIDE * SIDE; ++tap)
+        for (int64_t i = 0; i < p_.inputs; ++i)
+          weights_[(tap * c + i) * c + p_.inputs] += u[tap * p_.inputs + i];
+      bias_[p_.inputs] += p_.initial_bias[layer];
+    }
+  }
+
+  // In the order that `convolve` reads: [part][dy, in][dx][out of the part].
+  void pack(const T* weights, bool transposed, T* to) {
+    const int64_t c = p_.channels;
+    for (int64_t k = 0; k < channel_parts_; ++k) {
+      int64_t from = part(c, channel_parts_, k), end = part(c, channel_parts_, k + 1);
+      for (int dy = 0; dy < SIDE; ++dy)
+        for (int64_t i = 0; i < c; ++i)
+          for (int dx = 0; dx < SIDE; ++dx)
+            for (int64_t o = from; o < end; ++o)
+              *to++ = transposed
+                          ? weights[((SIDE - 1 - dy) * SIDE + SIDE - 1 - dx) * c * c + o * c + i]
+                          : weights[(dy * SIDE + dx) * c * c + i * c + o];
+    }
+  }
+
+  // For every tile of the result: finish(index of its corner, first channel, channels, columns,
+  // tile), where the tile is W in (+ W2 in2).
+  template <class Finish>
+  void convolve(const V* in, const T* w, const V* in2, const T* w2, Finish finish) {
+    const int64_t c = p_.channels, r = b_.reach;
+    for (int64_t g = 0; g < b_.groups; ++g)
+      for (int64_t y = 0; y < b_.rows; ++y) {
+        int64_t above = std::max<int64_t>(0, r - y), below = std::max<int64_t>(0, y + r + 1 - b_.rows);
+        int64_t terms = (SIDE - above - below) * c;
+        for (int64_t k = 0; k < channel_parts_; ++k) {
+          int64_t o = part(c, channel_parts_, k), m = part(c, channel_parts_, k + 1) - o;
+          int64_t skip = o * SIDE * SIDE * c + above * c * SIDE * m;
+          for (int64_t j = 0; j < column_parts_; ++j) {
+            int64_t x = part(b_.columns, column_parts_, j);
+            int64_t n = part(b_.columns, column_parts_, j + 1) - x;
+            int64_t corner = b_.at(g, y - r + above, 0) + x - r;
+            V tile[kMaxTile] = {};
+            Multiply<T> kernel = multiply_for<T, SIDE>(m, n);
+            kernel(in + corner, b_.stride(), terms, w + skip, tile);
+            if (in2 != nullptr) kernel(in2 + corner, b_.stride(), terms, w2 + skip, tile);
+            finish(b_.at(g, y, o) + x, o, m, n, tile);
+          }
+        }
+      }
+  }
+
+  // State and q of layer `layer` to those of the next.
+  void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
+    prepare(layer);
+    pack(weights_.data(), false, packed_.data());
+    convolve(q, packed_.data(), nullptr, nullptr,
+             [&](int64_t at, int64_t o, int64_t m, int64_t n, const V* tile) {
+               for (int64_t i = 0; i < m; ++i)
+                 for (int64_t x = 0; x < n; ++x) {
+                   int64_t k = at + i * b_.stride() + x;
+                   V z = tile[i * n + x] + bias_[o + i] + p_.carry[o + i] * h[k];
+                   V next = z > floor_[k] ? z : floor_[k];
+                   h_next[k] = next;
+                   q_next[k] = base_[k] + p_.column[o + i] * next;
+                 }
+             });
+  }
+
+  // The same with tangents: of the parameters dk, db and of the state and q.
+  void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
+               const V* dq, V* h_next, V* q_next, V* dh_next, V* dq_next) {
+    const int64_t c = p_.channels;
+    forward(layer, h, q, h_next, q_next);
+    for (int64_t i = 0; i < p_.weights(); ++i)
+      weights_[i] = dk[layer * p_.weights() + i] * p_.slope[i % c];
+    pack(weights_.data(), false, tangents_.data());
+    convolve(dq, packed_.data(), q, tangents_.data(),
+             [&](int64_t at, int64_t o, int64_t m, int64_t n, const V* tile) {
+               for (int64_t i = 0; i < m; ++i)
+                 for (int64_t x = 0; x < n; ++x) {
+                   int64_t k = at + i * b_.stride() + x, u = o + i;
+                   V dz = tile[i * n + x] + db[layer * c + u] * p_.bias_slope[u] + p_.carry[u] * dh[k];
+                   V next = h_next[k] > floor_[k] ? dz : V{};
+                   dh_next[k] = next;
+                   dq_next[k] = p_.column[u] * next;
+                 }
+             });
+  }
+
+  // g where the state is above its floor, in an array whose padding is zero.
+  void mask(const V* h, const V* g, V* gz) {
+    each([&](int64_t i, int64_t) { gz[i] = h[i] > floor_[i] ? g[i] : V{}; });
+  }
+
+  // From derivatives by a layer's z to those by the state h that it read, masked unless it is the
+  // lowest; the gradients by the layer's parameters go to `by_kernel` and `by_bias`.
+  void backward(int64_t layer, const V* h, V* q, const V* gz, V* next, T* by_kernel, T* by_bias) {
+    read(h, q);
+    outer(q, gz, by_kernel, by_bias);
+    prepare(layer);
+    pack(weights_.data(), true, packed_.data());
+    const bool lowest = layer == 0;
+    convolve(gz, packed_.data(), nullptr, nullptr,
+             [&](int64_t at, int64_t o, int64_t m, int64_t n, const V* tile) {
+               for (int64_t i = 0; i < m; ++i)
+                 for (int64_t x = 0; x < n; ++x) {
+                   int64_t k = at + i * b_.stride() + x;
+                   V g = p_.column[o + i] * tile[i * n + x] + p_.carry[o + i] * gz[k];
+                   next[k] = g;
+                   if (!lowest) next[k] = h[k] > floor_[k] ? g : V{};
+                 }
+             });
+  }
+
+  const Block<T>& block() const { return b_; }
+
+ private:
+  template <class F>
+  void each(F f) {
+    for (int64_t g = 0; g < b_.groups; ++g)
+      for (int64_t y = 0; y < b_.rows; ++y)
+        for (int64_t c = 0; c < b_.channels; ++c) {
+          int64_t i = b_.at(g, y, c);
+          for (int64_t x = 0; x < b_.columns; ++x) f(i + x, c);
+        }
+  }
+
+  void outer(const V* q, const V* gz, T* by_kernel, T* by_bias) {
+    constexpr int kIn = SIDE == 1 ? 6 : SIDE == 3 ? 3 : 1, kOut = SIDE == 1 ? 4 : SIDE == 3 ? 3 : 4;
+    const int64_t c = p_.channels, in_parts = parts(c, kIn), out_parts = parts(c, kOut);
+    for (int dy = 0; dy < SIDE; ++dy)
+      for (int64_t j = 0; j < in_parts; ++j)
+        for (int64_t k = 0; k < out_parts; ++k) {
+          int64_t i = part(c, in_parts, j), ins = part(c, in_parts, j + 1) - i;
+          int64_t o = part(c, out_parts, k), outs = part(c, out_parts, k + 1) - o;
+          T* to = by_kernel + (dy * SIDE * c + i) * c + o;
+          switch (ins) {
+            case 1: outer_in<1, kOut>(q, gz, dy, i, o, outs, to); break;
+            case 2: outer_in<std::min(2, kIn), kOut>(q, gz, dy, i, o, outs, to); break;
+            case 3: outer_in<std::min(3, kIn), kOut>(q, gz, dy, i, o, outs, to); break;
+            case 4: outer_in<std::min(4, kIn), kOut>(q, gz, dy, i, o, outs, to); break;
+            case 5: outer_in<std::min(5, kIn), kOut>(q, gz, dy, i, o, outs, to); break;
+            default: outer_in<kIn, kOut>(q, gz, dy, i, o, outs, to);
+          }
+        }
+    for (int64_t o = 0; o < c; ++o) {
+      V total = {};
+      for (int64_t g = 0; g < b_.groups; ++g)
+        for (int64_t y = 0; y < b_.rows; ++y)
+          for (int64_t x = 0; x < b_.columns; ++x) total += gz[b_.at(g, y, o) + x];
+      by_bias[o] = sum<T>(total) * p_.bias_slope[o];
+    }
+  }
+
+  template <int I, int OUT>
+  void outer_in(const V* q, const V* gz, int dy, int64_t i, int64_t o, int64_t outs, T* to) {
+    switch (outs) {
+      case 1: return outer_block<I, 1>(q, gz, dy, i, o, to);
+      case 2: return outer_block<I, 2>(q, gz, dy, i, o, to);
+      case 3: return outer_block<I, 3>(q, gz, dy, i, o, to);
+      default: return outer_block<I, OUT>(q, gz, dy, i, o, to);
+    }
+  }
+
+  template <int I, int M>
+  void outer_block(const V* q, const V* gz, int dy, int64_t i, int64_t o, T* to) {
+    const int64_t c = p_.channels, r = b_.reach;
+    Outer<T, SIDE, I, M> block;
+    for (int64_t g = 0; g < b_.groups; ++g)
+      for (int64_t y = std::max<int64_t>(0, r - dy); y < std::min(b_.rows, b_.rows + r - dy); ++y)
+        block.rows(q + b_.at(g, y + dy - r, i) - r, gz + b_.at(g, y, o), b_.stride(), b_.columns);
+    for (int k = 0; k < I; ++k)
+      for (int dx = 0; dx < SIDE; ++dx)
+        for (int m = 0; m < M; ++m)
+          to[(dx * c + k) * c + m] = sum<T>(block.sums[k][dx][m]) * p_.slope[o + m];
+  }
+
+  const Problem<T>& p_;
+  Block<T> b_;
+  Buffer<V> base_, floor_;
+  Buffer<T> weights_, packed_, tangents_, bias_;
+  int64_t most_columns_, most_channels_, channel_parts_, column_parts_;
+};
+
+// ---- blocks over threads
+
+// Vectors of examples in blocks that fit the core's cache. It depends on the shapes alone, so that
+// results do not depend on the number of threads.
+template <class T>
+int64_t block_count(const Problem<T>& p) {
+  int64_t vectors = p.vectors();
+  int64_t a_vector = p.channels * p.positions() * kBytes;
+  int64_t most = p.dense() ? std::clamp<int64_t>((32 << 10) / a_vector, 7, 64)
+                           : std::clamp<int64_t>((96 << 10) / a_vector, 1, 4);
+  int64_t count = parts(vectors, most);
+  return count % 2 == 1 && vectors > count ? count + 1 : count;
+}
+
+using Failed = std::atomic<bool>;
+
+// work(block, its number, has another failed?) for every block, in the order of their numbers as threads come free.
+template <class T, class Work>
+void over_blocks(const Problem<T>& p, Work work) {
+  const int64_t count = block_count(p);
+  std::atomic<int64_t> next{0};
+  Failed failed{false};
+  auto run = [&] {
+    try {
+      for (int64_t k; (k = next++) < count;) {
+        int64_t first = part(p.vectors(), count, k);
+        work(Block<T>(p, first, part(p.vectors(), count, k + 1) - first), k, failed);
+      }
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int64_t k = 1; k < std::min<int64_t>(p.threads, count); ++k) threads.emplace_back(run);
+  run();
+  for (auto& thread : threads) thread.join();
+  if (failed) throw std::bad_alloc();
+}
+
+template <class T, int SIDE>
+void forward(const Problem<T>& p, T* h_out) {
+  over_blocks(p, [&](const Block<T>& block, int64_t, const Failed&) {
+    Worker<T, SIDE> worker(p, block);
+    Buffer<Vec<T>> h(block.size()), q0(block.size()), q1(block.size());
+    load(p, block, p.h0, h.data());
+    worker.read(h.data(), q0.data());
+    Vec<T>*q = q0.data(), *next = q1.data();
+    for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
+      worker.forward(layer, h.data(), q, h.data(), next);
+    store(p, block, h.data(), h_out);
+  });
+}
+
+template <class T, int SIDE>
+void tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out, T* dh_out) {
+  over_blocks(p, [&](const Block<T>& block, int64_t, const Failed&) {
+    using V = Vec<T>;
+    Worker<T, SIDE> worker(p, block);
+    const int64_t size = block.size();
+    Buffer<V> h(size), dh(size), buffers(4 * size);
+    V *q = buffers.data(), *q_next = q + size, *dq = q + 2 * size, *dq_next = q + 3 * size;
+    load(p, block, p.h0, h.data());
+    load(p, block, dh0, dh.data());
+    worker.read(h.data(), q);
+    worker.column(dh.data(), dq);
+    for (int64_t layer = 0; layer < p.layers; ++layer) {
+      worker.tangent(layer, dk, db, h.data(), q, dh.data(), dq, h.data(), q_next, dh.data(), dq_next);
+      std::swap(q, q_next);
+      std::swap(dq, dq_next);
+    }
+    store(p, block, h.data(), h_out);
+    store(p, block, dh.data(), dh_out);
+  });
+}
+
+
+// Outputs are f = head h + offset, and the derivatives that go down are f * factor + shift: the
+// loss's, or any that are given. A block goes up and down before the next one begins.
+template <class T>
+struct Head {
+  const T *head, *offset, *factor, *shift;  // [k, channels, positions], [n, k], [n], [n, k]
+};
+
+// Derivatives [state] by the state h above the last layer, zero for the lanes without an example.
+template <class T>
+void descend(const Problem<T>& p, const Block<T>& b, const Head<T>& head, const Vec<T>* h,
+             Vec<T>* g) {
+  using V = Vec<T>;
+  const int64_t vectors = p.dense() ? b.columns : b.groups, columns = p.dense() ? 1 : b.columns;
+  std::fill(g, g + b.size(), V{});
+  for (int64_t v = 0; v < vectors; ++v)
+    for (int64_t k = 0; k < p.outputs; ++k) {
+      const T* a = head.head + k * p.channels * p.positions();
+      auto at = [&](int64_t c, int64_t y) { return p.dense() ? b.at(0, 0, c) + v : b.at(v, y, c); };
+      V f = {}, slope = {};
+      for (int64_t c = 0; c < p.channels; ++c)
+        for (int64_t y = 0; y < p.rows; ++y)
+          for (int64_t x = 0; x < columns; ++x)
+            f += a[c * p.positions() + y * (p.columns + p.reach()) + x] * h[at(c, y) + x];
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+        int64_t n = (b.first + v) * kLanes<T> + lane;
+        if (n >= p.examples) break;
+        T value = f[lane] + head.offset[n * p.outputs + k];
+        slope[lane] = head.factor[n] * value + head.shift[n * p.outputs + k];
+      }
+      for (int64_t c = 0; c < p.channels; ++c)
+        for (int64_t y = 0; y < p.rows; ++y)
+          for (int64_t x = 0; x < columns; ++x)
+            g[at(c, y) + x] += a[c * p.positions() + y * (p.columns + p.reach()) + x] * slope;
+    }
+}
+
+template <class T, int SIDE>
+void gradient(const Problem<T>& p, const Head<T>& head, T* h_out, T* dh0, T* dk, T* db) {
+  using V = Vec<T>;
+  const int64_t a_layer = p.weights(), c = p.channels;
+  // A chunk's gradients are added up in the order of the blocks, whichever thread has them.
+  std::unique_ptr<std::atomic<int64_t>[]> added(new std::atomic<int64_t>[parts(p.layers, kChunk)]());
+  over_blocks(p, [&](const Block<T>& block, int64_t number, const Failed& failed) {
+    Worker<T, SIDE> worker(p, block);
+    const int64_t size = block.size(), bytes = size * sizeof(V);
+    int64_t length = p.layers;
+    if ((p.layers + 1) * bytes > p.budget)
+      length = std::max<int64_t>(1, std::llround(std::sqrt(double(p.layers))));
+    const int64_t segments = parts(p.layers, length);
+    Buffer<V> starts(segments * size), states((length + 1) * size), buffers(4 * size);
+    Buffer<T> by_kernel(kChunk * a_layer), by_bias(kChunk * c);
+    V *q = buffers.data(), *q_next = q + size, *gz = q + 2 * size, *gz_next = q + 3 * size;
+    auto state = [&](int64_t k) { return states.data() + k * size; };
+    auto run = [&](int64_t segment, bool keep) {
+      const int64_t from = segment * length, end = std::min(p.layers, from + length);
+      worker.read(state(0), q);
+      for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next))
+        worker.forward(layer, state(keep ? layer - from : 0), q,
+                       state(keep ? layer - from + 1 : 0), q_next);
+      return end - from;
+    };
+    load(p, block, p.h0, state(0));
+    for (int64_t segment = 0; segment < segments - 1; ++segment) {
+      std::copy(state(0), state(1), starts.data() + segment * size);
+      run(segment, false);
+    }
+    int64_t layers = run(segments - 1, true);
+    store(p, block, state(layers), h_out);
+    descend(p, block, head, state(layers), gz_next);
+    std::fill(gz, gz + size, V{});
+    worker.mask(state(layers), gz_next, gz);
+    std::fill(gz_next, gz_next + size, V{});
+    for (int64_t segment = segments - 1; segment >= 0; --segment) {
+      if (segment < segments - 1) {
+        std::copy(starts.data() + segment * size, starts.data() + (segment + 1) * size, state(0));
+        layers = run(segment, true);
+      }
+      for (int64_t layer = segment * length + layers - 1; layer >= segment * length; --layer) {
+        const int64_t chunk = layer / kChunk, k = layer % kChunk;
+        worker.backward(layer, state(layer - segment * length), q, gz, gz_next,
+                        by_kernel.data() + k * a_layer, by_bias.data() + k * c);
+        std::swap(gz, gz_next);
+        if (k != 0) continue;
+        while (added[chunk].load(std::memory_order_acquire) != number) {
+          if (failed) return;
+          std::this_thread::yield();
+        }
+        const int64_t count = std::min<int64_t>(kChunk, p.layers - layer);
+        auto add = [&](const T* from, T* to, int64_t n) {
+          if (number == 0) std::copy(from, from + n, to);
+          else for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+        };
+        add(by_kernel.data(), dk + layer * a_layer, count * a_layer);
+        add(by_bias.data(), db + layer * c, count * c);
+        added[chunk].store(number + 1, std::memory_order_release);
+      }
+    }
+    store(p, block, gz, dh0);
+  });
+}
+
+// ---- what JAX calls
+
+struct Call {
+  XLA_FFI_CallFrame* frame;
+  XLA_FFI_Buffer& in(int i) const { return *static_cast<XLA_FFI_Buffer*>(frame->args.args[i]); }
+  template <class T>
+  T* arg(int i) const { return static_cast<T*>(in(i).data); }
+  template <class T>
+  T* result(int i) const {
+    return static_cast<T*>(static_cast<XLA_FFI_Buffer*>(frame->rets.rets[i])->data);
+  }
+};
+
+// The operands that all calls begin with: settings, units, kernel, bias, initial kernel and bias,
+// base, floor, h0.
+constexpr int kOperands = 9;
+
+template <class T>
+Problem<T> problem(const Call& call) {
+  const int32_t* settings = call.arg<int32_t>(0);
+  Problem<T> p = {};
+  p.side = settings[0];
+  p.initial = settings[1];
+  p.rows = settings[2];
+  p.columns = settings[3];
+  p.inputs = settings[4];
+  p.threads = settings[5];
+  p.budget = int64_t{settings[6]} << 10;
+  p.layers = call.in(3).dims[0];
+  p.channels = call.in(3).dims[1];
+  p.examples = call.in(8).dims[2];
+  const T* units = call.arg<T>(1);
+  p.slope = units;
+  p.bias_slope = units + p.channels;
+  p.column = units + 2 * p.channels;
+  p.carry = units + 3 * p.channels;
+  p.kernel = call.arg<T>(2);
+  p.bias = call.arg<T>(3);
+  p.initial_kernel = call.arg<T>(4);
+  p.initial_bias = call.arg<T>(5);
+  p.base = call.arg<T>(6);
+  p.floor = call.arg<T>(7);
+  p.h0 = call.arg<T>(8);
+  return p;
+}
+
+struct Forward {
+  template <class T, int SIDE>
+  static void run(const Call& call) {
+    forward<T, SIDE>(problem<T>(call), call.result<T>(0));
+  }
+};
+
+struct Tangent {
+  template <class T, int SIDE>
+  static void run(const Call& call) {
+    const int k = kOperands;
+    tangent<T, SIDE>(problem<T>(call), call.arg<T>(k), call.arg<T>(k + 1), call.arg<T>(k + 2),
+                     call.result<T>(0), call.result<T>(1));
+  }
+};
+
+struct Gradient {
+  template <class T, int SIDE>
+  static void run(const Call& call) {
+    const int k = kOperands;
+    Problem<T> p = problem<T>(call);
+    p.outputs = call.in(k).dims[0];
+    Head<T> head{call.arg<T>(k), call.arg<T>(k + 1), call.arg<T>(k + 2), call.arg<T>(k + 3)};
+    gradient<T, SIDE>(p, head, call.result<T>(0), call.result<T>(1), call.result<T>(2),
+                      call.result<T>(3));
+  }
+};
+
+template <class Function, class T>
+void run_side(const Call& call) {
+  switch (call.arg<int32_t>(0)[0]) {
+    case 1: return Function::template run<T, 1>(call);
+    case 3: return Function::template run<T, 3>(call);
+    case 5: return Function::template run<T, 5>(call);
+  }
+}
+
+XLA_FFI_Error* error(XLA_FFI_CallFrame* frame, const char* message) {
+  XLA_FFI_Error_Create_Args args = {};
+  args.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE;
+  args.message = message;
+  args.errc = XLA_FFI_Error_Code_RESOURCE_EXHAUSTED;
+  return frame->api->XLA_FFI_Error_Create(&args);
+}
+
+template <class Function>
+XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) {
+  if (frame->extension_start != nullptr &&
+      frame->extension_start->type == XLA_FFI_Extension_Metadata) {
+    auto* metadata = reinterpret_cast<XLA_FFI_Metadata_Extension*>(frame->extension_start)->metadata;
+    metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+    metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+    return nullptr;
+  }
+  if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return nullptr;
+  Call call{frame};
+  try {
+    if (call.in(2).dtype == XLA_FFI_DataType_F64) run_side<Function, double>(call);
+    else run_side<Function, float>(call);
+  } catch (const std::bad_alloc&) {
+    return error(frame, "dnntk: no memory for the states of a segment of layers");
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+extern "C" {
+XLA_FFI_Error* dnntk_forward(XLA_FFI_CallFrame* frame) { return handle<Forward>(frame); }
+XLA_FFI_Error* dnntk_tangent(XLA_FFI_CallFrame* frame) { return handle<Tangent>(frame); }
+XLA_FFI_Error* dnntk_gradient(XLA_FFI_CallFrame* frame) { return handle<Gradient>(frame); }
+}
