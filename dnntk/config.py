@@ -13,9 +13,10 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "rmsprop", "lion")
 DTYPES = ("float32", "float64")
 DEFAULT_STEPS = 300
 EVALUATIONS = 20
+EVALUATED_ON_THE_WAY = 2048
 
 # What a resumed run may change: how long it goes on and how often it looks.
-RESUMABLE = ("steps", "epochs", "time", "eval_every", "checkpoint_every")
+RESUMABLE = ("steps", "epochs", "time", "eval_every", "eval_examples", "checkpoint_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class TrainConfig:
         most one of them. None of them is `DEFAULT_STEPS` steps.
       batch_size: examples a step, at most; 0 is all of them.
       eval_every, checkpoint_every: in steps; 0 is `EVALUATIONS` times over the run.
+      eval_examples: of each split that an evaluation looks at, at most; 0 is `EVALUATED_ON_THE_WAY`
+        on the way and all of them after the last step.
       dtype: "float32" or "float64".
       seed: of the split, the initialization and the shuffle.
 
@@ -72,6 +75,7 @@ class TrainConfig:
     batch_size: int = 512
     eval_every: int = 0
     checkpoint_every: int = 0
+    eval_examples: int = 0
     dtype: str = "float32"
     seed: int = 0
 
@@ -85,6 +89,7 @@ class TrainConfig:
             ("batch_size", 0),
             ("eval_every", 0),
             ("checkpoint_every", 0),
+            ("eval_examples", 0),
             ("seed", 0),
         ):
             _at_least(name, getattr(self, name), least)
@@ -174,6 +179,14 @@ class TrainConfig:
             raise InputError(
                 f"config.json: expected a run's fields, problem with {error}"
             ) from None
+
+
+def evaluation_steps(config: TrainConfig, steps: int) -> list[int]:
+    """After which of ``steps`` steps a run evaluates; 0 is before the first one."""
+    every = config.eval_every or max(1, steps // EVALUATIONS)
+    # Powers of two on the way to the first one: that is where the loss moves most.
+    early = {2**k for k in range(every.bit_length()) if 2**k < every}
+    return sorted({0, steps} | {s for s in early if s < steps} | set(range(every, steps, every)))
 
 
 def parse_classes(text: str) -> tuple[int, ...] | str:

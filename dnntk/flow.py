@@ -6,9 +6,9 @@ which for plain SGD means a learning rate of ``time_step`` on D in the ``ntk`` p
 of time_step / (depth C^2) on the matrices in the ``standard`` one.
 
 A batch is split over devices; every device holds all parameters and the gradient is summed once,
-after the backward pass over all layers. On CPU, networks that `dnntk.fused` takes run on one device
-with a thread a core; for other narrow ones, one host device a core is about twice as fast as threads
-inside each tiny product.
+after the backward pass over all layers. On CPU, networks that `dnntk.fused` takes run on one
+device with a thread a core; for other narrow ones, one host device a core is about twice as fast
+as threads inside each tiny product.
 
 `outputs` and `loss_and_gradient` are the one place where a backend chooses its path; `apply` is the
 plain code, with every transformation of JAX.
@@ -150,6 +150,19 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
         step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P()), check_vma=False
     )
     return jax.jit(sharded, donate_argnums=0)
+
+
+def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh) -> int:
+    """What a compiled step of `make_step` takes on a batch like ``x``, its arguments included."""
+    need, total = compiled.memory_analysis(), 0
+    if need is not None:
+        total = need.temp_size_in_bytes + need.argument_size_in_bytes
+        total += need.output_size_in_bytes - need.alias_size_in_bytes
+    total *= mesh.size
+    if fused.supports(model, params, x):
+        blocks = fused.Blocks.for_batch(model, x)
+        total += blocks.scratch_bytes(model.depth - 2, fused.threads(1))
+    return total
 
 
 def make_predict(model: nn.Module, mesh: Mesh) -> Any:

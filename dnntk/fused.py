@@ -9,9 +9,12 @@ This is the one place that knows of it: `supports` says whether it applies. What
 `dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX.
 """
 
+import contextlib
 import dataclasses
+import math
 import os
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import flax.linen as nn
 import jax
@@ -30,11 +33,16 @@ MAX_WIDTH = 256
 # Bytes of states that a thread may keep; beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 64 << 20
 
+# Vectors of the library, which it fills with examples.
+VECTOR = 64
+# Bytes of a state that stays in a core's own cache, together with the few others of a layer.
+STATE = {"dense": 32 << 10, "images": 96 << 10}
+
 # How `dnntk.native` is to read the initial values beside the trained parameters.
 _NONE, _MATRICES, _FEATURES = range(3)
 
 
-def supports(model: nn.Module, params: Any, x: Any) -> bool:
+def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
     """Does the CPU library take ``model`` at ``params`` on inputs like ``x``?"""
     return (
         jax.default_backend() == "cpu"
@@ -55,6 +63,17 @@ def threads(devices: int) -> int:
     except AttributeError:  # not on Linux
         cores = os.cpu_count() or 1
     return max(1, cores // devices)
+
+
+@contextlib.contextmanager
+def budget(size: float) -> Iterator[None]:
+    """Another `BUDGET` for what is traced meanwhile."""
+    global BUDGET
+    before, BUDGET = BUDGET, int(size)
+    try:
+        yield
+    finally:
+        BUDGET = before
 
 
 def outputs(model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, threads: int) -> jax.Array:
@@ -112,6 +131,49 @@ def tangent(
     return jax.jvp(leave, (layers["last"], h), (direction["last"], dh))[1]
 
 
+class Blocks(NamedTuple):
+    """How a call splits examples and layers.
+
+    It depends on shapes alone, so that results do not change with the number of threads.
+    """
+
+    number: int
+    segment: int
+    state_bytes: int
+
+    @classmethod
+    def of(cls, layers: int, units: int, positions: int, examples: int, itemsize: int) -> "Blocks":
+        """For ``layers`` layers of ``units`` x ``positions`` numbers an example."""
+        a_vector = units * positions * VECTOR
+        vectors = -(-examples * itemsize // VECTOR)
+        if positions == 1:
+            most = min(max(STATE["dense"] // a_vector, 7), 64)
+        else:
+            most = min(max(STATE["images"] // a_vector, 1), 4)
+        count = -(-vectors // most)
+        if count % 2 and vectors > count:
+            count += 1  # for an even number of cores
+        state_bytes = -(-vectors // count) * a_vector
+        all_of_them = (layers + 1) * state_bytes <= BUDGET
+        return cls(count, layers if all_of_them else round(math.sqrt(layers)), state_bytes)
+
+    @classmethod
+    def for_batch(cls, model: DeepNarrow, x: Any) -> "Blocks":
+        """Those of ``model`` on inputs like ``x``."""
+        positions = 1
+        if x.ndim == 4:
+            pool = getattr(model, "pool", 1)
+            reach = getattr(model, "kernel_size", 1) // 2
+            positions = x.shape[1] // pool * (x.shape[2] // pool + reach)
+        units = x.shape[-1] + 1 + model.d_out
+        return cls.of(model.depth - 2, units, positions, len(x), x.dtype.itemsize)
+
+    def scratch_bytes(self, layers: int, threads: int) -> int:
+        """What ``threads`` threads keep of states."""
+        states = self.segment + 1 + -(-layers // self.segment)
+        return min(threads, self.number) * states * self.state_bytes
+
+
 class _Operands(NamedTuple):
     """What every function of the library takes, in its order."""
 
@@ -131,7 +193,7 @@ def _operands(
 ) -> _Operands:
     middle, form, channels = params["middle"], network.form, len(h0)
     slope, ratio = form.slope("middle", channels)
-    units = [
+    constants = [
         np.broadcast_to(np.asarray(constant, h0.dtype).reshape(-1), channels)
         for constant in (slope, np.multiply(slope, ratio), form.column, form.carry)
     ]
@@ -144,10 +206,13 @@ def _operands(
     if isinstance(network.affine, Convolution):
         layout = network.affine.layout
         side, rows, columns = layout.kernel_size, layout.height, layout.width
-    settings = (side, kind, rows, columns, len(network.packed), threads, BUDGET >> 10)
+    layers, (_, positions, examples) = len(middle["bias"]), h0.shape
+    blocks = Blocks.of(layers, channels, positions, examples, h0.dtype.itemsize)
+    inputs = len(network.packed)
+    settings = (side, kind, rows, columns, inputs, threads, blocks.number, blocks.segment)
     return _Operands(
         np.array(settings, np.int32),
-        np.stack(units),
+        np.stack(constants),
         middle["kernel"],
         middle["bias"],
         start["kernel"],
@@ -168,7 +233,8 @@ def _call(name: str, like: Any, *operands: Any) -> Any:
 def _pieces(
     model: DeepNarrow, params: Any, frozen: Any, x: jax.Array
 ) -> tuple[Network, Layers, Layers]:
-    return model.apply({"params": params, **frozen}, x, method="network")
+    variables = {"params": params, **frozen}
+    return cast(Any, model.apply(variables, x, method="network"))
 
 
 def _enter(network: Network, layer: Layer, initial: Layers) -> jax.Array:

@@ -149,6 +149,15 @@ def peak_memory_bytes() -> int:
     return int(statistics.get("peak_bytes_in_use", resident))
 
 
+def resident_bytes() -> int:
+    """Resident memory of this process now, or its peak where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory_bytes()
+    return pages * resource.getpagesize()
+
+
 def versions() -> dict[str, str]:
     """What this run was computed with."""
     packages = ("dnntk", "jax", "jaxlib", "flax", "optax", "numpy")

@@ -2,6 +2,7 @@ r"""Train a deep narrow network of any depth.
 
 python scripts/train.py
 python scripts/train.py --depth=20000 --arch=cnn
+python scripts/train.py --depth=1000000 --dataset=toy --dry_run
 python scripts/train.py --dataset=mnist --classes=all --depth=1000 --time=100
 """
 
@@ -16,6 +17,7 @@ from absl import flags
 from dnntk import InputError, TrainConfig, train
 from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, parse_classes
 from dnntk.data import DATASETS
+from dnntk.experiments.forecast import forecast
 from dnntk.initializers import INITS
 from dnntk.models import PARAMETRIZATIONS
 from dnntk.results import RunFolder
@@ -44,8 +46,10 @@ flags.DEFINE_float("time", None, "Kernel time to train for, instead of --steps."
 flags.DEFINE_integer("batch_size", 512, "Examples a step, at most; 0 is all.")
 flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0 is 20 a run.")
 flags.DEFINE_integer("checkpoint_every", 0, "Steps between checkpoints; 0 is 20 a run.")
+flags.DEFINE_integer("eval_examples", 0, "Of each split, at most. 0: 2048; at the end all.")
 flags.DEFINE_enum("dtype", "float32", DTYPES, "Floating-point type.")
 flags.DEFINE_integer("seed", 0, "Seed of split, initialization and shuffle.")
+flags.DEFINE_bool("dry_run", False, "Say what the run would take, and end.")
 flags.DEFINE_bool("resume", False, "Go on from the workdir's last good checkpoint.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
 
@@ -92,6 +96,9 @@ def main() -> None:
     else:
         config = _config()
         workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
+    if FLAGS.dry_run:
+        print(forecast(config))
+        return
     result = train(config, workdir, resume=FLAGS.resume)
     print(f"results: {workdir} ({len(result.history)} evaluations)")
 

@@ -21,21 +21,25 @@ from tqdm.auto import tqdm
 
 from dnntk import figures, flow, fused
 from dnntk.checkpoints import Checkpoints
-from dnntk.config import EVALUATIONS, RESUMABLE, TrainConfig
+from dnntk.config import (
+    EVALUATED_ON_THE_WAY,
+    EVALUATIONS,
+    RESUMABLE,
+    TrainConfig,
+    evaluation_steps,
+)
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged
 from dnntk.evaluation import as_trained, confusion, scores
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job, Plan
-from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
+from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
 from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")
 
 # Losses this many times the first one do not come back.
 DIVERGENCE = 1e3
-# Evaluations on the way look at this many examples of each split at most; the last sees them all.
-EVALUATED_ON_THE_WAY = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +129,7 @@ class _Run:
         self.mesh = flow.data_mesh(self.batch_size, self.parameters * itemsize, threaded)
         self._describe()
         self.plan = self._settle(resume)
-        self.optimizer = _optimizer(config, self.plan.rate)
+        self.optimizer = optimizer_of(config, self.plan.rate)
         self.frozen = flow.put_replicated(
             {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
         )
@@ -133,6 +137,7 @@ class _Run:
         self.state = flow.TrainState(params, self.optimizer.init(params))
         self.predict = flow.make_predict(self.model, self.mesh)
         self.history: list[dict[str, Any]] = []
+        self.test_outputs: np.ndarray | None = None
         self.resume = resume
 
     def result(self) -> TrainResult:
@@ -223,11 +228,11 @@ class _Run:
         self.step = step.lower(self.state, self.frozen, batch).compile()
         self.compile_seconds = time.perf_counter() - begun
         log.info("compiled: the training step, %.1f s", self.compile_seconds)
-        need = self.step.memory_analysis()
-        if need is not None:
-            bytes_ = need.temp_size_in_bytes + need.argument_size_in_bytes
-            total = bytes_ * self.mesh.size + peak_memory_bytes()
-            log.info("memory: about %.2f GB expected at the peak", total / 1e9)
+        params, x = self.state.params, self.dataset.x_train[: self.batch_size]
+        need = flow.step_bytes(self.step, self.model, params, x, self.mesh)
+        held = sum(a.nbytes for a in jax.tree.leaves((self.state, self.frozen)))
+        total = max(resident_bytes() - held, 0) + need
+        log.info("memory: about %.2f GB expected at the peak", total / 1e9)
 
     def _batch(self, chosen: np.ndarray) -> flow.Batch:
         return flow.put_batch(self.dataset.x_train[chosen], self.dataset.y_train[chosen], self.mesh)
@@ -245,7 +250,7 @@ class _Run:
         """Take the steps; the seconds that they alone took."""
         steps, batches, stepping = self.plan.steps, self._batches(start), 0.0
         every = max(1, steps // EVALUATIONS)
-        eval_every = self.config.eval_every or every
+        looks = set(evaluation_steps(self.config, steps))
         checkpoint_every = self.config.checkpoint_every or every
         bar = tqdm(
             total=steps, initial=start, desc="training", unit="step", disable=not self.progress
@@ -260,9 +265,7 @@ class _Run:
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
                 bar.update()
                 save = checkpoints and (step % checkpoint_every == 0 or step == steps)
-                # Powers of two on the way to the first one: that is where the loss moves most.
-                early = step < eval_every and step & (step - 1) == 0
-                if early or step % eval_every == 0 or step == steps:
+                if step in looks:
                     self._evaluate(step)
                 elif save:
                     self._check(self._losses(step)["loss"], step)
@@ -287,7 +290,9 @@ class _Run:
 
     def _losses(self, step: int) -> dict[str, Any]:
         """Loss and accuracy on both splits: on all examples after the last step, else on some."""
-        data, limit = self.dataset, None if step == self.plan.steps else EVALUATED_ON_THE_WAY
+        data = self.dataset
+        whole = step == self.plan.steps
+        limit = self.config.eval_examples or (None if whole else EVALUATED_ON_THE_WAY)
         found: dict[str, Any] = {}
         for name, x, y in (
             ("train", data.x_train[:limit], data.y_train[:limit]),
@@ -297,6 +302,7 @@ class _Run:
             loss, accuracy = scores(outputs, y, data.labels_train is not None)
             found["loss" if name == "train" else "test_loss"] = loss
             found[f"{name}_accuracy"] = accuracy
+        self.test_outputs = outputs
         return found
 
     def _evaluate(self, step: int) -> None:
@@ -335,13 +341,18 @@ class _Run:
         path, data = self.folder.path, self.dataset
         title = f"{self.config.depth:,}-layer {self.config.arch.upper()}, {data.name}"
         figures.save(figures.loss_figure(self.history, title), path / "loss")
-        outputs = self.predict(self.state.params, self.frozen, data.x_test, self.batch_size)
+        if self.test_outputs is None:  # nothing was left to train
+            self._losses(self.plan.steps)
+        outputs = self.test_outputs
+        assert outputs is not None
         if data.name == "toy":
-            figure = figures.arc_figure(data.x_test, data.y_test, outputs, "trained network", title)
+            x, y = data.x_test[: len(outputs)], data.y_test[: len(outputs)]
+            figure = figures.arc_figure(x, y, outputs, "trained network", title)
             figures.save(figure, path / "fit")
         if data.labels_test is not None:
-            counts = confusion(outputs, data.labels_test, len(data.classes))
-            figure = figures.confusion_figure(counts, data.classes, f"{title}: test set")
+            counts = confusion(outputs, data.labels_test[: len(outputs)], len(data.classes))
+            part = "" if len(outputs) == len(data.x_test) else f", {len(outputs):,} images"
+            figure = figures.confusion_figure(counts, data.classes, f"{title}: test set{part}")
             figures.save(figure, path / "confusion")
 
 
@@ -356,7 +367,8 @@ def load_dataset_for(config: TrainConfig) -> Dataset:
     )
 
 
-def _optimizer(config: TrainConfig, rate: float) -> optax.GradientTransformation:
+def optimizer_of(config: TrainConfig, rate: float) -> optax.GradientTransformation:
+    """The run's optimizer at a learning rate."""
     if config.optimizer == "sgd":
         return optax.sgd(rate, momentum=config.momentum or None)
     return getattr(optax, config.optimizer)(rate)

@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -92,7 +91,7 @@ template <class T>
 struct Problem {
   int64_t layers, channels, inputs, rows, columns, examples, outputs;
   int side, initial, threads;
-  int64_t budget;  // bytes of states that a thread may keep
+  int64_t blocks, segment;  // into which examples and layers are split
   const T *kernel, *bias;                        // [layers, side, side, in, out], [layers, out]
   const T *initial_kernel, *initial_bias;        // as above, or features, or nothing
   const T *slope, *bias_slope, *column, *carry;  // [channels]
@@ -390,7 +389,7 @@ class Worker {
     outer(q, gz, by_kernel, by_bias);
     prepare(layer);
     pack(weights_.data(), true, packed_.data());
-    const bool lowest = layer == 0;
+    const bool masked = layer > 0;
     convolve(gz, packed_.data(), nullptr, nullptr,
              [&](int64_t at, int64_t o, int64_t m, int64_t n, const V* tile) {
                for (int64_t i = 0; i < m; ++i)
@@ -398,7 +397,7 @@ class Worker {
                    int64_t k = at + i * b_.stride() + x;
                    V g = p_.column[o + i] * tile[i * n + x] + p_.carry[o + i] * gz[k];
                    next[k] = g;
-                   if (!lowest) next[k] = h[k] > floor_[k] ? g : V{};
+                   if (masked) next[k] = h[k] > floor_[k] ? g : V{};
                  }
              });
   }
@@ -475,24 +474,13 @@ class Worker {
 
 // ---- blocks over threads
 
-// Vectors of examples in blocks that fit the core's cache. It depends on the shapes alone, so that
-// results do not depend on the number of threads.
-template <class T>
-int64_t block_count(const Problem<T>& p) {
-  int64_t vectors = p.vectors();
-  int64_t a_vector = p.channels * p.positions() * kBytes;
-  int64_t most = p.dense() ? std::clamp<int64_t>((32 << 10) / a_vector, 7, 64)
-                           : std::clamp<int64_t>((96 << 10) / a_vector, 1, 4);
-  int64_t count = parts(vectors, most);
-  return count % 2 == 1 && vectors > count ? count + 1 : count;
-}
-
 using Failed = std::atomic<bool>;
 
-// work(block, its number, has another failed?) for every block, in the order of their numbers as threads come free.
+// work(block, its number, has another failed?) for every block, in the order of their numbers as
+// threads come free.
 template <class T, class Work>
 void over_blocks(const Problem<T>& p, Work work) {
-  const int64_t count = block_count(p);
+  const int64_t count = p.blocks;
   std::atomic<int64_t> next{0};
   Failed failed{false};
   auto run = [&] {
@@ -593,11 +581,7 @@ void gradient(const Problem<T>& p, const Head<T>& head, T* h_out, T* dh0, T* dk,
   std::unique_ptr<std::atomic<int64_t>[]> added(new std::atomic<int64_t>[parts(p.layers, kChunk)]());
   over_blocks(p, [&](const Block<T>& block, int64_t number, const Failed& failed) {
     Worker<T, SIDE> worker(p, block);
-    const int64_t size = block.size(), bytes = size * sizeof(V);
-    int64_t length = p.layers;
-    if ((p.layers + 1) * bytes > p.budget)
-      length = std::max<int64_t>(1, std::llround(std::sqrt(double(p.layers))));
-    const int64_t segments = parts(p.layers, length);
+    const int64_t size = block.size(), length = p.segment, segments = parts(p.layers, length);
     Buffer<V> starts(segments * size), states((length + 1) * size), buffers(4 * size);
     Buffer<T> by_kernel(kChunk * a_layer), by_bias(kChunk * c);
     V *q = buffers.data(), *q_next = q + size, *gz = q + 2 * size, *gz_next = q + 3 * size;
@@ -677,7 +661,8 @@ Problem<T> problem(const Call& call) {
   p.columns = settings[3];
   p.inputs = settings[4];
   p.threads = settings[5];
-  p.budget = int64_t{settings[6]} << 10;
+  p.blocks = settings[6];
+  p.segment = settings[7];
   p.layers = call.in(3).dims[0];
   p.channels = call.in(3).dims[1];
   p.examples = call.in(8).dims[2];

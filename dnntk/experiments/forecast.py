@@ -1,0 +1,252 @@
+"""What a training run will take, told before it begins: parameters, memory, arithmetic, time.
+
+Time is that of the same step, on this device and this data, of two shallower networks: a step takes
+a + b depth, and b is what counts. Memory is what the compiler says that the whole step needs, what
+`dnntk.fused` keeps beside it, and what this process holds already.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dnntk import flow, fused
+from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, evaluation_steps
+from dnntk.data import Dataset
+from dnntk.evaluation import as_trained
+from dnntk.experiments.training import load_dataset_for, optimizer_of
+from dnntk.initializers import layer_shapes
+from dnntk.models import DeepNarrow
+from dnntk.plan import Job
+from dnntk.results import resident_bytes
+from dnntk.step_size import Eigenvalue, largest_eigenvalue
+
+# A step of the deeper of the two networks takes at least so long, if the run's own does.
+CALIBRATION_SECONDS = 0.3
+STEPS_TIMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """A run that has not begun.
+
+    Attributes:
+      parameters: how many are trained.
+      memory_bytes: resident at the peak.
+      step_operations: floating-point operations of a step, recomputation included.
+      step_seconds: of a training step.
+      steps: how many there will be.
+      total_seconds: of all that the run does, evaluations included.
+      calibrated_at: depths of the two networks that were timed.
+      device: what they were timed on.
+    """
+
+    parameters: int
+    memory_bytes: int
+    step_operations: float
+    step_seconds: float
+    steps: int
+    total_seconds: float
+    calibrated_at: tuple[int, int]
+    device: str
+
+    def __str__(self) -> str:
+        """Some lines to read."""
+        rate = self.step_operations / self.step_seconds / 1e9
+        return "\n".join(
+            (
+                f"parameters:  {self.parameters:,}",
+                f"memory:      {self.memory_bytes / 1e9:.2f} GB at the peak",
+                f"arithmetic:  {self.step_operations / 1e9:.4g} Gflop a step ({rate:.3g} Gflop/s)",
+                f"time:        {self.step_seconds:.3g} s a step; {self.steps:,} steps and their "
+                f"evaluations: {_duration(self.total_seconds)}",
+                "calibrated:  on depths {:,} and {:,}, {}".format(*self.calibrated_at, self.device),
+            )
+        )
+
+
+def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast:
+    """Time two shallower networks on the run's own data, and go on from there.
+
+    Args:
+      config: the run.
+      dataset: examples of your own, instead of those that ``config`` names.
+
+    Returns:
+      What `dnntk.train` will take on this machine while nothing else runs on it.
+
+    Raises:
+      InputError: the data cannot be used, or the network's kernel sets no step.
+    """
+    with jax.enable_x64(config.dtype == "float64"):
+        data = load_dataset_for(config) if dataset is None else dataset
+        arrays = as_trained(data, config.arch == "mlp", config.dtype)
+        return _Calibration(config, dataclasses.replace(data, **arrays)).forecast()
+
+
+class _Calibration:
+    def __init__(self, config: TrainConfig, data: Dataset) -> None:
+        self.config, self.data = config, data
+        examples = len(data.x_train)
+        self.batch_size = min(config.batch_size or examples, examples)
+        self.x = data.x_train[: self.batch_size]
+        self.model = config.model(data.y_train.shape[1])
+        self.itemsize = jnp.dtype(config.dtype).itemsize
+
+    def forecast(self) -> Forecast:
+        first, second = self._timed()
+        below, above = first.depth, second.depth
+        if below == above:
+            step, evaluation, product = second.step, second.evaluation, second.product
+        else:
+            line = lambda a, b: b + max(b - a, 0) / (above - below) * (self.model.depth - above)  # noqa: E731
+            step = line(first.step, second.step)
+            evaluation = line(first.evaluation, second.evaluation)
+            product = line(first.product, second.product)
+        job = Job(self.config, self.model, len(self.data.x_train), self.batch_size)
+        plan = job.planned(lambda: second.eigenvalue)
+        # The step is chosen from an eigenvalue unless it is given.
+        settling = second.eigenvalue.iterations * product if plan.lambda_max else 0.0
+        looks = sum(self._batches_a_look(plan.steps)) * evaluation
+        return Forecast(
+            parameters=self._parameters(),
+            memory_bytes=self._memory(),
+            step_operations=self._operations(),
+            step_seconds=step,
+            steps=plan.steps,
+            total_seconds=settling + second.compiling + plan.steps * step + looks,
+            calibrated_at=(below, above),
+            device=f"{self._mesh(self.model).size} x {jax.devices()[0].device_kind}",
+        )
+
+    def _timed(self) -> tuple["_Timed", "_Timed"]:
+        """Two depths, the second large enough for its time to tell."""
+        depth = self.model.depth
+        second = self._time(min(depth, 64))
+        while second.depth < depth and second.step < CALIBRATION_SECONDS:
+            factor = min(16.0, 1.5 * CALIBRATION_SECONDS / second.step)
+            second = self._time(min(depth, math.ceil(second.depth * max(2.0, factor))))
+        first = second if second.depth == depth else self._time(max(4, second.depth // 4))
+        return first, second
+
+    def _mesh(self, model: DeepNarrow) -> Any:
+        params = jax.eval_shape(model.init, jax.random.key(0), self.x[:1])["params"]
+        # As the run's own network would be placed, however shallow this one is.
+        threaded = fused.supports(model, params, self.x)
+        size = self._parameters() * self.itemsize
+        return flow.data_mesh(self.batch_size, size, threaded)
+
+    def _time(self, depth: int) -> "_Timed":
+        scale = self.config.scale_or_default
+        model = self.model.clone(depth=depth, scale=scale)
+        # Recomputes as the deep network does.
+        with fused.budget(fused.BUDGET * depth / self.model.depth):
+            return self._time_model(model)
+
+    def _time_model(self, model: DeepNarrow) -> "_Timed":
+        mesh = self._mesh(model)
+        variables = jax.jit(model.init)(jax.random.key(self.config.seed), self.x[:1])
+        begun = time.perf_counter()
+        found = largest_eigenvalue(model, variables, self.x, mesh)
+        eigenvalue_seconds = time.perf_counter() - begun
+        optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30))
+        frozen = {name: tree for name, tree in variables.items() if name != "params"}
+        params, frozen = flow.put_replicated((variables["params"], frozen), mesh)
+        state = flow.TrainState(params, optimizer.init(params))
+        batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        begun = time.perf_counter()
+        step = flow.make_step(model, optimizer, mesh)
+        state, loss = step(state, frozen, batch)
+        loss.block_until_ready()
+        compiling = time.perf_counter() - begun
+        seconds = []
+        for _ in range(STEPS_TIMED):
+            begun = time.perf_counter()
+            state, loss = step(state, frozen, batch)
+            loss.block_until_ready()
+            seconds.append(time.perf_counter() - begun)
+        predict = flow.make_predict(model, mesh)
+        looks = []
+        for _ in range(STEPS_TIMED):
+            begun = time.perf_counter()
+            predict(state.params, frozen, self.x, self.batch_size)
+            looks.append(time.perf_counter() - begun)
+        product = max(eigenvalue_seconds - compiling, 0.0) / max(found.iterations, 1)
+        return _Timed(
+            model.depth,
+            float(np.median(seconds)),
+            float(np.median(looks[1:])),
+            product,
+            2 * compiling,
+            found,
+        )
+
+    def _parameters(self) -> int:
+        shapes = self._shapes()
+        biases = self.model.depth * shapes["last"][-2] - shapes["last"][-2] + self.model.d_out
+        return sum(math.prod(shape) for shape in shapes.values()) + biases
+
+    def _shapes(self) -> dict[str, tuple]:
+        side = getattr(self.model, "kernel_size", 1)
+        window = (side, side) if self.config.arch == "cnn" else ()
+        return layer_shapes(self.model.depth, self.x.shape[-1], self.model.d_out, window)
+
+    def _operations(self) -> float:
+        """Two for every weight, position and example, up once and down twice."""
+        positions = math.prod(self.x.shape[1:-1]) / getattr(self.model, "pool", 1) ** 2
+        products = sum(math.prod(shape) for shape in self._shapes().values())
+        ways = 3.0
+        params = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])["params"]
+        if fused.supports(self.model, params, self.x):
+            layers = self.model.depth - 2
+            segment = fused.Blocks.for_batch(self.model, self.x).segment
+            ways += max(0, layers - segment) / max(layers, 1)
+        else:
+            ways += 1
+        return 2 * ways * products * positions * self.batch_size
+
+    def _memory(self) -> int:
+        """From the whole step, compiled for arrays that are not there."""
+        mesh = self._mesh(self.model)
+        optimizer = optimizer_of(self.config, 1e-3)
+        variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
+        params = variables["params"]
+        frozen = {name: tree for name, tree in variables.items() if name != "params"}
+        state = flow.TrainState(params, jax.eval_shape(optimizer.init, params))
+        batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        step = flow.make_step(self.model, optimizer, mesh)
+        need = step.lower(state, frozen, batch).compile()
+        return resident_bytes() + flow.step_bytes(need, self.model, params, self.x, mesh)
+
+    def _batches_a_look(self, steps: int) -> Iterator[int]:
+        """Batches that each evaluation of the run goes through."""
+        sizes = len(self.data.x_train), len(self.data.x_test)
+        for step in evaluation_steps(self.config, steps):
+            limit = self.config.eval_examples or (
+                math.inf if step == steps else EVALUATED_ON_THE_WAY
+            )
+            yield sum(math.ceil(min(limit, size) / self.batch_size) for size in sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Timed:
+    """Seconds of one depth."""
+
+    depth: int
+    step: float
+    evaluation: float
+    product: float
+    compiling: float
+    eigenvalue: Eigenvalue
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,159 @@
+"""The CPU library against the plain code: values, gradients, tangents, over shapes and forms."""
+
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, flow, fused, native
+from dnntk.ensemble import Ensemble
+
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu" or not native.available(), reason="needs a C++ compiler"
+)
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+# Shape with the batch first, outputs, depth, dtype, fields of the model.
+CASES = {
+    "rectangle, odd batch": ((33, 5, 8, 2), 3, 20, "float64", {}),
+    "one image, 5 x 5": ((1, 7, 7, 1), 1, 9, "float32", {"kernel_size": 5}),
+    "5 x 5 on 2 x 3": ((18, 2, 3, 1), 2, 9, "float64", {"kernel_size": 5, "scale": math.inf}),
+    "1 x 1, literal": ((20, 4, 3, 1), 1, 12, "float64", {"kernel_size": 1, "literal": True}),
+    "12 channels": ((70, 7, 7, 1), 10, 6, "float32", {}),
+    "baseline CNN": ((40, 9, 2, 1), 2, 8, "float64", {"init": "he_uniform"}),
+    "toy": ((200, 2), 1, 40, "float32", {"negative": True}),
+    "digits, baseline": ((47, 64), 1, 7, "float64", {"init": "torch_default", "literal": True}),
+    "shallowest": ((3, 5), 2, 3, "float64", {}),
+}
+
+
+def network(shape, d_out, depth, dtype, options):
+    options = dict(options)
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1 if options.pop("negative", False) else 0, 1, shape).astype(dtype)
+    y = rng.standard_normal((len(x), d_out)).astype(dtype)
+    literal = options.pop("literal", False)
+    fields = {"scale": 20.0, "parametrization": "standard" if literal else "ntk"} | options
+    kind = DeepNarrowMLP if len(shape) == 2 else DeepNarrowCNN
+    model = kind(depth=depth, d_out=d_out, **fields)
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x[:1]))
+    # Away from the initialization, where signs change and every weight matters.
+    size = 0.02 if literal else 1.0
+    params = jax.tree.map(
+        lambda p: (p + size * rng.standard_normal(p.shape)).astype(dtype), variables.pop("params")
+    )
+    return model, params, variables, x, y
+
+
+def assert_close(found, expected, tolerance):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-30))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
+    model, params, frozen, x, y = network(*CASES[case])
+    assert fused.supports(model, params, x)
+    tolerance = TOLERANCE[x.dtype.name]
+    rng = np.random.default_rng(1)
+    weight = rng.uniform(0, 1, len(x)).astype(x.dtype)
+    direction = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(p.dtype), params)
+
+    @jax.jit
+    def plain(params):
+        outputs = lambda p: flow.apply(model, p, frozen, x)  # noqa: E731
+        f, pull = jax.vjp(outputs, params)
+        return f, pull(weight[:, None] * (f - y))[0], jax.jvp(outputs, (params,), (direction,))[1]
+
+    expected = plain(params)
+    shift = -weight[:, None] * y
+
+    @jax.jit
+    def fast(params):
+        f, gradient = fused.gradient(model, params, frozen, x, weight, shift, 2)
+        along = fused.tangent(model, params, frozen, x, direction, 2)
+        return (f, gradient, along), fused.outputs(model, params, frozen, x, 2)
+
+    found, outputs = fast(params)
+    assert_close(found, expected, tolerance)
+    assert_close(outputs, expected[0], tolerance)
+
+
+@pytest.mark.parametrize("arch", ["mlp", "cnn"])
+def test_neither_threads_nor_segments_change_a_bit(arch, monkeypatch):
+    shape = (150, 3) if arch == "mlp" else (150, 4, 5, 1)
+    model, params, frozen, x, y = network(shape, 1, 70, "float32", {})
+
+    def gradient(threads):
+        call = jax.jit(
+            lambda p: fused.gradient(model, p, frozen, x, np.ones_like(y[:, 0]), -y, threads)
+        )
+        return call(params)
+
+    expected = gradient(1)
+    for threads in (2, 7):
+        assert_close(gradient(threads), expected, 0)
+    monkeypatch.setattr(fused, "BUDGET", 0)
+    assert_close(gradient(2), expected, 0)
+
+
+def test_networks_side_by_side_are_each_one_alone():
+    model, _, _, x, y = network((30, 2), 1, 25, "float32", {})
+    ensemble = Ensemble(model, 4, x, y)
+    params, frozen = ensemble.init(0)
+    together, losses = ensemble.descent(0.1)(jax.tree.map(jnp.copy, params), frozen, 3)
+    alone = Ensemble(model, 1, x, y)
+    for trial in range(4):
+        own = alone.init(0, first=trial)
+        moved, loss = alone.descent(0.1)(*own, 3)
+        assert_close(jax.tree.map(lambda p, t=trial: p[t : t + 1], together), moved, 1e-5)
+        np.testing.assert_allclose(losses[trial], loss[0], rtol=1e-5)
+
+
+def test_without_the_library_training_is_the_same_to_rounding(monkeypatch, x64):
+    model, params, frozen, x, y = network((20, 4, 4, 1), 2, 9, "float64", {})
+    batch = flow.Batch(x, y, np.ones(len(x)))
+    expected = flow.loss_and_gradient(model, params, frozen, batch, 1)
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert not fused.supports(model, params, x)
+    assert_close(flow.loss_and_gradient(model, params, frozen, batch, 1), expected, 1e-12)
+    assert_close(
+        flow.outputs(model, params, frozen, x, 1), flow.apply(model, params, frozen, x), 1e-12
+    )
+
+
+def test_what_the_library_has_no_code_for_runs_in_the_plain_code():
+    for shape, options in (((4, 300), {}), ((4, 9, 9, 1), {"kernel_size": 7})):
+        model, params, _, x, _ = network(shape, 1, 4, "float32", options)
+        assert not fused.supports(model, params, x)
+    model, params, _, x, _ = network((4, 3), 1, 2, "float32", {})  # no middle layers
+    assert not fused.supports(model, params, x)
+    model, params, _, x, _ = network((4, 3), 1, 4, "float32", {})
+    assert not fused.supports(model, params, x.astype(np.float16))
+
+
+@pytest.mark.parametrize("compiler", ["/nonexistent/c++", "/bin/false"])
+def test_without_a_compiler_one_line_says_so(compiler, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level(logging.INFO, "dnntk"):
+        assert not native.available.__wrapped__()
+    (record,) = caplog.records
+    assert "plain JAX" in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_it_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("DNNTK_NATIVE", "0")
+    assert not native.available.__wrapped__()
+
+
+def test_code_is_never_loaded_from_a_folder_that_others_can_write_to(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own = native._folder()
+    assert own == tmp_path / "dnntk" and own.stat().st_mode & 0o077 == 0
+    own.chmod(0o777)
+    assert native._folder() != own
