@@ -1,0 +1,44 @@
+"""What a run is said to take, against what it takes."""
+
+import jax
+import pytest
+
+from dnntk import TrainConfig, native, train
+from dnntk.config import evaluation_steps
+from dnntk.experiments import forecast as forecasting
+from dnntk.experiments.forecast import forecast
+
+
+@pytest.mark.parametrize("fields", [{"dataset": "toy"}, {"arch": "cnn", "steps": 7}], ids=str)
+def test_counts_are_those_of_the_run(fields):
+    config = TrainConfig(depth=40, **{"steps": 3, **fields})
+    told = forecast(config)
+    run = train(config, progress=False)
+    assert told.parameters == run.summary["parameters"]
+    assert told.steps == run.summary["steps"]
+    assert len(evaluation_steps(config, config.steps)) == len(run.history)
+    assert 0 < told.step_seconds < told.total_seconds
+    assert "at the peak" in str(told)
+
+
+def test_arithmetic_is_two_operations_a_weight_position_and_example():
+    told = forecast(TrainConfig(depth=300, dataset="toy", steps=3))
+    once = 2 * 200 * (2 * 4 + 298 * 16 + 4)
+    # Up and twice down; the plain code goes up twice.
+    assert told.step_operations == once * (3 if native.available() else 4)
+
+
+def test_it_needs_no_memory_for_the_depth(monkeypatch):
+    """The network itself is never made: a billion layers would take 200 GB."""
+    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.02)
+    config = TrainConfig(depth=10**9, dataset="toy", steps=10, scale=1e12)
+    told = forecast(config)
+    assert told.memory_bytes > 200e9
+    assert max(told.calibrated_at) < 10**7
+    assert all(array.size < 10**8 for array in jax.live_arrays())
+
+
+def test_steps_follow_from_the_kernel_time_of_the_shallower_network():
+    config = TrainConfig(depth=30, dataset="toy", time=20.0)
+    told, run = forecast(config), train(config, progress=False)
+    assert told.steps == pytest.approx(run.summary["steps"], abs=2)
