@@ -30,8 +30,9 @@ from dnntk.models import DeepNarrow
 SIDES = (1, 3, 5)
 # A wider layer is at home in one large matrix product.
 MAX_WIDTH = 256
-# Bytes of states that a thread may keep; beyond, segments of sqrt(depth) layers are recomputed.
-BUDGET = 64 << 20
+# Bytes of states that a thread may keep: more than its share of the cache is slower than computing
+# them again. Beyond, segments of sqrt(depth) layers are recomputed.
+BUDGET = 8 << 20
 
 # Vectors of the library, which it fills with examples.
 VECTOR = 64
@@ -170,7 +171,7 @@ class Blocks(NamedTuple):
 
     def scratch_bytes(self, layers: int, threads: int) -> int:
         """What ``threads`` threads keep of states."""
-        states = self.segment + 1 + -(-layers // self.segment)
+        states = self.segment + 1 + 2 * -(-layers // self.segment)
         return min(threads, self.number) * states * self.state_bytes
 
 

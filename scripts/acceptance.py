@@ -39,7 +39,7 @@ from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
 from dnntk.models import DeepNarrow
-from dnntk.results import RunFolder
+from dnntk.results import RunFolder, peak_memory_bytes
 from dnntk.step_size import largest_eigenvalue
 
 FLAGS = flags.FLAGS
@@ -64,6 +64,59 @@ def deep_cnn(folder: Path) -> dict[str, Any]:
     """``scripts/train.py --depth=20000 --arch=cnn`` with nothing else."""
     measured = _run_script(folder, "--depth=20000", "--arch=cnn")
     return measured | {"promised": "under 1800 s, under 2 GB resident, test accuracy >= 0.99"}
+
+
+def million_layers(folder: Path) -> dict[str, Any]:
+    """``scripts/train.py --dataset=toy`` at depth 1,000,000, beside depth 1000."""
+    deep = _run_script(folder, "--dataset=toy", "--depth=1000000")
+    shallow = _run_script(
+        folder.with_name(f"{folder.name}-depth-1000"), "--dataset=toy", "--depth=1000"
+    )
+    return deep | {
+        "test_loss_at_depth_1000": shallow["test_loss"],
+        "promised": "fit as good as at depth 1000, under 8 GB",
+    }
+
+
+def ten_million_layers(folder: Path) -> dict[str, Any]:
+    """A gradient step of the toy MLP in float32, beside float64 on the same network."""
+    del folder
+    depth, time_step = 10**7, 0.5
+    model = DeepNarrowMLP(depth, 1, float(depth) ** 2.2)
+    data = load_dataset("toy")
+
+    def at(params: Any, frozen: Any, dtype: str) -> tuple[float, Any]:
+        params, frozen, x, y = jax.tree.map(
+            lambda a: jnp.asarray(a, dtype), (params, frozen, data.x_train, data.y_train)
+        )
+        batch = flow.Batch(x, y, jnp.full(len(x), 1 / len(x), dtype))
+        loss_and_gradient = jax.jit(lambda p, f: flow.loss_and_gradient(model, p, f, batch, 1))
+        loss, gradient = loss_and_gradient(params, frozen)
+        return float(loss), jax.device_get(gradient)
+
+    x = jnp.asarray(data.x_train, jnp.float32)
+    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
+    params, frozen = variables["params"], {"initial": variables["initial"]}
+    # The first gradient moves the network off its zero output; the second one is compared.
+    before, gradient = at(params, frozen, "float32")
+    params = jax.tree.map(lambda p, g: p - np.float32(time_step) * g, params, gradient)
+    begun = time.perf_counter()
+    loss, gradient = at(params, frozen, "float32")
+    seconds = time.perf_counter() - begun
+    with jax.enable_x64(True):
+        expected_loss, expected = at(params, frozen, "float64")
+    pairs = list(zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True))
+    error = sum(float(np.sum((g - e) ** 2)) for g, e in pairs)
+    norm = sum(float(np.sum(e**2)) for _, e in pairs)
+    return {
+        "loss_before": before,
+        "loss_after_a_step": loss,
+        "loss_in_float64": expected_loss,
+        "gradient_error": (error / norm) ** 0.5,
+        "gradient_seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "promised": "agreement to 1e-4",
+    }
 
 
 def mnist_mlp(folder: Path) -> dict[str, Any]:
@@ -235,6 +288,8 @@ CHECKS: dict[str, Check] = {
     "baselines": baselines,
     "mnist_cnn": mnist_cnn,
     "deep_cnn": deep_cnn,
+    "million_layers": million_layers,
+    "ten_million_layers": ten_million_layers,
     "table_row_3": table_row_3,
     "mnist_limit": mnist_limit,
     "limit_depth": limit_depth,
@@ -242,8 +297,9 @@ CHECKS: dict[str, Check] = {
 
 
 def _summary(summary: dict[str, Any]) -> dict[str, Any]:
-    keys = "train_loss train_accuracy test_accuracy steps time time_step seconds steps_per_second"
-    return {key: summary[key] for key in (*keys.split(), "compile_seconds", "peak_memory_bytes")}
+    keys = "train_loss test_loss train_accuracy test_accuracy steps time time_step seconds"
+    more = ("steps_per_second", "compile_seconds", "peak_memory_bytes")
+    return {key: summary[key] for key in (*keys.split(), *more)}
 
 
 def _run_script(folder: Path, *options: str) -> dict[str, Any]:

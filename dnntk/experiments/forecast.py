@@ -128,6 +128,8 @@ class _Calibration:
         """Two depths, the second large enough for its time to tell."""
         depth = self.model.depth
         second = self._time(min(depth, 64))
+        # What a process holds that has compiled everything once, as the run will.
+        self.held = resident_bytes()
         while second.depth < depth and second.step < CALIBRATION_SECONDS:
             factor = min(16.0, 1.5 * CALIBRATION_SECONDS / second.step)
             second = self._time(min(depth, math.ceil(second.depth * max(2.0, factor))))
@@ -221,7 +223,7 @@ class _Calibration:
         batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         step = flow.make_step(self.model, optimizer, mesh)
         need = step.lower(state, frozen, batch).compile()
-        return resident_bytes() + flow.step_bytes(need, self.model, params, self.x, mesh)
+        return self.held + flow.step_bytes(need, self.model, params, self.x, mesh)
 
     def _batches_a_look(self, steps: int) -> Iterator[int]:
         """Batches that each evaluation of the run goes through."""

@@ -339,8 +339,9 @@ class Worker {
       }
   }
 
-  // State and q of layer `layer` to those of the next.
-  void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
+  // State and q of layer `layer` to those of the next. Millions of layers each add less to the state
+  // than its last digit: what the sum has lost is kept in `lost`, and added to the next term.
+  void forward(int64_t layer, const V* h, const V* q, V* lost, V* h_next, V* q_next) {
     prepare(layer);
     pack(weights_.data(), false, packed_.data());
     convolve(q, packed_.data(), nullptr, nullptr,
@@ -348,8 +349,11 @@ class Worker {
                for (int64_t i = 0; i < m; ++i)
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x;
-                   V z = tile[i * n + x] + bias_[o + i] + p_.carry[o + i] * h[k];
+                   V old = p_.carry[o + i] * h[k];
+                   V term = tile[i * n + x] + bias_[o + i] + lost[k];
+                   V z = old + term, added = z - old;
                    V next = z > floor_[k] ? z : floor_[k];
+                   lost[k] = z > floor_[k] ? (old - (z - added)) + (term - added) : V{};
                    h_next[k] = next;
                    q_next[k] = base_[k] + p_.column[o + i] * next;
                  }
@@ -358,9 +362,9 @@ class Worker {
 
   // The same with tangents: of the parameters dk, db and of the state and q.
   void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
-               const V* dq, V* h_next, V* q_next, V* dh_next, V* dq_next) {
+               const V* dq, V* lost, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     const int64_t c = p_.channels;
-    forward(layer, h, q, h_next, q_next);
+    forward(layer, h, q, lost, h_next, q_next);
     for (int64_t i = 0; i < p_.weights(); ++i)
       weights_[i] = dk[layer * p_.weights() + i] * p_.slope[i % c];
     pack(weights_.data(), false, tangents_.data());
@@ -504,12 +508,12 @@ template <class T, int SIDE>
 void forward(const Problem<T>& p, T* h_out) {
   over_blocks(p, [&](const Block<T>& block, int64_t, const Failed&) {
     Worker<T, SIDE> worker(p, block);
-    Buffer<Vec<T>> h(block.size()), q0(block.size()), q1(block.size());
+    Buffer<Vec<T>> h(block.size()), lost(block.size()), q0(block.size()), q1(block.size());
     load(p, block, p.h0, h.data());
     worker.read(h.data(), q0.data());
     Vec<T>*q = q0.data(), *next = q1.data();
     for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
-      worker.forward(layer, h.data(), q, h.data(), next);
+      worker.forward(layer, h.data(), q, lost.data(), h.data(), next);
     store(p, block, h.data(), h_out);
   });
 }
@@ -520,14 +524,15 @@ void tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_o
     using V = Vec<T>;
     Worker<T, SIDE> worker(p, block);
     const int64_t size = block.size();
-    Buffer<V> h(size), dh(size), buffers(4 * size);
+    Buffer<V> h(size), dh(size), lost(size), buffers(4 * size);
     V *q = buffers.data(), *q_next = q + size, *dq = q + 2 * size, *dq_next = q + 3 * size;
     load(p, block, p.h0, h.data());
     load(p, block, dh0, dh.data());
     worker.read(h.data(), q);
     worker.column(dh.data(), dq);
     for (int64_t layer = 0; layer < p.layers; ++layer) {
-      worker.tangent(layer, dk, db, h.data(), q, dh.data(), dq, h.data(), q_next, dh.data(), dq_next);
+      worker.tangent(layer, dk, db, h.data(), q, dh.data(), dq, lost.data(), h.data(), q_next,
+                     dh.data(), dq_next);
       std::swap(q, q_next);
       std::swap(dq, dq_next);
     }
@@ -582,21 +587,25 @@ void gradient(const Problem<T>& p, const Head<T>& head, T* h_out, T* dh0, T* dk,
   over_blocks(p, [&](const Block<T>& block, int64_t number, const Failed& failed) {
     Worker<T, SIDE> worker(p, block);
     const int64_t size = block.size(), length = p.segment, segments = parts(p.layers, length);
-    Buffer<V> starts(segments * size), states((length + 1) * size), buffers(4 * size);
+    Buffer<V> starts(2 * segments * size), states((length + 1) * size), buffers(5 * size);
     Buffer<T> by_kernel(kChunk * a_layer), by_bias(kChunk * c);
-    V *q = buffers.data(), *q_next = q + size, *gz = q + 2 * size, *gz_next = q + 3 * size;
+    V *q = buffers.data(), *q_next = q + size, *gz = q + 2 * size, *gz_next = q + 3 * size,
+      *lost = q + 4 * size;
     auto state = [&](int64_t k) { return states.data() + k * size; };
     auto run = [&](int64_t segment, bool keep) {
       const int64_t from = segment * length, end = std::min(p.layers, from + length);
       worker.read(state(0), q);
       for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next))
         worker.forward(layer, state(keep ? layer - from : 0), q,
-                       state(keep ? layer - from + 1 : 0), q_next);
+                       lost, state(keep ? layer - from + 1 : 0), q_next);
       return end - from;
     };
+    // A segment starts from its state and what that has lost.
+    auto start = [&](int64_t segment) { return starts.data() + 2 * segment * size; };
     load(p, block, p.h0, state(0));
     for (int64_t segment = 0; segment < segments - 1; ++segment) {
-      std::copy(state(0), state(1), starts.data() + segment * size);
+      std::copy(state(0), state(1), start(segment));
+      std::copy(lost, lost + size, start(segment) + size);
       run(segment, false);
     }
     int64_t layers = run(segments - 1, true);
@@ -607,7 +616,8 @@ void gradient(const Problem<T>& p, const Head<T>& head, T* h_out, T* dh0, T* dk,
     std::fill(gz_next, gz_next + size, V{});
     for (int64_t segment = segments - 1; segment >= 0; --segment) {
       if (segment < segments - 1) {
-        std::copy(starts.data() + segment * size, starts.data() + (segment + 1) * size, state(0));
+        std::copy(start(segment), start(segment) + size, state(0));
+        std::copy(start(segment) + size, start(segment + 1), lost);
         layers = run(segment, true);
       }
       for (int64_t layer = segment * length + layers - 1; layer >= segment * length; --layer) {
