@@ -1,19 +1,21 @@
-r"""Speed and memory of the kernels, each beside a peer measured in the same run.
+r"""Speed and memory of training and of the kernels, each beside a peer measured in the same run.
 
     python scripts/benchmark.py
     python scripts/benchmark.py --benchmarks=limit_cnn,limit_mlp --repeats=15
+    python scripts/benchmark.py --benchmarks=train_cnn,train_toy
+    python scripts/benchmark.py --benchmarks=cost_mlp --mlp_depths=10,100,1000 --step_seconds=20
 
 Each benchmark writes one JSON file into --workdir as it ends; a benchmark whose file is there is
-not run again. A picture and a table of all of them close the run. Work and peer take turns (A B A B
+not run again. Pictures and a table of all of them close the run. Work and peer take turns (A B A B
 ...), and a ratio is that of two neighbours, so that what else the machine does touches both alike.
+The PyTorch loop needs the extra ``bench``; without it, everything else is measured.
 """
 
 import json
 import multiprocessing
 import os
-import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peers
+import showing
+import training_benchmarks
 from absl import flags
-from matplotlib.figure import Figure
+from measuring import Call, Row, check_same, machine, measured, promise, set_peer, turns
 
 from dnntk import DeepNarrowMLP, InputError, empirical_ntk, figures, to_standard
 from dnntk.kernel import limit_ntk
@@ -45,11 +49,8 @@ flags.DEFINE_integer("peer_images", 2, "ntk_memory: images of the peer.", lower_
 flags.DEFINE_float("peer_seconds", 120.0, "ntk_memory: most seconds for the peer.", lower_bound=1)
 flags.DEFINE_integer("cnn_images", 512, "limit_cnn: images of 7 x 7.", lower_bound=1)
 flags.DEFINE_integer("mlp_images", 10_000, "limit_mlp: images of 784 pixels.", lower_bound=1)
+flags.adopt_module_key_flags(training_benchmarks)
 flags.DEFINE_string("workdir", "runs/benchmark", "Folder for all results.")
-
-Row = dict[str, Any]
-Call = Callable[[], Any]
-Samples = Sequence[float] | np.ndarray
 
 
 def ntk() -> list[Row]:
@@ -72,19 +73,19 @@ def ntk_memory() -> list[Row]:
     missing = None if peer else f"{name}: not done in {FLAGS.peer_seconds:g} s"
     if peer:
         m = min(n, n_peer)
-        _check_same(own["kernel"][:m, :m], peer["kernel"][:m, :m], 1e-4)
+        check_same(own["kernel"][:m, :m], peer["kernel"][:m, :m], 1e-4)
     setting = f"depth {depth}, {n} images of 784, d_out 10"
-    memory = _row(f"{setting}: peak resident memory", "bytes", [own["peak_bytes"]])
-    a_pair = _row(f"{setting}: time a pair", "s", [s / n**2 for s in own["seconds"]])
+    memory = measured(f"{setting}: peak resident memory", "bytes", [own["peak_bytes"]])
+    a_pair = measured(f"{setting}: time a pair", "s", [s / n**2 for s in own["seconds"]])
     if peer:
         # One turn each: the peer's takes a minute. Its time grows with the pairs, for a block
         # holds one example; its memory does not grow.
-        _set_peer(memory, name, [peer["peak_bytes"]])
-        _set_peer(a_pair, name, [s / n_peer**2 for s in peer["seconds"]])
+        set_peer(memory, name, [peer["peak_bytes"]])
+        set_peer(a_pair, name, [s / n_peer**2 for s in peer["seconds"]])
     for row in (memory, a_pair):
         row["peer_missing"] = missing
-    _promise(memory, "under 4 GB", memory["median"] < 4e9)
-    return [memory, a_pair, _row(f"{setting}: whole matrix", "s", own["seconds"])]
+    promise(memory, "under 4 GB", memory["median"] < 4e9)
+    return [memory, a_pair, measured(f"{setting}: whole matrix", "s", own["seconds"])]
 
 
 def limit_cnn() -> list[Row]:
@@ -94,12 +95,12 @@ def limit_cnn() -> list[Row]:
     for name, x1, x2 in _image_pairs((n, 7, 7, 1)):
         pairs = n * n if x2 is not None else n * (n + 1) // 2
         calls = partial(limit_ntk, x1, x2), partial(peers.limit_cnn, x1, x2)
-        difference = _check_same(calls[0](), calls[1](), 1e-5)
-        own, peer = np.array(_turns(FLAGS.repeats, *calls)) / pairs * 1e6
-        row = _row(f"{n} x {n} images, {name}: time a distinct pair", "us", own)
-        _set_peer(row, "arctan2 and sqrt", peer)
+        difference = check_same(calls[0](), calls[1](), 1e-5)
+        own, peer = np.array(turns(FLAGS.repeats, *calls)) / pairs * 1e6
+        row = measured(f"{n} x {n} images, {name}: time a distinct pair", "us", own)
+        set_peer(row, "arctan2 and sqrt", peer)
         row["difference"] = difference
-        rows.append(_promise(row, "at most 3 us", row["median"] <= 3))
+        rows.append(promise(row, "at most 3 us", row["median"] <= 3))
     return rows
 
 
@@ -110,19 +111,24 @@ def limit_mlp() -> list[Row]:
     for name, x1, x2 in _image_pairs((n, 784)):
         other = x1 if x2 is None else x2
         calls = partial(limit_ntk, x1, x2), partial(peers.product, x1, other)
-        _turns(1, *calls)
-        own, peer = _turns(FLAGS.repeats, *calls)
-        row = _set_peer(_row(f"{n} x {n} images, {name}", "s", own), "x1 x2^T alone", peer)
+        turns(1, *calls)
+        own, peer = turns(FLAGS.repeats, *calls)
+        row = set_peer(measured(f"{n} x {n} images, {name}", "s", own), "x1 x2^T alone", peer)
         words = "at most 1.5 times the product"
-        rows.append(_promise(row, words, row["ratio"]["median"] <= 1.5))
+        rows.append(promise(row, words, row["ratio"]["median"] <= 1.5))
     return rows
 
 
-BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+KERNELS: dict[str, Callable[[], list[Row]]] = {
     "ntk": ntk,
     "ntk_memory": ntk_memory,
     "limit_cnn": limit_cnn,
     "limit_mlp": limit_mlp,
+}
+BENCHMARKS: dict[str, Callable[..., list[Row]]] = {**training_benchmarks.BENCHMARKS, **KERNELS}
+COST = {
+    "cost_mlp": "4-wide MLP, {examples} inputs, float32",
+    "cost_cnn": "CNN with 3 channels, {examples} images of 7 x 7, float32",
 }
 
 
@@ -145,16 +151,16 @@ def _ntk_at(depth: int, points: int, unroll: bool) -> list[Row]:
         scale = model.step**2
         calls["unrolled, leaf by leaf"] = lambda: scale * peers.unrolled_ntk(layers, x)
         calls["unrolled, joined"] = lambda: scale * peers.unrolled_ntk(layers, x, join=True)
-    first = _turns(FLAGS.compiles, *calls.values(), forget=True)
+    first = turns(FLAGS.compiles, *calls.values(), forget=True)
     values = [np.asarray(call()) for call in calls.values()]
-    differences = [_check_same(values[0], value, 1e-9) for value in values[1:]]
-    later = _turns(FLAGS.repeats, *calls.values())
+    differences = [check_same(values[0], value, 1e-9) for value in values[1:]]
+    later = turns(FLAGS.repeats, *calls.values())
     rows = []
     for kind, (own, *others) in (("first call", first), ("run", later)):
-        row = _row(f"depth {depth}, {points} x {points}: {kind}", "s", own)
+        row = measured(f"depth {depth}, {points} x {points}: {kind}", "s", own)
         row |= {"depth": depth, "points": points, "kind": kind}
         beside = [
-            _set_peer(row | {"difference": difference}, name, samples)
+            set_peer(row | {"difference": difference}, name, samples)
             for name, difference, samples in zip(list(calls)[1:], differences, others, strict=True)
         ]
         named, *more = beside or [row]
@@ -164,11 +170,11 @@ def _ntk_at(depth: int, points: int, unroll: bool) -> list[Row]:
 
 def _promise_ntk(row: Row) -> Row:
     if row["kind"] == "first call":
-        return _promise(row, "under 5 s at every depth", row["median"] < 5)
+        return promise(row, "under 5 s at every depth", row["median"] < 5)
     if row["depth"] >= 400 and "peer" in row:
-        return _promise(row, "10 times faster than the peer", row["ratio"]["median"] <= 0.1)
+        return promise(row, "10 times faster than the peer", row["ratio"]["median"] <= 0.1)
     if row["depth"] == 10_000:
-        return _promise(row, "under 1 s", row["median"] < 1)
+        return promise(row, "under 1 s", row["median"] < 1)
     return row
 
 
@@ -181,7 +187,7 @@ def _measure_ntk(method: Any, depth: int, images: int, repeats: int) -> dict[str
     x = jax.random.uniform(jax.random.key(1), (images, 784))
     model, variables = _network(depth, 10, x)
     kernel = np.asarray(empirical_ntk(model, variables, x, method=method))
-    seconds = _turns(repeats, lambda: empirical_ntk(model, variables, x, method=method))[0]
+    seconds = turns(repeats, lambda: empirical_ntk(model, variables, x, method=method))[0]
     return {"kernel": kernel, "seconds": seconds, "peak_bytes": peak_memory_bytes()}
 
 
@@ -208,131 +214,6 @@ def _depths() -> list[int]:
     return depths
 
 
-# ---- measuring
-
-
-def _turns(repeats: int, *calls: Call, forget: bool = False) -> list[list[float]]:
-    """Seconds of each call, in turn: A B A B ...; ``forget`` makes every turn compile anew."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        if forget:
-            jax.clear_caches()
-        for call, kept in zip(calls, seconds, strict=True):
-            begun = time.perf_counter()
-            jax.block_until_ready(call())
-            kept.append(time.perf_counter() - begun)
-    return seconds
-
-
-def _check_same(found: Any, expected: Any, tolerance: float) -> float:
-    """The largest difference as a share of the largest value; stops where it is too large."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if not difference <= tolerance:
-        raise RuntimeError(f"work and peer differ by {difference:.1e}, expected {tolerance:.1e}")
-    return difference
-
-
-def _row(what: str, unit: str, samples: Samples) -> Row:
-    return {"what": what, "unit": unit, **_spread(samples), "promise": None, "met": None}
-
-
-def _set_peer(row: Row, name: str, samples: Samples) -> Row:
-    """Put a peer beside the work, and the ratio of work to peer: turn by turn, or to its only."""
-    row["peer"] = {"name": name, **_spread(samples)}
-    row["ratio"] = _spread(np.divide(row["samples"], samples))
-    return row
-
-
-def _promise(row: Row, words: str, met: Any) -> Row:
-    row["promise"], row["met"] = words, bool(met)
-    return row
-
-
-def _spread(samples: Samples) -> dict[str, Any]:
-    low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
-    return {
-        "median": float(median),
-        "quartiles": [float(low), float(high)],
-        "samples": [float(s) for s in samples],
-    }
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "device": jax.devices()[0].device_kind,
-        "load_average": os.getloadavg(),
-    }
-
-
-# ---- showing
-
-
-def ntk_figure(rows: Sequence[Row]) -> Figure:
-    """Time against depth: runs and first calls, layerwise beside its peers."""
-    lines: dict[str, dict[str, dict[int, Row]]] = {}
-    for row in rows:
-        found = {"layerwise": row} | ({row["peer"]["name"]: row["peer"]} if "peer" in row else {})
-        for name, spread in found.items():
-            lines.setdefault(name, {}).setdefault(row["kind"], {})[row["depth"]] = spread
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    colors = (figures.BLUE, figures.ORANGE, figures.GREEN)
-    for (name, kinds), color, marker in zip(lines.items(), colors, "osD", strict=False):
-        for kind, style in (("first call", "--"), ("run", "-")):
-            depths, spreads = zip(*sorted(kinds[kind].items()), strict=True)
-            median = np.array([s["median"] for s in spreads])
-            ends = np.array([s["quartiles"] for s in spreads]).T
-            label = f"{name}, {'first call (compiles)' if kind == 'first call' else 'run'}"
-            axes.errorbar(
-                depths,
-                median,
-                np.abs(ends - median),
-                fmt=marker + style,
-                color=color,
-                markerfacecolor=color if kind == "run" else "white",
-                capsize=2,
-                label=label,
-            )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("depth $L$")
-    axes.set_ylabel("time (s): median and quartiles")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.suptitle("Empirical NTK [{0}, {0}] of a 4-wide MLP, float64".format(rows[0]["points"]))
-    return figure
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """All rows of all benchmarks, a line each."""
-    head = ("benchmark", "what", "median [quartiles]", "peer", "of the peer's", "promise", "met")
-    lines = [head]
-    for name, result in results.items():
-        for row in result["rows"]:
-            peer = row.get("peer")
-            beside = f"{peer['name']}: {_shown(peer, row['unit'])}" if peer else "-"
-            ratio = _shown(row["ratio"], "x") if peer else "-"
-            met = {True: "yes", False: "NO", None: "-"}[row["met"]]
-            beside = row.get("peer_missing") or beside
-            own = _shown(row, row["unit"])
-            lines.append((name, row["what"], own, beside, ratio, row["promise"] or "-", met))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (map(str.ljust, line, widths) for line in lines)
-    return "\n".join("  ".join(cells).rstrip() for cells in padded)
-
-
-def _shown(spread: dict[str, Any], unit: str) -> str:
-    numbers = [spread["median"], *spread["quartiles"]]
-    if unit == "bytes":
-        numbers, unit = [number / 1e9 for number in numbers], "GB"
-    if numbers[0] and len(spread["samples"]) == 1:
-        return f"{numbers[0]:.3g} {unit}"
-    return "{:.3g} {} [{:.3g}, {:.3g}]".format(numbers[0], unit, *numbers[1:])
-
-
 def main() -> None:
     """Run the benchmarks that have no result yet, then show all results."""
     names = list(BENCHMARKS) if FLAGS.benchmarks == ["all"] else FLAGS.benchmarks
@@ -341,6 +222,7 @@ def main() -> None:
         known = ", ".join(BENCHMARKS)
         raise InputError(f"benchmarks: expected some of {known}, got {', '.join(unknown)}")
     _depths()
+    training_benchmarks.check_flags()
     # A cache on disk would pass for fast compilation, and one process must not take a GPU's memory
     # from the next.
     jax.config.update("jax_enable_compilation_cache", False)
@@ -354,18 +236,23 @@ def main() -> None:
             print(f"--- {name}: kept from {file}; delete it to measure again", flush=True)
         else:
             print(f"--- {name}: {BENCHMARKS[name].__doc__}", flush=True)
-            folder.write_json(file.name, _result(name))
+            folder.write_json(file.name, _result(name, folder.path))
         results[name] = json.loads(file.read_text())
     if "ntk" in results:
-        figures.save(ntk_figure(results["ntk"]["rows"]), Path(folder.path, "ntk"))
-    print(table(results))
+        figures.save(showing.ntk_figure(results["ntk"]["rows"]), Path(folder.path, "ntk"))
+    for name, title in COST.items():
+        if name in results:
+            rows = results[name]["rows"]
+            figure = showing.cost_figure(rows, title.format(**rows[0]["task"]))
+            figures.save(figure, Path(folder.path, name))
+    print(showing.table(results))
 
 
-def _result(name: str) -> dict[str, Any]:
+def _result(name: str, folder: Path) -> dict[str, Any]:
     settings = {flag.name: flag.value for flag in FLAGS.get_key_flags_for_module("__main__")}
-    before = _machine()
+    before = machine()
     begun = time.perf_counter()
-    rows = BENCHMARKS[name]()
+    rows = KERNELS[name]() if name in KERNELS else BENCHMARKS[name](folder)
     return {
         "benchmark": name,
         "description": BENCHMARKS[name].__doc__,

@@ -1,13 +1,25 @@
 """scripts/benchmark.py through its real command line, at the smallest sizes. No speed is judged."""
 
+import dataclasses
+import importlib.util
 import json
+import sys
 
 import numpy as np
 import processes
 import pytest
+from absl import flags
 
+sys.path.insert(0, str(processes.SCRIPTS))
+import contestant  # noqa: E402
+import racing  # noqa: E402
+import training_benchmarks  # noqa: E402
+
+TORCH = importlib.util.find_spec("torch") is not None
 NAMES = ("ntk", "ntk_memory", "limit_cnn", "limit_mlp")
+TRAINING = ("train_toy", "cost_cnn")
 SMALL = (
+    f"--benchmarks={','.join(TRAINING + NAMES)}",
     "--repeats=2",
     "--compiles=1",
     "--depths=5,3",
@@ -17,11 +29,21 @@ SMALL = (
     "--memory_images=3",
     "--cnn_images=5",
     "--mlp_images=6",
+    "--turn_seconds=0",
+    "--checked_steps=2",
+    "--batch=4",
+    "--arc=8",
+    "--toy_depth=5",
+    "--trials=2",
+    "--cnn_depths=4",
 )
 BAD_FLAGS = {
     "unknown benchmark": (["--benchmarks=ntk,speed"], "speed"),
     "depths not numbers": (["--depths=ten"], "depths"),
     "depth too small": (["--depths=1,100"], "depths"),
+    "cost depths not numbers": (["--mlp_depths=10,many"], "mlp_depths"),
+    "cost depth too small": (["--cnn_depths=2"], "cnn_depths"),
+    "no check": (["--checked_steps=0"], "checked_steps"),
     "no repeats": (["--repeats=0"], "repeats"),
     "no time for the peer": (["--peer_seconds=0"], "peer_seconds"),
     "workdir is a file": (["--workdir=afile"], "workdir"),
@@ -47,7 +69,7 @@ def later(benchmarked):
     before = {path: path.read_bytes() for path in folder.glob("*.json")}
     (folder.parent / "afile").write_text("")
     cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    cases["again"] = ["--repeats=3", f"--workdir={folder}"]
+    cases["again"] = [SMALL[0], "--repeats=3", f"--workdir={folder}"]
     return before, processes.outcomes("benchmark.py", cases, folder.parent)
 
 
@@ -93,14 +115,15 @@ def test_work_and_peer_give_the_same_numbers(benchmarked):
 
 def test_the_pictures_are_there(benchmarked):
     folder, _ = benchmarked
-    assert (folder / "ntk.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "ntk.pdf").read_bytes().startswith(b"%PDF")
+    for name in ("ntk", "cost_cnn"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_the_table_shows_every_row(benchmarked):
     folder, outcome = benchmarked
     lines = outcome.stdout.splitlines()
-    for name in NAMES:
+    for name in NAMES + TRAINING:
         shown = [line for line in lines if line.startswith(f"{name} ")]
         assert len(shown) == len(result(folder, name)["rows"])
 
@@ -109,7 +132,7 @@ def test_a_finished_benchmark_is_not_run_again(later):
     before, outcomes = later
     again = outcomes["again"]
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("kept from") == len(NAMES) == len(before)
+    assert again.stdout.count("kept from") == len(before) == len(NAMES + TRAINING)
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
@@ -118,3 +141,122 @@ def test_a_bad_flag_is_one_line_and_status_2(name, later):
     outcome = later[1][name]
     assert outcome.returncode == 2 and "Traceback" not in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1 and BAD_FLAGS[name][1] in outcome.stderr
+
+
+# ---- training
+
+
+def test_a_step_has_its_peer_or_says_why_not(benchmarked):
+    folder, _ = benchmarked
+    rows = result(folder, "train_toy")["rows"]
+    assert len(rows) == 2
+    for row in rows:
+        check_spread(row)
+        assert ("peer" in row) == ("ratio" in row) == TORCH
+        assert TORCH or "not installed" in row["peer_missing"]
+        assert (row["promise"] is None) == (row["met"] is None)
+    assert not [path for path in folder.iterdir() if path.is_dir()]
+
+
+def test_networks_side_by_side_are_set_against_as_many_loops(benchmarked):
+    one, together = result(benchmarked[0], "train_toy")["rows"]
+    assert "2 trials" in together["what"]
+    losses = [row["contestants"][0]["losses"] for row in (one, together)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    if TORCH:
+        samples = [row["peer"]["samples"] for row in (one, together)]
+        np.testing.assert_allclose(samples[1], 2 * np.array(samples[0]))
+
+
+def test_peers_begin_as_the_same_network_and_train_as_it_does(benchmarked):
+    step = result(benchmarked[0], "cost_cnn")["rows"][0]
+    own, *peers = step["contestants"]
+    expected = [name for name in racing.SCRIPT if name in ("lax.scan", "unrolled")]
+    expected = (["PyTorch loop"] if TORCH else []) + expected
+    assert [peer["name"] for peer in peers] == expected
+    for peer in peers:
+        assert len(peer["losses"]) == 2 and peer["losses"][1] < peer["losses"][0]
+        np.testing.assert_allclose(peer["losses"], own["losses"], rtol=1e-4)
+
+
+TASK = racing.Task("mlp", 100, 1, (2,), 8, 2.0)
+
+
+def record(name, losses=(), **others):
+    return racing.Record(name, losses=list(losses), **others)
+
+
+def test_time_and_memory_are_judged_by_the_plain_loop_alone(monkeypatch):
+    records = {
+        "network": record("network", seconds=[0.1, 0.3, 0.2], peak_bytes=100),
+        "PyTorch loop": record("PyTorch loop", seconds=[0.7, 0.8, 0.7], peak_bytes=400),
+        "other": record("other", seconds=[0.1, 0.1, 0.1], peak_bytes=50),
+        "slow": record("slow", missing="slow: not done in 1 s"),
+    }
+    monkeypatch.setattr(training_benchmarks, "race", lambda *_: records)
+    monkeypatch.setattr(training_benchmarks, "_rules", lambda: None)
+    beside = training_benchmarks._beside_loop
+    rows = beside(TASK, 3, 4, None, memory=5, others=["other", "slow"])
+    assert [row["peer"]["name"] for row in rows] == ["PyTorch loop", "other", "PyTorch loop"]
+    np.testing.assert_allclose([row["ratio"]["median"] for row in rows], [2 / 7, 2, 1 / 4])
+    assert [row["met"] for row in rows] == [True, None, False]
+    assert "(aim: 4)" in rows[0]["promise"] and "1/5" in rows[2]["promise"]
+    records["PyTorch loop"].missing = "PyTorch loop: PyTorch is not installed"
+    for row in beside(TASK, 3, 4, None, memory=5):
+        assert row["peer_missing"] and "peer" not in row and row["promise"] is None
+
+
+def test_losses_that_differ_or_do_not_fall_stop_a_race():
+    own, allowed = record("network", [1.0, 0.5]), racing.tolerance(TASK)
+    racing._check(TASK, [own, record("unrolled", [1.0, 0.5 + allowed / 2])])
+    for loss in (0.5 + 2 * allowed, float("nan")):
+        with pytest.raises(RuntimeError, match="unrolled differ"):
+            racing._check(TASK, [own, record("unrolled", [1.0, loss])])
+    with pytest.raises(RuntimeError, match="did not fall"):
+        racing._check(TASK, [record("network", [1.0, 1.0])])
+
+
+@pytest.mark.parametrize("seconds, reason", [(0.05, "not done in 0.05 s"), (60, "status 3")])
+def test_a_contestant_that_hangs_or_ends_is_gone(seconds, reason, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import time; time.sleep(60)" if seconds < 1 else "raise SystemExit(3)")
+    with pytest.raises(contestant.Gone, match=reason):
+        contestant.Contestant(str(script), {}, seconds)
+
+
+def test_a_peer_that_is_gone_leaves_the_race_and_own_work_stops_it():
+    peer = record("lax.scan")
+    with racing._forgiven(peer):
+        raise contestant.Gone("not done in 1 s")
+    assert peer.missing == "lax.scan: not done in 1 s"
+    with pytest.raises(RuntimeError, match="not done"), racing._forgiven(record("network")):
+        raise contestant.Gone("not done in 1 s")
+
+
+def test_a_peer_is_left_out_where_it_would_take_too_long_or_too_much():
+    flags.FLAGS.mark_as_parsed()
+    seen = record("unrolled", seconds=[0.1], facts={"start_bytes": 10**8}, step_bytes=2 * 10**8)
+    for depth, name, before, reason in (
+        (100, "lax.scan", None, None),
+        (1000, "lax.scan", (100, seen), None),
+        (10**6, "lax.scan", None, "float32"),
+        (101, "unrolled", None, "only up to depth 100"),
+        (10**5, "lax.scan", (10, seen), "1000 s"),
+        (10**5, "lax.scan", (1000, seen), "10 GB"),
+        (1000, "lax.scan", (100, record("lax.scan", missing="ended")), "ended"),
+    ):
+        task = dataclasses.replace(TASK, depth=depth)
+        found = training_benchmarks._left_out(name, task, before)
+        assert (found is None) if reason is None else (reason in found)
+
+
+def test_growth_is_that_from_depth_100_on():
+    def at(depth, seconds, beyond):
+        facts = {"ready_bytes": 0, "gradient_bytes": 0, "compile_seconds": 1.0}
+        return record("network", seconds=[seconds * depth], facts=facts, step_bytes=beyond)
+
+    depths = [10, 100, 10_000]
+    own = [at(10, 9.0, 10**9), at(100, 1.0, 10**7), at(10_000, 1.1, 3 * 10**8)]
+    time, memory, compilation = training_benchmarks._growth(depths, own)
+    np.testing.assert_allclose([time["median"], memory["median"]], [1.1, 3.0])
+    assert [row["met"] for row in (time, memory, compilation)] == [True, False, True]

@@ -1,0 +1,97 @@
+"""`dnntk` as a script runs it: contestants of benchmark.py.
+
+``network`` is one network, through `flow.data_mesh` and `flow.make_step` as `dnntk.train` goes;
+``ensemble`` is many, through `Ensemble.descent`.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import command_line
+import contestant
+import jax
+import numpy as np
+import optax
+import racing
+from jax_contestants import peak_bytes
+
+from dnntk import flow, fused
+from dnntk.ensemble import Ensemble
+
+
+class One:
+    """Training steps of one network."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        """Initialize ``job``'s network and compile the step."""
+        model, (x, y) = racing.model_of(job), _data(job)
+        variables = jax.jit(model.init)(racing.first_key(), x[:1])
+        params = variables.pop("params")
+        held, threaded = racing.nbytes(params), fused.supports(model, params, x)
+        mesh = flow.data_mesh(len(x), held, threaded)
+        optimizer = optax.sgd(flow.learning_rate(model, job["time_step"]))
+        self.frozen = flow.put_replicated(variables, mesh)
+        params = flow.put_replicated(params, mesh)
+        self.state = flow.TrainState(params, optimizer.init(params))
+        self.batch = flow.put_batch(x, y, mesh)
+        begun = time.perf_counter()
+        step = flow.make_step(model, optimizer, mesh)
+        self.step = step.lower(self.state, self.frozen, self.batch).compile()
+        self.facts = {
+            "compile_seconds": time.perf_counter() - begun,
+            "gradient_bytes": mesh.size * held,
+            "devices": mesh.size,
+            "one_call": threaded,
+        }
+
+    def take(self, steps: int) -> float:
+        """Take training steps; the loss before the last of them."""
+        value = math.nan
+        for _ in range(steps):
+            self.state, loss = self.step(self.state, self.frozen, self.batch)
+            value = float(loss)
+        jax.block_until_ready(self.state)
+        return value
+
+
+class Many:
+    """Training steps of ``job["trials"]`` networks side by side."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        """Initialize the networks."""
+        ensemble = Ensemble(racing.model_of(job), job["trials"], *_data(job))
+        self.params, self.frozen = ensemble.init(racing.SEED)
+        begun = time.perf_counter()
+        descent: Any = ensemble.descent(job["time_step"])
+        self.descend = descent.lower(self.params, self.frozen, 1).compile()
+        self.facts = {
+            "compile_seconds": time.perf_counter() - begun,
+            "gradient_bytes": racing.nbytes(self.params),
+            "devices": ensemble.mesh.size,
+        }
+
+    def take(self, steps: int) -> float:
+        """Take training steps; the first network's loss before the last of them."""
+        self.params, losses = self.descend(self.params, self.frozen, steps)
+        jax.block_until_ready(self.params)
+        return float(losses[0])
+
+
+def _data(job: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    folder = Path(job["folder"])
+    return np.load(folder / "x.npy"), np.load(folder / "y.npy")
+
+
+def main() -> None:
+    """Serve the one that the job names."""
+    jax.devices()  # the backend's own memory is not the network's
+    kinds: dict[str, Callable[[dict[str, Any]], contestant.Steps]]
+    kinds = {"network": One, "ensemble": Many}
+    contestant.serve(lambda job: kinds[job["contestant"]](job), peak_bytes)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,282 @@
+"""Training steps beside the plain PyTorch loop, and their cost against depth: for benchmark.py.
+
+A step is the loss 1/2 E ||f - y||^2, its whole gradient and an update of plain SGD, for all alike.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import command_line
+import numpy as np
+from absl import flags
+from measuring import Row, measured, promise, set_peer
+from racing import Record, Rules, Task, race, tolerance
+
+from dnntk import InputError
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_integer("batch", 512, "train, cost: images a batch.", lower_bound=1)
+flags.DEFINE_integer("arc", 200, "train, cost: points on the arc.", lower_bound=1)
+flags.DEFINE_integer("cnn_depth", 1000, "train_cnn, train_cnn_wide: depth.", lower_bound=3)
+flags.DEFINE_integer("deep_depth", 20_000, "train_cnn_deep: depth.", lower_bound=3)
+flags.DEFINE_integer("toy_depth", 10_000, "train_toy: depth.", lower_bound=3)
+flags.DEFINE_integer("wide_depth", 1000, "train_mlp_wide: depth.", lower_bound=3)
+flags.DEFINE_integer("trials", 10, "train_toy: networks side by side.", lower_bound=1)
+flags.DEFINE_list("mlp_depths", ["10", "100", "1000", "10000", "100000", "1000000"], "cost_mlp.")
+flags.DEFINE_list("cnn_depths", ["10", "100", "1000", "10000", "100000"], "cost_cnn: depths.")
+flags.DEFINE_integer("torch_depth", 20_000, "cost: largest depth of the PyTorch loop.")
+flags.DEFINE_integer("unrolled_depth", 100, "cost: largest depth of the unrolled network.")
+flags.DEFINE_float("step_seconds", 120.0, "Most for a peer's compilation or turn.", lower_bound=0.1)
+flags.DEFINE_float("peer_gigabytes", 8.0, "cost: a peer that needs more is left out.")
+flags.DEFINE_float("train_scale", 2.0, "C of the trained networks.", lower_bound=0.01)
+flags.DEFINE_float("turn_seconds", 0.2, "What the steps of a turn should fill.", lower_bound=0)
+flags.DEFINE_integer("checked_steps", 3, "Warm-up, over which losses must agree.", lower_bound=1)
+
+LOOP, SCAN, UNROLLED = "PyTorch loop", "lax.scan", "unrolled"
+CHANNELS_LAST = "PyTorch loop, channels_last"
+# An allocator's memory comes and goes by this much.
+MEMORY_NOISE = 4e6
+# Beyond this the losses of literal networks in float32 are compared in vain.
+LARGEST_TOLERANCE = 0.2
+IMAGE = (7, 7, 1)
+
+
+def train_cnn(folder: Path) -> list[Row]:
+    """A training step of the CNN with 3 channels at 7 x 7, depth 1000, against a PyTorch loop."""
+    return _beside_loop(_cnn(FLAGS.cnn_depth, 1), 3, 4, folder, others=[CHANNELS_LAST])
+
+
+def train_cnn_deep(folder: Path) -> list[Row]:
+    """A training step of the CNN with 3 channels, depth 20,000: time and memory."""
+    return _beside_loop(_cnn(FLAGS.deep_depth, 1), 3, 4, folder, memory=5)
+
+
+def train_cnn_wide(folder: Path) -> list[Row]:
+    """A training step of the CNN with 12 channels (ten classes), depth 1000."""
+    return _beside_loop(_cnn(FLAGS.cnn_depth, 10), 1.5, 2, folder, others=[CHANNELS_LAST])
+
+
+def train_mlp_wide(folder: Path) -> list[Row]:
+    """A training step of the MLP on 784 pixels, ten classes (width 795): time and memory."""
+    task = Task("mlp", FLAGS.wide_depth, 10, (784,), FLAGS.batch, FLAGS.train_scale)
+    return _beside_loop(task, 1.7, None, folder, memory=2)
+
+
+def train_toy(folder: Path) -> list[Row]:
+    """A training step of the 4-wide MLP on the arc: one network, and ten side by side."""
+    task, trials = _toy(FLAGS.toy_depth), FLAGS.trials
+    records = race(task, ["network", "ensemble", LOOP], _rules(), folder, trials)
+    own, many, loop = (records[name] for name in ("network", "ensemble", LOOP))
+    one = _time(task, own, loop)
+    _faster(one, 12)
+    together = measured(f"{_words(task)}, {trials} trials together: step", "s", many.seconds)
+    _beside(together, f"{trials} x {LOOP}", trials, many, loop)
+    _faster(together, 15)
+    return [one, together]
+
+
+def cost_mlp(folder: Path) -> list[Row]:
+    """Cost against depth of the 4-wide MLP on the arc: time, memory, compilation."""
+    return _cost(_toy, _depths("mlp_depths"), folder)
+
+
+def cost_cnn(folder: Path) -> list[Row]:
+    """Cost against depth of the CNN with 3 channels: time, memory, compilation."""
+    return _cost(partial(_cnn, d_out=1), _depths("cnn_depths"), folder)
+
+
+BENCHMARKS: dict[str, Callable[[Path], list[Row]]] = {
+    "train_cnn": train_cnn,
+    "train_cnn_deep": train_cnn_deep,
+    "train_cnn_wide": train_cnn_wide,
+    "train_toy": train_toy,
+    "train_mlp_wide": train_mlp_wide,
+    "cost_mlp": cost_mlp,
+    "cost_cnn": cost_cnn,
+}
+
+
+def check_flags() -> None:
+    """Read the lists that later benchmarks need."""
+    _depths("mlp_depths")
+    _depths("cnn_depths")
+
+
+# ---- the tasks
+
+
+def _cnn(depth: int, d_out: int) -> Task:
+    return Task("cnn", depth, d_out, IMAGE, FLAGS.batch, FLAGS.train_scale)
+
+
+def _toy(depth: int) -> Task:
+    return Task("mlp", depth, 1, (2,), FLAGS.arc, FLAGS.train_scale)
+
+
+def _words(task: Task) -> str:
+    width = task.shape[-1] + 1 + task.d_out
+    units = "channels" if task.arch == "cnn" else "units"
+    return f"{task.arch.upper()}, {width} {units}, depth {task.depth:,}, {task.examples} inputs"
+
+
+def _rules(seconds_allowed: float = float("inf")) -> Rules:
+    return Rules(FLAGS.repeats, FLAGS.turn_seconds, FLAGS.checked_steps, seconds_allowed)
+
+
+def _depths(name: str) -> list[int]:
+    depths = sorted(set(command_line.listed(name, int, "numbers like 10,100,1000")))
+    if not depths or depths[0] < 3:
+        raise InputError(f"{name}: expected numbers from 3 on, got {FLAGS[name].value}")
+    return depths
+
+
+# ---- beside the loop
+
+
+def _beside_loop(
+    task: Task,
+    promised: float,
+    aim: float | None,
+    folder: Path,
+    memory: float | None = None,
+    others: Sequence[str] = (),
+) -> list[Row]:
+    """Time and memory, each with its promise, and the time beside ``others``, with none."""
+    records = race(task, ["network", LOOP, *others], _rules(), folder)
+    own, loop = records["network"], records[LOOP]
+    step = _time(task, own, loop)
+    _faster(step, promised, aim)
+    peak = measured(f"{_words(task)}: peak resident memory", "bytes", [own.peak_bytes])
+    _set_or_missing(peak, loop, [loop.peak_bytes])
+    if memory and "peer" in peak:
+        words = f"at most 1/{memory:g} of the memory"
+        promise(peak, words, peak["ratio"]["median"] <= 1 / memory)
+    more = [records[name] for name in others if records[name].missing is None]
+    return [step, *(_time(task, own, other) for other in more), peak]
+
+
+def _time(task: Task, own: Record, peer: Record) -> Row:
+    return _beside(measured(f"{_words(task)}: step", "s", own.seconds), peer.name, 1, own, peer)
+
+
+def _beside(step: Row, name: str, times: int, own: Record, peer: Record) -> Row:
+    """Put ``times`` the peer's seconds beside a row of seconds; keep all else that was seen."""
+    _set_or_missing(step, peer, [times * s for s in peer.seconds], name)
+    step["contestants"] = [dataclasses.asdict(record) for record in (own, peer)]
+    return step
+
+
+def _set_or_missing(
+    step: Row, peer: Record, samples: list[float] | list[int], name: str | None = None
+) -> None:
+    if peer.missing is None:
+        set_peer(step, name or peer.name, samples)
+        step["difference"] = peer.difference
+    else:
+        step["peer_missing"] = peer.missing
+
+
+def _faster(step: Row, times: float, aim: float | None = None) -> None:
+    if "peer" in step:
+        words = f"at least {times:g} times faster" + (f" (aim: {aim:g})" if aim else "")
+        promise(step, words, step["ratio"]["median"] <= 1 / times)
+
+
+# ---- cost against depth
+
+
+def _cost(task_of: Callable[[int], Task], depths: list[int], folder: Path) -> list[Row]:
+    last: dict[str, tuple[int, Record]] = {}
+    rows, own = [], []
+    for depth in depths:
+        task = task_of(depth)
+        left_out = {name: _left_out(name, task, last.get(name)) for name in (LOOP, SCAN, UNROLLED)}
+        names = ["network", *(name for name, reason in left_out.items() if not reason)]
+        records = race(task, names, _rules(FLAGS.step_seconds), folder)
+        last |= {name: (depth, record) for name, record in records.items()}
+        own.append(records["network"])
+        left_out |= {name: record.missing for name, record in records.items()}
+        rows += _at_depth(task, records, {n: why for n, why in left_out.items() if why})
+    return rows + _growth(depths, own)
+
+
+def _left_out(name: str, task: Task, last: tuple[int, Record] | None) -> str | None:
+    """Why a peer is not asked at ``task``, going by how it did at its last depth."""
+    depth = task.depth
+    most = {LOOP: FLAGS.torch_depth, UNROLLED: FLAGS.unrolled_depth}.get(name, depth)
+    if depth > most:
+        return f"{name}: only up to depth {most:,}"
+    if tolerance(task) > LARGEST_TOLERANCE:
+        return f"{name}: float32 matrices no longer tell one network from another"
+    if last is None:
+        return None
+    before, record = last
+    if record.missing is not None:
+        return record.missing
+    seconds = np.median(record.seconds) * depth / before
+    start = record.facts["start_bytes"]
+    gigabytes = (start + (record.step_bytes - start) * depth / before) / 1e9
+    if seconds > FLAGS.step_seconds:
+        return f"{name}: a step would take {seconds:.0f} s"
+    if gigabytes > FLAGS.peer_gigabytes:
+        return f"{name}: would take {gigabytes:.0f} GB"
+    return None
+
+
+def _at_depth(task: Task, records: dict[str, Record], left_out: dict[str, str]) -> list[Row]:
+    """Rows of time, memory and compilation at one depth, one for each peer."""
+    peers = [r for name, r in records.items() if name != "network" and r.missing is None]
+    own, rows = records["network"], []
+    for kind, unit, values in (
+        ("step", "s", lambda record: record.seconds),
+        ("memory beyond the parameters", "bytes", lambda record: [_beyond(record)]),
+        ("compilation", "s", lambda record: [record.facts["compile_seconds"]]),
+    ):
+        alone = measured(f"{_words(task)}: {kind}", unit, values(own))
+        alone |= {"depth": task.depth, "kind": kind, "task": dataclasses.asdict(task)}
+        alone |= {"tolerance": tolerance(task)}
+        beside = []
+        for peer in peers:
+            if kind != "compilation" or "compile_seconds" in peer.facts:
+                beside.append(set_peer(dict(alone), peer.name, values(peer)))
+                beside[-1]["difference"] = peer.difference
+        beside = beside or [alone]
+        if kind == "step":
+            seen = [dataclasses.asdict(record) for record in (own, *peers)]
+            beside[0] |= {"contestants": seen, "left_out": left_out}
+            if not peers and left_out:
+                beside[0]["peer_missing"] = "; ".join(left_out.values())
+        rows += beside
+    return rows
+
+
+def _beyond(record: Record) -> float:
+    return max(record.beyond_bytes, MEMORY_NOISE)
+
+
+def _growth(depths: list[int], own: list[Record]) -> list[Row]:
+    """How time, memory and compilation grow, from depth 100 on where there are such depths."""
+    deep = [pair for pair in zip(depths, own, strict=True) if pair[0] >= 100]
+    deep = deep if len(deep) > 1 else list(zip(depths, own, strict=True))
+    span = f"depth {deep[0][0]:,} to {deep[-1][0]:,}"
+    a_layer = np.array([np.median(record.seconds) / depth for depth, record in deep])
+    by_root = [_beyond(record) / depth**0.5 for depth, record in deep]
+    # Against every smaller depth, not the smallest alone.
+    growth = max(b / a for i, a in enumerate(by_root) for b in by_root[i:])
+    compilation = np.array([record.facts["compile_seconds"] for _, record in deep])
+    return [
+        _bound(f"{span}: time a layer, largest over smallest", a_layer.max() / a_layer.min(), 1.2),
+        _bound(f"{span}: memory beyond the parameters, growth over sqrt(depth)", growth, 1.2),
+        _bound(
+            f"{span}: compilation, largest over smallest",
+            compilation.max() / compilation.min(),
+            1.5,
+        ),
+    ]
+
+
+def _bound(what: str, value: float, most: float) -> Row:
+    return promise(measured(what, "x", [value]), f"at most {most:g}", value <= most)
