@@ -37,7 +37,7 @@ BUDGET = 8 << 20
 # Vectors of the library, which it fills with examples.
 VECTOR = 64
 # Bytes of a state that stays in a core's own cache, together with the few others of a layer.
-STATE = {"dense": 32 << 10, "images": 96 << 10}
+STATE = {"dense": 128 << 10, "images": 96 << 10}
 
 # How `dnntk.native` is to read the initial values beside the trained parameters.
 _NONE, _MATRICES, _FEATURES = range(3)
@@ -51,8 +51,8 @@ def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
         and model.depth > 2
         and x.shape[-1] + 1 + model.d_out <= MAX_WIDTH
         and getattr(model, "kernel_size", 1) in SIDES
-        and {jnp.dtype(a.dtype).name for a in (x, *jax.tree.leaves(params))} <= {x.dtype.name}
-        and x.dtype.name in ("float32", "float64")
+        and x.dtype in (np.float32, np.float64)
+        and all(p.dtype == x.dtype for p in jax.tree.leaves(params))
         and native.available()
     )
 

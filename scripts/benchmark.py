@@ -56,7 +56,7 @@ flags.DEFINE_string("workdir", "runs/benchmark", "Folder for all results.")
 def ntk() -> list[Row]:
     """Empirical NTK of the thesis's toy points, 4-wide MLP, float64: layerwise against unrolled."""
     rows = []
-    for depth in _depths():
+    for depth in command_line.depths("depths", 2):
         with jax.enable_x64(True):
             rows += _ntk_at(depth, FLAGS.points, unroll=depth <= FLAGS.peer_depth)
     return rows
@@ -204,16 +204,6 @@ def _in_own_process(
             return None
 
 
-def _depths() -> list[int]:
-    try:
-        depths = sorted({int(text) for text in FLAGS.depths})
-    except ValueError:
-        depths = []
-    if not depths or depths[0] < 2:
-        raise InputError(f"depths: expected numbers from 2 on, got {','.join(FLAGS.depths)!r}")
-    return depths
-
-
 def main() -> None:
     """Run the benchmarks that have no result yet, then show all results."""
     names = list(BENCHMARKS) if FLAGS.benchmarks == ["all"] else FLAGS.benchmarks
@@ -221,7 +211,7 @@ def main() -> None:
     if unknown:
         known = ", ".join(BENCHMARKS)
         raise InputError(f"benchmarks: expected some of {known}, got {', '.join(unknown)}")
-    _depths()
+    command_line.depths("depths", 2)
     training_benchmarks.check_flags()
     # A cache on disk would pass for fast compilation, and one process must not take a GPU's memory
     # from the next.

@@ -51,6 +51,15 @@ def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ..
         raise InputError(f"{name}: expected {example}, got {','.join(words)!r}") from None
 
 
+def depths(name: str, least: int) -> list[int]:
+    """The depths of a list flag, ascending, each once and from ``least`` on."""
+    found = sorted(set(listed(name, int, "numbers like 10,100,1000")))
+    if not found or found[0] < least:
+        given = ",".join(flags.FLAGS[name].value or ())
+        raise InputError(f"{name}: expected numbers from {least} on, got {given!r}")
+    return found
+
+
 def _stop(message: str, status: int) -> NoReturn:
     print(f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

@@ -14,8 +14,6 @@ from absl import flags
 from measuring import Row, measured, promise, set_peer
 from racing import Record, Rules, Task, race, tolerance
 
-from dnntk import InputError
-
 FLAGS = flags.FLAGS
 
 flags.DEFINE_integer("batch", 512, "train, cost: images a batch.", lower_bound=1)
@@ -80,12 +78,12 @@ def train_toy(folder: Path) -> list[Row]:
 
 def cost_mlp(folder: Path) -> list[Row]:
     """Cost against depth of the 4-wide MLP on the arc: time, memory, compilation."""
-    return _cost(_toy, _depths("mlp_depths"), folder)
+    return _cost(_toy, command_line.depths("mlp_depths", 3), folder)
 
 
 def cost_cnn(folder: Path) -> list[Row]:
     """Cost against depth of the CNN with 3 channels: time, memory, compilation."""
-    return _cost(partial(_cnn, d_out=1), _depths("cnn_depths"), folder)
+    return _cost(partial(_cnn, d_out=1), command_line.depths("cnn_depths", 3), folder)
 
 
 BENCHMARKS: dict[str, Callable[[Path], list[Row]]] = {
@@ -101,8 +99,8 @@ BENCHMARKS: dict[str, Callable[[Path], list[Row]]] = {
 
 def check_flags() -> None:
     """Read the lists that later benchmarks need."""
-    _depths("mlp_depths")
-    _depths("cnn_depths")
+    command_line.depths("mlp_depths", 3)
+    command_line.depths("cnn_depths", 3)
 
 
 # ---- the tasks
@@ -124,13 +122,6 @@ def _words(task: Task) -> str:
 
 def _rules(seconds_allowed: float = float("inf")) -> Rules:
     return Rules(FLAGS.repeats, FLAGS.turn_seconds, FLAGS.checked_steps, seconds_allowed)
-
-
-def _depths(name: str) -> list[int]:
-    depths = sorted(set(command_line.listed(name, int, "numbers like 10,100,1000")))
-    if not depths or depths[0] < 3:
-        raise InputError(f"{name}: expected numbers from 3 on, got {FLAGS[name].value}")
-    return depths
 
 
 # ---- beside the loop

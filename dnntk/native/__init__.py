@@ -5,6 +5,7 @@ it will run on, in about ten seconds. Where there is none, or ``DNNTK_NATIVE=0``
 everything runs in plain JAX, with the same results to rounding.
 """
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -107,8 +108,6 @@ def _folder() -> Path:
 @functools.cache
 def _scratch() -> Path:
     """Where no cache can be kept, the library is built anew by every process."""
-    import atexit
-
     folder = tempfile.mkdtemp(prefix="dnntk-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)

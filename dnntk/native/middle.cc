@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <new>
 #include <thread>
@@ -262,10 +263,10 @@ class Worker {
         bias_(p.channels) {
     load(p_, b_, p_.base, base_.data());
     load(p_, b_, p_.floor, floor_.data());
-    most_columns_ = p_.channels % 4 == 0 && p_.channels % 3 != 0 ? 6 : 7;
-    most_channels_ = most_columns_ == 6 ? 4 : 3;
-    channel_parts_ = parts(p_.channels, most_channels_);
-    column_parts_ = parts(b_.columns, most_columns_);
+    // Tiles of 3 x 7 or, where that divides the channels better, 4 x 6.
+    const bool by_four = p_.channels % 4 == 0 && p_.channels % 3 != 0;
+    channel_parts_ = parts(p_.channels, by_four ? 4 : 3);
+    column_parts_ = parts(b_.columns, by_four ? 6 : 7);
   }
 
   // q = base + column h
@@ -400,13 +401,10 @@ class Worker {
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x;
                    V g = p_.column[o + i] * tile[i * n + x] + p_.carry[o + i] * gz[k];
-                   next[k] = g;
-                   if (masked) next[k] = h[k] > floor_[k] ? g : V{};
+                   next[k] = masked ? (h[k] > floor_[k] ? g : V{}) : g;
                  }
              });
   }
-
-  const Block<T>& block() const { return b_; }
 
  private:
   template <class F>
@@ -473,7 +471,7 @@ class Worker {
   Block<T> b_;
   Buffer<V> base_, floor_;
   Buffer<T> weights_, packed_, tangents_, bias_;
-  int64_t most_columns_, most_channels_, channel_parts_, column_parts_;
+  int64_t channel_parts_, column_parts_;
 };
 
 // ---- blocks over threads
@@ -752,6 +750,8 @@ XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) {
     else run_side<Function, float>(call);
   } catch (const std::bad_alloc&) {
     return error(frame, "dnntk: no memory for the states of a segment of layers");
+  } catch (const std::exception& problem) {  // no thread could be started, say
+    return error(frame, problem.what());
   }
   return nullptr;
 }
