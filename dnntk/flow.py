@@ -44,6 +44,19 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
+class PlainSGD(optax.GradientTransformation):
+    """`optax.sgd` at a constant rate, which `make_step` may apply while the gradient comes."""
+
+    rate: float
+
+
+def sgd(rate: float) -> PlainSGD:
+    """Plain SGD: the state is that of ``optax.sgd(rate)``."""
+    made = PlainSGD(*optax.sgd(rate))
+    made.rate = rate
+    return made
+
+
 class Batch(NamedTuple):
     """Examples split over devices; ``weight`` [n] is 1 for an example and 0 for padding."""
 
@@ -137,9 +150,19 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
     """The jitted step, (state, frozen collections, batch) -> (state, loss before the step).
 
     ``state`` is donated. ``frozen`` holds the collections beside ``params`` ({} or {"initial"}).
+    With `sgd` and wide layers on CPU no gradient of the whole network is ever stored.
     """
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        in_place = isinstance(optimizer, PlainSGD) and mesh.size == 1
+        if in_place and fused.descends(model, state.params, batch.x):
+            (x, y, weight), examples = batch, batch.weight.sum()
+            outputs, params = fused.descent(
+                *(model, state.params, frozen, x, weight, -weight[:, None] * y),
+                *(optimizer.rate / examples, fused.threads(mesh.size)),
+            )
+            value = residual_loss(outputs, y, weight)
+            return TrainState(params, state.opt_state), value / examples
         value, gradient = loss_and_gradient(model, state.params, frozen, batch, mesh.size)
         value, gradient, examples = jax.lax.psum((value, gradient, batch.weight.sum()), "data")
         gradient = jax.tree.map(lambda g: g / examples, gradient)

@@ -5,6 +5,10 @@ thousand times over. `dnntk.native` takes a few examples at a time, which stay i
 cache, through all layers and back before it takes the next ones: so no state outlives its block,
 and a block keeps those of O(sqrt(depth)) layers where all of them would not fit.
 
+Layers of an MLP from `WIDE` units on are matrix products at the cores' peak instead, whole batches at
+a time, with as many states kept as a share of the parameters' memory holds; plain gradient descent
+(`descent`) then changes every layer as soon as its gradient is known, which is never stored.
+
 This is the one place that knows of it: `supports` says whether it applies. What it computes is what
 `dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX.
 """
@@ -23,13 +27,17 @@ import numpy as np
 
 from dnntk import native
 from dnntk.initializers import Layer, Layers
-from dnntk.layers import Convolution, Network
+from dnntk.layers import Convolution, Dense, Network
 from dnntk.models import DeepNarrow
 
 # Filters that `dnntk.native` has code for.
 SIDES = (1, 3, 5)
-# A wider layer is at home in one large matrix product.
-MAX_WIDTH = 256
+# A wider convolution is at home in one large matrix product.
+MAX_CHANNELS = 256
+# From here on a dense layer is three matrix products, and not a few examples' vectors.
+WIDE = 128
+# Bytes of states that wide layers keep, for every byte of their parameters.
+KEPT = 0.25
 # Bytes of states that a thread may keep: more than its share of the cache is slower than computing
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20
@@ -49,12 +57,17 @@ def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
         jax.default_backend() == "cpu"
         and isinstance(model, DeepNarrow)
         and model.depth > 2
-        and x.shape[-1] + 1 + model.d_out <= MAX_WIDTH
+        and (x.ndim == 2 or x.shape[-1] + 1 + model.d_out <= MAX_CHANNELS)
         and getattr(model, "kernel_size", 1) in SIDES
         and x.dtype in (np.float32, np.float64)
         and all(p.dtype == x.dtype for p in jax.tree.leaves(params))
         and native.available()
     )
+
+
+def descends(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
+    """Does `descent` take ``model`` at ``params`` on inputs like ``x``?"""
+    return supports(model, params, x) and _wide(_units(model, x), x.ndim)
 
 
 def threads(devices: int) -> int:
@@ -102,20 +115,39 @@ def gradient(
     Returns:
       (f [n, d_out], a tree like ``params``).
     """
-    network, layers, initial = _pieces(model, params, frozen, x)
-    h0, pull_first = jax.vjp(lambda layer: _enter(network, layer, initial), layers["first"])
-    head, offset = _head(network, layers["last"], initial, h0)
-    middle = layers["middle"]
-    h, by_h0, by_kernel, by_bias = _call(
-        "gradient",
-        (h0, h0, middle["kernel"], middle["bias"]),
-        *_operands(network, layers, initial, h0, threads),
-        *(head, offset, factor, shift),
+    f, (h0, kernel, bias), pull_first, last = _down(
+        "gradient", model, params, frozen, x, factor, shift, (), threads
     )
-    f, pull_last = jax.vjp(lambda layer: _leave(network, layer, initial, h), layers["last"])
-    (last,) = pull_last(factor[:, None] * f + shift)
-    (first,) = pull_first(by_h0)
-    return f, {"first": first, "middle": {"kernel": by_kernel, "bias": by_bias}, "last": last}
+    (first,) = pull_first(h0)
+    return f, {"first": first, "middle": {"kernel": kernel, "bias": bias}, "last": last}
+
+
+def descent(
+    model: DeepNarrow,
+    params: Any,
+    frozen: Any,
+    x: jax.Array,
+    factor: jax.Array,
+    shift: jax.Array,
+    rate: jax.Array,
+    threads: int,
+) -> tuple[jax.Array, Any]:
+    """Outputs f and params - rate * gradient, the one that `gradient` returns.
+
+    In place where ``params`` are donated, without memory for the gradient of the middle layers;
+    only for what `descends` says.
+
+    Returns:
+      (f [n, d_out], a tree like ``params``).
+    """
+    f, (h0, kernel, bias), pull_first, last = _down(
+        "descent", model, params, frozen, x, factor, shift, (jnp.asarray(rate, x.dtype),), threads
+    )
+    (first,) = pull_first(h0)
+    outer = {"first": first, "last": last}
+    move = lambda p, g: p - rate * g  # noqa: E731
+    moved = jax.tree.map(move, {name: params[name] for name in outer}, outer)
+    return f, {**moved, "middle": {"kernel": kernel, "bias": bias}}
 
 
 def tangent(
@@ -136,17 +168,32 @@ class Blocks(NamedTuple):
     """How a call splits examples and layers.
 
     It depends on shapes alone, so that results do not change with the number of threads.
+
+    Attributes:
+      number: of blocks of examples that go up and down one by one; 0 for wide layers.
+      segment: layers that are recomputed together on the way down.
+      state_bytes: of a block's state; of the whole batch's for wide layers.
+      kept: last layers, of wide ones, whose states are all kept.
     """
 
     number: int
     segment: int
     state_bytes: int
+    kept: int = 0
 
     @classmethod
-    def of(cls, layers: int, units: int, positions: int, examples: int, itemsize: int) -> "Blocks":
+    def of(
+        cls, layers: int, units: int, positions: int, examples: int, itemsize: int, wide: bool
+    ) -> "Blocks":
         """For ``layers`` layers of ``units`` x ``positions`` numbers an example."""
-        a_vector = units * positions * VECTOR
         vectors = -(-examples * itemsize // VECTOR)
+        if wide:
+            lanes = VECTOR // itemsize
+            state = vectors * lanes * (-(-units // lanes) | 1) * VECTOR
+            held = BUDGET + KEPT * layers * units**2 * itemsize
+            kept = min(layers, max(1, int(held / state)))
+            return cls(0, max(1, round(math.sqrt(layers - kept))), state, kept)
+        a_vector = units * positions * VECTOR
         if positions == 1:
             most = min(max(STATE["dense"] // a_vector, 7), 64)
         else:
@@ -166,13 +213,27 @@ class Blocks(NamedTuple):
             pool = getattr(model, "pool", 1)
             reach = getattr(model, "kernel_size", 1) // 2
             positions = x.shape[1] // pool * (x.shape[2] // pool + reach)
-        units = x.shape[-1] + 1 + model.d_out
-        return cls.of(model.depth - 2, units, positions, len(x), x.dtype.itemsize)
+        units = _units(model, x)
+        wide = _wide(units, x.ndim)
+        return cls.of(model.depth - 2, units, positions, len(x), x.dtype.itemsize, wide)
+
+    def recomputed(self, layers: int) -> int:
+        """How many of ``layers`` layers are gone through twice on the way to a gradient."""
+        return max(0, layers - (self.segment if self.number else self.kept))
 
     def scratch_bytes(self, layers: int, threads: int) -> int:
         """What ``threads`` threads keep of states."""
+        if not self.number:
+            below = layers - self.kept
+            states = max(self.kept, min(self.segment, below)) + 1 + -(-below // self.segment)
+            return (states + _WIDE_STATES) * self.state_bytes
         states = self.segment + 1 + 2 * -(-layers // self.segment)
         return min(threads, self.number) * states * self.state_bytes
+
+
+# Of the whole batch, that wide layers need beside those kept: two constants, q twice for each of
+# the two ways, g three times as rows and twice as columns.
+_WIDE_STATES = 11
 
 
 class _Operands(NamedTuple):
@@ -208,9 +269,11 @@ def _operands(
         layout = network.affine.layout
         side, rows, columns = layout.kernel_size, layout.height, layout.width
     layers, (_, positions, examples) = len(middle["bias"]), h0.shape
-    blocks = Blocks.of(layers, channels, positions, examples, h0.dtype.itemsize)
+    wide = isinstance(network.affine, Dense) and _wide(channels, 2)
+    blocks = Blocks.of(layers, channels, positions, examples, h0.dtype.itemsize, wide)
     inputs = len(network.packed)
-    settings = (side, kind, rows, columns, inputs, threads, blocks.number, blocks.segment)
+    settings = (side, kind, rows, columns, inputs, threads)
+    settings += (blocks.number, blocks.segment, int(wide), blocks.kept)
     return _Operands(
         np.array(settings, np.int32),
         np.stack(constants),
@@ -224,11 +287,55 @@ def _operands(
     )
 
 
-def _call(name: str, like: Any, *operands: Any) -> Any:
+def _call(name: str, like: Any, *operands: Any, aliases: dict[int, int] | None = None) -> Any:
     """The library's function, whose results have shapes and dtypes ``like`` those arrays."""
     results = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
     # Of many networks under `jax.vmap`, one after another: each fills the machine.
-    return jax.ffi.ffi_call(f"dnntk_{name}", results, vmap_method="sequential")(*operands)
+    function = jax.ffi.ffi_call(
+        f"dnntk_{name}", results, vmap_method="sequential", input_output_aliases=aliases
+    )
+    return function(*operands)
+
+
+def _down(
+    name: str,
+    model: DeepNarrow,
+    params: Any,
+    frozen: Any,
+    x: jax.Array,
+    factor: jax.Array,
+    shift: jax.Array,
+    more: tuple[jax.Array, ...],
+    threads: int,
+) -> tuple[jax.Array, tuple[jax.Array, ...], Any, Layer]:
+    """Up and down through the middle layers by the library's function ``name``.
+
+    Returns:
+      Outputs; the cotangent of the state above the first layer, with what the function makes of the
+      middle layers' kernel and bias; the first layer's pull-back; the last layer's gradient.
+    """
+    network, layers, initial = _pieces(model, params, frozen, x)
+    h0, pull_first = jax.vjp(lambda layer: _enter(network, layer, initial), layers["first"])
+    head, offset = _head(network, layers["last"], initial, h0)
+    middle = layers["middle"]
+    h, *below = _call(
+        name,
+        (h0, h0, middle["kernel"], middle["bias"]),
+        *_operands(network, layers, initial, h0, threads),
+        *(head, offset, factor, shift, *more),
+        aliases={2: 2, 3: 3} if name == "descent" else None,
+    )
+    f, pull_last = jax.vjp(lambda layer: _leave(network, layer, initial, h), layers["last"])
+    (last,) = pull_last(factor[:, None] * f + shift)
+    return f, tuple(below), pull_first, last
+
+
+def _units(model: DeepNarrow, x: Any) -> int:
+    return x.shape[-1] + 1 + model.d_out
+
+
+def _wide(units: int, dimensions: int) -> bool:
+    return dimensions == 2 and units >= WIDE
 
 
 def _pieces(

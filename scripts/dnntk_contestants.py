@@ -14,7 +14,6 @@ import command_line
 import contestant
 import jax
 import numpy as np
-import optax
 import racing
 from jax_contestants import peak_bytes
 
@@ -32,7 +31,7 @@ class One:
         params = variables.pop("params")
         held, threaded = racing.nbytes(params), fused.supports(model, params, x)
         mesh = flow.data_mesh(len(x), held, threaded)
-        optimizer = optax.sgd(flow.learning_rate(model, job["time_step"]))
+        optimizer = flow.sgd(flow.learning_rate(model, job["time_step"]))
         self.frozen = flow.put_replicated(variables, mesh)
         params = flow.put_replicated(params, mesh)
         self.state = flow.TrainState(params, optimizer.init(params))

@@ -206,8 +206,8 @@ class _Calibration:
         params = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])["params"]
         if fused.supports(self.model, params, self.x):
             layers = self.model.depth - 2
-            segment = fused.Blocks.for_batch(self.model, self.x).segment
-            ways += max(0, layers - segment) / max(layers, 1)
+            blocks = fused.Blocks.for_batch(self.model, self.x)
+            ways += blocks.recomputed(layers) / max(layers, 1)
         else:
             ways += 1
         return 2 * ways * products * positions * self.batch_size

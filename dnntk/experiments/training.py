@@ -370,7 +370,9 @@ def load_dataset_for(config: TrainConfig) -> Dataset:
 def optimizer_of(config: TrainConfig, rate: float) -> optax.GradientTransformation:
     """The run's optimizer at a learning rate."""
     if config.optimizer == "sgd":
-        return optax.sgd(rate, momentum=config.momentum or None)
+        if not config.momentum:
+            return flow.sgd(rate)
+        return optax.sgd(rate, momentum=config.momentum)
     return getattr(optax, config.optimizer)(rate)
 
 

@@ -24,8 +24,9 @@ import jaxlib
 log = logging.getLogger("dnntk")
 
 SOURCE = Path(__file__).with_name("middle.cc")
+SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
-FUNCTIONS = ("forward", "tangent", "gradient")
+FUNCTIONS = ("forward", "tangent", "gradient", "descent")
 SECONDS_ALLOWED = 300
 
 
@@ -57,7 +58,7 @@ def _built() -> Path:
     command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", str(SOURCE)]
     if platform.machine() in ("x86_64", "AMD64"):
         command.insert(1, "-mprefer-vector-width=512")
-    key = hashlib.sha256(SOURCE.read_bytes())
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS_ALLOWED
     ).stdout

@@ -12,99 +12,15 @@
 // Every function is written for vectors of 64 bytes; the compiler splits them where registers are
 // shorter.
 
-#include <algorithm>
-#include <atomic>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <exception>
-#include <memory>
-#include <new>
-#include <thread>
-#include <vector>
-
 #include "xla/ffi/api/c_api.h"
+
+#include "problem.h"
+#include "wide.h"
 
 namespace {
 
-constexpr int kBytes = 64;      // of a vector
-constexpr int kMaxTile = 28;    // accumulators that fit the registers
-constexpr int kChunk = 32;      // layers whose gradients are added up at a time
-
-template <class T>
-struct Simd;
-template <>
-struct Simd<float> {
-  typedef float Vector __attribute__((vector_size(kBytes)));
-  typedef float Half __attribute__((vector_size(kBytes / 2)));
-  typedef float Quarter __attribute__((vector_size(kBytes / 4)));
-};
-template <>
-struct Simd<double> {
-  typedef double Vector __attribute__((vector_size(kBytes)));
-  typedef double Half __attribute__((vector_size(kBytes / 2)));
-  typedef double Quarter __attribute__((vector_size(kBytes / 4)));
-};
-
-template <class T>
-using Vec = typename Simd<T>::Vector;
-template <class T>
-constexpr int kLanes = kBytes / sizeof(T);
-
-template <class T>
-inline T sum(const Vec<T>& v) {
-  typename Simd<T>::Half half[2];
-  std::memcpy(half, &v, sizeof v);
-  half[0] += half[1];
-  typename Simd<T>::Quarter quarter[2];
-  std::memcpy(quarter, half, sizeof quarter);
-  quarter[0] += quarter[1];
-  T total = 0;
-  for (int i = 0; i < kLanes<T> / 4; ++i) total += quarter[0][i];
-  return total;
-}
-
-// Memory aligned to a vector, set to zero.
-template <class X>
-class Buffer {
- public:
-  explicit Buffer(size_t size) {
-    size_t bytes = (std::max<size_t>(size, 1) * sizeof(X) + kBytes - 1) / kBytes * kBytes;
-    data_ = static_cast<X*>(std::aligned_alloc(kBytes, bytes));
-    if (data_ == nullptr) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_), 0, bytes);
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  X* data() { return data_; }
-  X& operator[](size_t i) { return data_[i]; }
-
- private:
-  X* data_;
-};
-
-// Where the initial values of the weights come from, beside the trained D.
-enum Initial { kNone = 0, kMatrices = 1, kFeatures = 2 };
-
-// What a call is about, as JAX hands it over.
-template <class T>
-struct Problem {
-  int64_t layers, channels, inputs, rows, columns, examples, outputs;
-  int side, initial, threads;
-  int64_t blocks, segment;  // into which examples and layers are split
-  const T *kernel, *bias;                        // [layers, side, side, in, out], [layers, out]
-  const T *initial_kernel, *initial_bias;        // as above, or features, or nothing
-  const T *slope, *bias_slope, *column, *carry;  // [channels]
-  const T *base, *floor, *h0;                    // [channels, positions, examples]
-
-  int reach() const { return side / 2; }
-  bool dense() const { return side == 1 && rows == 1 && columns == 1; }
-  int64_t positions() const { return rows * (columns + reach()); }
-  int64_t weights() const { return int64_t{side} * side * channels * channels; }
-  // Examples in vectors.
-  int64_t vectors() const { return (examples + kLanes<T> - 1) / kLanes<T>; }
-};
+constexpr int kMaxTile = 28;  // accumulators that fit the registers
+constexpr int kChunk = 32;    // layers whose gradients are added up at a time
 
 // The examples that one thread takes through the network at a time.
 template <class T>
@@ -240,10 +156,6 @@ Multiply<T> multiply_for(int m, int n) {
     default: return multiply_for<T, SIDE, 4>(n);
   }
 }
-
-// How `size` splits into parts of at most `most`, as even as can be: where part `k` begins.
-inline int64_t parts(int64_t size, int64_t most) { return (size + most - 1) / most; }
-inline int64_t part(int64_t size, int64_t count, int64_t k) { return size * k / count; }
 
 // ---- one thread's way through the layers
 
@@ -540,13 +452,6 @@ void tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_o
 }
 
 
-// Outputs are f = head h + offset, and the derivatives that go down are f * factor + shift: the
-// loss's, or any that are given. A block goes up and down before the next one begins.
-template <class T>
-struct Head {
-  const T *head, *offset, *factor, *shift;  // [k, channels, positions], [n, k], [n], [n, k]
-};
-
 // Derivatives [state] by the state h above the last layer, zero for the lanes without an example.
 template <class T>
 void descend(const Problem<T>& p, const Block<T>& b, const Head<T>& head, const Vec<T>* h,
@@ -671,6 +576,8 @@ Problem<T> problem(const Call& call) {
   p.threads = settings[5];
   p.blocks = settings[6];
   p.segment = settings[7];
+  p.wide = settings[8];
+  p.kept = settings[9];
   p.layers = call.in(3).dims[0];
   p.channels = call.in(3).dims[1];
   p.examples = call.in(8).dims[2];
@@ -692,7 +599,9 @@ Problem<T> problem(const Call& call) {
 struct Forward {
   template <class T, int SIDE>
   static void run(const Call& call) {
-    forward<T, SIDE>(problem<T>(call), call.result<T>(0));
+    Problem<T> p = problem<T>(call);
+    if (p.wide) return wide_forward<T>(p, call.result<T>(0));
+    forward<T, SIDE>(p, call.result<T>(0));
   }
 };
 
@@ -700,8 +609,11 @@ struct Tangent {
   template <class T, int SIDE>
   static void run(const Call& call) {
     const int k = kOperands;
-    tangent<T, SIDE>(problem<T>(call), call.arg<T>(k), call.arg<T>(k + 1), call.arg<T>(k + 2),
-                     call.result<T>(0), call.result<T>(1));
+    Problem<T> p = problem<T>(call);
+    const T *dk = call.arg<T>(k), *db = call.arg<T>(k + 1), *dh0 = call.arg<T>(k + 2);
+    T *h = call.result<T>(0), *dh = call.result<T>(1);
+    if (p.wide) return wide_tangent<T>(p, dk, db, dh0, h, dh);
+    tangent<T, SIDE>(p, dk, db, dh0, h, dh);
   }
 };
 
@@ -712,8 +624,24 @@ struct Gradient {
     Problem<T> p = problem<T>(call);
     p.outputs = call.in(k).dims[0];
     Head<T> head{call.arg<T>(k), call.arg<T>(k + 1), call.arg<T>(k + 2), call.arg<T>(k + 3)};
-    gradient<T, SIDE>(p, head, call.result<T>(0), call.result<T>(1), call.result<T>(2),
-                      call.result<T>(3));
+    T *h = call.result<T>(0), *dh0 = call.result<T>(1), *dk = call.result<T>(2),
+      *db = call.result<T>(3);
+    if (p.wide) return wide_gradient<T>(p, head, nullptr, h, dh0, dk, db);
+    gradient<T, SIDE>(p, head, h, dh0, dk, db);
+  }
+};
+
+// A step of gradient descent on the middle layers of a wide network: kernel and bias are operands
+// and results at once.
+struct Descent {
+  template <class T, int>
+  static void run(const Call& call) {
+    const int k = kOperands;
+    Problem<T> p = problem<T>(call);
+    p.outputs = call.in(k).dims[0];
+    Head<T> head{call.arg<T>(k), call.arg<T>(k + 1), call.arg<T>(k + 2), call.arg<T>(k + 3)};
+    wide_gradient<T>(p, head, call.arg<T>(k + 4), call.result<T>(0), call.result<T>(1),
+                     call.result<T>(2), call.result<T>(3));
   }
 };
 
@@ -762,4 +690,5 @@ extern "C" {
 XLA_FFI_Error* dnntk_forward(XLA_FFI_CallFrame* frame) { return handle<Forward>(frame); }
 XLA_FFI_Error* dnntk_tangent(XLA_FFI_CallFrame* frame) { return handle<Tangent>(frame); }
 XLA_FFI_Error* dnntk_gradient(XLA_FFI_CallFrame* frame) { return handle<Gradient>(frame); }
+XLA_FFI_Error* dnntk_descent(XLA_FFI_CallFrame* frame) { return handle<Descent>(frame); }
 }

@@ -1,0 +1,117 @@
+// What the CPU library computes, and vectors and memory to do it in.
+
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr int kBytes = 64;  // of a vector
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  typedef float Vector __attribute__((vector_size(kBytes)));
+  typedef float Half __attribute__((vector_size(kBytes / 2)));
+  typedef float Quarter __attribute__((vector_size(kBytes / 4)));
+};
+template <>
+struct Simd<double> {
+  typedef double Vector __attribute__((vector_size(kBytes)));
+  typedef double Half __attribute__((vector_size(kBytes / 2)));
+  typedef double Quarter __attribute__((vector_size(kBytes / 4)));
+};
+
+template <class T>
+using Vec = typename Simd<T>::Vector;
+template <class T>
+constexpr int kLanes = kBytes / sizeof(T);
+
+template <class T>
+inline T sum(const Vec<T>& v) {
+  typename Simd<T>::Half half[2];
+  std::memcpy(half, &v, sizeof v);
+  half[0] += half[1];
+  typename Simd<T>::Quarter quarter[2];
+  std::memcpy(quarter, half, sizeof quarter);
+  quarter[0] += quarter[1];
+  T total = 0;
+  for (int i = 0; i < kLanes<T> / 4; ++i) total += quarter[0][i];
+  return total;
+}
+
+// Memory aligned to a vector, set to zero unless it is to be written before it is read.
+template <class X>
+class Buffer {
+ public:
+  explicit Buffer(size_t size, bool zero = true) {
+    constexpr size_t huge = size_t{2} << 20;
+    size_t bytes = std::max<size_t>(size, 1) * sizeof(X), unit = bytes < 4 * huge ? kBytes : huge;
+    bytes = (bytes + unit - 1) / unit * unit;
+    data_ = static_cast<X*>(std::aligned_alloc(unit, bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    // The system hands out large memory in small pages, at a cost for each.
+    if (unit == huge) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+    if (zero) std::memset(static_cast<void*>(data_), 0, bytes);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  X* data() { return data_; }
+  X& operator[](size_t i) { return data_[i]; }
+
+ private:
+  X* data_;
+};
+
+// Where the initial values of the weights come from, beside the trained D.
+enum Initial { kNone = 0, kMatrices = 1, kFeatures = 2 };
+
+// What a call is about, as JAX hands it over.
+template <class T>
+struct Problem {
+  int64_t layers, channels, inputs, rows, columns, examples, outputs;
+  int side, initial, threads;
+  int64_t blocks, segment;  // into which examples and layers are split
+  int64_t wide, kept;       // through `wide.h`? how many last layers keep their states there?
+  const T *kernel, *bias;                        // [layers, side, side, in, out], [layers, out]
+  const T *initial_kernel, *initial_bias;        // as above, or features, or nothing
+  const T *slope, *bias_slope, *column, *carry;  // [channels]
+  const T *base, *floor, *h0;                    // [channels, positions, examples]
+
+  int reach() const { return side / 2; }
+  bool dense() const { return side == 1 && rows == 1 && columns == 1; }
+  int64_t positions() const { return rows * (columns + reach()); }
+  int64_t weights() const { return int64_t{side} * side * channels * channels; }
+  // Examples in vectors.
+  int64_t vectors() const { return (examples + kLanes<T> - 1) / kLanes<T>; }
+};
+
+// How `size` splits into parts of at most `most`, as even as can be: where part `k` begins.
+inline int64_t parts(int64_t size, int64_t most) { return (size + most - 1) / most; }
+inline int64_t part(int64_t size, int64_t count, int64_t k) { return size * k / count; }
+
+// Outputs are f = head h + offset, and the derivatives that go down are f * factor + shift: the
+// loss's, or any that are given. A block goes up and down before the next one begins.
+template <class T>
+struct Head {
+  const T *head, *offset, *factor, *shift;  // [k, channels, positions], [n, k], [n], [n, k]
+};
+
+}  // namespace
