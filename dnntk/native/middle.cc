@@ -96,6 +96,7 @@ void multiply(const Vec<T>* in, int64_t stride, int64_t terms, const T* w, Vec<T
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
         Vec<T> value = in[v + dx];
+        hold(value);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) acc[m][v] += value * w[dx * M + m];
       }
@@ -123,6 +124,7 @@ struct Outer {
 #pragma GCC unroll 8
         for (int dx = 0; dx < SIDE; ++dx) {
           Vec<T> value = in[i * stride + x + dx];
+          hold(value);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) acc[i][dx][m] += value * g[m];
         }

@@ -41,6 +41,14 @@ using Vec = typename Simd<T>::Vector;
 template <class T>
 constexpr int kLanes = kBytes / sizeof(T);
 
+// Keep a vector in a register: a compiler may otherwise load it anew for every product it is in.
+template <class V>
+inline void hold(V& v) {
+#ifdef __AVX512F__
+  __asm__("" : "+v"(v));
+#endif
+}
+
 template <class T>
 inline T sum(const Vec<T>& v) {
   typename Simd<T>::Half half[2];

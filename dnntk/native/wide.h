@@ -44,6 +44,7 @@ void block(const T* a, int64_t row, int64_t column, int64_t terms, const Vec<T>*
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) {
       Vec<T> value = b[v];
+      hold(value);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) acc[m][v] += value * factor[m];
     }
@@ -74,6 +75,15 @@ void product(int64_t m, int n, const T* a, int64_t row, int64_t column, int64_t 
   for (; m >= kTall; m -= kTall, a += kTall * row, c += kTall * n)
     block_of<T, kTall>(n, a, row, column, terms, b, c);
   for (; m > 0; --m, a += row, c += n) block_of<T, 1>(n, a, row, column, terms, b, c);
+}
+
+// `count` numbers, and zeros.
+template <class T>
+inline Vec<T> copied(const T* from, int64_t count) {
+  Vec<T> v = {};
+  if (count == kLanes<T>) std::memcpy(&v, from, kBytes);
+  else std::memcpy(&v, from, count * sizeof(T));
+  return v;
 }
 
 // A square of vectors, transposed in place.
@@ -296,13 +306,18 @@ class Crew {
   }
 
   // Own rows of a layer's gradient from all examples: for every row and panel,
-  // finish(in, first vector of out, vectors, sums). Then its bias: finish_bias(out vector, sum).
+  // finish(in, first vector of out, vectors, sums), which goes to `to`. Then its bias:
+  // finish_bias(out vector, sum).
   template <class Finish, class FinishBias>
-  void outer(const V* q, const V* g, Finish finish, FinishBias finish_bias) {
+  void outer(const V* q, const V* g, const T* to, Finish finish, FinishBias finish_bias) {
+    const int64_t blocks = parts(s_.examples, kTerms);
     panels([&](int64_t o, int n) {
       std::fill(sums_.data(), sums_.data() + ins_ * n, V{});
       for (int64_t e = 0; e < s_.examples; e += kTerms) {
-        const int64_t count = std::min(kTerms, s_.examples - e);
+        const int64_t count = std::min(kTerms, s_.examples - e), block = e / kTerms;
+        for (int64_t i = part(ins_, blocks, block); i < part(ins_, blocks, block + 1); ++i)
+          for (int v = 0; v < n; ++v)
+            __builtin_prefetch(to + (in_ + i) * p_.channels + (o + v) * kLanes<T>, 1, 2);
         for (int64_t k = 0; k < count; ++k)
           for (int v = 0; v < n; ++v) panel_[k * n + v] = g[(e + k) * s_.stride + o + v];
         product<T>(ins_, n, reinterpret_cast<const T*>(q) + e * s_.row + in_, 1, s_.row, count,
@@ -388,15 +403,13 @@ class Crew {
     const bool matrices = whole && p_.initial == kMatrices;
     const T* d = kernel + layer * p_.weights() + from * c + o * kLanes<T>;
     const T* w = p_.initial_kernel + layer * p_.weights() + from * c + o * kLanes<T>;
-    const int64_t last = lanes(o + n - 1) * sizeof(T);
+    const int64_t last = lanes(o + n - 1);
     for (int64_t k = from; k < end; ++k, d += c, w += c)
       for (int v = 0; v < n; ++v) {
-        const size_t bytes = v == n - 1 ? last : kBytes;
-        V value = {}, start = {};
-        if (bytes == kBytes) std::memcpy(&value, d + v * kLanes<T>, kBytes);
-        else std::memcpy(&value, d + v * kLanes<T>, bytes);
-        __builtin_prefetch(d + v * kLanes<T> + kTerms * c, 0, 2);
-        if (matrices) std::memcpy(&start, w + v * kLanes<T>, bytes);
+        const int64_t at = v * kLanes<T>, count = v == n - 1 ? last : kLanes<T>;
+        V value = copied<T>(d + at, count), start = {};
+        __builtin_prefetch(d + at + kTerms * c, 0, 2);
+        if (matrices) start = copied<T>(w + at, count);
         *to++ = value * s_.slope[o + v] + start;
       }
     const int64_t random = p_.inputs - o * kLanes<T>;
@@ -409,11 +422,9 @@ class Crew {
   }
 
   V biases(const T* bias, int64_t layer, bool whole, int64_t o) const {
-    V value = {}, start = {};
-    const size_t bytes = lanes(o) * sizeof(T);
     const int64_t at = layer * p_.channels + o * kLanes<T>;
-    std::memcpy(&value, bias + at, bytes);
-    if (whole && p_.initial == kMatrices) std::memcpy(&start, p_.initial_bias + at, bytes);
+    V value = copied<T>(bias + at, lanes(o)), start = {};
+    if (whole && p_.initial == kMatrices) start = copied<T>(p_.initial_bias + at, lanes(o));
     const int64_t random = p_.inputs - o * kLanes<T>;
     if (whole && p_.initial == kFeatures && random >= 0 && random < kLanes<T>)
       start[random] = p_.initial_bias[layer];
@@ -566,14 +577,14 @@ void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h
             shared.barrier.wait();
             T *k = kernel + layer * p.weights(), *b = bias + layer * c;
             auto put = [&](V value, V slope, int64_t o, T* at) {
-              V old = {};
-              const size_t bytes = crew.lanes(o) * sizeof(T);
-              if (rate != nullptr) std::memcpy(&old, at, bytes), value = old - *rate * (slope * value);
-              else value *= slope;
-              std::memcpy(at, &value, bytes);
+              const int64_t lanes = crew.lanes(o);
+              value *= slope;
+              if (rate != nullptr) value = copied<T>(at, lanes) - *rate * value;
+              if (lanes == kLanes<T>) std::memcpy(at, &value, kBytes);
+              else std::memcpy(at, &value, lanes * sizeof(T));
             };
             crew.outer(
-                all_q, g,
+                all_q, g, k,
                 [&](int64_t in, int64_t o, int n, const V* sums) {
                   for (int v = 0; v < n; ++v)
                     put(sums[v], shared.slope[o + v], o + v, k + in * c + (o + v) * kLanes<T>);
