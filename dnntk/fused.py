@@ -37,7 +37,7 @@ MAX_CHANNELS = 256
 # From here on a dense layer is three matrix products, and not a few examples' vectors.
 WIDE = 128
 # Bytes of states that wide layers keep, for every byte of their parameters.
-KEPT = 0.3
+KEPT = 0.36
 # Bytes of states that a thread may keep: more than its share of the cache is slower than computing
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20

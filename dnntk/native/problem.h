@@ -10,7 +10,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <thread>
 #include <type_traits>
@@ -62,23 +64,68 @@ inline T sum(const Vec<T>& v) {
   return total;
 }
 
+// Large memory that is kept from one call to the next: what the system hands out page by page, and
+// clears, costs more than a layer of work in it. Only what the last calls used stays.
+class Pool {
+ public:
+  static constexpr size_t kLarge = size_t{8} << 20, kUnit = size_t{2} << 20;
+
+  static void* take(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex());
+    auto found = free().lower_bound(bytes);
+    if (found != free().end() && found->first == bytes) {
+      void* data = found->second;
+      free().erase(found);
+      return data;
+    }
+    for (auto& block : free()) std::free(block.second);
+    free().clear();
+    void* data = std::aligned_alloc(kUnit, bytes);
+#ifdef MADV_HUGEPAGE
+    if (data != nullptr) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return data;
+  }
+
+  static void give(void* data, size_t bytes) {
+    try {
+      std::lock_guard<std::mutex> lock(mutex());
+      free().emplace(bytes, data);
+    } catch (...) {
+      std::free(data);
+    }
+  }
+
+ private:
+  // Never destroyed: a thread may still be at work when the process ends.
+  static std::multimap<size_t, void*>& free() {
+    static auto* blocks = new std::multimap<size_t, void*>;
+    return *blocks;
+  }
+  static std::mutex& mutex() {
+    static auto* one = new std::mutex;
+    return *one;
+  }
+};
+
 // Memory aligned to a vector, set to zero unless it is to be written before it is read.
 template <class X>
 class Buffer {
  public:
   explicit Buffer(size_t size, bool zero = true) {
-    constexpr size_t huge = size_t{2} << 20;
-    size_t bytes = std::max<size_t>(size, 1) * sizeof(X), unit = bytes < 4 * huge ? kBytes : huge;
+    size_t bytes = std::max<size_t>(size, 1) * sizeof(X);
+    const bool large = bytes >= Pool::kLarge;
+    const size_t unit = large ? Pool::kUnit : kBytes;
     bytes = (bytes + unit - 1) / unit * unit;
-    data_ = static_cast<X*>(std::aligned_alloc(unit, bytes));
+    pooled_ = large ? bytes : 0;
+    data_ = static_cast<X*>(large ? Pool::take(bytes) : std::aligned_alloc(unit, bytes));
     if (data_ == nullptr) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    // The system hands out large memory in small pages, at a cost for each.
-    if (unit == huge) madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
     if (zero) std::memset(static_cast<void*>(data_), 0, bytes);
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() {
+    if (pooled_) Pool::give(data_, pooled_);
+    else std::free(data_);
+  }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   X* data() { return data_; }
@@ -86,6 +133,7 @@ class Buffer {
 
  private:
   X* data_;
+  size_t pooled_;
 };
 
 // Where the initial values of the weights come from, beside the trained D.

@@ -26,7 +26,8 @@ constexpr int kTall = 4, kBroad = 6;  // rows and vectors of a tile
 #else
 constexpr int kTall = 3, kBroad = 2;
 #endif
-constexpr int64_t kTerms = 96;  // of a product at a time
+constexpr int64_t kTerms = 96;     // of a product at a time
+constexpr int64_t kExamples = 128;  // of a weight gradient at a time
 
 // c[m][v] += sum over terms k of a[m row + k column] b[k][v].
 template <class T, int M, int N>
@@ -201,8 +202,8 @@ class Crew {
         out_(part(s_.vectors, s_.threads, number)),
         outs_(part(s_.vectors, s_.threads, number + 1) - out_),
         sums_(std::max(rows, ins_) * kBroad),
-        panel_(kTerms * kBroad),
-        weights_(down ? p_.channels * parts(kTerms, kLanes<T>) : 1),
+        panel_(std::max(kTerms, kExamples) * kBroad),
+        weights_(down ? p_.channels * kBroad : 1),
         g_(down ? p_.channels * own_vectors_ : 1),
         g_next_(down ? p_.channels * own_vectors_ : 1) {}
 
@@ -310,11 +311,11 @@ class Crew {
   // finish_bias(out vector, sum).
   template <class Finish, class FinishBias>
   void outer(const V* q, const V* g, const T* to, Finish finish, FinishBias finish_bias) {
-    const int64_t blocks = parts(s_.examples, kTerms);
+    const int64_t blocks = parts(s_.examples, kExamples);
     panels([&](int64_t o, int n) {
       std::fill(sums_.data(), sums_.data() + ins_ * n, V{});
-      for (int64_t e = 0; e < s_.examples; e += kTerms) {
-        const int64_t count = std::min(kTerms, s_.examples - e), block = e / kTerms;
+      for (int64_t e = 0; e < s_.examples; e += kExamples) {
+        const int64_t count = std::min(kExamples, s_.examples - e), block = e / kExamples;
         for (int64_t i = part(ins_, blocks, block); i < part(ins_, blocks, block + 1); ++i)
           for (int v = 0; v < n; ++v)
             __builtin_prefetch(to + (in_ + i) * p_.channels + (o + v) * kLanes<T>, 1, 2);
