@@ -5,9 +5,9 @@ thousand times over. `dnntk.native` takes a few examples at a time, which stay i
 cache, through all layers and back before it takes the next ones: so no state outlives its block,
 and a block keeps those of O(sqrt(depth)) layers where all of them would not fit.
 
-Layers of an MLP from `WIDE` units on are matrix products at the cores' peak instead, whole batches at
-a time, with as many states kept as a share of the parameters' memory holds; plain gradient descent
-(`descent`) then changes every layer as soon as its gradient is known, which is never stored.
+Layers of an MLP from `WIDE` units on are matrix products at the cores' peak instead, whole batches
+at a time; a share of the states is kept, by the parameters' memory. Plain gradient descent
+(`descent`) changes every layer as soon as its gradient is known, which is never stored.
 
 This is the one place that knows of it: `supports` says whether it applies. What it computes is what
 `dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX.
@@ -272,8 +272,8 @@ def _operands(
     wide = isinstance(network.affine, Dense) and _wide(channels, 2)
     blocks = Blocks.of(layers, channels, positions, examples, h0.dtype.itemsize, wide)
     inputs = len(network.packed)
-    settings = (side, kind, rows, columns, inputs, threads)
-    settings += (blocks.number, blocks.segment, int(wide), blocks.kept)
+    split = (blocks.number, blocks.segment, int(wide), blocks.kept)
+    settings = (side, kind, rows, columns, inputs, threads, *split)
     return _Operands(
         np.array(settings, np.int32),
         np.stack(constants),

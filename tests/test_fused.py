@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, flow, fused, native
@@ -87,10 +88,11 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
     assert_close(outputs, expected[0], tolerance)
 
 
-@pytest.mark.parametrize("arch", ["mlp", "cnn"])
-def test_neither_threads_nor_segments_change_a_bit(arch, monkeypatch):
-    shape = (150, 3) if arch == "mlp" else (150, 4, 5, 1)
-    model, params, frozen, x, y = network(shape, 1, 70, "float32", {})
+@pytest.mark.parametrize(
+    ("shape", "depth"), [((150, 3), 70), ((150, 4, 5, 1), 70), ((150, 126), 20)]
+)
+def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
+    model, params, frozen, x, y = network(shape, 1, depth, "float32", {})
 
     def gradient(threads):
         call = jax.jit(
@@ -102,7 +104,43 @@ def test_neither_threads_nor_segments_change_a_bit(arch, monkeypatch):
     for threads in (2, 7):
         assert_close(gradient(threads), expected, 0)
     monkeypatch.setattr(fused, "BUDGET", 0)
+    monkeypatch.setattr(fused, "KEPT", 0.0)
     assert_close(gradient(2), expected, 0)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 9.0])
+def test_descent_without_a_stored_gradient_is_the_same_step(kept, monkeypatch):
+    model, params, frozen, x, y = network((70, 140), 3, 23, "float32", {})
+    monkeypatch.setattr(fused, "BUDGET", 0)
+    monkeypatch.setattr(fused, "KEPT", kept)
+    assert fused.descends(model, params, x)
+    mesh = flow.data_mesh(len(x), 0, threaded=True)
+    batch = flow.put_batch(x, y, mesh)
+    moved = {}
+    for kind in (flow.sgd, optax.sgd):
+        optimizer = kind(0.3)
+        state = flow.TrainState(jax.tree.map(jnp.array, params), optimizer.init(params))
+        step = flow.make_step(model, optimizer, mesh)
+        for _ in range(3):
+            state, loss = step(state, frozen, batch)
+        moved[kind] = state.params, loss
+    assert_close(moved[flow.sgd], moved[optax.sgd], 1e-6)
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), moved[flow.sgd][0], params)
+    assert min(jax.tree.leaves(change)) > 0
+
+
+def test_a_wide_step_holds_its_parameters_once():
+    model, params, frozen, x, y = network((64, 500), 3, 40, "float32", {})
+    mesh = flow.data_mesh(len(x), 0, threaded=True)
+    batch = flow.put_batch(x, y, mesh)
+    need = {}
+    for kind in (flow.sgd, optax.sgd):
+        state = flow.TrainState(params, kind(0.1).init(params))
+        compiled = flow.make_step(model, kind(0.1), mesh).lower(state, frozen, batch).compile()
+        need[kind] = flow.step_bytes(compiled, model, params, x, mesh)
+    held = sum(p.nbytes for p in jax.tree.leaves(params))
+    assert need[flow.sgd] < 1.6 * held
+    assert need[optax.sgd] > need[flow.sgd] + 0.9 * held
 
 
 def test_networks_side_by_side_are_each_one_alone():
@@ -131,7 +169,7 @@ def test_without_the_library_training_is_the_same_to_rounding(monkeypatch, x64):
 
 
 def test_what_the_library_has_no_code_for_runs_in_the_plain_code():
-    for shape, options in (((4, 300), {}), ((4, 9, 9, 1), {"kernel_size": 7})):
+    for shape, options in (((4, 3, 3, 260), {}), ((4, 9, 9, 1), {"kernel_size": 7})):
         model, params, _, x, _ = network(shape, 1, 4, "float32", options)
         assert not fused.supports(model, params, x)
     model, params, _, x, _ = network((4, 3), 1, 2, "float32", {})  # no middle layers
