@@ -17,6 +17,9 @@ import numpy as np
 from dnntk import convolution, narrow
 from dnntk.initializers import Layer, Layers
 
+# On accelerators, where a step is launches of small kernels: a compiler joins those of neighbours.
+LAYERS_A_LOOP = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
@@ -269,7 +272,8 @@ def forward(network: Network, params: Layers, initial: Layers, segment: int) -> 
     def run(h: jax.Array, layers: tuple[Layer, Layer | None]) -> jax.Array:
         weights = network.weights("middle", *layers)
         step = lambda h, layer: (network.activate(network.step(h, layer)), None)  # noqa: E731
-        return jax.lax.scan(step, h, weights)[0]
+        unroll = 1 if jax.default_backend() == "cpu" else LAYERS_A_LOOP
+        return jax.lax.scan(step, h, weights, unroll=unroll)[0]
 
     z = network.enter(network.weights("first", params["first"], initial.get("first")))
     h = network.activate(z)

@@ -168,6 +168,16 @@ def test_without_the_library_training_is_the_same_to_rounding(monkeypatch, x64):
     )
 
 
+@pytest.mark.parametrize("depth", [5, 31])
+def test_an_accelerators_loop_over_layers_computes_the_same(depth, monkeypatch, x64):
+    model, params, frozen, x, y = network((6, 3, 4, 1), 2, depth, "float64", {})
+    batch = flow.Batch(x, y, np.ones(len(x)))
+    monkeypatch.setattr(native, "available", lambda: False)
+    expected = flow.loss_and_gradient(model, params, frozen, batch, 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_close(flow.loss_and_gradient(model, params, frozen, batch, 1), expected, 1e-12)
+
+
 def test_what_the_library_has_no_code_for_runs_in_the_plain_code():
     for shape, options in (((4, 3, 3, 260), {}), ((4, 9, 9, 1), {"kernel_size": 7})):
         model, params, _, x, _ = network(shape, 1, 4, "float32", options)
