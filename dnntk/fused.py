@@ -115,11 +115,7 @@ def gradient(
     Returns:
       (f [n, d_out], a tree like ``params``).
     """
-    f, (h0, kernel, bias), pull_first, last = _down(
-        "gradient", model, params, frozen, x, factor, shift, (), threads
-    )
-    (first,) = pull_first(h0)
-    return f, {"first": first, "middle": {"kernel": kernel, "bias": bias}, "last": last}
+    return _down("gradient", model, params, frozen, x, factor, shift, threads)
 
 
 def descent(
@@ -140,14 +136,11 @@ def descent(
     Returns:
       (f [n, d_out], a tree like ``params``).
     """
-    f, (h0, kernel, bias), pull_first, last = _down(
-        "descent", model, params, frozen, x, factor, shift, (jnp.asarray(rate, x.dtype),), threads
-    )
-    (first,) = pull_first(h0)
-    outer = {"first": first, "last": last}
-    move = lambda p, g: p - rate * g  # noqa: E731
-    moved = jax.tree.map(move, {name: params[name] for name in outer}, outer)
-    return f, {**moved, "middle": {"kernel": kernel, "bias": bias}}
+    own = jnp.asarray(rate, x.dtype)
+    f, found = _down("descent", model, params, frozen, x, factor, shift, threads, own)
+    for name in ("first", "last"):
+        found[name] = jax.tree.map(lambda p, g: p - own * g, params[name], found[name])
+    return f, found
 
 
 def tangent(
@@ -305,20 +298,15 @@ def _down(
     x: jax.Array,
     factor: jax.Array,
     shift: jax.Array,
-    more: tuple[jax.Array, ...],
     threads: int,
-) -> tuple[jax.Array, tuple[jax.Array, ...], Any, Layer]:
-    """Up and down through the middle layers by the library's function ``name``.
-
-    Returns:
-      Outputs; the cotangent of the state above the first layer, with what the function makes of the
-      middle layers' kernel and bias; the first layer's pull-back; the last layer's gradient.
-    """
+    *more: jax.Array,
+) -> tuple[jax.Array, dict[str, Layer]]:
+    """Outputs and the gradient, where the middle layers hold what the function ``name`` gives."""
     network, layers, initial = _pieces(model, params, frozen, x)
     h0, pull_first = jax.vjp(lambda layer: _enter(network, layer, initial), layers["first"])
     head, offset = _head(network, layers["last"], initial, h0)
     middle = layers["middle"]
-    h, *below = _call(
+    h, by_h0, kernel, bias = _call(
         name,
         (h0, h0, middle["kernel"], middle["bias"]),
         *_operands(network, layers, initial, h0, threads),
@@ -327,7 +315,8 @@ def _down(
     )
     f, pull_last = jax.vjp(lambda layer: _leave(network, layer, initial, h), layers["last"])
     (last,) = pull_last(factor[:, None] * f + shift)
-    return f, tuple(below), pull_first, last
+    (first,) = pull_first(by_h0)
+    return f, {"first": first, "middle": {"kernel": kernel, "bias": bias}, "last": last}
 
 
 def _units(model: DeepNarrow, x: Any) -> int:
