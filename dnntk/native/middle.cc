@@ -15,6 +15,7 @@
 #include "xla/ffi/api/c_api.h"
 
 #include "problem.h"
+#include "team.h"
 #include "wide.h"
 
 namespace {
@@ -392,33 +393,35 @@ class Worker {
 
 using Failed = std::atomic<bool>;
 
-// work(block, its number, has another failed?) for every block, in the order of their numbers as
-// threads come free.
-template <class T, class Work>
+// work(block, its number, own, has another failed?) for every block, in the order of their numbers
+// as threads come free; `own` is the thread's Own(problem, its largest block).
+template <class Own, class T, class Work>
 void over_blocks(const Problem<T>& p, Work work) {
   const int64_t count = p.blocks;
   std::atomic<int64_t> next{0};
   Failed failed{false};
-  auto run = [&] {
+  Team::run(std::min<int64_t>(p.threads, count), [&](int64_t) {
     try {
+      Own own(p, Block<T>(p, 0, parts(p.vectors(), count)));
       for (int64_t k; (k = next++) < count;) {
         int64_t first = part(p.vectors(), count, k);
-        work(Block<T>(p, first, part(p.vectors(), count, k + 1) - first), k, failed);
+        work(Block<T>(p, first, part(p.vectors(), count, k + 1) - first), k, own, failed);
       }
     } catch (const std::bad_alloc&) {
       failed = true;
     }
-  };
-  std::vector<std::thread> threads;
-  for (int64_t k = 1; k < std::min<int64_t>(p.threads, count); ++k) threads.emplace_back(run);
-  run();
-  for (auto& thread : threads) thread.join();
+  });
   if (failed) throw std::bad_alloc();
 }
 
+template <class T>
+struct Nothing {
+  Nothing(const Problem<T>&, const Block<T>&) {}
+};
+
 template <class T, int SIDE>
 void forward(const Problem<T>& p, T* h_out) {
-  over_blocks(p, [&](const Block<T>& block, int64_t, const Failed&) {
+  over_blocks<Nothing<T>>(p, [&](const Block<T>& block, int64_t, Nothing<T>&, const Failed&) {
     Worker<T, SIDE> worker(p, block);
     Buffer<Vec<T>> h(block.size()), lost(block.size()), q0(block.size()), q1(block.size());
     load(p, block, p.h0, h.data());
@@ -432,7 +435,7 @@ void forward(const Problem<T>& p, T* h_out) {
 
 template <class T, int SIDE>
 void tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out, T* dh_out) {
-  over_blocks(p, [&](const Block<T>& block, int64_t, const Failed&) {
+  over_blocks<Nothing<T>>(p, [&](const Block<T>& block, int64_t, Nothing<T>&, const Failed&) {
     using V = Vec<T>;
     Worker<T, SIDE> worker(p, block);
     const int64_t size = block.size();
@@ -483,19 +486,39 @@ void descend(const Problem<T>& p, const Block<T>& b, const Head<T>& head, const 
     }
 }
 
+// A thread's memory on the way to a gradient. What follows the rows of an image stays zero in it
+// from block to block; a smaller block leaves some of it unused.
+template <class T>
+struct Scratch {
+  using V = Vec<T>;
+  const int64_t size;  // of a state
+  Buffer<V> starts, states, buffers;
+  Buffer<T> by_kernel, by_bias;
+
+  Scratch(const Problem<T>& p, const Block<T>& largest)
+      : size(largest.size()),
+        starts(2 * parts(p.layers, p.segment) * size, false),
+        states((p.segment + 1) * size),
+        buffers(5 * size),
+        by_kernel(kChunk * p.weights(), false),
+        by_bias(kChunk * p.channels, false) {}
+};
+
 template <class T, int SIDE>
 void gradient(const Problem<T>& p, const Head<T>& head, T* h_out, T* dh0, T* dk, T* db) {
   using V = Vec<T>;
   const int64_t a_layer = p.weights(), c = p.channels;
   // A chunk's gradients are added up in the order of the blocks, whichever thread has them.
   std::unique_ptr<std::atomic<int64_t>[]> added(new std::atomic<int64_t>[parts(p.layers, kChunk)]());
-  over_blocks(p, [&](const Block<T>& block, int64_t number, const Failed& failed) {
+  over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,
+                                 const Failed& failed) {
     Worker<T, SIDE> worker(p, block);
-    const int64_t size = block.size(), length = p.segment, segments = parts(p.layers, length);
-    Buffer<V> starts(2 * segments * size), states((length + 1) * size), buffers(5 * size);
-    Buffer<T> by_kernel(kChunk * a_layer), by_bias(kChunk * c);
+    const int64_t size = own.size, length = p.segment, segments = parts(p.layers, length);
+    Buffer<V>&starts = own.starts, &states = own.states, &buffers = own.buffers;
+    Buffer<T>&by_kernel = own.by_kernel, &by_bias = own.by_bias;
     V *q = buffers.data(), *q_next = q + size, *gz = q + 2 * size, *gz_next = q + 3 * size,
       *lost = q + 4 * size;
+    std::fill(lost, lost + size, V{});
     auto state = [&](int64_t k) { return states.data() + k * size; };
     auto run = [&](int64_t segment, bool keep) {
       const int64_t from = segment * length, end = std::min(p.layers, from + length);

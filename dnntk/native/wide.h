@@ -473,23 +473,7 @@ void over_crews(Shared<T>& shared, bool down, Make make, Work work) {
     crews.emplace_back(new Crew<T>(shared, k, down));
     own.push_back(make(*crews.back()));
   }
-  enum { kWait, kGo, kStop };
-  std::atomic<int> signal{kWait};
-  std::vector<std::thread> threads;
-  try {
-    for (int64_t k = 1; k < shared.threads; ++k)
-      threads.emplace_back([&, k] {
-        while (signal == kWait) std::this_thread::yield();
-        if (signal == kGo) work(*crews[k], *own[k]);
-      });
-  } catch (...) {  // the others would wait for a thread that never came
-    signal = kStop;
-    for (auto& thread : threads) thread.join();
-    throw;
-  }
-  signal = kGo;
-  work(*crews[0], *own[0]);
-  for (auto& thread : threads) thread.join();
+  Team::run(shared.threads, [&](int64_t k) { work(*crews[k], *own[k]); });
 }
 
 template <class T>
