@@ -35,6 +35,8 @@ from dnntk.models import DeepNarrow
 MIN_EXAMPLES_PER_DEVICE = 32
 # On CPU every host device would hold its own copy of the parameters, the gradient and the rest.
 MAX_REPLICATED_BYTES = 1 << 28
+# A step on more parameters than these takes milliseconds.
+MANY_AT_ONCE_BYTES = 1 << 20
 
 
 class TrainState(NamedTuple):
@@ -152,6 +154,37 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
     ``state`` is donated. ``frozen`` holds the collections beside ``params`` ({} or {"initial"}).
     With `sgd` and wide layers on CPU no gradient of the whole network is ever stored.
     """
+    return jax.jit(_over_batch(_step_on(model, optimizer, mesh), mesh), donate_argnums=0)
+
+
+def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Many steps on one batch: (state, frozen, batch, count) -> (state, loss before the last step).
+
+    Each is a step of `make_step`; ``count`` may be any positive number, it is compiled once.
+    """
+    step = _step_on(model, optimizer, mesh)
+
+    def steps(
+        state: TrainState, frozen: Any, batch: Batch, count: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        start = state, jnp.zeros((), batch.y.dtype)
+        return jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
+
+    return jax.jit(_over_batch(steps, mesh, P()), donate_argnums=0)
+
+
+def many_at_once(params: Any) -> bool:
+    """Are steps at ``params`` so short that calling them one by one would cost as much?"""
+    return sum(p.nbytes for p in jax.tree.leaves(params)) <= MANY_AT_ONCE_BYTES
+
+
+def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
+    specs = (P(), P(), P("data"), *more)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=(P(), P()), check_vma=False)
+
+
+def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A step as one device of ``mesh`` takes it."""
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
         in_place = isinstance(optimizer, PlainSGD) and mesh.size == 1
@@ -169,10 +202,7 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), value / examples
 
-    sharded = jax.shard_map(
-        step, mesh=mesh, in_specs=(P(), P(), P("data")), out_specs=(P(), P()), check_vma=False
-    )
-    return jax.jit(sharded, donate_argnums=0)
+    return step
 
 
 def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh) -> int:

@@ -37,8 +37,11 @@ class One:
         self.state = flow.TrainState(params, optimizer.init(params))
         self.batch = flow.put_batch(x, y, mesh)
         begun = time.perf_counter()
-        step = flow.make_step(model, optimizer, mesh)
-        self.step = step.lower(self.state, self.frozen, self.batch).compile()
+        self.at_once = flow.many_at_once(params)
+        make = flow.make_steps if self.at_once else flow.make_step
+        step = make(model, optimizer, mesh)
+        count = (np.int32(1),) if self.at_once else ()
+        self.step = step.lower(self.state, self.frozen, self.batch, *count).compile()
         self.facts = {
             "compile_seconds": time.perf_counter() - begun,
             "gradient_bytes": mesh.size * held,
@@ -49,6 +52,10 @@ class One:
     def take(self, steps: int) -> float:
         """Take training steps; the loss before the last of them."""
         value = math.nan
+        if self.at_once:
+            count = np.int32(steps)
+            self.state, loss = self.step(self.state, self.frozen, self.batch, count)
+            return float(loss)
         for _ in range(steps):
             self.state, loss = self.step(self.state, self.frozen, self.batch)
             value = float(loss)

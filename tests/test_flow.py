@@ -129,3 +129,25 @@ def test_small_batches_and_large_networks_stay_on_one_device():
     assert flow.data_mesh(40, 1000).size == 1
     assert flow.data_mesh(1, 1000).size == 1
     assert flow.data_mesh(640, flow.MAX_REPLICATED_BYTES + 1).size == 1
+
+
+def test_steps_at_once_are_the_steps_one_by_one():
+    model, variables, x, y = network("mlp", scale=3.0)
+    x, y, variables = jax.tree.map(np.float32, (x, y, variables))
+    mesh, optimizer = mesh_of(1), optax.sgd(0.1, momentum=0.5)
+    params = variables.pop("params")
+    batch = flow.put_batch(x, y, mesh)
+    ends = []
+    for counts in ((1,) * 5, (5,), (2, 3)):
+        state = flow.TrainState(params, optimizer.init(params))
+        state, frozen = jax.tree.map(jnp.array, (state, variables))
+        step = flow.make_steps(model, optimizer, mesh)
+        for count in counts:
+            state, loss = step(state, frozen, batch, count)
+        ends.append((state, loss))
+    losses, _ = descend(
+        model, {"params": params, **variables}, x, y, 1, 5, learning_rate=0.1, momentum=0.5
+    )
+    assert float(ends[0][1]) == pytest.approx(losses[-1], rel=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, ends[0], ends[1])
+    jax.tree.map(np.testing.assert_array_equal, ends[0], ends[2])

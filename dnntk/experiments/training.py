@@ -40,6 +40,8 @@ log = logging.getLogger("dnntk")
 
 # Losses this many times the first one do not come back.
 DIVERGENCE = 1e3
+# Of short steps that are taken by one call: a bar that moves every so often is live.
+SECONDS_AT_ONCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,9 +225,13 @@ class _Run:
 
     def _compile(self) -> None:
         begun = time.perf_counter()
-        step = flow.make_step(self.model, self.optimizer, self.mesh)
         batch = self._batch(np.arange(self.batch_size))
-        self.step = step.lower(self.state, self.frozen, batch).compile()
+        whole = self.batch_size == len(self.dataset.x_train)
+        self.at_once = whole and flow.many_at_once(self.state.params)
+        make = flow.make_steps if self.at_once else flow.make_step
+        step = make(self.model, self.optimizer, self.mesh)
+        count = (np.int32(1),) if self.at_once else ()
+        self.step = step.lower(self.state, self.frozen, batch, *count).compile()
         self.compile_seconds = time.perf_counter() - begun
         log.info("compiled: the training step, %.1f s", self.compile_seconds)
         params, x = self.state.params, self.dataset.x_train[: self.batch_size]
@@ -256,14 +262,23 @@ class _Run:
             total=steps, initial=start, desc="training", unit="step", disable=not self.progress
         )
         with bar:
-            for step in range(start + 1, steps + 1):
+            step, per_step = start, math.inf
+            while step < steps:
+                count = 1
+                if self.at_once:
+                    # Up to where something is to be done, or seen.
+                    stop = min(steps, step - step % checkpoint_every + checkpoint_every)
+                    stop = min([stop, *(look for look in looks if look > step)])
+                    count = max(1, min(stop - step, int(SECONDS_AT_ONCE / per_step)))
                 begun = time.perf_counter()
-                self.state, loss = self.step(self.state, self.frozen, next(batches))
+                more = (np.int32(count),) if self.at_once else ()
+                self.state, loss = self.step(self.state, self.frozen, next(batches), *more)
                 value = float(loss)
-                stepping += time.perf_counter() - begun
+                took = time.perf_counter() - begun
+                stepping, per_step, step = stepping + took, took / count, step + count
                 self._check(value, step - 1)
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
-                bar.update()
+                bar.update(count)
                 save = checkpoints and (step % checkpoint_every == 0 or step == steps)
                 if step in looks:
                     self._evaluate(step)
