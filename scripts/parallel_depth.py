@@ -1,0 +1,153 @@
+r"""When does evaluation in parallel over depth pay? Iterations measured, accelerator time modelled.
+
+python scripts/parallel_depth.py
+python scripts/parallel_depth.py --arch=cnn --dataset=digits --depths=100,1000 --inputs=64
+
+Trains a network of every depth and C, evaluates it by `dnntk.parallel` and layer by layer, and
+counts sweeps and errors, both in float32 against float64. The time on an accelerator is modelled,
+not measured: a kernel takes the longer of its launch and its traffic. The loop is taken at its
+best, one kernel a layer that reads and writes the state; a sweep is 3 kernels and a scan of
+2 log2(layers) more, and moves 10 arrays of states.
+"""
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import command_line
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+
+from dnntk import TrainConfig, figures, parallel, train
+from dnntk.config import ARCHITECTURES
+from dnntk.data import DATASETS
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_enum("arch", "mlp", ARCHITECTURES, "Architecture.")
+flags.DEFINE_enum("dataset", "toy", DATASETS, "Data that the networks are trained on.")
+flags.DEFINE_list("depths", ["100", "1000", "10000", "100000"], "Depths.")
+flags.DEFINE_list("scales", ["5", "50"], "C.")
+flags.DEFINE_integer("steps", 100, "Training steps before evaluation.", lower_bound=0)
+flags.DEFINE_integer("inputs", 200, "Inputs evaluated.", lower_bound=1)
+flags.DEFINE_float("launch", 3e-6, "Seconds that a kernel takes at least.", lower_bound=0)
+flags.DEFINE_float("bandwidth", 3.35e12, "Bytes a second of the accelerator.", lower_bound=1)
+flags.DEFINE_string("workdir", "runs/parallel-depth", "Folder for all results.")
+
+log = logging.getLogger("dnntk")
+KERNELS_A_SWEEP, ARRAYS_A_SWEEP = 3, 10
+
+
+def loop_seconds(layers: int, state_bytes: int) -> float:
+    """Modelled time of the layer loop at its best."""
+    return layers * max(FLAGS.launch, 2 * state_bytes / FLAGS.bandwidth)
+
+
+def sweep_seconds(layers: int, state_bytes: int) -> float:
+    """Modelled time of one sweep over so many layers."""
+    launches = KERNELS_A_SWEEP + 2 * math.ceil(math.log2(max(layers, 2)))
+    return max(launches * FLAGS.launch, ARRAYS_A_SWEEP * layers * state_bytes / FLAGS.bandwidth)
+
+
+def row(depth: int, scale: float) -> dict[str, Any]:
+    """One trained network: sweeps, errors, modelled times."""
+    config = TrainConfig(
+        arch=FLAGS.arch, dataset=FLAGS.dataset, depth=depth, scale=scale, steps=max(1, FLAGS.steps)
+    )
+    result = train(config, progress=False)
+    model, variables, x = result.model, result.variables, result.dataset.x_train[: FLAGS.inputs]
+    with jax.enable_x64(True):
+        double = jax.tree.map(lambda a: np.asarray(a, np.float64), variables)
+        exact = np.asarray(jax.jit(model.apply)(double, np.asarray(x, np.float64)))
+    found, report = parallel.outputs(model, variables, jnp.asarray(x))
+    one_by_one = jax.jit(model.apply)(variables, x)
+    layers, units = depth - 2, x.shape[-1] + 1 + model.d_out
+    pixels = math.prod(x.shape[1:-1]) // getattr(model, "pool", 1) ** 2
+    state_bytes = 4 * units * pixels * len(x)
+    chunks = [min(layers, -(-layers // len(report.sweeps)))] * len(report.sweeps)
+    sweeps = [int(s) for s in report.sweeps]
+    each = [s * sweep_seconds(n, state_bytes) for s, n in zip(sweeps, chunks, strict=True)]
+    loop, at_once = loop_seconds(layers, state_bytes), sum(each)
+    return {
+        "depth": depth,
+        "scale": scale,
+        "inputs": len(x),
+        "train_loss": result.summary["train_loss"],
+        "sweeps": max(sweeps),
+        "chunks": len(sweeps),
+        "not_settled": int(np.sum(report.sequential)),
+        "error": float(np.abs(found - exact).max()),
+        "loop_error": float(np.abs(one_by_one - exact).max()),
+        "modelled_loop_seconds": loop,
+        "modelled_seconds": at_once,
+        "modelled_times_faster": loop / at_once,
+    }
+
+
+def picture(rows: list[dict[str, Any]]) -> Figure:
+    """Modelled time against depth."""
+    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    scales = sorted({r["scale"] for r in rows})
+    colors = (figures.BLUE, figures.ORANGE, figures.GREEN)
+    first = [r for r in rows if r["scale"] == scales[0]]
+    depths = [r["depth"] for r in first]
+    times = [1e3 * r["modelled_loop_seconds"] for r in first]
+    axes.plot(depths, times, "s--", color=figures.BLACK, label="layer by layer, a kernel each")
+    for scale, color, marker in zip(scales, colors, "oD^", strict=False):
+        those = [r for r in rows if r["scale"] == scale]
+        times = [1e3 * r["modelled_seconds"] for r in those]
+        axes.plot(
+            depths, times, marker + "-", color=color, label=f"in parallel over depth, C = {scale:g}"
+        )
+        for r, t in zip(those, times, strict=True):
+            if scale == scales[-1]:
+                axes.annotate(
+                    f"{r['sweeps']} sweeps",
+                    (r["depth"], t),
+                    xytext=(0, -14),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize="x-small",
+                )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("depth $L$")
+    axes.set_ylabel("modelled accelerator time (ms)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    axes.set_title(f"{FLAGS.arch.upper()} on {FLAGS.dataset}, {rows[0]['inputs']} inputs, float32")
+    return figure
+
+
+def main() -> None:
+    """A row for every depth and C, kept as soon as it is there, and a picture."""
+    depths = command_line.depths("depths", 3)
+    scales = command_line.listed("scales", float, "numbers like 5,50")
+    folder = Path(FLAGS.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    print("depth        C  sweeps  error (loop's)       modelled ms (loop's)   times faster")
+    for depth in depths:
+        for scale in scales:
+            one = row(depth, scale)
+            rows.append(one)
+            (folder / "parallel_depth.json").write_text(json.dumps(rows, indent=1))
+            print(
+                f"{depth:<9,} {scale:>5g}  {one['sweeps']:>6}  {one['error']:.1e} "
+                f"({one['loop_error']:.1e})  {1e3 * one['modelled_seconds']:>8.3g} "
+                f"({1e3 * one['modelled_loop_seconds']:.3g})  {one['modelled_times_faster']:>12.3g}"
+                + (f"  {one['not_settled']} chunks by the loop" if one["not_settled"] else ""),
+                flush=True,
+            )
+    figures.save(picture(rows), folder / "parallel_depth")
+    print(f"results: {folder}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

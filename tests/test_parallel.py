@@ -1,0 +1,106 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import processes
+import pytest
+
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, parallel
+
+SHAPES = {
+    "mlp": (DeepNarrowMLP, (7, 3), {}),
+    "cnn": (DeepNarrowCNN, (3, 4, 5, 1), {}),
+    "cnn-5x5": (DeepNarrowCNN, (1, 6, 5, 2), {"kernel_size": 5}),
+}
+
+
+def network(kind, depth, scale, shift):
+    """A network whose D is no longer zero, and inputs of both signs."""
+    make, shape, fields = SHAPES[kind]
+    model = make(depth, 2, scale, **fields)
+    keys = jax.random.split(jax.random.key(1), 3)
+    x = jax.random.normal(keys[0], shape)
+    variables = jax.jit(model.init)(keys[1], x)
+    leaves, tree = jax.tree.flatten(variables["params"])
+    made = [
+        leaf + shift * jax.random.normal(jax.random.fold_in(keys[2], k), leaf.shape)
+        for k, leaf in enumerate(leaves)
+    ]
+    return model, {**variables, "params": jax.tree.unflatten(tree, made)}, x
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_outputs_and_gradients_are_those_of_the_loop(kind, chunk, x64):
+    model, variables, x = network(kind, 31, 4.0, {"mlp": 0.3, "cnn": 0.1, "cnn-5x5": 0.03}[kind])
+    frozen = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def loss(f):
+        return jnp.sum(jnp.sin(f)), f
+
+    def loop(params, x):
+        return loss(model.apply({"params": params, **frozen}, x))
+
+    def at_once(params, x):
+        f, report = parallel.outputs(model, {"params": params, **frozen}, x, chunk=chunk)
+        return loss(f)[0], (f, report)
+
+    both = [jax.jit(jax.value_and_grad(g, (0, 1), has_aux=True)) for g in (loop, at_once)]
+    (_, expected), slopes = both[0](variables["params"], x)
+    (_, (found, report)), found_slopes = both[1](variables["params"], x)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-11)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(slopes))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10 * largest),
+        found_slopes,
+        slopes,
+    )
+    assert not report.sequential.any() and report.sweeps.max() > 1
+
+
+def test_one_sweep_at_the_initialization_and_few_near_it(x64):
+    del x64
+    for scale, shift, most in ((50.0, 0.0, 1), (1e4, 0.1, 7), (20.0, 0.1, 12)):
+        model, variables, x = network("mlp", 3000, scale, shift)
+        found, report = parallel.outputs(model, variables, x)
+        assert int(report.sweeps.max()) <= most
+        np.testing.assert_allclose(found, model.apply(variables, x), rtol=1e-9, atol=1e-9)
+
+
+def test_where_sweeps_do_not_settle_the_loop_is_run(x64):
+    del x64
+    model, variables, x = network("mlp", 60, 0.3, 0.5)
+    found, report = parallel.outputs(model, variables, x, iterations=2)
+    assert report.sequential.all()
+    np.testing.assert_allclose(found, model.apply(variables, x), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "said"),
+    [
+        ({"parametrization": "standard"}, {}, "parametrization"),
+        ({}, {"iterations": 0}, "iterations: expected None or at least 1, got 0"),
+        ({}, {"chunk": -1}, "chunk"),
+        ({}, {"tolerance": float("nan")}, "tolerance"),
+    ],
+)
+def test_bad_input_is_one_line(fields, given, said):
+    model, x = DeepNarrowMLP(5, 1, 2.0, **fields), jnp.ones((2, 2))
+    with pytest.raises(InputError, match=said) as error:
+        parallel.outputs(model, model.init(jax.random.key(0), x), x, **given)
+    assert "\n" not in str(error.value)
+
+
+def test_the_script_counts_sweeps_and_draws(tmp_path):
+    small = ("--depths=20,60", "--scales=5", "--steps=20", "--inputs=16", "--workdir=out")
+    code, out, err = processes.run("parallel_depth.py", *small, cwd=tmp_path)
+    assert code == 0, err
+    rows = json.loads((tmp_path / "out/parallel_depth.json").read_text())
+    assert [row["depth"] for row in rows] == [20, 60] and "times faster" in out
+    for row in rows:
+        assert row["not_settled"] == 0 and 1 < row["sweeps"] < 12
+        assert row["error"] < 1e-5
+    assert (tmp_path / "out/parallel_depth.png").stat().st_size > 10_000
+    code, out, err = processes.run("parallel_depth.py", "--scales=x", cwd=tmp_path)
+    assert code == 2 and "scales: expected numbers" in err
