@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dnntk import kernel, lyapunov
+from dnntk import kernel, lyapunov, parallel
 from dnntk.config import TrainConfig
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
@@ -32,6 +32,7 @@ __all__ = [
     "kernel",
     "load_dataset",
     "lyapunov",
+    "parallel",
     "to_standard",
     "train",
 ]

@@ -264,12 +264,8 @@ class _Run:
         with bar:
             step, per_step = start, math.inf
             while step < steps:
-                count = 1
-                if self.at_once:
-                    # Up to where something is to be done, or seen.
-                    stop = min(steps, step - step % checkpoint_every + checkpoint_every)
-                    stop = min([stop, *(look for look in looks if look > step)])
-                    count = max(1, min(stop - step, int(SECONDS_AT_ONCE / per_step)))
+                stops = (steps, step - step % checkpoint_every + checkpoint_every, *looks)
+                count = self._count(step, stops, per_step)
                 begun = time.perf_counter()
                 more = (np.int32(count),) if self.at_once else ()
                 self.state, loss = self.step(self.state, self.frozen, next(batches), *more)
@@ -288,6 +284,13 @@ class _Run:
                     tree = {"state": self.state._asdict(), "frozen": self.frozen}
                     checkpoints.save(step, tree)
         return stepping
+
+    def _count(self, step: int, stops: tuple[int, ...], seconds_a_step: float) -> int:
+        """Steps to take at once after ``step``: up to where something is to be done, or seen."""
+        if not self.at_once:
+            return 1
+        stop = min(other for other in stops if other > step)
+        return max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step)))
 
     def _check(self, loss: float, step: int) -> None:
         first = self.history[0]["loss"]
