@@ -118,6 +118,7 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("depth $L$")
+    axes.margins(0.08, 0.15)
     axes.set_ylabel("modelled accelerator time (ms)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
