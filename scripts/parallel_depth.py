@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from dnntk import TrainConfig, figures, parallel, train
 from dnntk.config import ARCHITECTURES
 from dnntk.data import DATASETS
+from dnntk.errors import InputError
 
 FLAGS = flags.FLAGS
 
@@ -130,6 +131,8 @@ def main() -> None:
     """A row for every depth and C, kept as soon as it is there, and a picture."""
     depths = command_line.depths("depths", 3)
     scales = command_line.listed("scales", float, "numbers like 5,50")
+    if not scales:
+        raise InputError("scales: expected numbers like 5,50, got none")
     folder = Path(FLAGS.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

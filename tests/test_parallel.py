@@ -103,5 +103,6 @@ def test_the_script_counts_sweeps_and_draws(tmp_path):
         assert row["not_settled"] == 0 and 1 < row["sweeps"] < 12
         assert row["error"] < 1e-5
     assert (tmp_path / "out/parallel_depth.png").stat().st_size > 10_000
-    code, out, err = processes.run("parallel_depth.py", "--scales=x", cwd=tmp_path)
-    assert code == 2 and "scales: expected numbers" in err
+    for wrong in ("--scales=x", "--scales="):
+        code, out, err = processes.run("parallel_depth.py", wrong, cwd=tmp_path)
+        assert code == 2 and "scales: expected numbers" in err
