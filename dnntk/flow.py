@@ -160,7 +160,8 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
 def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Many steps on one batch: (state, frozen, batch, count) -> (state, loss before the last step).
 
-    Each is a step of `make_step`, and ``state`` is donated; ``count`` may be any positive number, it is compiled once.
+    Each is a step of `make_step`, and ``state`` is donated; ``count`` may be any positive
+    number, it is compiled once.
     """
     step = _step_on(model, optimizer, mesh)
 
