@@ -194,9 +194,11 @@ class Worker {
     each([&](int64_t i, int64_t c) { dq[i] = p_.column[c] * dh[i]; });
   }
 
-  // The layer's weights and bias, from what is trained and what was there before.
+  // The layer's weights and bias, from what is trained and what was there before. `C` channels,
+  // where the number is known beforehand.
+  template <int C = 0>
   void prepare(int64_t layer) {
-    const int64_t c = p_.channels;
+    const int64_t c = C > 0 ? C : p_.channels;
     const T* d = p_.kernel + layer * p_.weights();
     for (int64_t i = 0; i < p_.weights() / c; ++i)
       for (int64_t o = 0; o < c; ++o) weights_[i * c + o] = d[i * c + o] * p_.slope[o];
@@ -255,9 +257,21 @@ class Worker {
       }
   }
 
+  // Is a layer so narrow that `forward` takes all channels at once? Then it leaves q alone.
+  bool few() const { return SIDE == 1 && p_.dense() && p_.channels >= 2 && p_.channels <= 6; }
+
   // State and q of layer `layer` to those of the next. Millions of layers each add less to the state
   // than its last digit: what the sum has lost is kept in `lost`, and added to the next term.
   void forward(int64_t layer, const V* h, const V* q, V* lost, V* h_next, V* q_next) {
+    if (few()) {
+      switch (p_.channels) {
+        case 2: return forward_few<2>(layer, h, lost, h_next);
+        case 3: return forward_few<3>(layer, h, lost, h_next);
+        case 4: return forward_few<4>(layer, h, lost, h_next);
+        case 5: return forward_few<5>(layer, h, lost, h_next);
+        default: return forward_few<6>(layer, h, lost, h_next);
+      }
+    }
     prepare(layer);
     pack(weights_.data(), false, packed_.data());
     convolve(q, packed_.data(), nullptr, nullptr,
@@ -265,13 +279,9 @@ class Worker {
                for (int64_t i = 0; i < m; ++i)
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x;
-                   V old = p_.carry[o + i] * h[k];
-                   V term = tile[i * n + x] + bias_[o + i] + lost[k];
-                   V z = old + term, added = z - old;
-                   V next = z > floor_[k] ? z : floor_[k];
-                   lost[k] = z > floor_[k] ? (old - (z - added)) + (term - added) : V{};
-                   h_next[k] = next;
-                   q_next[k] = base_[k] + p_.column[o + i] * next;
+                   V term = tile[i * n + x] + bias_[o + i];
+                   h_next[k] = add(o + i, h[k], term, floor_[k], lost + k);
+                   q_next[k] = base_[k] + p_.column[o + i] * h_next[k];
                  }
              });
   }
@@ -281,6 +291,10 @@ class Worker {
                const V* dq, V* lost, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     const int64_t c = p_.channels;
     forward(layer, h, q, lost, h_next, q_next);
+    if (few()) {
+      read(h_next, q_next);
+      pack(weights_.data(), false, packed_.data());
+    }
     for (int64_t i = 0; i < p_.weights(); ++i)
       weights_[i] = dk[layer * p_.weights() + i] * p_.slope[i % c];
     pack(weights_.data(), false, tangents_.data());
@@ -330,6 +344,43 @@ class Worker {
           int64_t i = b_.at(g, y, c);
           for (int64_t x = 0; x < b_.columns; ++x) f(i + x, c);
         }
+  }
+
+  // The state of channel `o` above `h`, to whose z the layer adds `term`, and what the sum loses.
+  V add(int64_t o, const V& h, V term, const V& floor, V* lost) {
+    V old = p_.carry[o] * h;
+    term += *lost;
+    V z = old + term, added = z - old;
+    *lost = z > floor ? (old - (z - added)) + (term - added) : V{};
+    return z > floor ? z : floor;
+  }
+
+  // `forward` of a dense layer of `C` channels, all of which are in registers at once. It neither
+  // reads nor writes q.
+  template <int C>
+  void forward_few(int64_t layer, const V* h, V* lost, V* h_next) {
+    prepare<C>(layer);
+    V weights[C][C];
+    for (int i = 0; i < C; ++i)
+      for (int o = 0; o < C; ++o) weights[i][o] = V{} + weights_[i * C + o];
+    for (int64_t x = 0; x < b_.columns; ++x) {
+      V state[C], term[C];
+#pragma GCC unroll 8
+      for (int o = 0; o < C; ++o) term[o] = V{} + bias_[o];
+#pragma GCC unroll 8
+      for (int i = 0; i < C; ++i) {
+        const int64_t k = i * b_.columns + x;
+        state[i] = h[k];
+        V q = base_[k] + p_.column[i] * state[i];
+#pragma GCC unroll 8
+        for (int o = 0; o < C; ++o) term[o] += q * weights[i][o];
+      }
+#pragma GCC unroll 8
+      for (int o = 0; o < C; ++o) {
+        const int64_t k = o * b_.columns + x;
+        h_next[k] = add(o, state[o], term[o], floor_[k], lost + k);
+      }
+    }
   }
 
   void outer(const V* q, const V* gz, T* by_kernel, T* by_bias) {
