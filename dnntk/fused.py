@@ -6,8 +6,10 @@ cache, through all layers and back before it takes the next ones: so no state ou
 and a block keeps those of O(sqrt(depth)) layers where all of them would not fit.
 
 Layers of an MLP from `WIDE` units on are matrix products at the cores' peak instead, whole batches
-at a time; a share of the states is kept, by the parameters' memory. Plain gradient descent
-(`descent`) changes every layer as soon as its gradient is known, which is never stored.
+at a time; a share of the states is kept, by the parameters' memory.
+
+Plain gradient descent (`descent`) changes every layer as soon as its gradient is known, which is
+never stored: wherever layers are wide or a core takes no more than one block of examples.
 
 This is the one place that knows of it: `supports` says whether it applies. What it computes is what
 `dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX.
@@ -66,8 +68,12 @@ def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
 
 
 def descends(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
-    """Does `descent` take ``model`` at ``params`` on inputs like ``x``?"""
-    return supports(model, params, x) and _wide(_units(model, x), x.ndim)
+    """Does `descent` take ``model`` at ``params`` on inputs like ``x``, and so save memory?
+
+    Narrow layers' blocks must all be at work at once: one that is through before another begins
+    leaves its whole gradient to it.
+    """
+    return supports(model, params, x) and Blocks.for_batch(model, x).number <= threads(1)
 
 
 def threads(devices: int) -> int:

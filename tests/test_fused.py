@@ -129,6 +129,22 @@ def test_descent_without_a_stored_gradient_is_the_same_step(kept, monkeypatch):
     assert min(jax.tree.leaves(change)) > 0
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_narrow_layers_descend_without_a_stored_gradient_where_all_blocks_run_at_once(
+    threads, monkeypatch, x64
+):
+    model, params, frozen, x, y = network((200, 2), 1, 700, "float64", {})
+    monkeypatch.setattr(fused, "threads", lambda devices: threads)
+    assert fused.Blocks.for_batch(model, x).number == 2
+    assert fused.descends(model, params, x) == (threads == 2)
+    given = model, params, frozen, x, np.ones(len(x)), -y
+    f, gradient = jax.jit(lambda: fused.gradient(*given, threads))()
+    # As many threads as blocks, or a gradient that is stored in the library after all.
+    f_before, moved = jax.jit(lambda: fused.descent(*given, 0.1, threads))()
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    assert_close((f_before, moved), (f, expected), 1e-14)
+
+
 def test_a_wide_step_holds_its_parameters_once():
     model, params, frozen, x, y = network((64, 500), 3, 40, "float32", {})
     mesh = flow.data_mesh(len(x), 0, threaded=True)

@@ -555,12 +555,75 @@ struct Scratch {
         by_bias(kChunk * p.channels, false) {}
 };
 
+// The gradients of `chunks` chunks of layers, added up over the blocks in the order of their numbers,
+// whichever thread has them.
+//
+// Given a rate, the last block takes a step of gradient descent in `kernel` and `bias` instead, which
+// are the problem's own: nobody reads a chunk's any more once all blocks have added to it. Where all
+// blocks are at work at once, they then stay within a few chunks of one another, and no more than
+// those chunks' gradients exist.
+template <class T>
+class Sums {
+ public:
+  Sums(const Problem<T>& p, const T* rate, T* kernel, T* bias)
+      : p_(p),
+        rate_(rate),
+        results_{kernel, bias},
+        a_layer_{p.weights(), p.channels},
+        chunks_(parts(p.layers, kChunk)),
+        kept_(p.blocks > p.threads ? chunks_ : std::min<int64_t>(chunks_, kAhead)),
+        kernels_(rate ? kept_ * kChunk * a_layer_[0] : 0, false),
+        biases_(rate ? kept_ * kChunk * a_layer_[1] : 0, false),
+        added_(new std::atomic<int64_t>[chunks_]()) {}
+
+  // Add block `number`'s gradients of a chunk; false where another block has failed.
+  bool add(int64_t number, int64_t chunk, const T* by_kernel, const T* by_bias,
+           const std::atomic<bool>& failed) {
+    if (!wait(chunk, number, failed)) return false;
+    const bool taken = rate_ != nullptr && chunk + kept_ < chunks_;
+    if (number == 0 && taken && !wait(chunk + kept_, p_.blocks, failed)) return false;
+    const T* own[] = {by_kernel, by_bias};
+    T* stored[] = {kernels_.data(), biases_.data()};
+    const int64_t from = chunk * kChunk, layers = std::min<int64_t>(kChunk, p_.layers - from);
+    for (int k = 0; k < 2; ++k) {
+      const int64_t n = layers * a_layer_[k];
+      T* result = results_[k] + from * a_layer_[k];
+      T* sum = rate_ ? stored[k] + chunk % kept_ * kChunk * a_layer_[k] : result;
+      if (number == 0) std::copy(own[k], own[k] + n, sum);
+      else for (int64_t i = 0; i < n; ++i) sum[i] += own[k][i];
+      if (rate_ && number == p_.blocks - 1)
+        for (int64_t i = 0; i < n; ++i) result[i] -= *rate_ * sum[i];
+    }
+    added_[chunk].store(number + 1, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kAhead = 16;  // chunks by which one block may be ahead of another
+
+  // Until so many blocks have added to a chunk.
+  bool wait(int64_t chunk, int64_t blocks, const std::atomic<bool>& failed) {
+    while (added_[chunk].load(std::memory_order_acquire) != blocks) {
+      if (failed) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+
+  const Problem<T>& p_;
+  const T* rate_;
+  T* results_[2];
+  int64_t a_layer_[2], chunks_, kept_;
+  Buffer<T> kernels_, biases_;
+  std::unique_ptr<std::atomic<int64_t>[]> added_;
+};
+
 template <class T, int SIDE>
-void gradient(const Problem<T>& p, const Head<T>& head, T* h_out, T* dh0, T* dk, T* db) {
+void gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0, T* dk,
+              T* db) {
   using V = Vec<T>;
   const int64_t a_layer = p.weights(), c = p.channels;
-  // A chunk's gradients are added up in the order of the blocks, whichever thread has them.
-  std::unique_ptr<std::atomic<int64_t>[]> added(new std::atomic<int64_t>[parts(p.layers, kChunk)]());
+  Sums<T> sums(p, rate, dk, db);
   over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,
                                  const Failed& failed) {
     Worker<T, SIDE> worker(p, block);
@@ -600,23 +663,12 @@ void gradient(const Problem<T>& p, const Head<T>& head, T* h_out, T* dh0, T* dk,
         layers = run(segment, true);
       }
       for (int64_t layer = segment * length + layers - 1; layer >= segment * length; --layer) {
-        const int64_t chunk = layer / kChunk, k = layer % kChunk;
+        const int64_t k = layer % kChunk;
         worker.backward(layer, state(layer - segment * length), q, gz, gz_next,
                         by_kernel.data() + k * a_layer, by_bias.data() + k * c);
         std::swap(gz, gz_next);
         if (k != 0) continue;
-        while (added[chunk].load(std::memory_order_acquire) != number) {
-          if (failed) return;
-          std::this_thread::yield();
-        }
-        const int64_t count = std::min<int64_t>(kChunk, p.layers - layer);
-        auto add = [&](const T* from, T* to, int64_t n) {
-          if (number == 0) std::copy(from, from + n, to);
-          else for (int64_t i = 0; i < n; ++i) to[i] += from[i];
-        };
-        add(by_kernel.data(), dk + layer * a_layer, count * a_layer);
-        add(by_bias.data(), db + layer * c, count * c);
-        added[chunk].store(number + 1, std::memory_order_release);
+        if (!sums.add(number, layer / kChunk, by_kernel.data(), by_bias.data(), failed)) return;
       }
     }
     store(p, block, gz, dh0);
@@ -703,21 +755,23 @@ struct Gradient {
     T *h = call.result<T>(0), *dh0 = call.result<T>(1), *dk = call.result<T>(2),
       *db = call.result<T>(3);
     if (p.wide) return wide_gradient<T>(p, head, nullptr, h, dh0, dk, db);
-    gradient<T, SIDE>(p, head, h, dh0, dk, db);
+    gradient<T, SIDE>(p, head, nullptr, h, dh0, dk, db);
   }
 };
 
-// A step of gradient descent on the middle layers of a wide network: kernel and bias are operands
-// and results at once.
+// A step of gradient descent on the middle layers: kernel and bias are operands and results at once.
 struct Descent {
-  template <class T, int>
+  template <class T, int SIDE>
   static void run(const Call& call) {
     const int k = kOperands;
     Problem<T> p = problem<T>(call);
     p.outputs = call.in(k).dims[0];
     Head<T> head{call.arg<T>(k), call.arg<T>(k + 1), call.arg<T>(k + 2), call.arg<T>(k + 3)};
-    wide_gradient<T>(p, head, call.arg<T>(k + 4), call.result<T>(0), call.result<T>(1),
-                     call.result<T>(2), call.result<T>(3));
+    const T* rate = call.arg<T>(k + 4);
+    T *h = call.result<T>(0), *dh0 = call.result<T>(1), *kernel = call.result<T>(2),
+      *bias = call.result<T>(3);
+    if (p.wide) return wide_gradient<T>(p, head, rate, h, dh0, kernel, bias);
+    gradient<T, SIDE>(p, head, rate, h, dh0, kernel, bias);
   }
 };
 
