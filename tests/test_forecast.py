@@ -29,11 +29,12 @@ def test_arithmetic_is_two_operations_a_weight_position_and_example():
 
 
 def test_it_needs_no_memory_for_the_depth(monkeypatch):
-    """The network itself is never made: a billion layers would take 200 GB."""
+    """The network itself is never made: a billion layers would take 80 GB."""
     monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.02)
     config = TrainConfig(depth=10**9, dataset="toy", steps=10, scale=1e12)
     told = forecast(config)
-    assert told.memory_bytes > 200e9
+    # Parameters once, since a step changes them in place, and the states of sqrt(depth) layers.
+    assert 80e9 < told.memory_bytes < 120e9
     assert max(told.calibrated_at) < 10**7
     assert all(array.size < 10**8 for array in jax.live_arrays())
 
