@@ -36,10 +36,10 @@ class Checkpoints:
         """Write ``state`` under ``step``; a state already kept under it stays."""
         if step not in self._manager.all_steps():
             host = jax.tree.map(np.asarray, state)
-            self._manager.save(step, args=ocp.args.StandardSave(host))
+            self._manager.save(step, args=ocp.args.StandardSave(_without_empty(host)))
 
     def newest(self) -> Any:
-        """The newest state as it was saved, NumPy arrays in plain containers, or None."""
+        """The newest state, NumPy arrays in plain containers, None for an empty one; or None."""
         step = self._manager.latest_step()
         if step is None:
             return None
@@ -56,16 +56,23 @@ class Checkpoints:
         reason = ""
         for step in steps:
             try:
-                restored = self._manager.restore(step, args=ocp.args.StandardRestore(template))
+                kept = ocp.args.StandardRestore(_without_empty(template))
+                restored = self._manager.restore(step, args=kept)
             except Exception as error:  # orbax and its backends raise many kinds on damaged files
                 reason = reason or str(error).strip().partition("\n")[0][:160]
             else:
                 for damaged in (newer for newer in steps if newer > step):
                     self._manager.delete(damaged)
-                return step, restored
+                whole = jax.tree.map(lambda own, a: own if a is None else a, template, restored)
+                return step, whole
         if steps:
             raise InputError(
                 f"resume: no checkpoint under {self._manager.directory} can be read ({reason}); "
                 "start again in another workdir"
             )
         return None
+
+
+def _without_empty(state: Any) -> Any:
+    """None for empty arrays, which orbax refuses: the middle of a network of two layers."""
+    return jax.tree.map(lambda a: a if a.size else None, state)
