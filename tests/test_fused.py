@@ -31,6 +31,8 @@ CASES = {
     "wide, matrices": ((70, 200), 1, 8, "float64", {"init": "he_uniform", "negative": True}),
     "wide, literal": ((5, 301), 10, 7, "float64", {"literal": True, "scale": 30.0}),
     "wide": ((130, 255), 10, 12, "float32", {"scale": math.inf}),
+    "3 units": ((20, 1), 1, 12, "float64", {}),
+    "6 units": ((130, 3), 2, 40, "float64", {"init": "he_uniform", "negative": True}),
     "shallowest": ((3, 5), 2, 3, "float64", {}),
 }
 

@@ -258,14 +258,13 @@ class Worker {
   }
 
   // Is a layer so narrow that `forward` takes all channels at once? Then it leaves q alone.
-  bool few() const { return SIDE == 1 && p_.dense() && p_.channels >= 2 && p_.channels <= 6; }
+  bool few() const { return p_.dense() && p_.channels >= 3 && p_.channels <= 6; }
 
   // State and q of layer `layer` to those of the next. Millions of layers each add less to the state
   // than its last digit: what the sum has lost is kept in `lost`, and added to the next term.
   void forward(int64_t layer, const V* h, const V* q, V* lost, V* h_next, V* q_next) {
     if (few()) {
       switch (p_.channels) {
-        case 2: return forward_few<2>(layer, h, lost, h_next);
         case 3: return forward_few<3>(layer, h, lost, h_next);
         case 4: return forward_few<4>(layer, h, lost, h_next);
         case 5: return forward_few<5>(layer, h, lost, h_next);
@@ -555,8 +554,8 @@ struct Scratch {
         by_bias(kChunk * p.channels, false) {}
 };
 
-// The gradients of `chunks` chunks of layers, added up over the blocks in the order of their numbers,
-// whichever thread has them.
+// The layers' gradients, `kChunk` layers at a time, added up over the blocks in the order of their
+// numbers, whichever thread has them.
 //
 // Given a rate, the last block takes a step of gradient descent in `kernel` and `bias` instead, which
 // are the problem's own: nobody reads a chunk's any more once all blocks have added to it. Where all
