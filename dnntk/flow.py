@@ -198,7 +198,9 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
             value = residual_loss(outputs, y, weight)
             return TrainState(params, state.opt_state), value / examples
         value, gradient = loss_and_gradient(model, state.params, frozen, batch, mesh.size)
-        value, gradient, examples = jax.lax.psum((value, gradient, batch.weight.sum()), "data")
+        examples = batch.weight.sum()
+        if mesh.size > 1:  # a sum over one device is a copy of the whole gradient on CPU
+            value, gradient, examples = jax.lax.psum((value, gradient, examples), "data")
         gradient = jax.tree.map(lambda g: g / examples, gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), value / examples

@@ -44,6 +44,10 @@ KEPT = 0.36
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20
 
+# The library adds up the terms of so many layers before they go into a state. A segment is a multiple
+# of it, so that where segments begin changes no bit.
+SETTLED = 16
+
 # Vectors of the library, which it fills with examples.
 VECTOR = 64
 # Bytes of a state that stays in a core's own cache, together with the few others of a layer.
@@ -196,13 +200,17 @@ class Blocks(NamedTuple):
         if positions == 1:
             most = min(max(STATE["dense"] // a_vector, 7), 64)
         else:
-            most = min(max(STATE["images"] // a_vector, 1), 4)
+            # Images that go together share what it costs to prepare a layer.
+            fit = STATE["images"] // a_vector
+            most = min(max(fit, 1), max(fit // 4, 2), 4)
         count = -(-vectors // most)
         if count % 2 and vectors > count:
             count += 1  # for an even number of cores
         state_bytes = -(-vectors // count) * a_vector
-        all_of_them = (layers + 1) * state_bytes <= BUDGET
-        return cls(count, layers if all_of_them else round(math.sqrt(layers)), state_bytes)
+        segment = -(-round(math.sqrt(layers)) // SETTLED) * SETTLED
+        if (layers + 1) * state_bytes <= BUDGET:
+            segment = layers
+        return cls(count, min(layers, segment), state_bytes)
 
     @classmethod
     def for_batch(cls, model: DeepNarrow, x: Any) -> "Blocks":

@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kMaxTile = 28;  // accumulators that fit the registers
 constexpr int kChunk = 32;    // layers whose gradients are added up at a time
+constexpr int kSettle = 16;   // layers whose terms are added up at a time: dnntk.fused.SETTLED
 
 // The examples that one thread takes through the network at a time.
 template <class T>
@@ -172,6 +173,7 @@ class Worker {
         b_(block),
         base_(b_.size()),
         floor_(b_.size()),
+        origin_(few() ? b_.size() : 0),
         weights_(p.weights()),
         packed_(p.weights()),
         tangents_(p.weights()),
@@ -260,9 +262,27 @@ class Worker {
   // Is a layer so narrow that `forward` takes all channels at once? Then it leaves q alone.
   bool few() const { return p_.dense() && p_.channels >= 3 && p_.channels <= 6; }
 
+  // Before the first of some layers, whose state is `h`.
+  void begin(const V* h) {
+    if (few()) std::copy(h, h + b_.size(), origin_.data());
+  }
+
+  // Behind the last of them: what the sum of all layers so far has lost to `lost`.
+  void settle(const V* h, V* lost) {
+    if (!few()) return;
+    for (int64_t k = 0; k < b_.size(); ++k) {
+      lost[k] -= h[k] - origin_[k];
+      origin_[k] = h[k];
+    }
+  }
+
   // State and q of layer `layer` to those of the next. Millions of layers each add less to the state
-  // than its last digit: what the sum has lost is kept in `lost`, and added to the next term.
+  // than its last digit: what the sum has lost is kept in `lost`, and added to the next term. Where
+  // there are `few` channels, `lost` is all that was added since the state was `origin_`.
+  // A state that is kept is written to memory that no cache may hold: the next one's is fetched
+  // meanwhile, as `backward` fetches the state two layers below.
   void forward(int64_t layer, const V* h, const V* q, V* lost, V* h_next, V* q_next) {
+    const int64_t ahead = h_next == h ? 0 : b_.size();
     if (few()) {
       switch (p_.channels) {
         case 3: return forward_few<3>(layer, h, lost, h_next);
@@ -279,6 +299,7 @@ class Worker {
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x;
                    V term = tile[i * n + x] + bias_[o + i];
+                   __builtin_prefetch(h_next + k + ahead, 1, 2);
                    h_next[k] = add(o + i, h[k], term, floor_[k], lost + k);
                    q_next[k] = base_[k] + p_.column[o + i] * h_next[k];
                  }
@@ -328,6 +349,7 @@ class Worker {
                for (int64_t i = 0; i < m; ++i)
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x;
+                   __builtin_prefetch(h + k - 2 * b_.size(), 0, 2);
                    V g = p_.column[o + i] * tile[i * n + x] + p_.carry[o + i] * gz[k];
                    next[k] = masked ? (h[k] > floor_[k] ? g : V{}) : g;
                  }
@@ -358,10 +380,13 @@ class Worker {
   // reads nor writes q.
   template <int C>
   void forward_few(int64_t layer, const V* h, V* lost, V* h_next) {
+    if (layer % kSettle == 0) settle(h, lost);
     prepare<C>(layer);
     V weights[C][C];
+    bool carried[C];
     for (int i = 0; i < C; ++i)
       for (int o = 0; o < C; ++o) weights[i][o] = V{} + weights_[i * C + o];
+    for (int o = 0; o < C; ++o) carried[o] = p_.carry[o] != 0;
     for (int64_t x = 0; x < b_.columns; ++x) {
       V state[C], term[C];
 #pragma GCC unroll 8
@@ -377,7 +402,14 @@ class Worker {
 #pragma GCC unroll 8
       for (int o = 0; o < C; ++o) {
         const int64_t k = o * b_.columns + x;
-        h_next[k] = add(o, state[o], term[o], floor_[k], lost + k);
+        const V floor = floor_[k], origin = origin_[k];
+        if (carried[o]) {
+          const V added = lost[k] + term[o], z = origin + added, least = floor - origin;
+          lost[k] = added > least ? added : least;
+          h_next[k] = z > floor ? z : floor;
+        } else {
+          h_next[k] = term[o] > floor ? term[o] : floor;
+        }
       }
     }
   }
@@ -434,7 +466,7 @@ class Worker {
 
   const Problem<T>& p_;
   Block<T> b_;
-  Buffer<V> base_, floor_;
+  Buffer<V> base_, floor_, origin_;
   Buffer<T> weights_, packed_, tangents_, bias_;
   int64_t channel_parts_, column_parts_;
 };
@@ -477,6 +509,7 @@ void forward(const Problem<T>& p, T* h_out) {
     load(p, block, p.h0, h.data());
     worker.read(h.data(), q0.data());
     Vec<T>*q = q0.data(), *next = q1.data();
+    worker.begin(h.data());
     for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
       worker.forward(layer, h.data(), q, lost.data(), h.data(), next);
     store(p, block, h.data(), h_out);
@@ -495,6 +528,7 @@ void tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_o
     load(p, block, dh0, dh.data());
     worker.read(h.data(), q);
     worker.column(dh.data(), dq);
+    worker.begin(h.data());
     for (int64_t layer = 0; layer < p.layers; ++layer) {
       worker.tangent(layer, dk, db, h.data(), q, dh.data(), dq, lost.data(), h.data(), q_next,
                      dh.data(), dq_next);
@@ -548,7 +582,7 @@ struct Scratch {
   Scratch(const Problem<T>& p, const Block<T>& largest)
       : size(largest.size()),
         starts(2 * parts(p.layers, p.segment) * size, false),
-        states((p.segment + 1) * size),
+        states((p.segment + 1) * size, p.reach() > 0),
         buffers(5 * size),
         by_kernel(kChunk * p.weights(), false),
         by_bias(kChunk * p.channels, false) {}
@@ -570,7 +604,7 @@ class Sums {
         results_{kernel, bias},
         a_layer_{p.weights(), p.channels},
         chunks_(parts(p.layers, kChunk)),
-        kept_(p.blocks > p.threads ? chunks_ : std::min<int64_t>(chunks_, kAhead)),
+        kept_(p.blocks > p.threads ? chunks_ : std::min(chunks_, ahead(a_layer_[0]))),
         kernels_(rate ? kept_ * kChunk * a_layer_[0] : 0, false),
         biases_(rate ? kept_ * kChunk * a_layer_[1] : 0, false),
         added_(new std::atomic<int64_t>[chunks_]()) {}
@@ -598,7 +632,11 @@ class Sums {
   }
 
  private:
-  static constexpr int64_t kAhead = 16;  // chunks by which one block may be ahead of another
+  // Chunks by which one block may be ahead of another: as many as take little memory, since on a
+  // shared machine a thread may be gone for milliseconds, and the others then wait for it.
+  static int64_t ahead(int64_t weights) {
+    return std::max<int64_t>(16, (4 << 20) / (kChunk * weights * int64_t(sizeof(T))));
+  }
 
   // Until so many blocks have added to a chunk.
   bool wait(int64_t chunk, int64_t blocks, const std::atomic<bool>& failed) {
@@ -636,9 +674,11 @@ void gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out,
     auto run = [&](int64_t segment, bool keep) {
       const int64_t from = segment * length, end = std::min(p.layers, from + length);
       worker.read(state(0), q);
+      worker.begin(state(0));
       for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next))
         worker.forward(layer, state(keep ? layer - from : 0), q,
                        lost, state(keep ? layer - from + 1 : 0), q_next);
+      worker.settle(state(keep ? end - from : 0), lost);
       return end - from;
     };
     // A segment starts from its state and what that has lost.
