@@ -9,7 +9,11 @@ from dnntk.data import DATASETS
 from dnntk.errors import InputError
 
 ARCHITECTURES = ("mlp", "cnn")
-OPTIMIZERS = ("sgd", "adam", "adamw", "nadam", "rmsprop", "lion")
+OPTIMIZERS = (
+    *("sgd", "adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief", "adamax"),
+    *("yogi", "rmsprop", "adagrad", "lamb", "lion"),
+)
+SCHEDULES = ("constant", "cosine", "linear")
 DTYPES = ("float32", "float64")
 DEFAULT_STEPS = 300
 EVALUATIONS = 20
@@ -40,6 +44,9 @@ class TrainConfig:
       time_step: kernel time a step; None is a safe fraction of 2 / lambda_max.
       lr: raw learning rate instead: on the thesis's matrices for sgd, on the parametrization's
         own parameters for the other optimizers.
+      schedule: what the step is multiplied by in the course of the run: "constant" 1, "cosine" or
+        "linear" from 1 down to 0.
+      warmup: steps, before that, over which it rises from 0.
       steps, epochs, time: how long to train, in steps, passes over the data or kernel time; at
         most one of them. None of them is `DEFAULT_STEPS` steps.
       batch_size: examples a step, at most; 0 is all of them.
@@ -69,6 +76,8 @@ class TrainConfig:
     momentum: float = 0.0
     time_step: float | None = None
     lr: float | None = None
+    schedule: str = "constant"
+    warmup: int = 0
     steps: int | None = None
     epochs: int | None = None
     time: float | None = None
@@ -84,12 +93,14 @@ class TrainConfig:
         _one_of("arch", self.arch, ARCHITECTURES)
         _one_of("dataset", self.dataset, DATASETS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("dtype", self.dtype, DTYPES)
         for name, least in (
             ("batch_size", 0),
             ("eval_every", 0),
             ("checkpoint_every", 0),
             ("eval_examples", 0),
+            ("warmup", 0),
             ("seed", 0),
         ):
             _at_least(name, getattr(self, name), least)
@@ -123,6 +134,16 @@ class TrainConfig:
                 )
         elif self.lr is not None and self.scale is not None and math.isinf(self.scale):
             raise InputError("lr: an infinite scale has no raw learning rate; give time_step")
+        if self.time is not None and self.scheduled:
+            raise InputError(
+                f"time: expected schedule=constant without warmup, got schedule={self.schedule}, "
+                f"warmup={self.warmup}; give steps or epochs"
+            )
+
+    @property
+    def scheduled(self) -> bool:
+        """Do the steps change in the course of the run?"""
+        return self.schedule != "constant" or self.warmup > 0
 
     @property
     def scale_or_default(self) -> float:
@@ -167,6 +188,8 @@ class TrainConfig:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
+            # Runs of earlier versions had constant steps.
+            fields = {"schedule": "constant", "warmup": 0, **fields}
             values = {name: fields[name] for name in names}
             if values["scale"] is not None:
                 values["scale"] = float(values["scale"])

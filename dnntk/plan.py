@@ -5,6 +5,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import optax
+
 from dnntk import flow
 from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.errors import InputError
@@ -20,7 +23,7 @@ class Plan:
       steps: how many there are in all.
       rate: learning rate that optax gets.
       time_step: kernel time a step without momentum, time_per_step with it; None for optimizers
-        that have no kernel time.
+        that have no kernel time. A schedule multiplies all three.
       lambda_max: the eigenvalue that the step was chosen from, if it was.
       reason: a line for the log.
     """
@@ -31,6 +34,31 @@ class Plan:
     time_per_step: float | None
     lambda_max: float | None
     reason: str
+
+
+def schedule_of(config: TrainConfig, steps: int) -> Callable[[Any], Any]:
+    """What each of ``steps`` steps is multiplied by, as a function of how many came before."""
+    warmup = min(config.warmup, steps)
+    fall = {
+        "constant": optax.constant_schedule(1.0),
+        "cosine": optax.cosine_decay_schedule(1.0, max(1, steps - warmup)),
+        "linear": optax.linear_schedule(1.0, 0.0, max(1, steps - warmup)),
+    }[config.schedule]
+    # The first step is not to be wasted on a factor of 0.
+    rise = optax.linear_schedule(1 / (warmup + 1), 1.0, max(1, warmup))
+    return optax.join_schedules([rise, fall], [warmup]) if warmup else fall
+
+
+def kernel_times(config: TrainConfig, plan: Plan) -> np.ndarray | None:
+    """Kernel time [steps + 1] before the first step and after each; None where there is none."""
+    if plan.time_per_step is None:
+        return None
+    factors = np.ones(plan.steps)
+    if config.scheduled:
+        factors = np.asarray(schedule_of(config, plan.steps)(np.arange(plan.steps)), float)
+    # Not a running sum: so many equal steps are a multiple of one, to the bit.
+    whole = np.arange(plan.steps + 1) if not config.scheduled else np.append(0, factors.cumsum())
+    return plan.time_per_step * whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +99,12 @@ class Job:
             plan = Plan(**held)
         except TypeError:
             raise InputError(f"resume: expected a plan in config.json, got {held!r:.80}") from None
-        return dataclasses.replace(plan, steps=self._steps(plan.time_per_step))
+        steps = self._steps(plan.time_per_step)
+        if self.config.scheduled and steps != plan.steps:
+            raise InputError(
+                f"steps: expected {plan.steps}, which the run's schedule was made for, got {steps}"
+            )
+        return dataclasses.replace(plan, steps=steps)
 
     def _stable(self, found: Eigenvalue) -> Plan:
         if not 0 < found.value < math.inf:

@@ -15,7 +15,7 @@ import command_line
 from absl import flags
 
 from dnntk import InputError, TrainConfig, train
-from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, parse_classes
+from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.experiments.forecast import forecast
 from dnntk.initializers import INITS
@@ -40,6 +40,8 @@ flags.DEFINE_enum("optimizer", "sgd", OPTIMIZERS, "Optimizer; all but sgd need -
 flags.DEFINE_float("momentum", 0.0, "Momentum of sgd, in [0, 1).")
 flags.DEFINE_float("time_step", None, "Kernel time a step. None: from the kernel.")
 flags.DEFINE_float("lr", None, "Raw learning rate, instead of --time_step.")
+flags.DEFINE_enum("schedule", "constant", SCHEDULES, "How the step changes during the run.")
+flags.DEFINE_integer("warmup", 0, "Steps over which the step rises to its full size.")
 flags.DEFINE_integer("steps", None, "Steps to train. None: 300, unless --epochs or --time.")
 flags.DEFINE_integer("epochs", None, "Passes over the data, instead of --steps.")
 flags.DEFINE_float("time", None, "Kernel time to train for, instead of --steps.")

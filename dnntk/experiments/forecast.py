@@ -19,7 +19,7 @@ import numpy as np
 
 from dnntk import figures, flow, fused
 from dnntk.checkpoints import Checkpoints
-from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, evaluation_steps
+from dnntk.config import DEFAULT_STEPS, EVALUATED_ON_THE_WAY, TrainConfig, evaluation_steps
 from dnntk.data import Dataset
 from dnntk.evaluation import as_trained
 from dnntk.experiments.training import load_dataset_for, optimizer_of
@@ -160,7 +160,7 @@ class _Calibration:
         begun = time.perf_counter()
         found = largest_eigenvalue(model, variables, self.x, mesh)
         eigenvalue_seconds = time.perf_counter() - begun
-        optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30))
+        optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30), DEFAULT_STEPS)
         frozen = {name: tree for name, tree in variables.items() if name != "params"}
         params, frozen = flow.put_replicated((variables["params"], frozen), mesh)
         state = flow.TrainState(params, optimizer.init(params))
@@ -219,7 +219,7 @@ class _Calibration:
     def _memory(self) -> int:
         """From the whole step, compiled for arrays that are not there."""
         mesh = self._mesh(self.model)
-        optimizer = optimizer_of(self.config, 1e-3)
+        optimizer = optimizer_of(self.config, 1e-3, DEFAULT_STEPS)
         variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
         params = variables["params"]
         frozen = {name: tree for name, tree in variables.items() if name != "params"}

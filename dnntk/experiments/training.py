@@ -32,7 +32,7 @@ from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged
 from dnntk.evaluation import as_trained, confusion, scores
 from dnntk.models import DeepNarrow
-from dnntk.plan import Job, Plan
+from dnntk.plan import Job, Plan, kernel_times, schedule_of
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
 from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
@@ -131,7 +131,8 @@ class _Run:
         self.mesh = flow.data_mesh(self.batch_size, self.parameters * itemsize, threaded)
         self._describe()
         self.plan = self._settle(resume)
-        self.optimizer = optimizer_of(config, self.plan.rate)
+        self.times = kernel_times(config, self.plan)
+        self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
         self.frozen = flow.put_replicated(
             {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
         )
@@ -324,8 +325,8 @@ class _Run:
         return found
 
     def _evaluate(self, step: int) -> None:
-        per_step = self.plan.time_per_step
-        line: dict[str, Any] = {"step": step, "time": per_step and step * per_step}
+        reached = None if self.times is None else float(self.times[step])
+        line: dict[str, Any] = {"step": step, "time": reached}
         line |= self._losses(step)
         line["seconds"] = round(time.perf_counter() - self.begun, 3)
         self.history.append(line)
@@ -385,13 +386,17 @@ def load_dataset_for(config: TrainConfig) -> Dataset:
     )
 
 
-def optimizer_of(config: TrainConfig, rate: float) -> optax.GradientTransformation:
-    """The run's optimizer at a learning rate."""
+def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
+    """The run's optimizer at a learning rate, for so many steps."""
+    if config.optimizer == "sgd" and not config.momentum and not config.scheduled:
+        return flow.sgd(rate)
+    over_time: Any = rate
+    if config.scheduled:
+        factor = schedule_of(config, steps)
+        over_time = lambda count: rate * factor(count)  # noqa: E731
     if config.optimizer == "sgd":
-        if not config.momentum:
-            return flow.sgd(rate)
-        return optax.sgd(rate, momentum=config.momentum)
-    return getattr(optax, config.optimizer)(rate)
+        return optax.sgd(over_time, momentum=config.momentum or None)
+    return getattr(optax, config.optimizer)(over_time)
 
 
 def _percent(share: float | None) -> str:
