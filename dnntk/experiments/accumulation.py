@@ -1,0 +1,497 @@
+"""Section 5.3, figure 5.1: the output of a trained network, built up layer by layer.
+
+`accumulate` trains one network and follows its rightmost neuron through the layers, beside the sum
+that linear theory predicts for the same network without training it. To first order in D, which is
+all there is at C = infinity, layer l >= 2 adds to an output of gradient descent
+
+    (1/L) sum_i [x.x_i + d_out + m(x) m(x_i) + 1/C^2] alpha_i,    m = relu(g), the unit of layer l-1
+
+and the first layer (1/(L C^2)) sum_i [x.x_i + 1] alpha_i; what reads the random unit or the input
+copies adds nothing. In a CNN each product is a sum over the filter's shifts, of means over the
+image. With K the network's own kernel, n steps of size eta make alpha K^-1 (I - (I - eta K/N)^n) y.
+So L times the share of a layer is a random number: with the limit kernel's alpha its distribution
+follows from draws of g alone, it has an atom where the unit is off, and its mean is the limit's
+f_t(x), whose straight line (l/L) f_t(x) the curve becomes as depth grows.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dnntk import figures
+from dnntk.checks import check_count
+from dnntk.config import TrainConfig
+from dnntk.data import Dataset
+from dnntk.errors import InputError
+from dnntk.experiments.training import TrainResult, load_dataset_for, train
+from dnntk.figures import accumulation as pictures
+from dnntk.initializers import Layer
+from dnntk.kernel import limit_ntk
+from dnntk.layers import Network, in_segments
+from dnntk.models import DeepNarrow, Variables
+from dnntk.ntk import empirical_ntk
+from dnntk.regression import MOST_ROWS_FOR_EIGH
+from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.solvers import Filter
+
+log = logging.getLogger("dnntk")
+
+# The thesis's toy run: L^2 / C at every depth, and the kernel time of a step.
+THESIS_RATIO = 2000.0
+THESIS_TIME_STEP = 0.5
+# Shallow networks have few random units: theirs are drawn from networks of this depth.
+LEAST_DRAWN_DEPTH = 1002
+CURVES = "curves.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class AccumulationConfig:
+    """Settings of figure 5.1; the defaults are the thesis's.
+
+    Attributes:
+      arch: "mlp" or "cnn".
+      depth: weight layers, at least 2.
+      scale: C; None is the thesis's rule, depth^2 / 2000. May be infinite.
+      dataset: "toy" (MLP only), "digits", "mnist" or "fashion_mnist".
+      classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+      data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
+      pool: side of the average pool over the images; None is 4 for the MNIST sets and 1 otherwise.
+      train_examples: to train on, at most; all of them in every step. Not more than 4,096.
+      steps: of gradient descent.
+      time_step: kernel time of a step; None is the thesis's 0.5 for the toy, and a safe fraction of
+        2 / lambda_max of the network's kernel for images.
+      rho, beta: standard deviations of the random weights and biases.
+      kernel_size: side of the CNN's filters, odd.
+      points: held-out inputs to follow through the layers.
+      output: which output, from 0 on; -1 is the last, the thesis's rightmost neuron.
+      draws: random units that the predicted distribution of the shares is drawn from.
+      dtype: of training. What is measured afterwards is computed in float64.
+      seed: of the split, the initialization and the draws.
+    """
+
+    arch: str = "mlp"
+    depth: int = 10_000
+    scale: float | None = None
+    dataset: str = "toy"
+    classes: tuple[int, ...] | str = (0, 1)
+    data_dir: str | None = None
+    pool: int | None = None
+    train_examples: int = MOST_ROWS_FOR_EIGH
+    steps: int = 2000
+    time_step: float | None = None
+    rho: float = 1.0
+    beta: float = 1.0
+    kernel_size: int = 3
+    points: int = 5
+    output: int = -1
+    draws: int = 20_000
+    dtype: str = "float64"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("steps", "train_examples", "points", "draws"):
+            check_count(name, getattr(self, name))
+        if self.train_examples > MOST_ROWS_FOR_EIGH:
+            raise InputError(
+                f"train_examples: expected at most {MOST_ROWS_FOR_EIGH:,}, whose kernel is "
+                f"diagonalized, got {self.train_examples:,}"
+            )
+        if self.output < -1:
+            raise InputError(f"output: expected a number from 0 on, or -1, got {self.output}")
+        self.training  # noqa: B018 - the rest is the network's own to refuse
+
+    @property
+    def training(self) -> TrainConfig:
+        """The run that trains the network."""
+        toy = THESIS_TIME_STEP if self.dataset == "toy" else None
+        shared = {field.name for field in dataclasses.fields(TrainConfig)}
+        values = {name: value for name, value in vars(self).items() if name in shared}
+        values["scale"] = self.depth**2 / THESIS_RATIO if self.scale is None else self.scale
+        values["time_step"] = toy if self.time_step is None else self.time_step
+        return TrainConfig(**values, batch_size=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accumulation:
+    """One output of a trained network at p inputs, layer by layer; float64.
+
+    Attributes:
+      labels: p names of the inputs.
+      targets: [p].
+      trained: [depth, p], figure 5.1: the neuron after layers 1 to depth, compensated for C.
+      theory: [depth, p], linear theory of the same network.
+      limit: [p], f_t of the infinitely deep network.
+      off: [depth - 1, p]: is the layer's random unit off? In a CNN, at which share of the pixels.
+      drawn: [draws, p], depth times the share of a layer, by theory alone.
+      summary: the content of summary.json.
+    """
+
+    labels: list[str]
+    targets: np.ndarray
+    trained: np.ndarray
+    theory: np.ndarray
+    limit: np.ndarray
+    off: np.ndarray
+    drawn: np.ndarray
+    summary: dict[str, Any]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """[depth - 1, p]: depth times what each layer but the first adds to the trained output."""
+        return len(self.trained) * np.diff(self.trained, axis=0)
+
+    @property
+    def line(self) -> np.ndarray:
+        """[depth, p]: (l/L) f_t, the infinitely deep network's."""
+        depth = len(self.trained)
+        return np.arange(1, depth + 1)[:, None] / depth * self.limit
+
+
+def accumulate(
+    config: AccumulationConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> Accumulation:
+    """Train a network, follow its output through the layers, and compare with linear theory.
+
+    Args:
+      config: the experiment; None is the thesis's figure 5.1.
+      workdir: folder for configuration, training run, curves, summary, figures; None writes none.
+      resume: go on with the training that ``workdir`` holds.
+      progress: show a bar.
+
+    Returns:
+      The curves, the predictions and how far they are apart. Beside training: time and memory of a
+      few evaluations of the network in float64, and of an eigendecomposition of its kernel.
+
+    Raises:
+      InputError: the configuration, the data or the workdir cannot be used; the message says why.
+      Diverged: the loss became NaN or grew without bound.
+    """
+    config = config or AccumulationConfig()
+    begun = time.perf_counter()
+    folder = None if workdir is None else RunFolder(workdir)
+    if folder is not None:
+        folder.claim(as_json(dataclasses.asdict(config)), resume)
+    data = _thinned(load_dataset_for(config.training), config.train_examples)
+    chosen = _chosen(config, data)
+    kept: RunFolder | None = None
+    if folder is not None:
+        content = as_json(dataclasses.asdict(config)) | {"versions": versions()}
+        folder.write_json(CONFIG, content)
+        kept = RunFolder(folder.path / "training")
+    trained = train(
+        config.training,
+        None if kept is None else kept.path,
+        dataset=data,
+        resume=kept is not None and kept.holds_run,
+        progress=progress,
+    )
+    with jax.enable_x64(True):
+        found = _measured(config, trained, chosen)
+    found.summary["seconds"] = time.perf_counter() - begun
+    found.summary["peak_memory_bytes"] = peak_memory_bytes()
+    _say(found)
+    if folder is not None:
+        _keep(config, found, folder)
+    return found
+
+
+# ---- a network, layer by layer
+
+
+@partial(jax.jit, static_argnums=0)
+def accumulated(
+    model: DeepNarrow, variables: Variables, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Outputs as they are after every layer, and where the layers' random units are off.
+
+    Args:
+        model: of the ``deep_narrow`` initialization, either architecture and parametrization.
+        variables: of ``model``, trained or not.
+        x: [n, ...].
+
+    Returns:
+        [depth, n, d_out]: sigma(f^(l))_{d_in+1+k} - C for 1 <= l < depth, in a CNN its mean over
+        the image, and f^(depth); and [depth - 1, n]: the share of positions (one in an MLP) where
+        the random unit is 0. In x's dtype; the ntk form never holds C, the standard form loses the
+        digits that C and the output do not share.
+
+    Raises:
+        InputError: the model starts from another initialization.
+    """
+    if model.initialization != "deep_narrow":
+        raise InputError(f"init: expected 'deep_narrow', got {model.initialization!r}")
+
+    def look(network: Network, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale = model.scale if network.form.literal else 0.0
+        outputs = network.affine.read_out(h[-model.d_out :]) - scale
+        off = h[-model.d_out - 1][None] <= 0
+        return outputs, network.affine.read_out(off.astype(h.dtype))[:, 0]
+
+    network, params, initial = cast(Any, model.apply(variables, x, method="network"))
+    z, (curve, off) = _walk(network, params, initial, model.layers_a_segment, look)
+    return jnp.concatenate([curve, network.affine.read_out(z)[None]]), off
+
+
+@partial(jax.jit, static_argnums=0)
+def layer_shares(
+    model: DeepNarrow,
+    variables: Variables,
+    x_train: jax.Array,
+    x: jax.Array,
+    coefficients: jax.Array,
+) -> jax.Array:
+    """What each layer adds to an output of a network that is linear in its parameters.
+
+    Args:
+        model: of the ``deep_narrow`` initialization, in the ntk form.
+        variables: of ``model``, at initialization.
+        x_train: [N, ...].
+        x: [n, ...].
+        coefficients: alpha [N, c], of c outputs or times.
+
+    Returns:
+        [depth, n, c], whose sum over layers is K(x, x_train) alpha with K the network's own kernel.
+    """
+    joined = jnp.concatenate([x_train, x])
+    network, params, initial = cast(Any, model.apply(variables, joined, method="network"))
+    # All outputs share their features: one is enough.
+    seeds = network.seeds(network.packed[:1])
+
+    def share(name: str, q: jax.Array) -> jax.Array:
+        slope, ratio = network.form.slope(name, len(network.packed) + 1 + model.d_out)
+        rows = np.asarray(slope)[-1] * network.affine.by_weight(ratio, q, seeds)[:, 0]
+        learnt = jnp.matmul(rows[:, : len(x_train)], coefficients, precision="highest")
+        return jnp.matmul(rows[:, len(x_train) :].T, learnt, precision="highest")
+
+    def look(network: Network, h: jax.Array) -> jax.Array:
+        return share("middle", network.form.read(h))
+
+    _, later = _walk(network, params, initial, model.layers_a_segment, look)
+    return jnp.concatenate([share("first", network.packed)[None], later])
+
+
+def _walk(
+    network: Network,
+    params: dict[str, Layer],
+    initial: dict[str, Layer],
+    segment: int,
+    look: Callable[[Network, jax.Array], Any],
+) -> tuple[jax.Array, Any]:
+    """The last layer's z, and what ``look`` sees of the state after each of the others."""
+
+    def weights(name: str) -> Layer:
+        return network.weights(name, params[name], initial.get(name))
+
+    def up(h: jax.Array, layer: Layer) -> tuple[jax.Array, Any]:
+        h = network.activate(network.step(h, layer))
+        return h, look(network, h)
+
+    # In segments, as a scan that stacks a few bytes a layer copies all of them in every layer.
+    def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
+        return lax.scan(up, h, network.weights("middle", *layers))
+
+    h = network.activate(network.enter(weights("first")))
+    seen = [jax.tree.map(lambda a: a[None], look(network, h))]
+    blocks, rest = in_segments((params["middle"], initial.get("middle")), segment)
+    if blocks is not None:
+        h, more = lax.scan(up_segment, h, blocks)
+        seen.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), more))
+    if rest is not None:
+        h, more = up_segment(h, rest)
+        seen.append(more)
+    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
+    return network.leave(h, weights("last")), together
+
+
+# ---- what linear theory says
+
+
+def coefficients(kernel: np.ndarray, y: np.ndarray, time_step: float, steps: int) -> np.ndarray:
+    """[N, 2]: alpha after steps of gradient descent, and of gradient flow after the same time.
+
+    ``kernel`` [N, N] is positive semidefinite and stands still, ``y`` [N] are targets.
+    """
+    values, vectors = np.linalg.eigh(kernel / len(y))
+    values = np.maximum(values, 0)
+    targets = vectors.T @ y
+    filters = (_stepped(values, time_step, steps), Filter(time_step * steps)(values))
+    return np.stack([vectors @ (f * targets) for f in filters], 1) / len(y)
+
+
+def _stepped(values: np.ndarray, time_step: float, steps: int) -> np.ndarray:
+    """(1 - (1 - eta s)^n) / s, and n eta where s is 0: what `Filter` is for the flow."""
+    reach = time_step * values
+    slow = (reach > 0) & (reach < 1)
+    safe = np.where(slow, reach, 0.5)
+    # 1 - eta s would round away an s that many steps can still learn.
+    learnt = np.where(slow, -np.expm1(steps * np.log1p(-safe)), 1 - (1 - reach) ** steps)
+    return np.where(reach > 0, learnt / np.where(reach > 0, values, 1), steps * time_step)
+
+
+def _drawn(
+    config: AccumulationConfig, model: DeepNarrow, x_train: jax.Array, x: jax.Array, alpha: Any
+) -> np.ndarray:
+    """[draws, p]: depth times the shares of layers of other networks, in the theorems' limit."""
+    depth = min(config.draws + 2, max(model.depth, LEAST_DRAWN_DEPTH))
+    other, parts = model.clone(depth=depth, scale=math.inf), []
+    init, key = jax.jit(other.init), jax.random.fold_in(jax.random.key(config.seed), 1)
+    for one in jax.random.split(key, math.ceil(config.draws / (depth - 2))):
+        variables = init(one, x[:1])
+        # The first layer adds nothing here, and its random unit does not see the input.
+        parts.append(depth * layer_shares(other, variables, x_train, x, alpha[:, None])[2:, :, 0])
+    return np.concatenate(parts)[: config.draws]
+
+
+# ---- the experiment
+
+
+def _thinned(data: Dataset, most: int) -> Dataset:
+    """The dataset with at most so many training examples, evenly spaced."""
+    if len(data.x_train) <= most:
+        return data
+    kept = np.linspace(0, len(data.x_train) - 1, most).round().astype(int)
+    labels = data.labels_train
+    return dataclasses.replace(
+        data,
+        description=f"{data.description}; {most} of the training examples",
+        x_train=data.x_train[kept],
+        y_train=data.y_train[kept],
+        labels_train=None if labels is None else labels[kept],
+    )
+
+
+def _chosen(config: AccumulationConfig, data: Dataset) -> np.ndarray:
+    """Indices of the test examples to follow: along the arc, or a class after the other."""
+    count, outputs = config.points, data.y_test.shape[1]
+    if config.output >= outputs:
+        raise InputError(f"output: expected less than {outputs}, got {config.output}; or -1")
+    if count > len(data.x_test):
+        raise InputError(f"points: expected at most {len(data.x_test)}, got {count}")
+    if data.labels_test is None:
+        # Not symmetric about the middle of the arc, or the targets would be equal in pairs.
+        return ((np.arange(count) + 1 / 3) / count * len(data.x_test)).astype(int)
+    classes = len(data.classes)
+    first = config.output % classes
+    turns = [np.flatnonzero(data.labels_test == (first + c) % classes) for c in range(classes)]
+    order = sorted((rank, c, i) for c, turn in enumerate(turns) for rank, i in enumerate(turn))
+    return np.array([i for *_, i in order[:count]])
+
+
+def _measured(config: AccumulationConfig, run: TrainResult, chosen: np.ndarray) -> Accumulation:
+    """The trained network's curves, and all that theory says of them."""
+    model, data, count = run.model, run.dataset, config.steps
+    doubled = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), run.variables)
+    start = doubled | {"params": jax.tree.map(jnp.zeros_like, doubled["params"])}
+    x_train, x = (jnp.asarray(a, jnp.float64) for a in (data.x_train, data.x_test[chosen]))
+    y = data.y_train[:, config.output].astype(np.float64)
+    time_step = run.summary["time_step"]
+    curve, off = accumulated(model, doubled, x)
+    own = empirical_ntk(model, start, x_train, outputs="diagonal")[:, :, config.output]
+    alphas = coefficients(np.asarray(own), y, time_step, count)
+    shares = layer_shares(model, start, x_train, x, jnp.asarray(alphas))
+    theory, flowing = np.moveaxis(np.cumsum(np.asarray(shares), 0), 2, 0)
+    options: dict[str, Any] = {name: getattr(config, name) for name in ("rho", "beta")}
+    options |= {"d_out": data.y_train.shape[1], "kernel_size": config.kernel_size}
+    kernel: Callable[..., jax.Array] = partial(limit_ntk, **options)
+    alpha = coefficients(np.asarray(kernel(x_train)), y, time_step, count)[:, 0]
+    found = Accumulation(
+        labels=[_label(data, i) for i in chosen],
+        targets=data.y_test[chosen, config.output].astype(np.float64),
+        trained=np.asarray(curve)[:, :, config.output],
+        theory=theory,
+        limit=np.asarray(kernel(x, x_train)) @ alpha,
+        off=np.asarray(off),
+        drawn=_drawn(config, model, x_train, x, jnp.asarray(alpha)),
+        summary={},
+    )
+    found.summary.update(
+        {name: run.summary[name] for name in ("data", "steps", "time", "time_step", "train_loss")},
+        **{"depth": model.depth, "scale": as_json(model.scale)},
+        **_differences(found, flowing),
+    )
+    return found
+
+
+def _label(data: Dataset, index: int) -> str:
+    if data.labels_test is None:
+        point = data.x_test[index]
+        return rf"$\gamma = {math.atan2(point[1], point[0]):.2f}$"
+    return f"class {data.classes[data.labels_test[index]]}, test image {index}"
+
+
+def _differences(found: Accumulation, flowing: np.ndarray) -> dict[str, Any]:
+    """How far the trained network, theory and the limit are apart."""
+
+    def relative(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
+
+    points = [
+        {
+            "label": label,
+            "target": found.targets[i],
+            "trained": found.trained[-1, i],
+            "theory": found.theory[-1, i],
+            "limit": found.limit[i],
+            "off": found.off[:, i].mean(),
+            "mean": {"measured": found.shares[:, i].mean(), "predicted": found.limit[i]},
+            "std": {"measured": found.shares[:, i].std(), "predicted": found.drawn[:, i].std()},
+        }
+        for i, label in enumerate(found.labels)
+    ]
+    return {
+        "difference_from_theory": relative(found.trained, found.theory),
+        "difference_from_line": relative(found.trained, found.line),
+        "steps_from_flow": relative(found.theory, flowing),
+        "off": float(found.off.mean()),
+        "points": jax.tree.map(lambda v: v if isinstance(v, str) else float(v), points),
+    }
+
+
+def _say(found: Accumulation) -> None:
+    summary = found.summary
+    log.info(
+        "curves: %.2g of the largest output from linear theory, %.2g from the straight line of the "
+        "infinitely deep network; random units off in %.1f%% of layers",
+        *(summary["difference_from_theory"], summary["difference_from_line"]),
+        100 * summary["off"],
+    )
+    for point in summary["points"]:
+        mean, std = point["mean"], point["std"]
+        log.info(
+            "%s: output %.4f, target %.4f; depth x share: mean %.3f (predicted %.3f), standard "
+            "deviation %.3f (predicted %.3f)",
+            *(point["label"].replace("$", "").replace("\\", ""), point["trained"], point["target"]),
+            *(mean["measured"], mean["predicted"], std["measured"], std["predicted"]),
+        )
+
+
+def _keep(config: AccumulationConfig, found: Accumulation, folder: RunFolder) -> None:
+    arrays = {
+        name: value for name, value in vars(found).items() if name not in ("labels", "summary")
+    }
+    partial_file = folder.path / f".partial.{CURVES}"
+    np.savez(partial_file, labels=np.array(found.labels), line=found.line, **arrays)
+    partial_file.replace(folder.path / CURVES)
+    folder.write_json(SUMMARY, found.summary)
+    scale = config.training.scale_or_default
+    shown = r"\infty" if math.isinf(scale) else f"{scale:,.6g}".replace(",", "{,}")
+    title = f"{config.depth:,}-layer {config.arch.upper()}, $C = {shown}$, {config.dataset}, "
+    title += f"$t = {found.summary['time']:.4g}$"
+    averaged = config.arch == "cnn"
+    figures.save(pictures.accumulation_figure(found, title, averaged), folder.path / "figure_5_1")
+    figures.save(pictures.shares_figure(found, title), folder.path / "shares")

@@ -1,0 +1,185 @@
+"""Where the printed theorems are wrong: printed and corrected kernel beside measured networks.
+
+Theorems 3.1 and 4.1 say what the scaled NTK of a freshly initialized network goes to as its depth
+grows. `errata` evaluates them as printed and as `dnntk.kernel.limit_ntk` corrects them, and
+measures finite networks by exact backpropagation in float64: a mean over initializations, with its
+standard error.
+"""
+
+import dataclasses
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from dnntk.errors import InputError
+from dnntk.figures import save
+from dnntk.figures.errata import errata_figure
+from dnntk.kernel import limit_ntk
+from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
+from dnntk.ntk import empirical_ntk
+from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
+
+log = logging.getLogger("dnntk")
+
+
+@dataclasses.dataclass(frozen=True)
+class ErrataConfig:
+    """How the networks are measured.
+
+    Attributes:
+      depth: of every network; their kernels scatter around the limit by O(1/sqrt(depth)).
+      networks: initializations a statement.
+      seed: of inputs and initializations.
+
+    Raises:
+      InputError: a value is not as above.
+    """
+
+    depth: int = 1000
+    networks: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name, least in (("depth", 3), ("networks", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """A kernel entry Theta(x, x) that is printed otherwise than it is.
+
+    ``shape`` is that of x, [d_in] or [H, W, c].
+    """
+
+    name: str
+    setting: str
+    shape: tuple[int, ...]
+    d_out: int
+    rho: float = 1.0
+    beta: float = 1.0
+    kernel_size: int = 3
+
+    def network(self, depth: int) -> DeepNarrow:
+        """A network that it is about, in the theorems' regime."""
+        values = (depth, self.d_out, float(depth) ** 2.2, self.rho, self.beta)
+        if len(self.shape) == 1:
+            return DeepNarrowMLP(*values)
+        return DeepNarrowCNN(*values, kernel_size=self.kernel_size)
+
+    def corrected(self, x: np.ndarray) -> float:
+        """The limit for one input."""
+        given = {"rho": self.rho, "beta": self.beta, "d_out": self.d_out}
+        return float(limit_ntk(x[None], **given, kernel_size=self.kernel_size)[0, 0])
+
+    def printed(self, x: np.ndarray) -> float:
+        """As the thesis has it, where it says anything; else without the factor that it lacks."""
+        value = self.corrected(x)
+        if x.ndim == 1:
+            return value - self.d_out + 1  # 1 for the constant d_out
+        sizes, sums = _windows(x, self.kernel_size)
+        pixels = x.shape[0] * x.shape[1]
+        if self.d_out > 1:
+            return value - (self.d_out - 1) * sum(size**2 for size in sizes) / pixels**2
+        # The prefactor d^-2, and means instead of sums: d^2 S S' with S = sum / d^2.
+        inputs = sum(float(total @ total) for total in sums)
+        return (pixels**2 * value - inputs + inputs / pixels) / pixels
+
+
+def _windows(x: np.ndarray, kernel_size: int) -> tuple[list[int], list[np.ndarray]]:
+    """For every shift of the filter: positions inside the image, and the channels' sums there."""
+    reach, (height, width, _) = kernel_size // 2, x.shape
+    sizes, sums = [], []
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            inside = x[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
+            sizes.append(inside.shape[0] * inside.shape[1])
+            sums.append(inside.sum((0, 1)))
+    return sizes, sums
+
+
+STATEMENTS = (
+    Statement(
+        "Theorem 3.1: the constant is d_out, not 1", "MLP, d_in = 4, d_out = 10", (4,), d_out=10
+    ),
+    Statement(
+        "Theorem 4.1: the prefactor is 1/d^4, with sums, not means",
+        "CNN, 5 x 5 images, rho = 1/sqrt 3",
+        (5, 5, 1),
+        d_out=1,
+        rho=3**-0.5,
+    ),
+    Statement(
+        "Theorem 4.1, k outputs: the term p_d times k",
+        "CNN, 4 x 6 images of 2 channels, k = 3, 5 x 5 filters, rho = 0.3",
+        (4, 6, 2),
+        d_out=3,
+        rho=0.3,
+        kernel_size=5,
+    ),
+)
+
+
+def errata(
+    config: ErrataConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Every statement printed, corrected and measured.
+
+    Args:
+      config: depth and number of the networks; None is the default.
+      workdir: folder for the configuration, the summary and the figure; None writes nothing.
+      progress: show a progress bar.
+
+    Returns:
+      A dict a statement: statement, setting, printed, corrected, measured, standard_error, ....
+
+    Raises:
+      InputError: the workdir cannot be used.
+    """
+    config, begun = config or ErrataConfig(), time.perf_counter()
+    folder = None if workdir is None else RunFolder(workdir)
+    if folder is not None:
+        folder.claim(dataclasses.asdict(config), resume=False)
+        folder.write_json(CONFIG, {**dataclasses.asdict(config), "versions": versions()})
+    with jax.enable_x64(True):
+        rows = [
+            _row(statement, config)
+            for statement in tqdm(STATEMENTS, desc="errata", disable=not progress)
+        ]
+    if folder is not None:
+        seconds = round(time.perf_counter() - begun, 1)
+        folder.write_json(SUMMARY, {"rows": rows, "seconds": seconds, "versions": versions()})
+        save(errata_figure(rows), folder.path / "errata")
+    return rows
+
+
+def _row(statement: Statement, config: ErrataConfig) -> dict[str, Any]:
+    rng = np.random.default_rng(config.seed)
+    x = rng.random(statement.shape)
+    model = statement.network(config.depth)
+    init, batch = jax.jit(model.init), jnp.asarray(x[None])
+    keys = jax.random.split(jax.random.key(config.seed), config.networks)
+    values = [float(empirical_ntk(model, init(key, batch), batch)[0, 0, 0, 0]) for key in keys]
+    if not np.isfinite(values).all():
+        raise InputError(f"depth: the kernel at depth {config.depth} is not finite; lower it")
+    return {
+        "statement": statement.name,
+        "setting": statement.setting,
+        "printed": statement.printed(x),
+        "corrected": statement.corrected(x),
+        "measured": float(np.mean(values)),
+        "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values))),
+        "depth": config.depth,
+        "networks": config.networks,
+    }

@@ -1,0 +1,307 @@
+"""Sections 3.1 and 4.0.1: what a network is initialized to, read off its own parameters.
+
+`initialize` builds the flax networks, converts them to the thesis's literal matrices and draws
+figures 3.1 and 3.2 from what it finds there; `parameter_styles` tells the values apart.
+"""
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from dnntk import figures
+from dnntk.checks import check_choice, check_count, check_deviation
+from dnntk.config import ARCHITECTURES
+from dnntk.errors import InputError
+from dnntk.experiments.parameter_styles import network_styles
+from dnntk.figures.initialization import Diagram, Style, initialization_figure
+from dnntk.initializers import INITS
+from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
+from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
+
+log = logging.getLogger("dnntk")
+
+FIGURES = {"mlp": "figure_3_1", "cnn": "figure_3_2"}
+TITLES = {
+    "deep_narrow": "Initialization",
+    "he_uniform": "He uniform initialization",
+    "torch_default": "PyTorch's default initialization",
+}
+D_OUT = {"mlp": 2, "cnn": 1}
+THEOREMS_EXPONENT = 2.2
+# More units, channels or pixels of a side could not be told apart on a page.
+MOST_UNITS, MOST_CHANNELS, MOST_PIXELS = 12, 6, 16
+# The literal matrices are float32 and hold C; its products with rho and beta should fit too.
+SMALLEST_SCALE, LARGEST_SCALE, LARGEST_DEVIATION = 1e-30, 1e30, 1e6
+# Inputs that the output is evaluated at.
+EXAMPLES = 16
+LINES = (Style.SOLID, Style.DOUBLE, Style.DASHED, Style.NONE)
+BOXES = (Style.SOLID, Style.DASHED, Style.DOUBLE, Style.DOUBLE_DASHED)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitializationConfig:
+    """The networks to draw.
+
+    Attributes:
+      arch: "mlp" (figure 3.1), "cnn" (figure 3.2) or "both".
+      d_in: inputs of the MLP.
+      d_out: outputs; None is the thesis's, 2 of the MLP and 1 of the CNN.
+      height, width, channels: of the CNN's image.
+      kernel_size: side of its filters, odd.
+      depth: weight layers, at least 2; of more than 7, some are an ellipsis.
+      scale: C; None is depth^2.2. It cannot be 1, which is another style.
+      rho, beta: standard deviations of the random weights and biases.
+      init: "deep_narrow", or for comparison "he_uniform" or "torch_default".
+      seed: of the parameters and of the example that the units are shaded by.
+    """
+
+    arch: str = "both"
+    d_in: int = 3
+    d_out: int | None = None
+    height: int = 4
+    width: int = 4
+    channels: int = 1
+    kernel_size: int = 3
+    depth: int = 5
+    scale: float | None = None
+    rho: float = 1.0
+    beta: float = 1.0
+    init: str = "deep_narrow"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
+        check_choice("init", self.init, INITS)
+        sides = {"d_in": MOST_UNITS, "d_out": MOST_UNITS, "channels": MOST_CHANNELS}
+        sides |= {"height": MOST_PIXELS, "width": MOST_PIXELS}
+        for name, most in sides.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise InputError(f"{name}: expected 1 to {most}, to fit a page, got {value}")
+        check_count("kernel_size", self.kernel_size)
+        for name in ("rho", "beta"):
+            check_deviation(name, getattr(self, name))
+            if getattr(self, name) > LARGEST_DEVIATION:
+                raise InputError(
+                    f"{name}: expected at most {LARGEST_DEVIATION:g}, got {getattr(self, name)}"
+                )
+        if self.seed < 0:
+            raise InputError(f"seed: expected at least 0, got {self.seed}")
+        if not SMALLEST_SCALE <= self.c <= LARGEST_SCALE or np.float32(self.c) == 1:
+            raise InputError(
+                f"scale: expected {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}, other than 1, which is "
+                f"drawn in another style, got {self.c:g}"
+            )
+        for arch in self.archs:  # the rest is the networks' own to refuse
+            self.model(arch)
+
+    @property
+    def archs(self) -> tuple[str, ...]:
+        """The architectures, in order."""
+        return ARCHITECTURES if self.arch == "both" else (self.arch,)
+
+    @property
+    def c(self) -> float:
+        """C_L."""
+        if self.scale is not None:
+            return self.scale
+        return float(max(self.depth, 2)) ** THEOREMS_EXPONENT
+
+    def model(self, arch: str) -> DeepNarrow:
+        """The network of one architecture, in the default (ntk) form."""
+        d_out = D_OUT[arch] if self.d_out is None else self.d_out
+        options: dict[str, Any] = {"rho": self.rho, "beta": self.beta, "init": self.init}
+        if arch == "mlp":
+            return DeepNarrowMLP(self.depth, d_out, self.c, **options)
+        return DeepNarrowCNN(self.depth, d_out, self.c, kernel_size=self.kernel_size, **options)
+
+    def inputs(self, arch: str) -> np.ndarray:
+        """`EXAMPLES` of them, float32 and positive: [n, d_in] or [n, H, W, c]."""
+        image = (self.height, self.width, self.channels)
+        shape = (EXAMPLES, *((self.d_in,) if arch == "mlp" else image))
+        return np.random.default_rng(self.seed).uniform(0.1, 1.0, shape).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialized:
+    """What was found in one network's literal parameters.
+
+    Attributes:
+      diagram: the styles of all parameters, and what the picture needs beside them.
+      outputs: [2, `EXAMPLES`, d_out], f(x) of the ntk form and of the literal one.
+      parameters: how many numbers they are.
+    """
+
+    diagram: Diagram
+    outputs: np.ndarray
+    parameters: int
+
+    @property
+    def largest_output(self) -> float:
+        """Max |f(x)|, 0 where the initialization is the thesis's."""
+        return float(np.abs(self.outputs).max())
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json keeps; lines are weights (MLP) or filters (CNN), boxes are biases."""
+        return {
+            "depth": self.diagram.depth,
+            "parameters": self.parameters,
+            "lines": _counts(self.diagram.lines, self.diagram.line_meanings),
+            "boxes": _counts(self.diagram.boxes, self.diagram.box_meanings),
+            "largest_output": self.largest_output,
+        }
+
+
+def activations(params: dict[str, Any], x: np.ndarray) -> list[np.ndarray]:
+    """What the layers of a literal network hold on one input [d_in] or [H, W, c].
+
+    Returns:
+      L + 1 times [H, W, units] (MLP: H = W = 1): the input, the L - 1 outputs of ReLUs, and the
+      last layer's values, before the CNN's average.
+    """
+    filters = {name: np.asarray(params[name]["kernel"]) for name in params}
+    if x.ndim == 1:
+        x, filters = x[None, None], {name: w[..., None, None, :, :] for name, w in filters.items()}
+    biases = {name: np.asarray(params[name]["bias"]) for name in params}
+    layers = [(filters["first"], biases["first"])]
+    layers += zip(filters["middle"], biases["middle"], strict=True)
+    states = [x]
+    for kernel, bias in layers:
+        states.append(np.maximum(_convolved(states[-1], kernel) + bias, 0))
+    return [*states, _convolved(states[-1], filters["last"]) + biases["last"]]
+
+
+def _convolved(h: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """[H, W, in] and [q, q, in, out] -> [H, W, out], with zeros around the image."""
+    size = len(kernel)
+    padded = np.pad(h, [(size // 2, size // 2)] * 2 + [(0, 0)])
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(0, 1))
+    return np.einsum("hwcij,ijco->hwo", patches, kernel)
+
+
+def initialize(
+    config: InitializationConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+) -> dict[str, Initialized]:
+    """Build the networks, tell their parameters apart, draw them.
+
+    Args:
+      config: the networks; None is those of figures 3.1 and 3.2.
+      workdir: folder for configuration, summary, figures; None writes nothing.
+      resume: draw again in a ``workdir`` that holds the same networks.
+
+    Returns:
+      What was found, by architecture.
+
+    Raises:
+      InputError: the configuration or the workdir cannot be used; the message says why.
+    """
+    config = config or InitializationConfig()
+    folder = None if workdir is None else RunFolder(workdir)
+    if folder is not None:
+        content = dataclasses.asdict(config)
+        folder.claim(content, resume)
+        folder.write_json(CONFIG, content | {"versions": versions()})
+    begun = time.perf_counter()
+    found = {arch: _initialized(config, arch) for arch in config.archs}
+    if folder is not None:
+        for arch, network in found.items():
+            figures.save(initialization_figure(network.diagram), folder.path / FIGURES[arch])
+        summary: dict[str, Any] = {arch: network.summary() for arch, network in found.items()}
+        folder.write_json(SUMMARY, summary | {"seconds": time.perf_counter() - begun})
+    return found
+
+
+def _initialized(config: InitializationConfig, arch: str) -> Initialized:
+    model, x = config.model(arch), config.inputs(arch)
+    literal = model.clone(parametrization="standard")
+
+    def build(key: jax.Array) -> tuple[Any, Variables]:
+        variables: Any = model.init(key, x)
+        return variables, to_standard(model, variables)[1]
+
+    variables, held = jax.jit(build)(jax.random.key(config.seed))
+    outputs = jax.jit(lambda v, h: (model.apply(v, x), literal.apply(h, x)))(variables, held)
+    found = Initialized(
+        _diagram(config, arch, held["params"], x[0]),
+        np.stack(outputs),
+        sum(leaf.size for leaf in jax.tree.leaves(held["params"])),
+    )
+    log.info(
+        "%s: %d layers, C = %.6g, max |f(x)| = %g",
+        *(arch, config.depth, config.c, found.largest_output),
+    )
+    return found
+
+
+def _diagram(
+    config: InitializationConfig, arch: str, params: dict[str, Any], x: np.ndarray
+) -> Diagram:
+    lines, boxes = network_styles(params, config.c)
+    states = activations(params, x)
+    # Layers of a baseline are of the size of their input, not of C.
+    narrow = config.init == "deep_narrow"
+    unit = config.c if narrow else 1.0
+    shades = [states[0], *(state / unit for state in states[1:-1]), states[-1]]
+    line_meanings, box_meanings = _meanings(config, arch)
+    k = len(boxes[-1])
+    sizes = {
+        "mlp": f"$d_{{in}} = {config.d_in}$, $d_{{out}} = {k}$",
+        "cnn": rf"${config.height} \times {config.width}$ image, "
+        f"$c = {config.channels}$, $k = {k}$",
+    }
+    deviations = rf", $\rho$ = {config.rho:.4g}, $\beta$ = {config.beta:.4g}" if narrow else ""
+    return Diagram(
+        d_in=lines[0].shape[0],
+        lines=lines,
+        boxes=boxes,
+        activations=shades,
+        pooled=states[-1].mean((0, 1)) if arch == "cnn" else None,
+        title=f"{TITLES[config.init]} of a deep {arch.upper()}: {sizes[arch]},\n"
+        f"$L$ = {config.depth:,}, $C_L$ = {config.c:.4g}{deviations}",
+        line_meanings=line_meanings,
+        box_meanings=box_meanings,
+        shade="Shade: activation" + (r" / $C_L$ (input: $x$)" if narrow else ""),
+    )
+
+
+def _meanings(config: InitializationConfig, arch: str) -> tuple[dict[Style, str], dict[Style, str]]:
+    """What each style stands for, of lines and of boxes."""
+    other = "Gaussian" if config.init == "deep_narrow" else "any other value"
+    size = config.kernel_size
+
+    def value(number: str) -> str:
+        if arch == "mlp":
+            return number
+        if number == "0":
+            return rf"$0_{{{size} \times {size}}}$"
+        if size > 5:
+            return f"{number}, at the centre only"
+        beside = ["0"] * (size // 2)
+        return f"diag({', '.join([*beside, number, *beside])})"
+
+    lines = dict(zip(LINES, (value("1"), value("$C_L$"), other, value("0")), strict=True))
+    return lines, dict(zip(BOXES, ("0", other, "$C_L$", "$-C_L$"), strict=True))
+
+
+def _counts(
+    layers: Sequence[np.ndarray], meanings: dict[Style, str]
+) -> dict[str, dict[str, str | int]]:
+    """Of each style, what it means and how often it occurs in all layers."""
+    signs = str.maketrans("", "", "${}")
+    return {
+        style.name.lower(): {
+            "means": meaning.replace(r" \times ", "x").translate(signs),
+            "count": sum(int(np.sum(layer == style)) for layer in layers),
+        }
+        for style, meaning in meanings.items()
+    }

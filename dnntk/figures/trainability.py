@@ -1,0 +1,137 @@
+"""Pictures of section 5.2: figure 4.2, and a row of table 4.1 beside its limit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dnntk.figures import BLACK, BLUE, ORANGE
+
+# An initialization has a line style, a learning rate a colour and a marker.
+LINES = {"deep_narrow": "-", "he_uniform": "--", "torch_default": ":"}
+MARKERS = "osD^vP"
+# Losses that grow without bound leave the picture.
+HIGHEST = 3.0
+
+
+def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]) -> Figure:
+    """Figure 4.2: training loss against steps, a panel an architecture, every run in it.
+
+    Args:
+      rows: as `dnntk.experiments.trainability` makes them.
+      chance: by architecture, the loss of the best constant answer.
+    """
+    figure = Figure(figsize=(5.6 * len(chance), 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    rates = sorted({row["lr"] for row in rows if row["lr"] is not None})
+    shades = dict(zip(rates, colormaps["viridis"](np.linspace(0, 0.92, len(rates))), strict=True))
+    for axes, (arch, constant) in zip(
+        figure.subplots(1, len(chance), squeeze=False)[0], chance.items(), strict=True
+    ):
+        mine = [row for row in rows if row["arch"] == arch and row["history"]]
+        for row in mine:
+            _run(axes, row, shades, rates)
+        axes.axhline(constant, color="gray", linewidth=0.8, zorder=0)
+        axes.annotate(
+            "best constant answer",
+            (1, constant),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize="x-small",
+            color="dimgray",
+        )
+        lowest = min([line["loss"] for row in mine for line in row["history"]], default=constant)
+        axes.set_yscale("log")
+        axes.set_ylim(0.8 * min(lowest, constant), HIGHEST * constant)
+        axes.set_xlabel("step")
+        axes.set_ylabel(r"training loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$")
+        axes.set_title(arch.upper())
+        axes.grid(alpha=0.3)
+    _legend(figure, rows, shades, rates)
+    return figure
+
+
+def _run(axes: Axes, row: dict[str, Any], shades: dict[float, Any], rates: list[float]) -> None:
+    steps = [line["step"] for line in row["history"]]
+    losses = [line["loss"] for line in row["history"]]
+    style: dict[str, Any] = {"linestyle": LINES[row["init"]], "linewidth": 1.1}
+    if row["lr"] is None:
+        style |= {"color": BLACK, "linewidth": 2.4, "zorder": 3}
+    else:
+        marker = MARKERS[rates.index(row["lr"]) % len(MARKERS)]
+        style |= {"color": shades[row["lr"]], "marker": marker, "ms": 4}
+        style["markevery"] = max(1, len(steps) // 5)
+    axes.plot(steps, losses, **style)
+    if row["ended"] == "diverged":
+        height = min(losses[-1], 0.97 * axes.get_ylim()[1])
+        axes.plot(steps[-1:], [height], "x", color=style["color"], ms=8, mew=2, zorder=4)
+
+
+def _legend(
+    figure: Figure, rows: Sequence[dict[str, Any]], shades: dict[float, Any], rates: list[float]
+) -> None:
+    """One for all panels: initializations by line, learning rates by colour and marker."""
+    axes = figure.axes[0]
+    handles = []
+    if any(row["lr"] is None for row in rows):
+        named = "deep_narrow, step from its kernel"
+        handles += axes.plot([], [], "-", color=BLACK, linewidth=2.4, label=named)
+    for init, line in LINES.items():
+        if any(row["init"] == init and row["lr"] is not None for row in rows):
+            handles += axes.plot([], [], line, color="gray", label=init)
+    for i, rate in enumerate(rates):
+        marker = MARKERS[i % len(MARKERS)]
+        handles += axes.plot([], [], marker, color=shades[rate], ms=5, label=f"rate {rate:g}")
+    if any(row["ended"] == "diverged" for row in rows):
+        handles += axes.plot([], [], "x", color="gray", ms=7, mew=2, label="diverged")
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="small")
+
+
+def row_figure(
+    history: Sequence[dict[str, Any]],
+    curve: Sequence[dict[str, Any]],
+    thesis: tuple[float | None, float | None],
+    d_out: int,
+    title: str,
+) -> Figure:
+    """A row of table 4.1: mean squared error and test accuracy against kernel time.
+
+    Args:
+      history: evaluations of the trained network, as in metrics.jsonl.
+      curve: the same of the limit; empty without one.
+      thesis: its training error and test accuracy, None where it reports none.
+      d_out: outputs, over which the thesis's error is a mean.
+      title: of the figure.
+    """
+    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    timed = all(line["time"] is not None for line in history)
+    panels = figure.subplots(1, 2)
+    for axes, key, unit, reported in zip(
+        panels, ("loss", "test_accuracy"), (2 / d_out, 100), thesis, strict=True
+    ):
+        later = [line for line in history if line["step"] > 0]
+        across = [line["time"] if timed else line["step"] for line in later]
+        values = [unit * line[key] for line in later]
+        axes.plot(across, values, "o-", ms=4, color=BLUE, label="dnntk, trained")
+        if curve:
+            values = [unit * line[key] for line in curve]
+            axes.plot([p["time"] for p in curve], values, "--", color=ORANGE, label="limit")
+        if reported is not None:
+            shown = reported * (100 if key == "test_accuracy" else 1)
+            axes.axhline(shown, color=BLACK, linestyle=":", label="thesis, at the end")
+        axes.set_xlabel("kernel time $t$" if timed else "step")
+        axes.set_xscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    panels[0].set_yscale("log")
+    panels[0].set_ylabel("training error, mean over examples and outputs")
+    panels[1].set_ylabel("test accuracy (%)")
+    figure.suptitle(title)
+    return figure

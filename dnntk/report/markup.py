@@ -1,0 +1,72 @@
+"""HTML as a type: whatever is not `Html` is escaped on its way into an element.
+
+So that no text from a file, however hostile, becomes markup, and nobody has to remember to escape.
+"""
+
+import html
+import re
+from typing import Any
+
+VOID = {"br", "img", "link", "meta"}
+# Control characters and lone surrogates are no text; the others turn the direction of what follows.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
+)
+
+
+class Html(str):
+    """Text that is markup already."""
+
+
+def escaped(content: Any) -> Html:
+    """Markup that shows ``content``; `Html` stays as it is."""
+    if isinstance(content, Html):
+        return content
+    return Html(html.escape(_UNPRINTABLE.sub("\ufffd", str(content))))
+
+
+def joined(*parts: Any) -> Html:
+    """Markup after markup; what is not `Html` is escaped."""
+    return Html("".join(map(escaped, parts)))
+
+
+def tag(name: str, /, *content: Any, **attributes: Any) -> Html:
+    """An element. ``class_`` is class, ``aria_label`` aria-label; None leaves an attribute out."""
+    given = "".join(
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{escaped(value)}"')
+        for key, value in attributes.items()
+        if value is not None and value is not False
+    )
+    if name in VOID:
+        return Html(f"<{name}{given}>")
+    return Html(f"<{name}{given}>{joined(*content)}</{name}>")
+
+
+def table(head: list[str], rows: list[list[Any]], label: str, numeric: set[int]) -> Html:
+    """A table that scrolls inside its own container; the first cell of a row is its header.
+
+    ``numeric`` are the columns to align to the right.
+    """
+
+    def cell(kind: str, i: int, content: Any, **more: Any) -> Html:
+        return tag(kind, content, class_="number" if i in numeric else None, **more)
+
+    columns = (cell("th", i, name, scope="col") for i, name in enumerate(head))
+    lines = (
+        joined(
+            *(
+                cell("td", i, content) if i else cell("th", i, content, scope="row")
+                for i, content in enumerate(row)
+            )
+        )
+        for row in rows
+    )
+    body = joined(*(tag("tr", line) for line in lines))
+    whole = tag("table", tag("thead", tag("tr", *columns)), tag("tbody", body))
+    # Focusable, so that it scrolls by keyboard too.
+    return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def collapsed(summary: Any, *content: Any) -> Html:
+    """Content behind a line to open it by."""
+    return tag("details", tag("summary", summary), *content)

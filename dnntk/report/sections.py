@@ -1,0 +1,272 @@
+"""One workdir: its line in the overview, and its section of the page."""
+
+import base64
+import dataclasses
+import importlib
+import os
+import pkgutil
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from dnntk import experiments
+from dnntk.config import TrainConfig
+from dnntk.report.benchmarks import benchmark_table, is_benchmark, promises
+from dnntk.report.curves import course
+from dnntk.report.markup import Html, collapsed, joined, tag
+from dnntk.report.reading import Figure, Workdir, read_figure, read_json, read_lines
+from dnntk.report.values import cut, mapping, properties, records, rendered, shown, title
+from dnntk.results import CONFIG, METRICS, SUMMARY
+
+# Of the pixels of a figure: `dnntk.figures.save` draws 150 an inch, a browser 96.
+SCREEN = 96 / 150
+OVERVIEW = (
+    *("experiment", "architecture", "depth", "data", "train_loss", "test_loss"),
+    *("train_accuracy", "test_accuracy", "steps", "time", "seconds", "peak_memory_bytes", "state"),
+)
+CAPTIONS = {
+    "loss": "Losses and accuracies against kernel time",
+    "confusion": "Test examples by true and predicted class",
+    "fit": "Target and outputs on the arc",
+    "curve": "Losses and accuracies of the limit against kernel time",
+    "figure_4_1": "Figure 4.1: trained networks, and their kernels before and after training",
+    "shares": "Shares that layers have in the output",
+    "rates": "Rates of convergence with depth",
+    "limit_convergence": "Distance of trained networks from their limit against depth",
+    "parallel_depth": "Modelled time of all layers at once, and layer by layer",
+}
+
+
+@dataclasses.dataclass
+class Budget:
+    """Bytes of figures that the page may still embed."""
+
+    left: int
+
+
+class Section:
+    """A workdir's files, read once; ``headline`` and ``html`` are what the page takes of it."""
+
+    def __init__(self, workdir: Workdir, anchor: str, below: str, budget: Budget) -> None:
+        """Read the files; a PDF is linked where it lies ``below`` the report's folder."""
+        self.workdir, self.anchor, self.below, self.budget = workdir, anchor, below, budget
+        self.problems: list[str] = []
+        self.others = {
+            file: self._json(file)
+            for file in workdir.files
+            if file.suffix == ".json" and file not in (self._own(CONFIG), self._own(SUMMARY))
+        }
+        self.config, self.summary = self._run_json(CONFIG), self._run_json(SUMMARY)
+        self.lines = {file: self._lines(file) for file in workdir.files if file.suffix == ".jsonl"}
+        self.headline = self._headline()
+
+    def html(self) -> Html:
+        """The section; problems come first, settings last."""
+        figures = self._figures()
+        parts = [
+            *self._results(),
+            tag("div", *figures, class_="figures") if figures else "",
+            *self._courses(),
+            *self._settings(),
+        ]
+        known = [self.headline[name] for name in ("experiment", "state")]
+        what = "".join(f"{shown('', value)} \u00b7 " for value in known if value is not None)
+        said = [tag("li", problem) for problem in self.problems]
+        return tag(
+            "section",
+            tag("h2", self.workdir.name, id=self.anchor),
+            tag("p", what, tag("code", self.workdir.path), class_="what"),
+            tag("ul", *said, class_="problems") if said else "",
+            *parts,
+            tag("p", tag("a", "Overview", href="#overview"), class_="up"),
+        )
+
+    def _own(self, name: str) -> Path:
+        return self.workdir.path / name
+
+    def _json(self, file: Path) -> Any:
+        content, problem = read_json(file)
+        self._note(problem)
+        return content
+
+    def _run_json(self, name: str) -> Any:
+        """Content of a file that every run leaves."""
+        file = self._own(name)
+        if file in self.workdir.files:
+            return self._json(file)
+        if not self.others:
+            fate = "; the run is unfinished, or has failed" if name == SUMMARY else ""
+            self._note(f"{name}: missing{fate}")
+        return None
+
+    def _lines(self, file: Path) -> list[dict[str, Any]]:
+        lines, problem = read_lines(file)
+        self._note(problem)
+        return lines
+
+    def _note(self, problem: str | None) -> None:
+        if problem is not None:
+            self.problems.append(problem)
+
+    def _headline(self) -> dict[str, Any]:
+        config = self.config if isinstance(self.config, dict) else {}
+        metrics = self.lines.get(self._own(METRICS))
+        last = metrics[-1] if metrics else {}
+        found = self.summary if isinstance(self.summary, dict) else last
+        arch = config.get("arch")
+        headline = {name: found.get(name) for name in OVERVIEW} | {
+            "experiment": experiment(config) if config else None,
+            "architecture": title(arch) if isinstance(arch, str) else arch,
+            "depth": config.get("depth", config.get("depths", found.get("depth"))),
+            "data": _data(config),
+            "train_loss": found.get("train_loss", found.get("loss")),
+            "steps": found.get("steps", found.get("step", config.get("steps"))),
+            "state": self._state(),
+        }
+        benchmarks = [content for content in self.others.values() if is_benchmark(content)]
+        if benchmarks and not config:
+            met, made = (sum(n) for n in zip(*map(promises, benchmarks), strict=True))
+            headline |= {"experiment": "benchmark", "state": f"{met} of {made} promises met"}
+        return headline
+
+    def _state(self) -> str:
+        if self.summary is not None:
+            return "finished"
+        present = self._own(SUMMARY) in self.workdir.files
+        return "damaged" if present else "results" if self.others else "unfinished"
+
+    def _results(self) -> Iterator[Html]:
+        if isinstance(self.summary, dict):
+            content = {name: v for name, v in self.summary.items() if name != "versions"}
+            yield joined(tag("h3", "Summary"), mapping(f"Summary of {self.workdir.name}", content))
+        elif self.summary is not None:
+            yield rendered("summary", self.summary)
+        for file, content in self.others.items():
+            if content is not None:
+                yield self._other(file, content)
+
+    def _other(self, file: Path, content: Any) -> Html:
+        """A file of results: a benchmark's, or any."""
+        name = os.path.relpath(file, self.workdir.path)
+        if not is_benchmark(content):
+            return rendered(name.removesuffix(".json"), content)
+        rest = {key: value for key, value in content.items() if key not in ("rows", "description")}
+        return joined(
+            tag("h3", name.removesuffix(".json")),
+            tag("p", shown("", content["description"])) if content.get("description") else "",
+            benchmark_table(content, name),
+            collapsed(f"Settings and machine ({name})", properties(rest, f"Settings, {name}", cut)),
+        )
+
+    def _figures(self) -> list[Html]:
+        stems = {f.with_suffix("") for f in self.workdir.files if f.suffix in (".png", ".pdf")}
+        return [self._figure(stem) for stem in sorted(stems)]
+
+    def _figure(self, stem: Path) -> Html:
+        png, pdf = (stem.with_name(stem.name + end) for end in (".png", ".pdf"))
+        words = CAPTIONS.get(stem.name, caption(os.path.relpath(stem, self.workdir.path)))
+        parts = [self._image(png, words)] if png in self.workdir.files else []
+        where = [" \u00b7 PDF: ", self._link(pdf)] if pdf in self.workdir.files else []
+        return tag("figure", *parts, tag("figcaption", words, *where))
+
+    def _image(self, file: Path, words: str) -> Html:
+        figure: Figure | str = read_figure(file)
+        if isinstance(figure, Figure) and len(figure.content) > self.budget.left:
+            figure = f"{file.name}: left out, the page holds as many figures as a browser can take"
+        if isinstance(figure, str):
+            self._note(figure)
+            return tag("p", figure, class_="note")
+        self.budget.left -= len(figure.content)
+        return tag(
+            "img",
+            src="data:image/png;base64," + base64.b64encode(figure.content).decode(),
+            alt=f"{words}, {self.workdir.name}",
+            width=round(figure.width * SCREEN),
+            height=round(figure.height * SCREEN),
+        )
+
+    def _link(self, file: Path) -> Html:
+        path = os.path.relpath(os.path.realpath(file), self.below)
+        if path.startswith(".."):
+            return tag("code", file)
+        # "./", so that no name can pass for a scheme.
+        return tag("a", file.name, href="./" + quote(os.fsencode(path)))
+
+    def _courses(self) -> Iterator[Html]:
+        """Lines of JSON: drawn where no figure shows them, and as a table to open."""
+        drawn = self._own("loss.png") in self.workdir.files
+        for file, lines in self.lines.items():
+            name = os.path.relpath(file, self.workdir.path)
+            if not lines:
+                self._note(f"{name}: no lines")
+                continue
+            if file.name == METRICS and not (drawn and file == self._own(METRICS)):
+                yield course(lines) or Html()
+            count = f"{len(lines):,} line{'s' if len(lines) > 1 else ''}"
+            yield collapsed(f"{name} ({count})", records(lines, name))
+
+    def _settings(self) -> Iterator[Html]:
+        if isinstance(self.config, dict) and self.config:
+            table = properties(self.config, f"Settings of {self.workdir.name}", cut)
+            yield collapsed(f"Settings ({CONFIG})", table)
+        elif self.config is not None:
+            yield collapsed(f"Settings ({CONFIG})", rendered("settings", self.config))
+        versions = self.summary.get("versions") if isinstance(self.summary, dict) else None
+        if isinstance(versions, dict) and versions:
+            yield collapsed(f"Versions ({SUMMARY})", properties(versions, "Versions"))
+
+
+def experiment(config: dict[str, Any]) -> str | None:
+    """The script whose settings these are, by the fields that they have; None if none has most."""
+    if isinstance(config.get("experiment"), str):
+        return config["experiment"]
+    shares = {name: _share(fields, config.keys()) for name, fields in _fields().items()}
+    best = max(shares, key=lambda name: shares[name])
+    # A run of an earlier or later version lacks a few.
+    return best if shares[best] > 0.7 else None
+
+
+def caption(stem: str) -> str:
+    """``figure_5_1`` -> ``Figure 5.1``, ``panels/by_depth`` -> ``Panels/by depth``."""
+    words = title(re.sub(r"\b(figure|table)[-_ ](\d+)[-_.](\d+)", r"\1 \2.\3", stem))
+    return words[:1].upper() + words[1:]
+
+
+def slug(name: str) -> str:
+    """A name for an anchor."""
+    return "run-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
+
+
+def _share(fields: frozenset[str], keys: Any) -> float:
+    found = set(keys) - {"plan", "versions"}
+    return len(fields & found) / len(fields | found)
+
+
+@cache
+def _fields() -> dict[str, frozenset[str]]:
+    """Settings of every experiment, by its name."""
+    found = {"train": TrainConfig}
+    for module in pkgutil.iter_modules(experiments.__path__):
+        path = f"{experiments.__name__}.{module.name}"
+        try:
+            content = vars(importlib.import_module(path))
+        except ImportError:  # for want of what only this experiment needs: it stays unnamed
+            continue
+        for name, kind in content.items():
+            if name.endswith("Config") and getattr(kind, "__module__", "") == path:
+                found[module.name.removesuffix("_config")] = kind
+    return {
+        name: frozenset(field.name for field in dataclasses.fields(kind))
+        for name, kind in found.items()
+    }
+
+
+def _data(config: dict[str, Any]) -> str | None:
+    dataset, classes = config.get("dataset"), config.get("classes")
+    if dataset is None:
+        return None
+    said = shown("", classes).replace(", ", "/") if classes is not None else ""
+    return shown("", dataset) + (f" {said}" if said and dataset != "toy" else "")

@@ -1,0 +1,97 @@
+"""Figure 4.2 and table 4.1, small: every run is there, in the same axes, and survives a kill."""
+
+import json
+import math
+
+import numpy as np
+import processes
+import pytest
+
+from dnntk.errors import InputError
+from dnntk.experiments import trainability as t
+
+SMALL = t.TrainabilityConfig(
+    dataset="digits", archs=("mlp",), depth=12, steps=6, rates=(1e-3, 30.0), eval_examples=64
+)
+
+
+@pytest.fixture(scope="module")
+def figure(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("figure") / "w"
+    return workdir, t.trainability(SMALL, workdir, progress=False)
+
+
+def test_every_initialization_runs_at_every_rate(figure):
+    workdir, found = figure
+    # deep_narrow by its kernel, and three initializations at two rates
+    assert len({row["name"] for row in found.rows}) == 1 + 3 * 2
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert [row["name"] for row in summary["rows"]] == [row["name"] for row in found.rows]
+    assert {p.suffix for p in workdir.glob("figure_4_2.*")} == {".png", ".pdf"}
+
+
+def test_the_narrow_networks_learn_and_a_huge_rate_diverges(figure):
+    _, found = figure
+    for row in found.rows:
+        losses = [line["loss"] for line in row["history"]]
+        assert np.isfinite(losses).all()
+        if row["lr"] is None:
+            assert losses[-1] < 0.95 * losses[0]
+        if row["init"] == "deep_narrow" and row["lr"] == 30.0:
+            assert row["ended"] == "diverged"
+
+
+def test_finished_runs_are_kept(figure):
+    workdir, found = figure
+    file = workdir / t.ROWS_FILE
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:-1]) + '\n{"name": "cut sho')
+    again = t.trainability(SMALL, workdir, resume=True, progress=False)
+    *kept, last = (row["seconds"] for row in found.rows)
+    assert [row["seconds"] for row in again.rows][:-1] == kept
+    for row, other in zip(found.rows, again.rows, strict=True):
+        assert row["history"][-1]["loss"] == other["history"][-1]["loss"]
+
+
+@pytest.mark.parametrize("preset", t.PRESETS)
+def test_a_row_is_the_thesis_s(preset):
+    config = t.row_of(t.TrainabilityConfig(preset=preset))
+    d_out = 10 if config.classes == "all" else 1
+    # The published learning rate, whose gradient is 2 / d_out times the thesis's.
+    rate = config.time_step / (config.depth * config.scale**2) * d_out / 2
+    assert math.isclose(rate, 1e-8 if d_out == 1 else 1e-5)
+    assert config.depth == int(preset.split("-")[1])
+
+
+def test_a_row_is_set_beside_the_thesis_and_the_limit(tmp_path):
+    done = processes.run(
+        "trainability.py",
+        "--preset=cnn-20000-binary",
+        *("--dataset=digits", "--depth=30", "--scale=1000", "--budget_minutes=0.02"),
+        *("--limit_examples=60", "--workdir=w"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "w" / "summary.json").read_text())
+    thesis, own, limit = summary["rows"]
+    assert thesis["train_mse"] == 0.031257 and limit["time"] == own["time"] > 0
+    assert abs(own["train_mse"] - limit["train_mse"]) < 0.25 * limit["train_mse"]
+    assert "of 1,000 steps" in done.stdout and summary["left_out"]
+    assert (tmp_path / "w" / "row.pdf").exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"preset": "mlp-7"},
+        {"archs": ()},
+        {"inits": ("xavier",)},
+        {"rates": (0.1, -1.0)},
+        {"steps": 0},
+        {"budget_minutes": -1.0},
+        {"depth": 1},
+    ],
+)
+def test_bad_settings_are_refused(fields):
+    with pytest.raises(InputError, match=next(iter(fields))):
+        t.TrainabilityConfig(**fields)
