@@ -44,8 +44,8 @@ KEPT = 0.36
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20
 
-# The library adds up the terms of so many layers before they go into a state. A segment is a multiple
-# of it, so that where segments begin changes no bit.
+# The library adds up the terms of so many layers before they go into a state. A segment is a
+# multiple of it, so that where segments begin changes no bit.
 SETTLED = 16
 
 # Vectors of the library, which it fills with examples.

@@ -5,6 +5,7 @@ python scripts/errata.py --depth=4000 --networks=20
 """
 
 import dataclasses
+from typing import Any
 
 import command_line
 from absl import flags
@@ -23,7 +24,8 @@ flags.DEFINE_string("workdir", "runs/errata", "Folder for all results.")
 def main() -> None:
     """Flags to configuration, then a line a statement."""
     fields = dataclasses.fields(ErrataConfig)
-    rows = errata(ErrataConfig(**{f.name: FLAGS[f.name].value for f in fields}), FLAGS.workdir)
+    values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields}
+    rows = errata(ErrataConfig(**values), FLAGS.workdir)
     for row in rows:
         print(
             f"{row['statement']} ({row['setting']}): printed {row['printed']:.4g}, corrected "

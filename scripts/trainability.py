@@ -3,6 +3,7 @@ r"""Section 5.2: very deep narrow networks train, where the same networks otherw
 python scripts/trainability.py
 python scripts/trainability.py --data_dir=FOLDER --budget_minutes=60
 python scripts/trainability.py --preset=mlp-4000 --pool=4 --budget_minutes=120
+python scripts/trainability.py --preset=cnn-1000-small-c --data_dir=FOLDER
 python scripts/trainability.py --preset=cnn-20000-binary --resume
 """
 
@@ -15,7 +16,8 @@ from command_line import words
 
 from dnntk.config import DTYPES
 from dnntk.data import DATASETS
-from dnntk.experiments.trainability import FIGURE, PRESETS, TrainabilityConfig, trainability
+from dnntk.experiments.trainability import trainability
+from dnntk.experiments.trainability_config import FIGURE, PRESETS, TrainabilityConfig
 
 FLAGS = flags.FLAGS
 DEFAULT = TrainabilityConfig()
@@ -33,7 +35,7 @@ flags.DEFINE_list("archs", list(DEFAULT.archs), "Architectures of the figure.")
 flags.DEFINE_list("inits", list(DEFAULT.inits), "Initializations of the figure.")
 flags.DEFINE_list("rates", words(DEFAULT.rates), "Learning rates of the figure.")
 flags.DEFINE_integer("steps", DEFAULT.steps, "Steps of each of the figure's runs.")
-flags.DEFINE_integer("batch_size", DEFAULT.batch_size, "Examples a step, at most; 0 is all.")
+flags.DEFINE_integer("batch_size", None, "Examples a step; 0 is all. None: the preset's, or 512.")
 flags.DEFINE_float("budget_minutes", 0.0, "For the whole: run what fits. 0: no limit.")
 flags.DEFINE_integer("limit_examples", DEFAULT.limit_examples, "Of a row's limit; 0: no limit.")
 flags.DEFINE_integer("eval_examples", 0, "Of each split, at most. 0: 2048; at the end all.")

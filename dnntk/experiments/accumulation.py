@@ -1,16 +1,9 @@
 """Section 5.3, figure 5.1: the output of a trained network, built up layer by layer.
 
 `accumulate` trains one network and follows its rightmost neuron through the layers, beside the sum
-that linear theory predicts for the same network without training it. To first order in D, which is
-all there is at C = infinity, layer l >= 2 adds to an output of gradient descent
-
-    (1/L) sum_i [x.x_i + d_out + m(x) m(x_i) + 1/C^2] alpha_i,    m = relu(g), the unit of layer l-1
-
-and the first layer (1/(L C^2)) sum_i [x.x_i + 1] alpha_i; what reads the random unit or the input
-copies adds nothing. In a CNN each product is a sum over the filter's shifts, of means over the
-image. With K the network's own kernel, n steps of size eta make alpha K^-1 (I - (I - eta K/N)^n) y.
-So L times the share of a layer is a random number: with the limit kernel's alpha its distribution
-follows from draws of g alone, it has an atom where the unit is off, and its mean is the limit's
+that linear theory predicts for the same network without training it (see `dnntk.shares`). L times
+the share of a layer is a random number: with the limit kernel's alpha its distribution follows from
+draws of the random units alone, it has an atom where the unit is off, and its mean is the limit's
 f_t(x), whose straight line (l/L) f_t(x) the curve becomes as depth grows.
 """
 
@@ -21,12 +14,11 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from dnntk import figures
 from dnntk.checks import check_count
@@ -35,14 +27,12 @@ from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.experiments.training import TrainResult, load_dataset_for, train
 from dnntk.figures import accumulation as pictures
-from dnntk.initializers import Layer
 from dnntk.kernel import limit_ntk
-from dnntk.layers import Network, in_segments
-from dnntk.models import DeepNarrow, Variables
+from dnntk.models import DeepNarrow
 from dnntk.ntk import empirical_ntk
 from dnntk.regression import MOST_ROWS_FOR_EIGH
 from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
-from dnntk.solvers import Filter
+from dnntk.shares import accumulated, coefficients, layer_shares
 
 log = logging.getLogger("dnntk")
 
@@ -208,139 +198,6 @@ def accumulate(
     if folder is not None:
         _keep(config, found, folder)
     return found
-
-
-# ---- a network, layer by layer
-
-
-@partial(jax.jit, static_argnums=0)
-def accumulated(
-    model: DeepNarrow, variables: Variables, x: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Outputs as they are after every layer, and where the layers' random units are off.
-
-    Args:
-        model: of the ``deep_narrow`` initialization, either architecture and parametrization.
-        variables: of ``model``, trained or not.
-        x: [n, ...].
-
-    Returns:
-        [depth, n, d_out]: sigma(f^(l))_{d_in+1+k} - C for 1 <= l < depth, in a CNN its mean over
-        the image, and f^(depth); and [depth - 1, n]: the share of positions (one in an MLP) where
-        the random unit is 0. In x's dtype; the ntk form never holds C, the standard form loses the
-        digits that C and the output do not share.
-
-    Raises:
-        InputError: the model starts from another initialization.
-    """
-    if model.initialization != "deep_narrow":
-        raise InputError(f"init: expected 'deep_narrow', got {model.initialization!r}")
-
-    def look(network: Network, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale = model.scale if network.form.literal else 0.0
-        outputs = network.affine.read_out(h[-model.d_out :]) - scale
-        off = h[-model.d_out - 1][None] <= 0
-        return outputs, network.affine.read_out(off.astype(h.dtype))[:, 0]
-
-    network, params, initial = cast(Any, model.apply(variables, x, method="network"))
-    z, (curve, off) = _walk(network, params, initial, model.layers_a_segment, look)
-    return jnp.concatenate([curve, network.affine.read_out(z)[None]]), off
-
-
-@partial(jax.jit, static_argnums=0)
-def layer_shares(
-    model: DeepNarrow,
-    variables: Variables,
-    x_train: jax.Array,
-    x: jax.Array,
-    coefficients: jax.Array,
-) -> jax.Array:
-    """What each layer adds to an output of a network that is linear in its parameters.
-
-    Args:
-        model: of the ``deep_narrow`` initialization, in the ntk form.
-        variables: of ``model``, at initialization.
-        x_train: [N, ...].
-        x: [n, ...].
-        coefficients: alpha [N, c], of c outputs or times.
-
-    Returns:
-        [depth, n, c], whose sum over layers is K(x, x_train) alpha with K the network's own kernel.
-    """
-    joined = jnp.concatenate([x_train, x])
-    network, params, initial = cast(Any, model.apply(variables, joined, method="network"))
-    # All outputs share their features: one is enough.
-    seeds = network.seeds(network.packed[:1])
-
-    def share(name: str, q: jax.Array) -> jax.Array:
-        slope, ratio = network.form.slope(name, len(network.packed) + 1 + model.d_out)
-        rows = np.asarray(slope)[-1] * network.affine.by_weight(ratio, q, seeds)[:, 0]
-        learnt = jnp.matmul(rows[:, : len(x_train)], coefficients, precision="highest")
-        return jnp.matmul(rows[:, len(x_train) :].T, learnt, precision="highest")
-
-    def look(network: Network, h: jax.Array) -> jax.Array:
-        return share("middle", network.form.read(h))
-
-    _, later = _walk(network, params, initial, model.layers_a_segment, look)
-    return jnp.concatenate([share("first", network.packed)[None], later])
-
-
-def _walk(
-    network: Network,
-    params: dict[str, Layer],
-    initial: dict[str, Layer],
-    segment: int,
-    look: Callable[[Network, jax.Array], Any],
-) -> tuple[jax.Array, Any]:
-    """The last layer's z, and what ``look`` sees of the state after each of the others."""
-
-    def weights(name: str) -> Layer:
-        return network.weights(name, params[name], initial.get(name))
-
-    def up(h: jax.Array, layer: Layer) -> tuple[jax.Array, Any]:
-        h = network.activate(network.step(h, layer))
-        return h, look(network, h)
-
-    # In segments, as a scan that stacks a few bytes a layer copies all of them in every layer.
-    def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
-        return lax.scan(up, h, network.weights("middle", *layers))
-
-    h = network.activate(network.enter(weights("first")))
-    seen = [jax.tree.map(lambda a: a[None], look(network, h))]
-    blocks, rest = in_segments((params["middle"], initial.get("middle")), segment)
-    if blocks is not None:
-        h, more = lax.scan(up_segment, h, blocks)
-        seen.append(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), more))
-    if rest is not None:
-        h, more = up_segment(h, rest)
-        seen.append(more)
-    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
-    return network.leave(h, weights("last")), together
-
-
-# ---- what linear theory says
-
-
-def coefficients(kernel: np.ndarray, y: np.ndarray, time_step: float, steps: int) -> np.ndarray:
-    """[N, 2]: alpha after steps of gradient descent, and of gradient flow after the same time.
-
-    ``kernel`` [N, N] is positive semidefinite and stands still, ``y`` [N] are targets.
-    """
-    values, vectors = np.linalg.eigh(kernel / len(y))
-    values = np.maximum(values, 0)
-    targets = vectors.T @ y
-    filters = (_stepped(values, time_step, steps), Filter(time_step * steps)(values))
-    return np.stack([vectors @ (f * targets) for f in filters], 1) / len(y)
-
-
-def _stepped(values: np.ndarray, time_step: float, steps: int) -> np.ndarray:
-    """(1 - (1 - eta s)^n) / s, and n eta where s is 0: what `Filter` is for the flow."""
-    reach = time_step * values
-    slow = (reach > 0) & (reach < 1)
-    safe = np.where(slow, reach, 0.5)
-    # 1 - eta s would round away an s that many steps can still learn.
-    learnt = np.where(slow, -np.expm1(steps * np.log1p(-safe)), 1 - (1 - reach) ** steps)
-    return np.where(reach > 0, learnt / np.where(reach > 0, values, 1), steps * time_step)
 
 
 def _drawn(

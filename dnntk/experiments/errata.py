@@ -77,8 +77,8 @@ class Statement:
 
     def corrected(self, x: np.ndarray) -> float:
         """The limit for one input."""
-        given = {"rho": self.rho, "beta": self.beta, "d_out": self.d_out}
-        return float(limit_ntk(x[None], **given, kernel_size=self.kernel_size)[0, 0])
+        given: dict[str, Any] = {"d_out": self.d_out, "kernel_size": self.kernel_size}
+        return float(limit_ntk(x[None], rho=self.rho, beta=self.beta, **given)[0, 0])
 
     def printed(self, x: np.ndarray) -> float:
         """As the thesis has it, where it says anything; else without the factor that it lacks."""

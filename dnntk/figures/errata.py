@@ -17,7 +17,7 @@ def errata_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     heights = range(len(rows))[::-1]
     across = {name: [row[name] for row in rows] for name in ("printed", "corrected", "measured")}
     axes.plot(across["printed"], heights, "X", ms=9, color=ORANGE, label="as printed")
-    axes.plot(across["corrected"], heights, "|", ms=24, mew=2.5, color=BLUE, label="corrected")
+    axes.plot(across["corrected"], heights, "|", ms=15, mew=3, color=BLUE, label="corrected")
     axes.errorbar(
         across["measured"],
         heights,

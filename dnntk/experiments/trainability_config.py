@@ -1,0 +1,188 @@
+"""Section 5.2's runs: figure 4.2, the rows of table 4.1, and what reaches their accuracies here."""
+
+import dataclasses
+import math
+from typing import Any
+
+from dnntk.checks import check_choice, check_count
+from dnntk.config import ARCHITECTURES, TrainConfig
+from dnntk.errors import InputError
+from dnntk.initializers import INITS
+from dnntk.results import as_json
+
+FIGURE = "figure-4.2"
+EVALUATIONS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A long run, and what the thesis reports of it (None where it is not the thesis's).
+
+    ``train_mse`` is the mean over examples and outputs, as the published code has it: 2 / d_out
+    times the loss.
+    """
+
+    config: TrainConfig
+    train_mse: float | None = None
+    test_accuracy: float | None = None
+
+
+# What the kernel regime does not reach in any reasonable time, a small C does: there the network
+# learns features, and large random weights tell images apart that global pooling makes alike.
+_SMALL_C = TrainConfig(
+    dataset="mnist", classes="all", scale=1.0, optimizer="adam", lr=2e-3, schedule="cosine"
+)
+
+
+def _row(lr: float, d_out: int, scale: float, **fields: Any) -> TrainConfig:
+    # The published gradient is 2 / d_out times the thesis's.
+    step = lr * fields["depth"] * scale**2 * 2 / d_out
+    return TrainConfig(dataset="mnist", scale=scale, time_step=step, **fields)
+
+
+PRESETS = {
+    "mlp-4000": Preset(
+        _row(1e-5, 10, 4.0, arch="mlp", depth=4000, classes="all", pool=1, epochs=1500),
+        0.0055,
+        0.9748,
+    ),
+    "cnn-4000": Preset(
+        _row(1e-5, 10, 4.0, arch="cnn", depth=4000, classes="all", rho=3**-0.5, epochs=2000),
+        0.014578,
+        0.9402,
+    ),
+    "cnn-20000-binary": Preset(
+        _row(1e-8, 1, 20.0, arch="cnn", depth=20_000, rho=3**-0.5, epochs=1000), 0.031257, 0.9887
+    ),
+    "mlp-4000-small-c": Preset(
+        dataclasses.replace(_SMALL_C, arch="mlp", depth=4000, warmup=100, steps=3200)
+    ),
+    "cnn-1000-small-c": Preset(
+        dataclasses.replace(
+            _SMALL_C,
+            arch="cnn",
+            depth=1000,
+            rho=5.0,
+            beta=5.0,
+            lr=1.5e-3,
+            warmup=50,
+            batch_size=128,
+            steps=7000,
+        )
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainabilityConfig:
+    """Figure 4.2, or a row of table 4.1.
+
+    Attributes:
+      preset: "figure-4.2", or one of `PRESETS`: a row of table 4.1, or a run with C = 1 that two
+        cores can take to its accuracy.
+      dataset, data_dir, pool: as in `TrainConfig`; None for ``pool`` is the preset's own, which is
+        28 x 28 for the thesis's MLPs and 7 x 7 for its CNNs.
+      depth, scale, rho, beta, epochs: None is the preset's own. The figure's are depth 1000, the
+        table's C = 4, rho = 1 (CNN: 1/sqrt 3) and beta = 1.
+      archs: of the figure.
+      inits: of the figure.
+      rates: learning rates of the figure, on the literal matrices; "deep_narrow" is run with the
+        step that its kernel allows besides.
+      steps: of each of the figure's runs.
+      batch_size: examples a step; None is the preset's own, 512 for the thesis's.
+      budget_minutes: for the whole; 0 is no limit.
+      limit_examples: training examples of the limit that a row is set beside, at most; 0 leaves
+        the limit out.
+      eval_examples: as in `TrainConfig`.
+      dtype, seed: as in `TrainConfig`.
+
+    Raises:
+      InputError: a value is not as above.
+    """
+
+    preset: str = FIGURE
+    dataset: str = "mnist"
+    data_dir: str | None = None
+    pool: int | None = None
+    depth: int | None = None
+    scale: float | None = None
+    rho: float | None = None
+    beta: float | None = None
+    epochs: int | None = None
+    archs: tuple[str, ...] = ARCHITECTURES
+    inits: tuple[str, ...] = INITS
+    rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
+    steps: int = 500
+    batch_size: int | None = None
+    budget_minutes: float = 0.0
+    limit_examples: int = 4000
+    eval_examples: int = 0
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check everything that needs no data."""
+        check_choice("preset", self.preset, (FIGURE, *PRESETS))
+        for name, values, allowed in (
+            ("archs", self.archs, ARCHITECTURES),
+            ("inits", self.inits, INITS),
+        ):
+            if not values:
+                raise InputError(f"{name}: expected some of {', '.join(allowed)}, got none")
+            for value in values:
+                check_choice(name, value, allowed)
+        if not all(0 < rate < math.inf for rate in self.rates):
+            raise InputError(f"rates: expected finite numbers above 0, got {self.rates}")
+        check_count("steps", self.steps)
+        if self.limit_examples < 0:
+            raise InputError(f"limit_examples: expected a number >= 0, got {self.limit_examples}")
+        for name in ("batch_size", "eval_examples", "seed"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
+        if not 0 <= self.budget_minutes < math.inf:
+            raise InputError(f"budget_minutes: expected a number >= 0, got {self.budget_minutes}")
+        # The runs' own checks, before anything is computed.
+        _ = [config for _, config in runs_of(self)] if self.preset == FIGURE else row_of(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, as JSON holds it."""
+        fields: dict[str, Any] = as_json(dataclasses.asdict(self))
+        return fields
+
+
+def _given(config: TrainabilityConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    values = {name: getattr(config, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+_SHARED = ("dataset", "data_dir", "batch_size", "eval_examples", "dtype", "seed")
+_OWN = ("pool", "depth", "scale", "rho", "beta")
+
+
+def row_of(config: TrainabilityConfig) -> TrainConfig:
+    """The run of a row of table 4.1; another depth or C keeps the step in kernel time."""
+    own = _given(config, (*_SHARED, *_OWN, "epochs"))
+    if "epochs" in own:
+        own["steps"] = None
+    return dataclasses.replace(PRESETS[config.preset].config, **own)
+
+
+def runs_of(config: TrainabilityConfig) -> list[tuple[str, TrainConfig]]:
+    """All runs of figure 4.2 by name, those without a rate of their own first."""
+    found = []
+    for arch in config.archs:
+        fields: dict[str, Any] = {"depth": 1000, "scale": 4.0, "classes": "all"}
+        fields |= {"rho": 3**-0.5} if arch == "cnn" else {}
+        if config.pool is None and config.dataset != "digits" and arch == "mlp":
+            fields["pool"] = 1
+        fields |= _given(config, (*_SHARED, *_OWN)) | {"arch": arch, "steps": config.steps}
+        fields["eval_every"] = max(1, config.steps // EVALUATIONS)
+        if "deep_narrow" in config.inits:
+            found.append((f"{arch} deep_narrow", TrainConfig(**fields)))
+        for init in config.inits:
+            # Matrices as they are: there is no scale, and a learning rate is one.
+            form = {} if init == "deep_narrow" else {"parametrization": "standard", "scale": 1.0}
+            for rate in config.rates:
+                values = fields | form | {"init": init, "lr": rate}
+                found.append((f"{arch} {init} lr={rate:g}", TrainConfig(**values)))
+    return found
