@@ -1,0 +1,221 @@
+"""Depth or width? The question that the thesis's conclusion leaves open, put to an experiment.
+
+`compare` has two parts. The first trains deep narrow networks (C = depth^2.2, the theorems' regime,
+and a small fixed C) and two-layer networks of as many parameters by plain full-batch gradient
+descent on the same images, and sets both beside their limits of infinite depth and infinite width.
+The second leaves the kernel regime: one depth, C from depth^2.2 down to 1, where features are
+learned, and what becomes of accuracy, of the kernel, and of its alignment with the labels.
+
+It reports what is seen, and says that a side is ahead only beyond twice the error of the seeds and
+of the test set together (see `dnntk.experiments.depth_or_width_findings`).
+"""
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from dnntk import figures
+from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig
+from dnntk.experiments.depth_or_width_findings import points, statements
+from dnntk.experiments.depth_or_width_runs import Problem, Row, run, scored
+from dnntk.experiments.kernel_change import alignment
+from dnntk.experiments.shallow import shallow_limit_ntk
+from dnntk.figures.depth_or_width import regime_figure, size_figure
+from dnntk.kernel import limit_ntk
+from dnntk.regression import KernelFlow
+from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+
+log = logging.getLogger("dnntk")
+
+ROWS = "rows.jsonl"
+# The limits are followed further than networks can be, to where their accuracy has its best.
+CURVE_END, CURVE_POINTS = 1e5, 26
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthOrWidth:
+    """What `compare` found.
+
+    Attributes:
+      rows: one a network, as `dnntk.experiments.depth_or_width_runs.run` makes them.
+      limits: by dataset: ``ratio`` of the clocks, and for "deep" and "wide" the limit's ``records``
+        (as a row's, at the times of both parts), ``curve`` over longer times, ``mean_diagonal``,
+        ``lambda_max``, ``alignment``. "linear" is a control: the deep limit's kernel without its
+        random features, x.x' + d_out, which can only learn a linear function.
+      points: means over the trials of all rows that differ in nothing else.
+      statements: what the numbers say, a line each.
+    """
+
+    rows: list[Row]
+    limits: dict[str, dict[str, Any]]
+    points: list[Row]
+    statements: list[str]
+
+
+def compare(
+    config: DepthOrWidthConfig | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> DepthOrWidth:
+    """Train all networks, follow the limits, say and draw what is seen.
+
+    Args:
+      config: the experiment; None is the default one, on scikit-learn's digits.
+      workdir: folder for configuration, rows, summary, figures; None writes nothing.
+      resume: keep the networks that ``workdir`` holds and go on with the rest.
+      progress: show a bar a network.
+
+    Returns:
+      Rows, limits, means and statements.
+
+    Raises:
+      InputError: the configuration, the data or the workdir cannot be used; the message says why.
+    """
+    config = config or DepthOrWidthConfig()
+    begun = time.perf_counter()
+    folder = None if workdir is None else RunFolder(workdir)
+    if folder is not None:
+        folder.claim(dataclasses.asdict(config), resume)
+    problems = {name: Problem(config, name) for name in config.datasets}
+    if folder is not None:
+        folder.write_json(CONFIG, dataclasses.asdict(config) | {"versions": versions()})
+    limits = {name: _limits(problem, config, progress) for name, problem in problems.items()}
+    for name, problem in problems.items():
+        log.info("%s", problem.description)
+        log.info("%s", _said_of(limits[name], config.times[-1]))
+    rows = _rows(config, problems, limits, folder, progress)
+    means = points(rows)
+    said = statements(means, limits, {name: len(p.x_test) for name, p in problems.items()})
+    result = DepthOrWidth(rows, limits, means, said)
+    if folder is not None:
+        measured = {
+            "data": {name: problem.description for name, problem in problems.items()},
+            "training_seconds": sum(r["records"][-1]["seconds"] for r in rows if r["records"]),
+            "seconds": time.perf_counter() - begun,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        folder.write_json(SUMMARY, as_json({**dataclasses.asdict(result), **measured}))
+        _draw(result, config, folder)
+    return result
+
+
+def _rows(
+    config: DepthOrWidthConfig,
+    problems: dict[str, Problem],
+    limits: dict[str, dict[str, Any]],
+    folder: RunFolder | None,
+    progress: bool,
+) -> list[Row]:
+    """A row a job: read where the workdir has it, else computed and kept."""
+    kept = folder.keep_lines(ROWS) if folder is not None else []
+    found = {row["name"]: row | {"scale": _number(row["scale"])} for row in kept}
+    jobs = config.jobs()
+    for place, job in enumerate(jobs, 1):
+        if job.name in found:
+            continue
+        row = run(job, problems[job.dataset], config, limits[job.dataset]["ratio"], progress)
+        if folder is not None:
+            folder.append(ROWS, row)
+        log.info("%d of %d, %s: %s", place, len(jobs), job.name, _said_of_row(row))
+        found[job.name] = row
+    return [found[job.name] for job in jobs]
+
+
+def _number(scale: float | str | None) -> float | None:
+    return None if scale is None else float(scale)
+
+
+def _limits(problem: Problem, config: DepthOrWidthConfig, progress: bool) -> dict[str, Any]:
+    """Both limits of one dataset, at the networks' times by either clock and beyond."""
+    options: dict[str, Any] = {"rho": config.rho, "beta": config.beta}
+    kernels: dict[str, Callable[..., jax.Array]] = {
+        "deep": partial(limit_ntk, d_out=problem.y.shape[1], **options),
+        "wide": partial(shallow_limit_ntk, **options),
+        "linear": lambda x1, x2=None: x1 @ (x1 if x2 is None else x2).T + problem.y.shape[1],
+    }
+    at = sorted({*config.times, config.regime_time})
+    sizes = {name: _mean_diagonal(kernel, problem.x) for name, kernel in kernels.items()}
+    ratio = sizes["deep"] / sizes["wide"]
+    found: dict[str, Any] = {"ratio": ratio}
+    for name, kernel in kernels.items():
+        flow = KernelFlow(kernel, problem.x, problem.y, progress=progress)
+        clocks = {"equal": 1.0} | ({"matched": ratio} if name == "wide" else {})
+        times = np.geomspace(config.times[0], max(CURVE_END, config.times[-1]), CURVE_POINTS)
+        with jax.enable_x64(True):
+            probed = np.asarray(kernel(problem.probes.astype(np.float64)))
+        found[name] = {
+            "mean_diagonal": sizes[name],
+            "lambda_max": float(flow.eigenvalues[-1]),
+            "alignment": alignment(probed, problem.probe_labels),
+            "records": [
+                {"clock": clock, **line, "time": t}
+                for clock, factor in clocks.items()
+                for t, line in zip(
+                    at, _followed(flow, problem, [t * factor for t in at]), strict=True
+                )
+            ],
+            "curve": _followed(flow, problem, times.tolist()),
+        }
+    return found
+
+
+def _followed(flow: KernelFlow, problem: Problem, times: list[float]) -> list[Row]:
+    tested, trained = flow.predict(problem.x_test, times), flow.train_predictions(times)
+    return [
+        {"time": t} | scored(test, problem.y_test, "test") | scored(train, problem.y, "train")
+        for t, test, train in zip(times, tested, trained, strict=True)
+    ]
+
+
+def _mean_diagonal(kernel: Callable[..., jax.Array], x: np.ndarray, block: int = 256) -> float:
+    parts = [x[i : i + block] for i in range(0, len(x), block)]
+    return float(np.mean(np.concatenate([np.diag(kernel(part)) for part in parts])))
+
+
+def _said_of(limits: dict[str, Any], last: float) -> str:
+    accuracies = ", ".join(
+        f"{name} {100 * line['test_accuracy']:.1f}% ({line['clock']} clock)"
+        for name in ("deep", "wide")
+        for line in limits[name]["records"]
+        if line["time"] == last
+    )
+    sizes = " and ".join(f"{limits[name]['mean_diagonal']:.3g}" for name in ("deep", "wide"))
+    return (
+        f"limits at t = {last:g}: {accuracies}; mean diagonals {sizes}, matched clock "
+        f"t x {limits['ratio']:.3g}"
+    )
+
+
+def _said_of_row(row: Row) -> str:
+    if row["diverged"]:
+        return f"diverged with every time_step down to {row['time_step']:.3g}"
+    halved = f", step halved {row['halvings']} times" if row["halvings"] else ""
+    lines = [line for line in row["records"] if "movement" in line]
+    seen = "; ".join(
+        f"test {100 * line['test_accuracy']:.1f}% at t = {line['time']:g} ({line['clock']} clock), "
+        f"kernel moved {100 * line['movement']:.2g}%, {line['seconds']:.0f} s"
+        for line in lines
+    )
+    return seen + halved
+
+
+def _draw(result: DepthOrWidth, config: DepthOrWidthConfig, folder: RunFolder) -> None:
+    size = size_figure(result.points, result.limits, config.times[-1], config.small_scale)
+    figures.save(size, folder.path / "depth-or-width")
+    regime = [point for point in result.points if point["part"] == "regime"]
+    if any(np.isfinite(point["scale"]) for point in regime):  # else all of them diverged
+        name = config.datasets[0]
+        title = f"{name}, depth {config.regime_depth}, t = {config.regime_time:g}"
+        figures.save(
+            regime_figure(regime, result.limits[name], config.regime_time, title),
+            folder.path / "regime",
+        )

@@ -1,0 +1,210 @@
+"""The configuration of `dnntk.experiments.depth_or_width`, and the networks it stands for."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from dnntk.checks import check_choice, check_count, check_deviation, is_number
+from dnntk.config import DTYPES, TrainConfig
+from dnntk.data import DATASETS
+from dnntk.errors import InputError
+
+# The toy task has no classes.
+LABELLED = tuple(name for name in DATASETS if name != "toy")
+# Examples to train on unless told otherwise.
+TRAIN_EXAMPLES = {"digits": 1000}
+MANY_TRAIN_EXAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthOrWidthConfig:
+    """Settings of both parts: depth against width, and leaving the kernel regime.
+
+    Attributes:
+      datasets: of the first part, all ten classes each; the second part takes the first of them.
+      data_dir: folder of raw IDX files or of prepared tensorflow-datasets, for the MNIST sets.
+      pool: side of the average pool over the images; None is 4 for the MNIST sets and 1 otherwise.
+      train_examples: how many to train on, at most; None is 1000 digits, 2000 of the MNIST sets.
+      test_examples: how many to test on, at most.
+      probe_examples: the first of these, on which kernels are looked at.
+      depths: of the deep networks; a wide one of as many parameters stands beside each.
+      trials: independent initializations of every network of the first part,
+      single_from: unless it is as deep as this, or as large; then one.
+      times: kernel times to compare at, ascending, whole multiples of the first.
+      small_scale: C of the deep networks' second rule; the first is depth^2.2.
+      fraction: of 2 / lambda_max of a network's own kernel at the start, its step, at most, where
+        the kernel is expected to stand still: C = depth^2.2, and the wide networks.
+      moving_fraction: the same where it may grow: the second rule, and the whole second part.
+      regime_depth: of the second part's networks.
+      regime_time: kernel time that they are trained for; features take longer than a fixed kernel.
+      regime_batch_size: examples a step of theirs, which have many; 0 is all of them.
+      regime_scales: how many C of the second part, evenly spaced by their logarithm up to
+        depth^2.2; infinity is added. 0 leaves the second part out.
+      least_scale: the smallest of them.
+      regime_trials: independent initializations of each of its networks.
+      rho, beta: standard deviations of the random weights and biases.
+      dtype: of the networks, "float32" or "float64"; the limits are always float64.
+      seed: of the split and of the first trial; the others count on from it.
+    """
+
+    datasets: tuple[str, ...] = ("digits",)
+    data_dir: str | None = None
+    pool: int | None = None
+    train_examples: int | None = None
+    test_examples: int = 2000
+    probe_examples: int = 100
+    depths: tuple[int, ...] = (30, 100, 300, 1000)
+    trials: int = 3
+    single_from: int = 300
+    times: tuple[float, ...] = (1.0, 2.0, 5.0, 10.0)
+    small_scale: float = 1.0
+    fraction: float = 0.5
+    moving_fraction: float = 0.25
+    regime_depth: int = 100
+    regime_time: float = 100.0
+    regime_batch_size: int = 250
+    regime_scales: int = 8
+    least_scale: float = 1.0
+    regime_trials: int = 1
+    rho: float = 1.0
+    beta: float = 1.0
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in self.datasets:
+            check_choice("datasets", name, LABELLED)
+        for field in ("datasets", "depths", "times"):
+            values = getattr(self, field)
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"{field}: expected at least one, each once, got {values}")
+        self._check_times()
+        names = ["test_examples", "probe_examples", "trials", "single_from", "regime_trials"]
+        for name in names + ["train_examples"] * (self.train_examples is not None):
+            check_count(name, getattr(self, name))
+        if self.probe_examples < 3:
+            raise InputError(f"probe_examples: expected at least 3, got {self.probe_examples}")
+        if not (is_number(self.small_scale) and 0 < self.small_scale < math.inf):
+            raise InputError(f"small_scale: expected a number above 0, got {self.small_scale!r}")
+        for name in ("fraction", "moving_fraction"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(
+                    f"{name}: expected a number between 0 and 1, got {getattr(self, name)}; steps "
+                    "above 2 / lambda_max are unstable"
+                )
+        check_choice("dtype", self.dtype, DTYPES)
+        for name in ("rho", "beta"):
+            check_deviation(name, getattr(self, name))
+        for part, depths in (("size", self.depths), ("regime", (self.regime_depth,))):
+            for depth in depths:  # the rest is the networks' own to refuse
+                self.network(Job(part, self.datasets[0], "theorem", depth, 1.0))
+        self._check_regime()
+
+    def _check_times(self) -> None:
+        times = self.times
+        if not all(0 < t < math.inf for t in times) or list(times) != sorted(times):
+            raise InputError(f"times: expected finite numbers above 0, ascending, got {times}")
+        shares = [t / times[0] for t in times]
+        if any(abs(share - round(share)) > 1e-6 * share for share in shares):
+            raise InputError(f"times: expected whole multiples of the first, got {times}")
+
+    def _check_regime(self) -> None:
+        if not (is_number(self.regime_time) and 0 < self.regime_time < math.inf):
+            raise InputError(f"regime_time: expected a number above 0, got {self.regime_time!r}")
+        if self.regime_scales == 1 or self.regime_scales < 0:
+            raise InputError(f"regime_scales: expected 0, or 2 or more, got {self.regime_scales}")
+        most = self.scale(self.regime_depth)
+        if self.regime_scales and not 0 < self.least_scale < most:
+            raise InputError(
+                f"least_scale: expected a number above 0 and below regime_depth^2.2 = {most:.4g}, "
+                f"got {self.least_scale!r}"
+            )
+
+    @staticmethod
+    def scale(depth: int) -> float:
+        """C of the theorems' regime."""
+        return float(depth) ** 2.2
+
+    def train_examples_of(self, dataset: str) -> int:
+        """How many to train on, at most."""
+        return self.train_examples or TRAIN_EXAMPLES.get(dataset, MANY_TRAIN_EXAMPLES)
+
+    def network(self, job: "Job") -> TrainConfig:
+        """The deep network of a job, and its data."""
+        return TrainConfig(
+            depth=job.depth,
+            dataset=job.dataset,
+            classes="all",
+            data_dir=self.data_dir,
+            pool=self.pool,
+            scale=job.scale,
+            rho=self.rho,
+            beta=self.beta,
+            batch_size=0 if job.part == "size" else self.regime_batch_size,
+            dtype=self.dtype,
+            seed=self.seed + job.trial,
+        )
+
+    def jobs(self) -> list["Job"]:
+        """Every network of both parts, the small ones first."""
+        found = []
+        for dataset in self.datasets:
+            for depth in sorted(self.depths):
+                for trial in range(1 if depth >= self.single_from else self.trials):
+                    scales = {"theorem": self.scale(depth), "small": self.small_scale, "wide": None}
+                    found += [
+                        Job("size", dataset, rule, depth, scale, trial)
+                        for rule, scale in scales.items()
+                    ]
+        if self.regime_scales:
+            finite = np.geomspace(
+                self.least_scale, self.scale(self.regime_depth), self.regime_scales
+            )
+            found += [
+                Job("regime", self.datasets[0], "regime", self.regime_depth, scale, trial)
+                for trial in range(self.regime_trials)
+                for scale in (*finite.tolist(), math.inf)
+            ]
+        return found
+
+    def times_of(self, job: "Job") -> tuple[float, ...]:
+        """Kernel times to look at a job's network."""
+        return self.times if job.part == "size" else (self.regime_time,)
+
+    def fraction_of(self, job: "Job") -> float:
+        """Of 2 / lambda_max, a job's step."""
+        return self.fraction if job.rule in ("theorem", "wide") else self.moving_fraction
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Attributes:
+      part: "size" (depth or width) or "regime" (leaving it).
+      dataset: its name.
+      rule: "theorem" (C = depth^2.2), "small" (C fixed), "wide" (two layers), or "regime".
+      depth: of the deep network; of a wide one, the depth that has as many parameters.
+      scale: C, or None for a wide one.
+      trial: which initialization.
+    """
+
+    part: str
+    dataset: str
+    rule: str
+    depth: int
+    scale: float | None
+    trial: int = 0
+
+    @property
+    def name(self) -> str:
+        """The job's own, for files and logs."""
+        scale = "" if self.scale is None else f"-scale{self.scale:.4g}"
+        return f"{self.part}-{self.dataset}-{self.rule}-depth{self.depth}{scale}-trial{self.trial}"
+
+    def fields(self) -> dict[str, Any]:
+        """What a row says of it."""
+        return {"name": self.name, **dataclasses.asdict(self)}

@@ -1,0 +1,281 @@
+"""One network of `dnntk.experiments.depth_or_width`: trained, tested, its kernel looked at.
+
+Two clocks. Kernel time t is the learning rate times the steps in NTK parametrization, for deep and
+for wide networks alike. But a kernel a times as large learns in time t what the other learns in
+a t, and the deep network's kernel is several times the wide one's. So the wide networks are also
+looked at by the *matched* clock, t times the ratio of the two limits' mean diagonals.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from dnntk.data import Dataset
+from dnntk.errors import Diverged
+from dnntk.evaluation import as_trained, scores
+from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job
+from dnntk.experiments.kernel_change import alignment, movement
+from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
+from dnntk.experiments.training import load_dataset_for, train
+from dnntk.ntk import empirical_ntk
+from dnntk.step_size import largest_eigenvalue
+
+log = logging.getLogger("dnntk")
+
+# Even where a larger step were stable: the times are then followed, not leapt over.
+LEAST_STEPS_TO_FIRST_TIME = 3
+# After so many halvings of the step a run that still diverges is given up.
+MOST_HALVINGS = 6
+
+Row = dict[str, Any]
+
+
+class Problem:
+    """A dataset as the networks take it: a part of the training and of the test images."""
+
+    def __init__(self, config: DepthOrWidthConfig, name: str) -> None:
+        """Load it."""
+        whole = load_dataset_for(config.network(Job("size", name, "theorem", 2, 1.0)))
+        train, test = config.train_examples_of(name), config.test_examples
+        assert whole.labels_train is not None and whole.labels_test is not None
+        part = dataclasses.replace(
+            whole,
+            x_train=whole.x_train[:train],
+            y_train=whole.y_train[:train],
+            labels_train=whole.labels_train[:train],
+            x_test=whole.x_test[:test],
+            y_test=whole.y_test[:test],
+            labels_test=whole.labels_test[:test],
+        )
+        arrays = as_trained(part, True, config.dtype)
+        self.dataset: Dataset = part
+        self.x, self.y = arrays["x_train"], arrays["y_train"]
+        self.x_test, self.y_test = arrays["x_test"], arrays["y_test"]
+        # Held out, so that an alignment that grows has not just learnt these labels.
+        probes = config.probe_examples
+        self.probes, self.probe_labels = self.x_test[:probes], self.y_test[:probes]
+
+    @property
+    def description(self) -> str:
+        """A line for the log."""
+        return (
+            f"{self.dataset.description}; the first {len(self.x)} and {len(self.x_test)} of them, "
+            f"kernels on {len(self.probes)} test images"
+        )
+
+
+def run(
+    job: Job, problem: Problem, config: DepthOrWidthConfig, ratio: float, progress: bool
+) -> Row:
+    """Train one network and say what came of it.
+
+    Args:
+      job: which one.
+      problem: its data.
+      config: the experiment.
+      ratio: of the matched clock to the other.
+      progress: show a bar.
+
+    Returns:
+      The job's fields and ``width``, ``parameters``, ``lambda_max``, ``time_step``, ``halvings`` of
+      the step, ``diverged`` (also with the last of them), ``alignment`` of the initial kernel; and
+      ``records``, one a time and clock: ``clock``, ``time``, accuracies, losses, ``seconds`` of
+      training until then; the last of each clock has the kernel's ``movement`` and ``alignment``.
+    """
+    with jax.enable_x64(config.dtype == "float64"):
+        network = (
+            _Wide(job, problem, config, ratio)
+            if job.rule == "wide"
+            else _Deep(job, problem, config)
+        )
+        row = job.fields() | network.at_start()
+        fraction = config.fraction_of(job)
+        for halvings in range(MOST_HALVINGS + 1):
+            time_step = _time_step(
+                config.times_of(job)[0], fraction / 2**halvings, row["lambda_max"]
+            )
+            made = {"time_step": time_step, "halvings": halvings}
+            try:
+                records = network.train(time_step, progress)
+            except Diverged:
+                log.info("%s: diverged with time_step %.3g", job.name, time_step)
+                continue
+            return row | made | {"diverged": False, "records": records}
+        return row | made | {"diverged": True, "records": []}
+
+
+def _time_step(first: float, fraction: float, lambda_max: float) -> float:
+    """At most ``fraction`` of 2 / lambda_max, and the first time a whole number of it."""
+    steps = math.ceil(first * lambda_max / (2 * fraction) * (1 - 1e-9))
+    return first / max(steps, LEAST_STEPS_TO_FIRST_TIME)
+
+
+class _Network:
+    """What deep and wide networks share: the data, the kernel at the start, what a record says."""
+
+    def __init__(self, job: Job, problem: Problem, config: DepthOrWidthConfig) -> None:
+        self.job, self.problem, self.config = job, problem, config
+        self.before = np.zeros(0)
+
+    def start(self, model: Any, variables: Any) -> Row:
+        mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
+        found = largest_eigenvalue(model, variables, self.problem.x, mesh)
+        self.before = self.kernel(variables)
+        return {
+            "parameters": sum(p.size for p in jax.tree.leaves(variables["params"])),
+            "lambda_max": found.value,
+            "alignment": alignment(self.before, self.problem.probe_labels),
+        }
+
+    def kernel(self, variables: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def changed(self, variables: Any) -> Row:
+        after = self.kernel(variables)
+        return {
+            "movement": movement(self.before, after),
+            "alignment": alignment(after, self.problem.probe_labels),
+        }
+
+
+class _Deep(_Network):
+    """A deep narrow MLP, trained by `dnntk.train`."""
+
+    def __init__(self, job: Job, problem: Problem, config: DepthOrWidthConfig) -> None:
+        super().__init__(job, problem, config)
+        self.network = config.network(job)
+        self.model = self.network.model(problem.y.shape[1])
+
+    def at_start(self) -> Row:
+        key, x = jax.random.key(self.network.seed), jnp.asarray(self.problem.x[:1])
+        variables = jax.jit(self.model.init)(key, x)
+        return {"width": variables["params"]["first"]["bias"].size} | self.start(
+            self.model, variables
+        )
+
+    def kernel(self, variables: Any) -> np.ndarray:
+        return np.asarray(empirical_ntk(self.model, variables, self.problem.probes))
+
+    def train(self, time_step: float, progress: bool) -> list[Row]:
+        times, problem = self.config.times_of(self.job), self.problem
+        network = dataclasses.replace(
+            self.network,
+            time_step=time_step,
+            time=times[-1],
+            eval_every=round(times[0] / time_step),
+            eval_examples=max(len(problem.x), len(problem.x_test)),
+        )
+        with _quiet():
+            result = train(network, dataset=problem.dataset, progress=progress)
+        lines = {line["step"]: line for line in result.history}
+        _check_fell(lines[0]["loss"], result.history[-1]["loss"])
+        pace = result.summary["steps_per_second"]
+        records = []
+        for t in times:
+            step = round(t / time_step)
+            line = lines[step]
+            scored = {"test_accuracy": line["test_accuracy"], "test_loss": line["test_loss"]}
+            scored |= {"train_accuracy": line["train_accuracy"], "train_loss": line["loss"]}
+            records.append({"clock": "equal", "time": t, **scored, "seconds": step / pace})
+        records[-1] |= self.changed(result.variables)
+        return records
+
+
+class _Wide(_Network):
+    """A `ShallowMLP` with as many parameters as the deep network of the job."""
+
+    def __init__(
+        self, job: Job, problem: Problem, config: DepthOrWidthConfig, ratio: float
+    ) -> None:
+        super().__init__(job, problem, config)
+        d_in, d_out = problem.x.shape[1], problem.y.shape[1]
+        width = width_for(deep_parameters(job.depth, d_in, d_out), d_in, d_out)
+        self.model = ShallowMLP(width, d_out, rho=config.rho, beta=config.beta)
+        key = jax.random.key(config.seed + job.trial)
+        self.variables = jax.jit(self.model.init)(key, jnp.asarray(problem.x[:1]))
+        self.clocks = {"equal": 1.0, "matched": ratio}
+
+    def at_start(self) -> Row:
+        return {"width": self.model.width} | self.start(self.model, self.variables)
+
+    def kernel(self, variables: Any) -> np.ndarray:
+        probes = jnp.asarray(self.problem.probes)
+        return np.asarray(shallow_ntk(self.model, variables, probes, probes))
+
+    def train(self, time_step: float, progress: bool) -> list[Row]:
+        times, problem = self.config.times_of(self.job), self.problem
+        steps = {
+            (clock, t): max(1, round(t * factor / time_step))
+            for clock, factor in self.clocks.items()
+            for t in times
+        }
+        last = {steps[clock, times[-1]] for clock in self.clocks}
+        x, y = jnp.asarray(problem.x), jnp.asarray(problem.y)
+        stops = sorted(set(steps.values()))
+        found = {
+            stop.step: self._seen(stop, stop.step in last)
+            for stop in descend(
+                self.model, self.variables, x, y, time_step, stops, "training", progress
+            )
+        }
+        _check_fell(zero_loss(problem.y), found[stops[-1]]["train_loss"])
+        return [{"clock": clock, "time": t, **found[step]} for (clock, t), step in steps.items()]
+
+    def _seen(self, stop: Stop, last: bool) -> Row:
+        if not math.isfinite(stop.loss):
+            raise Diverged(f"the loss is {stop.loss} at step {stop.step}", [])
+        variables = {"params": stop.params, "initial": self.variables["initial"]}
+        problem = self.problem
+        line = scored(
+            _apply(self.model, variables, jnp.asarray(problem.x_test)), problem.y_test, "test"
+        )
+        line |= scored(_apply(self.model, variables, jnp.asarray(problem.x)), problem.y, "train")
+        line["seconds"] = stop.seconds
+        return line | (self.changed(variables) if last else {})
+
+
+_apply: Callable[..., jax.Array] = jax.jit(
+    lambda model, variables, x: model.apply(variables, x), static_argnums=0
+)
+
+
+def deep_parameters(depth: int, d_in: int, d_out: int) -> int:
+    """Weights and biases of a deep narrow MLP."""
+    width = d_in + 1 + d_out
+    return (d_in + 1) * width + (depth - 2) * (width + 1) * width + (width + 1) * d_out
+
+
+def scored(outputs: Any, y: np.ndarray, split: str) -> Row:
+    """Accuracy and loss of outputs [n, d_out], as a record names them."""
+    loss, accuracy = scores(np.asarray(outputs), y, True)
+    return {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
+
+
+def zero_loss(y: np.ndarray) -> float:
+    """The loss of a network that is 0 everywhere, as all are at the start."""
+    return scores(np.zeros_like(y), y, False)[0]
+
+
+def _check_fell(first: float, last: float) -> None:
+    """A loss that ends above its start has diverged too, if slowly."""
+    if not last < first:
+        raise Diverged(f"the loss went from {first:.3g} to {last:.3g}", [])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """`train` describes each run in seven lines; here there are dozens of runs."""
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,278 @@
+"""The wide side of a comparison: two layers of many ReLU units, and their limit of infinite width.
+
+`ShallowMLP` is the network of Jacot, Gabriel & Hongler (2018) with one hidden layer in NTK
+parametrization, with its own initial function taken off so that it starts at 0, as deep narrow
+networks do:
+
+    h(x) = rho W x / sqrt(d_in) + beta b,    g(x) = A^T relu(h(x)) / sqrt(width) + beta c,
+
+f = g - g_0, with W, b, A standard normal and c = 0 at first, and all of them trained. Gradient
+descent on them with learning rate ``time_step`` is a step of kernel time. `shallow_ntk` is its
+kernel at any time, `shallow_limit_ntk` the kernel that it has and keeps at infinite width, and
+`descend` trains it.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+from tqdm.auto import tqdm
+
+from dnntk.arccos import arccos0, arccos1
+from dnntk.checks import check_count, check_deviation, checked_pair
+from dnntk.errors import InputError
+
+# How often a run shows its progress.
+SECONDS_A_LOOK = 1.0
+
+
+class ShallowMLP(nn.Module):
+    """A hidden layer of ``width`` ReLU units in NTK parametrization, 0 at initialization.
+
+    Attributes:
+      width: hidden units.
+      d_out: outputs.
+      rho, beta: standard deviations of the hidden weights (times sqrt(d_in)) and biases; beta also
+        multiplies the output bias, which starts at 0.
+
+    Apply it to x [n, d_in], floating point; the result is [n, d_out]. Variables, as those of
+    `dnntk.DeepNarrowMLP` in the ntk form: ``params``, what training has added to the initial
+    values, and ``initial``, these. Taking the initial outputs off leaves the kernel as it is, and
+    every unit its own, where pairs of mirrored units would halve their number.
+
+    Raises:
+      InputError: a field or the input's shape is not as above.
+    """
+
+    width: int
+    d_out: int
+    rho: float = 1.0
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        check_count("width", self.width)
+        check_count("d_out", self.d_out)
+        check_deviation("rho", self.rho)
+        check_deviation("beta", self.beta)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Inputs to outputs [n, d_out]."""
+        if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(f"x: expected [n, d_in], floating point, got {x.dtype} {x.shape}")
+        moved, start = self._variables(x.shape[1], x.dtype)
+        now = jax.tree.map(jnp.add, start, moved)
+        return _outputs(self, now, x) - _outputs(self, start, x)
+
+    def _variables(self, d_in: int, dtype: jnp.dtype) -> tuple[Any, Any]:
+        if not self.is_initializing():
+            return self._held("params"), self._held("initial")
+        keys = jax.random.split(self.make_rng("params"), 3)
+        shapes = (d_in, self.width), (self.width,), (self.width, self.d_out)
+        weights, biases, last = (
+            jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)
+        )
+        start = {
+            "first": {"kernel": weights, "bias": biases},
+            "last": {"kernel": last, "bias": jnp.zeros(self.d_out, dtype)},
+        }
+        moved = jax.tree.map(jnp.zeros_like, start)
+        for name in start:
+            self.param(name, lambda _, layer: layer, moved[name])
+            self.variable("initial", name, lambda layer: layer, start[name])
+        return moved, start
+
+    def _held(self, collection: str) -> dict[str, Any]:
+        return {name: self.get_variable(collection, name) for name in ("first", "last")}
+
+
+def width_for(parameters: int, d_in: int, d_out: int) -> int:
+    """How many hidden units have ``parameters`` in all, as nearly as can be.
+
+    Raises:
+      InputError: there are fewer than one unit has.
+    """
+    width = round((parameters - d_out) / (d_in + 1 + d_out))
+    if width < 1:
+        raise InputError(
+            f"parameters: expected at least {d_in + 1 + 2 * d_out}, one unit's, got {parameters}"
+        )
+    return width
+
+
+def shallow_limit_ntk(
+    x1: ArrayLike, x2: ArrayLike | None = None, *, rho: float = 1.0, beta: float = 1.0
+) -> jax.Array:
+    """NTK of `ShallowMLP` at infinite width (Jacot, Gabriel & Hongler 2018, Theorem 1, L = 2).
+
+    The hidden units h(x) are Gaussian, with covariance S(x, x') = rho^2 x.x' / d_in + beta^2, and
+    independent. The derivatives of output k are relu(h_i) / sqrt(width) by A_ik, A_ik step(h_i) /
+    sqrt(width) times rho x_j / sqrt(d_in) by W_ij and times beta by b_i, and beta by c_k. Their
+    products, summed over i, are averages over the units, which go to their expectations:
+
+        Theta(x, x') = E[relu relu] + S(x, x') E[step step] + beta^2,  times I_{d_out},
+
+    as E[A_ik A_il] is 1 for k = l and 0 otherwise.
+
+    Args:
+      x1: [n1, d_in].
+      x2: [n2, d_in]; None means x1.
+      rho: as of `ShallowMLP`.
+      beta: as of `ShallowMLP`.
+
+    Returns:
+      [n1, n2] in the inputs' dtype. E[step step] has a corner where x = x': rounding by eps there
+      is an error of about sqrt(eps), so compute Gram matrices to be solved with in float64.
+
+    Raises:
+      InputError: an argument has the wrong shape, type or range, or an input is not finite.
+    """
+    left, right = checked_pair(x1, x2)
+    if left.ndim != 2:
+        raise InputError(f"x1: expected [n, d_in], got shape {left.shape}; flatten images")
+    check_deviation("rho", rho)
+    check_deviation("beta", beta)
+    return _limit(left, left if right is None else right, rho, beta)
+
+
+@jax.jit
+def _limit(x1: jax.Array, x2: jax.Array, rho: jax.Array, beta: jax.Array) -> jax.Array:
+    def covariance(inner: jax.Array) -> jax.Array:
+        return rho**2 * inner / x1.shape[1] + beta**2
+
+    var1, var2 = (covariance(jnp.sum(x**2, axis=1)) for x in (x1, x2))
+    cov = covariance(jnp.matmul(x1, x2.T, precision=lax.Precision.HIGHEST))
+    moments = var1[:, None], var2[None, :], cov
+    kernel = arccos1(*moments) + cov * arccos0(*moments) + beta**2
+    return kernel.astype(jnp.promote_types(x1.dtype, x2.dtype))
+
+
+@partial(jax.jit, static_argnums=0)
+def shallow_ntk(model: ShallowMLP, variables: Any, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    """NTK of `ShallowMLP` at any time: the sums of `shallow_limit_ntk` before their limit.
+
+    Args:
+      model: the network.
+      variables: its own, trained or not.
+      x1: [n1, d_in].
+      x2: [n2, d_in].
+
+    Returns:
+      [n1, n2, d_out, d_out]. Time is of order n1 n2 width d_out^2, memory (n1 + n2) width: no
+      Jacobian is formed.
+    """
+    now = jax.tree.map(jnp.add, variables["initial"], variables["params"])
+    hidden1, hidden2 = (_hidden(model, now, x) for x in (x1, x2))
+    slopes1, slopes2 = ((h > 0).astype(h.dtype) for h in (hidden1, hidden2))
+    product = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+    inputs = model.rho**2 * product(x1, x2.T) / x1.shape[1] + model.beta**2
+    weights = now["last"]["kernel"].T
+
+    def pair(left: jax.Array, right: jax.Array) -> jax.Array:
+        return inputs * product(slopes1 * (left * right)[None, :], slopes2.T)
+
+    blocks = lax.map(lambda left: lax.map(partial(pair, left), weights), weights)
+    same = product(jax.nn.relu(hidden1), jax.nn.relu(hidden2).T) / model.width + model.beta**2
+    eye = jnp.eye(model.d_out, dtype=same.dtype)
+    return blocks.transpose(2, 3, 0, 1) / model.width + same[:, :, None, None] * eye[None, None]
+
+
+class Stop(NamedTuple):
+    """Where a run was after ``step`` steps: the loss before the last one, seconds of stepping."""
+
+    step: int
+    params: Any
+    loss: float
+    seconds: float
+
+
+def descend(
+    model: ShallowMLP,
+    variables: Any,
+    x: jax.Array,
+    y: jax.Array,
+    time_step: float,
+    stops: Sequence[int],
+    label: str,
+    progress: bool = True,
+) -> Iterator[Stop]:
+    """Full-batch gradient descent on the loss 1/2 E ||f - y||^2, seen after each of ``stops``.
+
+    Args:
+      model: the network.
+      variables: its own; they are left as they are.
+      x: [n, d_in].
+      y: [n, d_out].
+      time_step: learning rate, which is kernel time a step.
+      stops: numbers of steps, ascending.
+      label: what the progress bar says.
+      progress: show one.
+
+    Yields:
+      A `Stop` each, whose ``params`` are good until the next one is asked for. A loss that is not
+      finite ends the run where it is seen.
+    """
+    params, step, chunk, seconds = jax.tree.map(jnp.copy, variables["params"]), 0, 1, 0.0
+    with tqdm(total=stops[-1], desc=label, unit="step", disable=not progress) as bar:
+        for stop in stops:
+            while step < stop:
+                count, begun = min(chunk, stop - step), time.perf_counter()
+                found = _steps(model, params, variables["initial"], x, y, time_step, count)
+                params, loss = found[0], float(found[1])
+                took = time.perf_counter() - begun
+                seconds, step = seconds + took, step + count
+                if count == chunk and took < SECONDS_A_LOOK / 2:
+                    chunk *= 2
+                bar.update(count)
+                bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
+                if not np.isfinite(loss):
+                    yield Stop(step, params, loss, seconds)
+                    return
+            yield Stop(step, params, loss, seconds)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _steps(
+    model: ShallowMLP,
+    params: Any,
+    initial: Any,
+    x: jax.Array,
+    y: jax.Array,
+    time_step: jax.Array,
+    count: jax.Array,
+) -> tuple[Any, jax.Array]:
+    """(params after ``count`` steps, loss before the last of them)."""
+    target = y + _outputs(model, initial, x)
+
+    def loss(params: Any) -> jax.Array:
+        outputs = _outputs(model, jax.tree.map(jnp.add, initial, params), x)
+        return 0.5 * jnp.mean(jnp.sum((outputs - target) ** 2, axis=1))
+
+    def step(_: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(carry[0])
+        return jax.tree.map(lambda p, g: p - time_step * g, carry[0], gradient), value
+
+    return lax.fori_loop(0, count, step, (params, jnp.zeros((), y.dtype)))
+
+
+def _hidden(model: ShallowMLP, weights: Any, x: jax.Array) -> jax.Array:
+    first = weights["first"]
+    scale = model.rho / math.sqrt(x.shape[1])
+    return (scale * x) @ first["kernel"] + (model.beta * first["bias"])[None, :]
+
+
+def _outputs(model: ShallowMLP, weights: Any, x: jax.Array) -> jax.Array:
+    """g(x): [n, d_in] -> [n, d_out]."""
+    last = weights["last"]
+    read = jax.nn.relu(_hidden(model, weights, x)) @ last["kernel"] / math.sqrt(model.width)
+    return read + (model.beta * last["bias"])[None, :]
