@@ -54,10 +54,7 @@ BAD_FLAGS = {
 def benchmarked(tmp_path_factory):
     """(folder, outcome) of one run of everything."""
     folder = tmp_path_factory.mktemp("benchmark")
-    with pytest.MonkeyPatch.context() as patch:
-        # No speed is judged here, and most of a small run's time is XLA's.
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        outcome = processes.run("benchmark.py", *SMALL, "--workdir=out", cwd=folder)
+    outcome = processes.run("benchmark.py", *SMALL, "--workdir=out", cwd=folder)
     assert outcome.returncode == 0, outcome.stderr
     return folder / "out", outcome
 

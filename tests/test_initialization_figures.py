@@ -244,9 +244,7 @@ def scripted(tmp_path_factory):
     (folder / "taken" / "config.json").write_text('{"depth": 8}')
     cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     cases["run"] = [*FLAGS, "--workdir=out"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        return folder, processes.outcomes("initialization.py", cases, folder)
+    return folder, processes.outcomes("initialization.py", cases, folder)
 
 
 def test_the_script_leaves_a_picture_and_the_counts(scripted):

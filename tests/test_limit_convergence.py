@@ -160,9 +160,7 @@ def test_configurations_are_checked():
 def scripted(tmp_path_factory):
     """(folder, outcome) of the script, small, and of the bad flags after it."""
     folder = tmp_path_factory.mktemp("script")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        outcome = processes.run("limit_convergence.py", *FLAGS, "--workdir=out", cwd=folder)
+    outcome = processes.run("limit_convergence.py", *FLAGS, "--workdir=out", cwd=folder)
     assert outcome.returncode == 0, outcome.stderr
     cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     return folder, outcome, processes.outcomes("limit_convergence.py", cases, folder)
