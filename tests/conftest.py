@@ -6,7 +6,7 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of the suite's time is XLA's; scripts, run as processes of their own, are optimized.
+# Most of the suite's time is XLA's; train.py, run as a process of its own, is optimized.
 jax.config.update("jax_disable_most_optimizations", True)
 # Many tests compile what another has compiled. The folder is a worker's own, and goes with it.
 COMPILED = tempfile.TemporaryDirectory()
