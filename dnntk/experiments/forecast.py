@@ -19,7 +19,13 @@ import numpy as np
 
 from dnntk import figures, flow, fused
 from dnntk.checkpoints import Checkpoints
-from dnntk.config import DEFAULT_STEPS, EVALUATED_ON_THE_WAY, TrainConfig, evaluation_steps
+from dnntk.config import (
+    DEFAULT_STEPS,
+    EVALUATED_ON_THE_WAY,
+    EVALUATIONS,
+    TrainConfig,
+    evaluation_steps,
+)
 from dnntk.data import Dataset
 from dnntk.evaluation import as_trained
 from dnntk.experiments.training import load_dataset_for, optimizer_of
@@ -31,7 +37,9 @@ from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 # A step of the deeper of the two networks takes at least so long, if the run's own does.
 CALIBRATION_SECONDS = 0.3
-STEPS_TIMED = 3
+# At least and at most, and for so long in between.
+STEPS_TIMED, MOST_STEPS_TIMED = 3, 40
+SECONDS_TIMED = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,23 +178,28 @@ class _Calibration:
         state, loss = step(state, frozen, batch)
         loss.block_until_ready()
         compiling = time.perf_counter() - begun
-        seconds = []
-        for _ in range(STEPS_TIMED):
+        predict = flow.make_predict(model, mesh)
+        predict(state.params, frozen, self.x, self.batch_size)
+        seconds: list[float] = []
+        looks: list[float] = []
+        # As in the run, where a step that follows an evaluation finds nothing in the caches.
+        spacing = max(1, (self.config.steps or DEFAULT_STEPS) // EVALUATIONS)
+        while len(seconds) < STEPS_TIMED or (
+            sum(seconds) < SECONDS_TIMED and len(seconds) < MOST_STEPS_TIMED
+        ):
+            if len(seconds) % spacing == 0:
+                begun = time.perf_counter()
+                predict(state.params, frozen, self.x, self.batch_size)
+                looks.append(time.perf_counter() - begun)
             begun = time.perf_counter()
             state, loss = step(state, frozen, batch)
             loss.block_until_ready()
             seconds.append(time.perf_counter() - begun)
-        predict = flow.make_predict(model, mesh)
-        looks = []
-        for _ in range(STEPS_TIMED):
-            begun = time.perf_counter()
-            predict(state.params, frozen, self.x, self.batch_size)
-            looks.append(time.perf_counter() - begun)
         product = max(eigenvalue_seconds - compiling, 0.0) / max(found.iterations, 1)
         return _Timed(
             model.depth,
-            float(np.median(seconds)),
-            float(np.median(looks[1:])),
+            float(np.mean(seconds)),
+            float(np.mean(looks)),
             product,
             2 * compiling,
             found,
