@@ -69,8 +69,9 @@ def _run(axes: Axes, row: dict[str, Any], shades: dict[float, Any], rates: list[
         style["markevery"] = max(1, len(steps) // 5)
     axes.plot(steps, losses, **style)
     if row["ended"] == "diverged":
-        height = min(losses[-1], 0.97 * axes.get_ylim()[1])
-        axes.plot(steps[-1:], [height], "x", color=style["color"], ms=8, mew=2, zorder=4)
+        # Where it left the picture, at the top.
+        mark = {"color": style["color"], "ms": 8, "mew": 2, "clip_on": False, "zorder": 4}
+        axes.plot(steps[-1:], [1.0], "x", transform=axes.get_xaxis_transform(), **mark)
 
 
 def _legend(
