@@ -258,13 +258,8 @@ def _growth(depths: list[int], own: list[Record]) -> list[Row]:
     # Against every smaller depth, not the smallest alone.
     growth = max(b / a for i, a in enumerate(by_root) for b in by_root[i:])
     compilation = np.array([record.facts["compile_seconds"] for _, record in deep])
-    # The line through 0 from which the furthest depth is as near as can be.
-    line = (a_layer.max() + a_layer.min()) / 2
     return [
-        _bound(f"{span}: time, furthest from proportional", a_layer.max() / line - 1, 0.2),
-        measured(
-            f"{span}: time a layer, largest over smallest", "x", [a_layer.max() / a_layer.min()]
-        ),
+        _bound(f"{span}: time a layer, largest over smallest", a_layer.max() / a_layer.min(), 1.2),
         _bound(f"{span}: memory beyond the parameters, growth over sqrt(depth)", growth, 1.2),
         _bound(
             f"{span}: compilation, largest over smallest",
