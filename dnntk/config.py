@@ -13,6 +13,8 @@ OPTIMIZERS = (
     *("sgd", "adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief", "adamax"),
     *("yogi", "rmsprop", "adagrad", "lamb", "lion"),
 )
+# Those that shrink the parameters by themselves, apart from the gradient.
+DECAYING = ("adamw", "nadamw", "lamb", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
 DTYPES = ("float32", "float64")
 DEFAULT_STEPS = 300
@@ -41,6 +43,9 @@ class TrainConfig:
       parametrization: "ntk" or "standard".
       optimizer: one of `OPTIMIZERS`; all but sgd need ``lr`` and have no kernel time.
       momentum: of sgd, in [0, 1).
+      weight_decay: of the optimizers in `DECAYING`: what share of its value, times the learning
+        rate, a parameter loses a step. Towards the initial network in the ntk parametrization,
+        towards 0 in the standard one. None is the optimizer's own default.
       time_step: kernel time a step; None is a safe fraction of 2 / lambda_max.
       lr: raw learning rate instead: on the thesis's matrices for sgd, on the parametrization's
         own parameters for the other optimizers.
@@ -74,6 +79,7 @@ class TrainConfig:
     parametrization: str = "ntk"
     optimizer: str = "sgd"
     momentum: float = 0.0
+    weight_decay: float | None = None
     time_step: float | None = None
     lr: float | None = None
     schedule: str = "constant"
@@ -123,6 +129,16 @@ class TrainConfig:
     def _check_optimizer(self) -> None:
         if self.lr is not None and self.time_step is not None:
             raise InputError("lr, time_step: expected at most one of them, got both")
+        if self.weight_decay is not None:
+            if self.optimizer not in DECAYING:
+                raise InputError(
+                    f"weight_decay: only optimizer={'|'.join(DECAYING)} takes it, "
+                    f"got {self.optimizer}"
+                )
+            if not 0 <= self.weight_decay < math.inf:
+                raise InputError(
+                    f"weight_decay: expected a finite number from 0 on, got {self.weight_decay}"
+                )
         if self.optimizer != "sgd":
             if self.momentum:
                 raise InputError(f"momentum: only optimizer=sgd takes it, got {self.optimizer}")

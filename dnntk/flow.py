@@ -10,8 +10,8 @@ after the backward pass over all layers. On CPU, networks that `dnntk.fused` tak
 device with a thread a core; for other narrow ones, one host device a core is about twice as fast
 as threads inside each tiny product.
 
-`outputs` and `loss_and_gradient` are the one place where a backend chooses its path; `apply` is the
-plain code, with every transformation of JAX.
+`outputs` and `outputs_and_gradient` are the one place where a backend chooses its path; `apply` is
+the plain code, with every transformation of JAX.
 """
 
 import functools
@@ -114,17 +114,25 @@ def loss_and_gradient(
 
     ``devices`` of this machine work at the same time.
     """
+    f, gradient = outputs_and_gradient(model, params, frozen, batch, devices)
+    return residual_loss(f, batch.y, batch.weight), gradient
+
+
+def outputs_and_gradient(
+    model: nn.Module, params: Any, frozen: Any, batch: Batch, devices: int
+) -> tuple[jax.Array, Any]:
+    """As `loss_and_gradient`, with the outputs f [n, d_out] instead of the loss."""
     x, y, weight = batch
     if fused.supports(model, params, x):
-        shift = -weight[:, None] * y
-        threads = fused.threads(devices)
-        f, gradient = fused.gradient(model, params, frozen, x, weight, shift, threads)
-        return residual_loss(f, y, weight), gradient
+        shift, threads = -weight[:, None] * y, fused.threads(devices)
+        return fused.gradient(model, params, frozen, x, weight, shift, threads)
 
-    def loss(params: Any) -> jax.Array:
-        return residual_loss(apply(model, params, frozen, x), y, weight)
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+        f = apply(model, params, frozen, x)
+        return residual_loss(f, y, weight), f
 
-    return jax.value_and_grad(loss)(params)
+    (_, f), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    return f, gradient
 
 
 def residual_loss(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
@@ -154,7 +162,13 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
     ``state`` is donated. ``frozen`` holds the collections beside ``params`` ({} or {"initial"}).
     With `sgd` and wide layers on CPU no gradient of the whole network is ever stored.
     """
-    return jax.jit(_over_batch(_step_on(model, optimizer, mesh), mesh), donate_argnums=0)
+    step, mean_loss = _step_on(model, optimizer, mesh), _mean_loss(mesh)
+
+    def one(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        state, f = step(state, frozen, batch)
+        return state, mean_loss(f, batch)
+
+    return jax.jit(_over_batch(one, mesh), donate_argnums=0)
 
 
 def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
@@ -163,13 +177,14 @@ def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
     Each is a step of `make_step`, and ``state`` is donated; ``count`` may be any positive
     number, it is compiled once.
     """
-    step = _step_on(model, optimizer, mesh)
+    step, mean_loss = _step_on(model, optimizer, mesh), _mean_loss(mesh)
 
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        start = state, jnp.zeros((), batch.y.dtype)
-        return jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
+        start = state, jnp.zeros_like(batch.y)
+        state, f = jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
+        return state, mean_loss(f, batch)
 
     return jax.jit(_over_batch(steps, mesh, P()), donate_argnums=0)
 
@@ -185,27 +200,39 @@ def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
 
 
 def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """A step as one device of ``mesh`` takes it."""
+    """A step as one device of ``mesh`` takes it: to the new state and the outputs before it."""
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        (x, y, weight), examples = batch, _total(batch.weight.sum(), mesh)
         in_place = isinstance(optimizer, PlainSGD) and mesh.size == 1
-        if in_place and fused.descends(model, state.params, batch.x):
-            (x, y, weight), examples = batch, batch.weight.sum()
-            outputs, params = fused.descent(
+        if in_place and fused.descends(model, state.params, x):
+            f, params = fused.descent(
                 *(model, state.params, frozen, x, weight, -weight[:, None] * y),
                 *(optimizer.rate / examples, fused.threads(mesh.size)),
             )
-            value = residual_loss(outputs, y, weight)
-            return TrainState(params, state.opt_state), value / examples
-        value, gradient = loss_and_gradient(model, state.params, frozen, batch, mesh.size)
-        examples = batch.weight.sum()
-        if mesh.size > 1:  # a sum over one device is a copy of the whole gradient on CPU
-            value, gradient, examples = jax.lax.psum((value, gradient, examples), "data")
-        gradient = jax.tree.map(lambda g: g / examples, gradient)
+            return TrainState(params, state.opt_state), f
+        f, gradient = outputs_and_gradient(model, state.params, frozen, batch, mesh.size)
+        gradient = jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), value / examples
+        return TrainState(optax.apply_updates(state.params, updates), opt_state), f
 
     return step
+
+
+def _mean_loss(mesh: Mesh) -> Any:
+    """(outputs of a device's share of a batch, that share) -> the batch's loss."""
+
+    def loss(f: jax.Array, batch: Batch) -> jax.Array:
+        sums = residual_loss(f, batch.y, batch.weight), batch.weight.sum()
+        value, examples = _total(sums, mesh)
+        return value / examples
+
+    return loss
+
+
+def _total(tree: Any, mesh: Mesh) -> Any:
+    """The sum over ``mesh``; over one device it would be a copy of the whole gradient on CPU."""
+    return jax.lax.psum(tree, "data") if mesh.size > 1 else tree
 
 
 def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh) -> int:

@@ -317,7 +317,8 @@ def _down(
 ) -> tuple[jax.Array, dict[str, Layer]]:
     """Outputs and the gradient, where the middle layers hold what the function ``name`` gives."""
     network, layers, initial = _pieces(model, params, frozen, x)
-    h0, pull_first = jax.vjp(lambda layer: _enter(network, layer, initial), layers["first"])
+    z0, pull_first = jax.vjp(lambda layer: _below(network, layer, initial), layers["first"])
+    h0 = network.activate(z0)
     head, offset = _head(network, layers["last"], initial, h0)
     middle = layers["middle"]
     h, by_h0, kernel, bias = _call(
@@ -329,7 +330,8 @@ def _down(
     )
     f, pull_last = jax.vjp(lambda layer: _leave(network, layer, initial, h), layers["last"])
     (last,) = pull_last(factor[:, None] * f + shift)
-    (first,) = pull_first(by_h0)
+    # Told from h0, and not from z0, which then need not be stored.
+    (first,) = pull_first(jnp.where(network.active(h0), by_h0, 0))
     return f, {"first": first, "middle": {"kernel": kernel, "bias": bias}, "last": last}
 
 
@@ -348,10 +350,14 @@ def _pieces(
     return cast(Any, model.apply(variables, x, method="network"))
 
 
+def _below(network: Network, layer: Layer, initial: Layers) -> jax.Array:
+    """Z of the first layer."""
+    return network.enter(network.weights("first", layer, initial.get("first")))
+
+
 def _enter(network: Network, layer: Layer, initial: Layers) -> jax.Array:
     """The state above the first layer."""
-    z = network.enter(network.weights("first", layer, initial.get("first")))
-    return network.activate(z)
+    return network.activate(_below(network, layer, initial))
 
 
 def _leave(network: Network, layer: Layer, initial: Layers, h: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import importlib.util
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Rules:
     """How a race goes.
 
     Attributes:
-      turns: of every contestant, after the warm-up.
+      turns: of every contestant, after the warm-up; more where ``seconds`` have not passed yet.
       turn_seconds: what a turn's steps should fill.
       checked_steps: losses before these first steps are compared; they are the warm-up.
       seconds_allowed: for a peer's preparation, compilation included, and for each of its turns.
@@ -98,6 +98,7 @@ class Rules:
     turn_seconds: float
     checked_steps: int
     seconds_allowed: float
+    seconds: float = 0.0
 
 
 def race(
@@ -109,29 +110,54 @@ def race(
       RuntimeError: losses differ by more than `tolerance`, or one of `dnntk`'s own ended.
     """
     records = {name: Record(name) for name in names}
-    with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         peers = [name for name in names if name not in OWN and _installed(records[name])]
-        job = _write(task, place, literal=bool(peers)) | {"trials": trials}
+        job = _write(task, Path(place), literal=bool(peers)) | {"trials": trials}
+        jobs = {name: job | {"contestant": name} for name in names if not records[name].missing}
+        _run(records, jobs, rules, lambda running: _check(task, running))
+    return records
+
+
+def race_over_depth(tasks: list[Task], rules: Rules, folder: Path) -> list[Record]:
+    """Let `dnntk`'s own networks of several depths train, in turns; a record each.
+
+    What a shared machine does for a while, it then does to all of them.
+    """
+    records = {f"depth {task.depth}": Record("network") for task in tasks}
+    with contextlib.ExitStack() as stack:
+        jobs = {}
+        for name, task in zip(records, tasks, strict=True):
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+            jobs[name] = _write(task, place, literal=False) | {"contestant": "network"}
+        _run(records, jobs, rules, lambda running: None)
+    return list(records.values())
+
+
+def _run(
+    records: dict[str, Record],
+    jobs: dict[str, Setting],
+    rules: Rules,
+    check: Callable[[list[Record]], None],
+) -> None:
+    """The steps of a race; ``check`` sees the losses of the first ones."""
+    with contextlib.ExitStack() as stack:
         running: dict[str, Contestant] = {}
-        for name in names:
-            if records[name].missing is None:
-                with _forgiven(records[name]):
-                    allowed = math.inf if name in OWN else rules.seconds_allowed
-                    running[name] = stack.enter_context(
-                        Contestant(SCRIPT[name], job | {"contestant": name}, allowed)
-                    )
-                    records[name].facts = running[name].facts
+        for name, job in jobs.items():
+            with _forgiven(name, records):
+                kind = job["contestant"]
+                allowed = math.inf if kind in OWN else rules.seconds_allowed
+                running[name] = stack.enter_context(Contestant(SCRIPT[kind], job, allowed))
+                records[name].facts = running[name].facts
 
         def everyone(steps: dict[str, int], checking: bool) -> None:
             for name in list(running):
                 time.sleep(PAUSE)
-                with _forgiven(records[name], running):
+                with _forgiven(name, records, running):
                     _take(running[name], steps[name], records[name], checking)
 
         for _ in range(rules.checked_steps):
             everyone(dict.fromkeys(running, 1), checking=True)
-        _check(task, [records[name] for name in running])
+        check([records[name] for name in running])
         busy = busy_cores(0.3)
         if busy and busy > BUSY:
             print(f"other work on {busy:.1f} cores: PyTorch suffers most from that", flush=True)
@@ -144,9 +170,10 @@ def race(
             everyone(steps, checking=False)
             step = {name: records[name].seconds.pop() for name in running}
             steps = {name: max(1, round(rules.turn_seconds / step[name])) for name in running}
-        for _ in range(rules.turns):
+        begun, turns = time.monotonic(), 0
+        while turns < rules.turns or time.monotonic() - begun < rules.seconds:
             everyone(steps, checking=False)
-    return records
+            turns += 1
 
 
 def tolerance(task: Task) -> float:
@@ -186,16 +213,19 @@ def _take(running: Contestant, steps: int, record: Record, checking: bool) -> No
 
 
 @contextlib.contextmanager
-def _forgiven(record: Record, running: dict[str, Contestant] | None = None) -> Iterator[None]:
+def _forgiven(
+    name: str, records: dict[str, Record], running: dict[str, Contestant] | None = None
+) -> Iterator[None]:
     """A peer that is gone leaves the race; one of `dnntk`'s own ends it."""
     try:
         yield
     except Gone as gone:
+        record = records[name]
         if record.name in OWN:
-            raise RuntimeError(f"{record.name}: {gone}") from None
-        record.missing = f"{record.name}: {gone}"
+            raise RuntimeError(f"{name}: {gone}") from None
+        record.missing = f"{name}: {gone}"
         if running:
-            running.pop(record.name).close()
+            running.pop(name).close()
 
 
 def _installed(record: Record) -> bool:

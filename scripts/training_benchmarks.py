@@ -12,7 +12,7 @@ import command_line
 import numpy as np
 from absl import flags
 from measuring import Row, measured, promise, set_peer
-from racing import Record, Rules, Task, race, tolerance
+from racing import Record, Rules, Task, race, race_over_depth, tolerance
 
 FLAGS = flags.FLAGS
 
@@ -30,6 +30,9 @@ flags.DEFINE_integer("unrolled_depth", 100, "cost: largest depth of the unrolled
 flags.DEFINE_float("step_seconds", 120.0, "Most for a peer's compilation or turn.", lower_bound=0.1)
 flags.DEFINE_float("peer_gigabytes", 8.0, "cost: a peer that needs more is left out.")
 flags.DEFINE_float("train_scale", 2.0, "C of the trained networks.", lower_bound=0.01)
+flags.DEFINE_float(
+    "depth_seconds", 30.0, "Least time for the turns of all depths with one another.", lower_bound=0
+)
 flags.DEFINE_float("turn_seconds", 0.2, "What the steps of a turn should fill.", lower_bound=0)
 flags.DEFINE_integer("checked_steps", 3, "Warm-up, over which losses must agree.", lower_bound=1)
 
@@ -191,7 +194,13 @@ def _cost(task_of: Callable[[int], Task], depths: list[int], folder: Path) -> li
         own.append(records["network"])
         left_out |= {name: record.missing for name, record in records.items()}
         rows += _at_depth(task, records, {n: why for n, why in left_out.items() if why})
-    return rows + _growth(depths, own)
+    # From depth 100 on, where there are such depths: below, a step is mostly its call.
+    kept = [k for k, depth in enumerate(depths) if depth >= 100]
+    kept = kept if len(kept) > 1 else list(range(len(depths)))
+    deep = [depths[k] for k in kept]
+    rules = dataclasses.replace(_rules(), seconds=FLAGS.depth_seconds)
+    in_turns = race_over_depth([task_of(depth) for depth in deep], rules, folder)
+    return rows + _growth(deep, [own[k] for k in kept], in_turns)
 
 
 def _left_out(name: str, task: Task, last: tuple[int, Record] | None) -> str | None:
@@ -248,18 +257,28 @@ def _beyond(record: Record) -> float:
     return max(record.beyond_bytes, MEMORY_NOISE)
 
 
-def _growth(depths: list[int], own: list[Record]) -> list[Row]:
-    """How time, memory and compilation grow, from depth 100 on where there are such depths."""
-    deep = [pair for pair in zip(depths, own, strict=True) if pair[0] >= 100]
-    deep = deep if len(deep) > 1 else list(zip(depths, own, strict=True))
-    span = f"depth {deep[0][0]:,} to {deep[-1][0]:,}"
-    a_layer = np.array([np.median(record.seconds) / depth for depth, record in deep])
-    by_root = [_beyond(record) / depth**0.5 for depth, record in deep]
+def _growth(depths: list[int], beside: list[Record], in_turns: list[Record]) -> list[Row]:
+    """How time, memory and compilation grow with depth.
+
+    Time is that of the depths ``in_turns`` with one another. Memory is the larger and compilation
+    the smaller of the two processes at a depth: other work can only add to the latter.
+    """
+    span = f"depth {depths[0]:,} to {depths[-1]:,}"
+    a_layer = np.array([np.median(r.seconds) / d for d, r in zip(depths, in_turns, strict=True)])
+    pairs = list(zip(beside, in_turns, strict=True))
+    by_root = [
+        max(map(_beyond, pair)) / depth**0.5 for depth, pair in zip(depths, pairs, strict=True)
+    ]
     # Against every smaller depth, not the smallest alone.
     growth = max(b / a for i, a in enumerate(by_root) for b in by_root[i:])
-    compilation = np.array([record.facts["compile_seconds"] for _, record in deep])
+    compilation = np.array([min(r.facts["compile_seconds"] for r in pair) for pair in pairs])
+    time = _bound(
+        f"{span}: time a layer, largest over smallest", a_layer.max() / a_layer.min(), 1.2
+    )
+    time["depths in turns"] = [dataclasses.asdict(record) for record in in_turns]
+    time["seconds a layer"] = a_layer.tolist()
     return [
-        _bound(f"{span}: time a layer, largest over smallest", a_layer.max() / a_layer.min(), 1.2),
+        time,
         _bound(f"{span}: memory beyond the parameters, growth over sqrt(depth)", growth, 1.2),
         _bound(
             f"{span}: compilation, largest over smallest",

@@ -223,10 +223,11 @@ def test_a_contestant_that_hangs_or_ends_is_gone(seconds, reason, tmp_path):
 
 def test_a_peer_that_is_gone_leaves_the_race_and_own_work_stops_it():
     peer = record("lax.scan")
-    with racing._forgiven(peer):
+    records = {"lax.scan": peer, "network": record("network")}
+    with racing._forgiven("lax.scan", records):
         raise contestant.Gone("not done in 1 s")
     assert peer.missing == "lax.scan: not done in 1 s"
-    with pytest.raises(RuntimeError, match="not done"), racing._forgiven(record("network")):
+    with pytest.raises(RuntimeError, match="not done"), racing._forgiven("network", records):
         raise contestant.Gone("not done in 1 s")
 
 
@@ -247,13 +248,14 @@ def test_a_peer_is_left_out_where_it_would_take_too_long_or_too_much():
         assert (found is None) if reason is None else (reason in found)
 
 
-def test_growth_is_that_from_depth_100_on():
-    def at(depth, seconds, beyond):
-        facts = {"ready_bytes": 0, "gradient_bytes": 0, "compile_seconds": 1.0}
+def test_growth_is_that_of_depths_in_turns():
+    def at(depth, seconds, beyond, compilation):
+        facts = {"ready_bytes": 0, "gradient_bytes": 0, "compile_seconds": compilation}
         return record("network", seconds=[seconds * depth], facts=facts, step_bytes=beyond)
 
-    depths = [10, 100, 10_000]
-    own = [at(10, 9.0, 10**9), at(100, 1.0, 10**7), at(10_000, 1.1, 3 * 10**8)]
-    rows = training_benchmarks._growth(depths, own)
+    beside = [at(100, 1.0, 10**7, 2.0), at(10_000, 9.0, 3 * 10**8, 1.0)]
+    in_turns = [at(100, 1.0, 10**7, 1.0), at(10_000, 1.1, 10**8, 3.0)]
+    rows = training_benchmarks._growth([100, 10_000], beside, in_turns)
     np.testing.assert_allclose([row["median"] for row in rows], [1.1, 3.0, 1.0])
+    np.testing.assert_allclose(rows[0]["seconds a layer"], [1.0, 1.1])
     assert [row["met"] for row in rows] == [True, False, True]

@@ -396,7 +396,8 @@ def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.Gradient
         over_time = lambda count: rate * factor(count)  # noqa: E731
     if config.optimizer == "sgd":
         return optax.sgd(over_time, momentum=config.momentum or None)
-    return getattr(optax, config.optimizer)(over_time)
+    more = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    return getattr(optax, config.optimizer)(over_time, **more)
 
 
 def _percent(share: float | None) -> str:

@@ -60,8 +60,11 @@ void load(const Problem<T>& p, const Block<T>& b, const T* from, Vec<T>* to) {
           int64_t position = p.dense() ? 0 : y * (p.columns + p.reach()) + x;
           int64_t n = vector * kLanes<T>;
           int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
+          const T* source = from + (c * p.positions() + position) * p.examples + n;
           Vec<T> v = {};
-          std::memcpy(&v, from + (c * p.positions() + position) * p.examples + n, lanes * sizeof(T));
+          // A copy whose size is known beforehand is one instruction.
+          if (lanes == kLanes<T>) std::memcpy(&v, source, sizeof v);
+          else std::memcpy(&v, source, lanes * sizeof(T));
           to[b.at(g, y, c) + x] = v;
         }
 }
@@ -78,7 +81,9 @@ void store(const Problem<T>& p, const Block<T>& b, const Vec<T>* from, T* to) {
           int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
           Vec<T> v = {};
           if (x < b.columns) v = from[b.at(g, y, c) + x];
-          std::memcpy(to + (c * p.positions() + position) * p.examples + n, &v, lanes * sizeof(T));
+          T* target = to + (c * p.positions() + position) * p.examples + n;
+          if (lanes == kLanes<T>) std::memcpy(target, &v, sizeof v);
+          else std::memcpy(target, &v, lanes * sizeof(T));
         }
 }
 
@@ -196,11 +201,9 @@ class Worker {
     each([&](int64_t i, int64_t c) { dq[i] = p_.column[c] * dh[i]; });
   }
 
-  // The layer's weights and bias, from what is trained and what was there before. `C` channels,
-  // where the number is known beforehand.
-  template <int C = 0>
+  // The layer's weights and bias, from what is trained and what was there before.
   void prepare(int64_t layer) {
-    const int64_t c = C > 0 ? C : p_.channels;
+    const int64_t c = p_.channels;
     const T* d = p_.kernel + layer * p_.weights();
     for (int64_t i = 0; i < p_.weights() / c; ++i)
       for (int64_t o = 0; o < c; ++o) weights_[i * c + o] = d[i * c + o] * p_.slope[o];
@@ -313,6 +316,7 @@ class Worker {
     forward(layer, h, q, lost, h_next, q_next);
     if (few()) {
       read(h_next, q_next);
+      prepare(layer);
       pack(weights_.data(), false, packed_.data());
     }
     for (int64_t i = 0; i < p_.weights(); ++i)
@@ -376,34 +380,79 @@ class Worker {
     return z > floor ? z : floor;
   }
 
+  // Weights and biases of layer `from` and those behind it that share a `settle`, one layer after
+  // another: so many layers do not wait for one another, as a layer's own product would for them.
+  template <int C>
+  void prepare_few(int64_t from) {
+    const int64_t layers = std::min<int64_t>(kSettle, p_.layers - from), inputs = p_.inputs;
+    T slope[C], bias_slope[C];
+    std::copy(p_.slope, p_.slope + C, slope);
+    std::copy(p_.bias_slope, p_.bias_slope + C, bias_slope);
+    const T *d = p_.kernel + from * C * C, *b = p_.bias + from * C;
+    T* to = ready_;
+    for (int64_t k = 0; k < layers; ++k, d += C * C, b += C, to += (C + 1) * C) {
+      for (int i = 0; i < C; ++i)
+        for (int o = 0; o < C; ++o) to[i * C + o] = d[i * C + o] * slope[o];
+      for (int o = 0; o < C; ++o) to[C * C + o] = b[o] * bias_slope[o];
+      if (p_.initial == kMatrices) {
+        const T *w = p_.initial_kernel + (from + k) * C * C, *v = p_.initial_bias + (from + k) * C;
+        for (int i = 0; i < C * C; ++i) to[i] += w[i];
+        for (int o = 0; o < C; ++o) to[C * C + o] += v[o];
+      } else if (p_.initial == kFeatures) {
+        const T* u = p_.initial_kernel + (from + k) * inputs;
+        for (int64_t i = 0; i < inputs; ++i) to[i * C + inputs] += u[i];
+        to[C * C + inputs] += p_.initial_bias[from + k];
+      }
+    }
+  }
+
   // `forward` of a dense layer of `C` channels, all of which are in registers at once. It neither
   // reads nor writes q.
   template <int C>
   void forward_few(int64_t layer, const V* h, V* lost, V* h_next) {
-    if (layer % kSettle == 0) settle(h, lost);
-    prepare<C>(layer);
-    V weights[C][C];
+    if (layer % kSettle == 0) {
+      settle(h, lost);
+      prepare_few<C>(layer);
+    }
+    const T *own = ready_ + layer % kSettle * (C + 1) * C, *bias = own + C * C;
+    // Loads are what this loop takes its time for: up to 4 channels, all that is the same for every
+    // example stays in registers.
+    V weights[C][C], biases[C], column[C];
     bool carried[C];
-    for (int i = 0; i < C; ++i)
-      for (int o = 0; o < C; ++o) weights[i][o] = V{} + weights_[i * C + o];
-    for (int o = 0; o < C; ++o) carried[o] = p_.carry[o] != 0;
-    for (int64_t x = 0; x < b_.columns; ++x) {
-      V state[C], term[C];
+    for (int i = 0; i < C; ++i) {
+      for (int o = 0; o < C; ++o) weights[i][o] = own[i * C + o] - V{};
+      biases[i] = bias[i] - V{};
+      column[i] = p_.column[i] - V{};
+      carried[i] = p_.carry[i] != 0;
+    }
+    if (C <= 4) {
 #pragma GCC unroll 8
-      for (int o = 0; o < C; ++o) term[o] = V{} + bias_[o];
+      for (int i = 0; i < C; ++i) {
+#pragma GCC unroll 8
+        for (int o = 0; o < C; ++o) hold(weights[i][o]);
+        hold(biases[i]);
+        hold(column[i]);
+      }
+    }
+    const V *base = base_.data(), *floors = floor_.data(), *origins = origin_.data();
+    for (int64_t x = 0; x < b_.columns; ++x) {
+      V term[C];
+#pragma GCC unroll 8
+      for (int o = 0; o < C; ++o) term[o] = biases[o];
 #pragma GCC unroll 8
       for (int i = 0; i < C; ++i) {
         const int64_t k = i * b_.columns + x;
-        state[i] = h[k];
-        V q = base_[k] + p_.column[i] * state[i];
+        V q = base[k] + column[i] * h[k];
 #pragma GCC unroll 8
         for (int o = 0; o < C; ++o) term[o] += q * weights[i][o];
       }
 #pragma GCC unroll 8
       for (int o = 0; o < C; ++o) {
         const int64_t k = o * b_.columns + x;
-        const V floor = floor_[k], origin = origin_[k];
+        const V floor = floors[k];
         if (carried[o]) {
+          V origin = origins[k];
+          hold(origin);
           const V added = lost[k] + term[o], z = origin + added, least = floor - origin;
           lost[k] = added > least ? added : least;
           h_next[k] = z > floor ? z : floor;
@@ -468,6 +517,7 @@ class Worker {
   Block<T> b_;
   Buffer<V> base_, floor_, origin_;
   Buffer<T> weights_, packed_, tangents_, bias_;
+  T ready_[kSettle * 7 * 6];  // weights and biases of layers of `few` channels
   int64_t channel_parts_, column_parts_;
 };
 
@@ -476,19 +526,23 @@ class Worker {
 using Failed = std::atomic<bool>;
 
 // work(block, its number, own, has another failed?) for every block, in the order of their numbers
-// as threads come free; `own` is the thread's Own(problem, its largest block).
+// as threads come free; where there is a thread for each, the calling one, which begins first, has
+// the last block, which is the largest. `own` is the thread's Own(problem, its largest block).
 template <class Own, class T, class Work>
 void over_blocks(const Problem<T>& p, Work work) {
   const int64_t count = p.blocks;
+  const bool one_each = count <= p.threads;
   std::atomic<int64_t> next{0};
   Failed failed{false};
-  Team::run(std::min<int64_t>(p.threads, count), [&](int64_t) {
+  Team::run(std::min<int64_t>(p.threads, count), [&](int64_t thread) {
     try {
       Own own(p, Block<T>(p, 0, parts(p.vectors(), count)));
-      for (int64_t k; (k = next++) < count;) {
+      auto at = [&](int64_t k) {
         int64_t first = part(p.vectors(), count, k);
         work(Block<T>(p, first, part(p.vectors(), count, k + 1) - first), k, own, failed);
-      }
+      };
+      if (one_each) return at(count - 1 - thread);
+      for (int64_t k; (k = next++) < count;) at(k);
     } catch (const std::bad_alloc&) {
       failed = true;
     }

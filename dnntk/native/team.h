@@ -15,6 +15,25 @@
 
 namespace {
 
+// How a thread rounds and what it does with denormal numbers.
+#if defined(__SSE2__)
+using FloatMode = unsigned int;
+inline FloatMode float_mode() { return __builtin_ia32_stmxcsr(); }
+inline void set_float_mode(FloatMode mode) { __builtin_ia32_ldmxcsr(mode); }
+#elif defined(__aarch64__)
+using FloatMode = uint64_t;
+inline FloatMode float_mode() {
+  FloatMode mode;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+inline void set_float_mode(FloatMode mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+struct FloatMode {};
+inline FloatMode float_mode() { return {}; }
+inline void set_float_mode(FloatMode) {}
+#endif
+
 class Team {
  public:
   using Work = std::function<void(int64_t)>;
@@ -30,7 +49,8 @@ class Team {
       throw;
     }
     std::atomic<int64_t> working{count - 1};
-    for (int64_t k = 1; k < count; ++k) helpers[k - 1]->start({&work, k, &working});
+    const FloatMode mode = float_mode();
+    for (int64_t k = 1; k < count; ++k) helpers[k - 1]->start({&work, k, &working, mode});
     work(0);
     for (Patience patience; working.load(std::memory_order_acquire) != 0;)
       if (!patience.left()) std::this_thread::yield();
@@ -58,42 +78,50 @@ class Team {
     const Work* work = nullptr;
     int64_t number = 0;
     std::atomic<int64_t>* working = nullptr;
+    FloatMode mode = {};
   };
 
+  // A call is handed over in one cache line: where cores are far apart, every further one that moves
+  // between them costs as much as a layer.
   class Helper {
    public:
     Helper() { std::thread([this] { live(); }).detach(); }
 
     void start(const Job& job) {
-      {
-        std::lock_guard<std::mutex> lock(mutex_);
-        job_ = job;
-        has_job_.store(true, std::memory_order_release);
-      }
+      job_ = job;
+      if (state_.exchange(kCalled, std::memory_order_acq_rel) != kAsleep) return;
+      { std::lock_guard<std::mutex> lock(mutex_); }  // it looks again before it waits
       called_.notify_one();
     }
 
    private:
+    enum State { kIdle, kAsleep, kCalled };
+
     void live() {
       for (;;) {
         Patience patience;
-        while (!has_job_.load(std::memory_order_acquire) && patience.left()) {}
-        Job job;
-        {
+        while (!called() && patience.left()) {}
+        if (!called()) {
           std::unique_lock<std::mutex> lock(mutex_);
-          called_.wait(lock, [this] { return has_job_.load(std::memory_order_relaxed); });
-          job = job_;
-          has_job_.store(false, std::memory_order_relaxed);
+          State idle = kIdle;
+          state_.compare_exchange_strong(idle, kAsleep, std::memory_order_acq_rel);
+          called_.wait(lock, [this] { return called(); });
         }
+        Job job = job_;
+        state_.store(kIdle, std::memory_order_relaxed);
+        // The caller's, or denormal numbers would depend on which thread has them.
+        set_float_mode(job.mode);
         (*job.work)(job.number);
         job.working->fetch_sub(1, std::memory_order_acq_rel);
       }
     }
 
-    std::mutex mutex_;
-    std::condition_variable called_;
-    std::atomic<bool> has_job_{false};
+    bool called() const { return state_.load(std::memory_order_acquire) == kCalled; }
+
+    alignas(64) std::atomic<State> state_{kIdle};
     Job job_;
+    alignas(64) std::mutex mutex_;
+    std::condition_variable called_;
   };
 
   // Never destroyed: its threads may be at work when the process ends. They do not live on in a
