@@ -36,6 +36,7 @@ class One:
         params = flow.put_replicated(params, mesh)
         self.state = flow.TrainState(params, optimizer.init(params))
         self.batch = flow.put_batch(x, y, mesh)
+        jax.block_until_ready((self.frozen, self.state))  # or compiling shares the cores with it
         begun = time.perf_counter()
         self.at_once = flow.many_at_once(params)
         make = flow.make_steps if self.at_once else flow.make_step

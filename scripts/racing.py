@@ -37,6 +37,9 @@ SCRIPT = {
 }
 # Of 1 / lambda_max of the limit kernel, which would reach the top mode's target at once.
 STEP_SIZE = 0.5
+# A turn is not shorter than this share of the slowest contestant's step, beside which a moment would
+# be all that is seen of the others.
+SHARE = 0.05
 # Threads that wait in a loop for more work have stopped by then.
 PAUSE = 0.05
 # Cores at other work, beside which PyTorch's threads wait for each other: a step has taken up to a
@@ -169,7 +172,8 @@ def _run(
             # One step alone is mostly its call: the first turn only tells how many fill one.
             everyone(steps, checking=False)
             step = {name: records[name].seconds.pop() for name in running}
-            steps = {name: max(1, round(rules.turn_seconds / step[name])) for name in running}
+            filled = max(rules.turn_seconds, SHARE * max(step.values()))
+            steps = {name: max(1, round(filled / step[name])) for name in running}
         begun, turns = time.monotonic(), 0
         while turns < rules.turns or time.monotonic() - begun < rules.seconds:
             everyone(steps, checking=False)

@@ -54,14 +54,20 @@ def run(script, *flags, cwd):
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def outcomes(script, cases, cwd, code=None):
-    """{name: flags} -> {name: Outcome} of forked processes; ``code`` runs in the script's place."""
+def outcomes(script, cases, cwd, code=None, first=None):
+    """{name: flags} -> {name: Outcome} of forked processes; ``code`` runs in the script's place.
+
+    The case called ``first`` ends before the others begin; it is the first of ``cases``. Without a ``script``, the first of each case's flags is its own.
+    """
+    assert first in (None, next(iter(cases)))
+    cases = {name: [script, *flags] if script else flags for name, flags in cases.items()}
     with tempfile.TemporaryDirectory() as kept:
         job = {
-            "script": str(SCRIPTS / script),
-            "cases": list(cases.values()),
+            "script": str(SCRIPTS / script) if script else None,
+            "cases": [[str(SCRIPTS / first), *flags] for first, *flags in cases.values()],
             "cwd": str(cwd),
             "code": code,
+            "alone": first is not None,
             "kept": kept,
         }
         parent = subprocess.run(
@@ -80,8 +86,14 @@ def outcomes(script, cases, cwd, code=None):
 
 
 def _import_what_it_imports(script):
-    """Run the import statements at the top of a script and nothing else of it."""
+    """Run the import statements at the top of a script, of dnntk alone without one."""
     sys.path.insert(0, str(SCRIPTS))
+    if script is None:  # those of several scripts would define the same flags
+        import matplotlib.pyplot  # noqa: F401
+
+        import dnntk.experiments.training  # noqa: F401
+
+        return
     tree = ast.parse(Path(script).read_text())
     tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(tree, script, "exec"), {})
@@ -93,10 +105,10 @@ def _become(index, job):
         file = os.open(Path(job["kept"], f"{index}.{end}"), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
     os.chdir(job["cwd"])
-    sys.argv = [job["script"], *job["cases"][index]]
+    sys.argv = job["cases"][index]
     signal.alarm(SECONDS)
     if job["code"] is None:
-        runpy.run_path(job["script"], run_name="__main__")
+        runpy.run_path(sys.argv[0], run_name="__main__")
     else:
         exec(job["code"], {"__name__": "__main__"})
 
@@ -114,7 +126,7 @@ def _fork_all():
                 # Its end is the process's own, status and traceback included.
                 return _become(index, job)
             running[child] = index
-        if index is None or len(running) == AT_ONCE:
+        if index is None or len(running) == AT_ONCE or (index == 0 and job["alone"]):
             child, status = os.wait()
             statuses[running.pop(child)] = os.waitstatus_to_exitcode(status)
     print(json.dumps(statuses))

@@ -30,6 +30,7 @@ SMALL = (
     "--cnn_images=5",
     "--mlp_images=6",
     "--turn_seconds=0",
+    "--depth_seconds=0",
     "--checked_steps=2",
     "--batch=4",
     "--arc=8",
@@ -51,23 +52,22 @@ BAD_FLAGS = {
 
 
 @pytest.fixture(scope="module")
-def benchmarked(tmp_path_factory):
-    """(folder, outcome) of one run of everything."""
+def runs(tmp_path_factory):
+    """(folder, outcomes) of one run of everything, a second in its folder, and the bad flags."""
     folder = tmp_path_factory.mktemp("benchmark")
-    outcome = processes.run("benchmark.py", *SMALL, "--workdir=out", cwd=folder)
-    assert outcome.returncode == 0, outcome.stderr
-    return folder / "out", outcome
+    (folder / "afile").write_text("")
+    cases = {"first": [*SMALL, "--workdir=out"], "again": [SMALL[0], "--repeats=3", "--workdir=out"]}
+    cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
+    found = processes.outcomes("benchmark.py", cases, folder, first="first")
+    assert found["first"].returncode == 0, found["first"].stderr
+    return folder / "out", found
 
 
 @pytest.fixture(scope="module")
-def later(benchmarked):
-    """(files before, outcomes) of a second run in the same folder and of the bad flags."""
-    folder, _ = benchmarked
-    before = {path: path.read_bytes() for path in folder.glob("*.json")}
-    (folder.parent / "afile").write_text("")
-    cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    cases["again"] = [SMALL[0], "--repeats=3", f"--workdir={folder}"]
-    return before, processes.outcomes("benchmark.py", cases, folder.parent)
+def benchmarked(runs):
+    """(folder, outcome) of the run of everything."""
+    folder, found = runs
+    return folder, found["first"]
 
 
 def result(folder, name):
@@ -125,17 +125,18 @@ def test_the_table_shows_every_row(benchmarked):
         assert len(shown) == len(result(folder, name)["rows"])
 
 
-def test_a_finished_benchmark_is_not_run_again(later):
-    before, outcomes = later
-    again = outcomes["again"]
+def test_a_finished_benchmark_is_not_run_again(runs):
+    folder, found = runs
+    again, written = found["again"], list(folder.glob("*.json"))
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("kept from") == len(before) == len(NAMES + TRAINING)
-    assert all(path.read_bytes() == content for path, content in before.items())
+    assert again.stdout.count("kept from") == len(written) == len(NAMES + TRAINING)
+    # The second asked for another number of repeats, and came to an end after the first.
+    assert all(json.loads(path.read_text())["settings"]["repeats"] == 2 for path in written)
 
 
 @pytest.mark.parametrize("name", BAD_FLAGS)
-def test_a_bad_flag_is_one_line_and_status_2(name, later):
-    outcome = later[1][name]
+def test_a_bad_flag_is_one_line_and_status_2(name, runs):
+    outcome = runs[1][name]
     assert outcome.returncode == 2 and "Traceback" not in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1 and BAD_FLAGS[name][1] in outcome.stderr
 

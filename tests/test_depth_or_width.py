@@ -247,10 +247,12 @@ def test_configurations_are_checked():
 def scripted(tmp_path_factory):
     """(folder, outcome) of the script, small, and of the bad flags after it."""
     folder = tmp_path_factory.mktemp("script")
-    outcome = processes.run("depth_or_width.py", *FLAGS, "--workdir=out", cwd=folder)
+    cases = {"good": [*FLAGS, "--workdir=out"]}
+    cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
+    found = processes.outcomes("depth_or_width.py", cases, folder, first="good")
+    outcome = found.pop("good")
     assert outcome.returncode == 0, outcome.stderr
-    cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    return folder, outcome, processes.outcomes("depth_or_width.py", cases, folder)
+    return folder, outcome, found
 
 
 def test_the_script_leaves_rows_sentences_and_pictures(scripted):

@@ -6,16 +6,23 @@ import processes
 import pytest
 
 
+BAD = ("--depth=2", "--networks=1", "--networks=few", "--seed=-1")
+
+
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def scripted(tmp_path_factory):
+    """(rows, outcomes of the bad flags) of the script."""
     folder = tmp_path_factory.mktemp("errata")
-    done = processes.run("errata.py", "--depth=60", "--networks=6", "--workdir=w", cwd=folder)
+    cases = {"good": ["--depth=60", "--networks=6", "--workdir=w"]} | {flag: [flag] for flag in BAD}
+    found = processes.outcomes("errata.py", cases, folder, first="good")
+    done = found.pop("good")
     assert done.returncode == 0, done.stderr
     assert {p.suffix for p in (folder / "w").glob("errata.*")} == {".png", ".pdf"}
-    return json.loads((folder / "w" / "summary.json").read_text())["rows"]
+    return json.loads((folder / "w" / "summary.json").read_text())["rows"], found
 
 
-def test_networks_have_the_corrected_kernel_and_not_the_printed_one(rows):
+def test_networks_have_the_corrected_kernel_and_not_the_printed_one(scripted):
+    rows, _ = scripted
     assert len(rows) == 3
     for row in rows:
         # The mean over initializations is off by O(1 / depth) besides.
@@ -24,8 +31,7 @@ def test_networks_have_the_corrected_kernel_and_not_the_printed_one(rows):
         assert abs(row["measured"] - row["printed"]) > 2 * allowed
 
 
-def test_bad_settings_are_one_line(tmp_path):
-    bad = {name: [name] for name in ("--depth=2", "--networks=1", "--networks=few", "--seed=-1")}
-    for flag, outcome in processes.outcomes("errata.py", bad, tmp_path).items():
+def test_bad_settings_are_one_line(scripted):
+    for flag, outcome in scripted[1].items():
         assert outcome.returncode == 2 and len(outcome.stderr.splitlines()) == 1
         assert flag[2:].split("=")[0] in outcome.stderr

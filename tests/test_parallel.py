@@ -92,7 +92,9 @@ def test_bad_input_is_one_line(fields, given, said):
 
 def test_the_script_counts_sweeps_and_draws(tmp_path):
     small = ("--depths=20,60", "--scales=5", "--steps=20", "--inputs=16", "--workdir=out")
-    code, out, err = processes.run("parallel_depth.py", *small, cwd=tmp_path)
+    cases = {"small": small} | {flag: [flag] for flag in ("--scales=x", "--scales=")}
+    found = processes.outcomes("parallel_depth.py", cases, tmp_path, first="small")
+    code, out, err = found.pop("small")
     assert code == 0, err
     rows = json.loads((tmp_path / "out/parallel_depth.json").read_text())
     assert [row["depth"] for row in rows] == [20, 60] and "times faster" in out
@@ -100,6 +102,5 @@ def test_the_script_counts_sweeps_and_draws(tmp_path):
         assert row["not_settled"] == 0 and 1 < row["sweeps"] < 12
         assert row["error"] < 1e-5
     assert (tmp_path / "out/parallel_depth.png").stat().st_size > 10_000
-    wrong = {flag: [flag] for flag in ("--scales=x", "--scales=")}
-    for code, _, err in processes.outcomes("parallel_depth.py", wrong, tmp_path).values():
+    for code, _, err in found.values():
         assert code == 2 and "scales: expected numbers" in err
