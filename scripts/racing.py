@@ -37,8 +37,8 @@ SCRIPT = {
 }
 # Of 1 / lambda_max of the limit kernel, which would reach the top mode's target at once.
 STEP_SIZE = 0.5
-# A turn is not shorter than this share of the slowest contestant's step, beside which a moment would
-# be all that is seen of the others.
+# A turn is not shorter than this share of the slowest contestant's step, beside which a moment
+# would be all that is seen of the others.
 SHARE = 0.05
 # Threads that wait in a loop for more work have stopped by then.
 PAUSE = 0.05

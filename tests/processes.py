@@ -57,7 +57,8 @@ def run(script, *flags, cwd):
 def outcomes(script, cases, cwd, code=None, first=None):
     """{name: flags} -> {name: Outcome} of forked processes; ``code`` runs in the script's place.
 
-    The case called ``first`` ends before the others begin; it is the first of ``cases``. Without a ``script``, the first of each case's flags is its own.
+    The case called ``first`` ends before the others begin; it is the first of ``cases``.
+    Without a ``script``, the first of each case's flags is its own.
     """
     assert first in (None, next(iter(cases)))
     cases = {name: [script, *flags] if script else flags for name, flags in cases.items()}

@@ -56,7 +56,10 @@ def runs(tmp_path_factory):
     """(folder, outcomes) of one run of everything, a second in its folder, and the bad flags."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "afile").write_text("")
-    cases = {"first": [*SMALL, "--workdir=out"], "again": [SMALL[0], "--repeats=3", "--workdir=out"]}
+    cases = {
+        "first": [*SMALL, "--workdir=out"],
+        "again": [SMALL[0], "--repeats=3", "--workdir=out"],
+    }
     cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     found = processes.outcomes("benchmark.py", cases, folder, first="first")
     assert found["first"].returncode == 0, found["first"].stderr

@@ -5,7 +5,6 @@ import json
 import processes
 import pytest
 
-
 BAD = ("--depth=2", "--networks=1", "--networks=few", "--seed=-1")
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import dnntk
-from dnntk.config import SCHEDULES, TrainConfig
+from dnntk.config import DECAYING, SCHEDULES, TrainConfig
+from dnntk.experiments.training import optimizer_of
 from dnntk.plan import Job, Plan, kernel_times, schedule_of
 
 
@@ -60,3 +61,35 @@ def test_a_schedule_keeps_its_length():
         job.resumed(held | {"reason": ""})
     with pytest.raises(dnntk.InputError, match="time: expected schedule=constant"):
         TrainConfig(schedule="cosine", time=3.0)
+
+
+@pytest.mark.parametrize("optimizer", DECAYING)
+def test_weight_decay_takes_its_share_of_the_parameters(optimizer):
+    params = {"kernel": np.array([1.0, -2.0, 4.0], np.float32)}
+
+    def step(weight_decay):
+        config = TrainConfig(optimizer=optimizer, lr=0.1, weight_decay=weight_decay)
+        rule = optimizer_of(config, 0.1, steps=5)
+        gradient = {"kernel": np.array([0.3, 0.1, -0.2], np.float32)}
+        return np.asarray(rule.update(gradient, rule.init(params), params)[0]["kernel"])
+
+    change = step(0.5) - step(0.0)
+    if optimizer == "lamb":  # it scales the whole step to the parameters
+        assert change @ params["kernel"] < 0
+    else:
+        np.testing.assert_allclose(change, -0.1 * 0.5 * params["kernel"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"weight_decay": 0.1},
+        {"optimizer": "adam", "lr": 0.1, "weight_decay": 0.1},
+        {"optimizer": "adamw", "lr": 0.1, "weight_decay": -0.1},
+        {"optimizer": "adamw", "lr": 0.1, "weight_decay": float("nan")},
+    ],
+)
+def test_weight_decay_is_for_those_who_have_it(fields):
+    with pytest.raises(dnntk.InputError, match="^weight_decay") as error:
+        TrainConfig(**fields)
+    assert "\n" not in str(error.value)
