@@ -131,14 +131,14 @@ class Shelf {
   }
 
   static void give(void* data, size_t bytes) {
+    if (bytes > kMost) return std::free(data);
     Shelf& own = mine();
-    while (!own.kept_.empty() && own.bytes_ + bytes > kMost) {
+    while (own.bytes_ + bytes > kMost) {
       std::free(own.kept_.front().second);
       own.bytes_ -= own.kept_.front().first;
       own.kept_.erase(own.kept_.begin());
     }
     try {
-      if (bytes > kMost) throw std::bad_alloc();
       own.kept_.emplace_back(bytes, data);
       own.bytes_ += bytes;
     } catch (const std::bad_alloc&) {
