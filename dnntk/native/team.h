@@ -3,12 +3,14 @@
 #pragma once
 
 #include <pthread.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -34,12 +36,40 @@ inline FloatMode float_mode() { return {}; }
 inline void set_float_mode(FloatMode) {}
 #endif
 
+// Which processor a thread is on. Where a kernel wakes a helper on its caller's own, the two take
+// turns, and each looks out for the other in vain: so the helper leaves.
+#if defined(__linux__) && defined(__GLIBC__)
+class Place {
+ public:
+  static Place mine() { return {sched_getcpu(), pthread_self()}; }
+
+  // To another one of those that the thread which is here may use, if there is one.
+  void leave() const {
+    if (sched_getcpu() != processor_) return;
+    cpu_set_t allowed;
+    if (pthread_getaffinity_np(thread_, sizeof allowed, &allowed) != 0) return;
+    if (processor_ < 0 || processor_ >= CPU_SETSIZE) return;
+    CPU_CLR(processor_, &allowed);
+    if (CPU_COUNT(&allowed) > 0) pthread_setaffinity_np(pthread_self(), sizeof allowed, &allowed);
+  }
+
+ private:
+  Place(int processor, pthread_t thread) : processor_(processor), thread_(thread) {}
+  int processor_;
+  pthread_t thread_;  // waits for whoever leaves
+};
+#else
+struct Place {
+  static Place mine() { return {}; }
+  void leave() const {}
+};
+#endif
+
 class Team {
  public:
-  using Work = std::function<void(int64_t)>;
-
   // work(0) on this thread, and work(1), ..., work(count - 1) each on one of its own, all at the
   // same time; `work` must not throw. Whoever calls at the same time has other threads.
+  template <class Work>
   static void run(int64_t count, const Work& work) {
     std::vector<Helper*> helpers;
     try {
@@ -48,9 +78,12 @@ class Team {
       give(helpers);
       throw;
     }
-    std::atomic<int64_t> working{count - 1};
+    alignas(64) std::atomic<int64_t> working{count - 1};
+    auto call = [](const void* work, int64_t k) { (*static_cast<const Work*>(work))(k); };
+    const Place place = Place::mine();
     const FloatMode mode = float_mode();
-    for (int64_t k = 1; k < count; ++k) helpers[k - 1]->start({&work, k, &working, mode});
+    for (int64_t k = 1; k < count; ++k)
+      helpers[k - 1]->start({call, &work, k, &working, place, mode});
     work(0);
     for (Patience patience; working.load(std::memory_order_acquire) != 0;)
       if (!patience.left()) std::this_thread::yield();
@@ -75,10 +108,12 @@ class Team {
   };
 
   struct Job {
-    const Work* work = nullptr;
-    int64_t number = 0;
-    std::atomic<int64_t>* working = nullptr;
-    FloatMode mode = {};
+    void (*call)(const void* work, int64_t number);
+    const void* work;
+    int64_t number;
+    std::atomic<int64_t>* working;
+    Place place;
+    FloatMode mode;
   };
 
   // A call is handed over in one cache line: where cores are far apart, every further one that moves
@@ -111,7 +146,8 @@ class Team {
         state_.store(kIdle, std::memory_order_relaxed);
         // The caller's, or denormal numbers would depend on which thread has them.
         set_float_mode(job.mode);
-        (*job.work)(job.number);
+        job.place.leave();
+        job.call(job.work, job.number);
         job.working->fetch_sub(1, std::memory_order_acq_rel);
       }
     }
@@ -119,7 +155,7 @@ class Team {
     bool called() const { return state_.load(std::memory_order_acquire) == kCalled; }
 
     alignas(64) std::atomic<State> state_{kIdle};
-    Job job_;
+    Job job_{nullptr, nullptr, 0, nullptr, Place::mine(), {}};
     alignas(64) std::mutex mutex_;
     std::condition_variable called_;
   };
