@@ -1,6 +1,7 @@
 r"""Section 5.2: very deep narrow networks train, where the same networks otherwise do not.
 
 python scripts/trainability.py
+python scripts/trainability.py --optimizer=adam --scale=1 --pool=4 --steps=300
 python scripts/trainability.py --data_dir=FOLDER --budget_minutes=60
 python scripts/trainability.py --preset=mlp-4000 --pool=4 --budget_minutes=120
 python scripts/trainability.py --preset=cnn-1000-small-c --data_dir=FOLDER
@@ -14,7 +15,7 @@ import command_line
 from absl import flags
 from command_line import words
 
-from dnntk.config import DTYPES
+from dnntk.config import DTYPES, OPTIMIZERS
 from dnntk.data import DATASETS
 from dnntk.experiments.trainability import trainability
 from dnntk.experiments.trainability_config import FIGURE, PRESETS, TrainabilityConfig
@@ -34,6 +35,7 @@ flags.DEFINE_integer("epochs", None, "Passes over the data of a row. None: the p
 flags.DEFINE_list("archs", list(DEFAULT.archs), "Architectures of the figure.")
 flags.DEFINE_list("inits", list(DEFAULT.inits), "Initializations of the figure.")
 flags.DEFINE_list("rates", words(DEFAULT.rates), "Learning rates of the figure.")
+flags.DEFINE_enum("optimizer", DEFAULT.optimizer, OPTIMIZERS, "Of the figure's runs.")
 flags.DEFINE_integer("steps", DEFAULT.steps, "Steps of each of the figure's runs.")
 flags.DEFINE_integer("batch_size", None, "Examples a step; 0 is all. None: the preset's, or 512.")
 flags.DEFINE_float("budget_minutes", 0.0, "For the whole: run what fits. 0: no limit.")

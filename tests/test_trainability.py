@@ -1,5 +1,6 @@
 """Figure 4.2 and table 4.1, small: every run is there, in the same axes, and survives a kill."""
 
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,7 @@ import pytest
 
 from dnntk.errors import InputError
 from dnntk.experiments import trainability as t
-from dnntk.experiments.trainability_config import TrainabilityConfig, row_of
+from dnntk.experiments.trainability_config import TrainabilityConfig, row_of, runs_of
 
 SMALL = TrainabilityConfig(
     dataset="digits", archs=("mlp",), depth=12, steps=6, rates=(1e-3, 30.0), eval_examples=64
@@ -54,6 +55,13 @@ def test_finished_runs_are_kept(figure):
         assert row["history"][-1]["loss"] == other["history"][-1]["loss"]
 
 
+def test_another_optimizer_has_the_rates_alone():
+    runs = dict(runs_of(dataclasses.replace(SMALL, optimizer="adam", scale=1.0)))
+    assert len(runs) == 3 * 2
+    assert {run.optimizer for run in runs.values()} == {"adam"}
+    assert {run.lr for run in runs.values()} == set(SMALL.rates)
+
+
 @pytest.mark.parametrize("preset", ["mlp-4000", "cnn-4000", "cnn-20000-binary"])
 def test_a_row_is_the_thesis_s(preset):
     config = row_of(TrainabilityConfig(preset=preset))
@@ -89,6 +97,7 @@ def test_a_row_is_set_beside_the_thesis_and_the_limit(tmp_path):
         {"inits": ("xavier",)},
         {"rates": (0.1, -1.0)},
         {"steps": 0},
+        {"optimizer": "newton"},
         {"budget_minutes": -1.0},
         {"depth": 1},
     ],

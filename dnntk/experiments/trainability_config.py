@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from dnntk.checks import check_choice, check_count
-from dnntk.config import ARCHITECTURES, TrainConfig
+from dnntk.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
 from dnntk.errors import InputError
 from dnntk.initializers import INITS
 from dnntk.results import as_json
@@ -55,7 +55,17 @@ PRESETS = {
         _row(1e-8, 1, 20.0, arch="cnn", depth=20_000, rho=3**-0.5, epochs=1000), 0.031257, 0.9887
     ),
     "mlp-4000-small-c": Preset(
-        dataclasses.replace(_SMALL_C, arch="mlp", depth=4000, warmup=100, steps=3200)
+        dataclasses.replace(
+            _SMALL_C,
+            arch="mlp",
+            depth=4000,
+            optimizer="adamw",
+            weight_decay=0.7,
+            lr=3e-3,
+            warmup=100,
+            batch_size=128,
+            steps=20_000,
+        )
     ),
     "cnn-1000-small-c": Preset(
         dataclasses.replace(
@@ -88,6 +98,8 @@ class TrainabilityConfig:
       inits: of the figure.
       rates: learning rates of the figure, on the literal matrices; "deep_narrow" is run with the
         step that its kernel allows besides.
+      optimizer: of the figure's runs; sgd is the thesis's. All others have no step that a kernel
+        allows, and are most at home at a small C.
       steps: of each of the figure's runs.
       batch_size: examples a step; None is the preset's own, 512 for the thesis's.
       budget_minutes: for the whole; 0 is no limit.
@@ -112,6 +124,7 @@ class TrainabilityConfig:
     archs: tuple[str, ...] = ARCHITECTURES
     inits: tuple[str, ...] = INITS
     rates: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)
+    optimizer: str = "sgd"
     steps: int = 500
     batch_size: int | None = None
     budget_minutes: float = 0.0
@@ -123,6 +136,7 @@ class TrainabilityConfig:
     def __post_init__(self) -> None:
         """Check everything that needs no data."""
         check_choice("preset", self.preset, (FIGURE, *PRESETS))
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for name, values, allowed in (
             ("archs", self.archs, ARCHITECTURES),
             ("inits", self.inits, INITS),
@@ -176,8 +190,9 @@ def runs_of(config: TrainabilityConfig) -> list[tuple[str, TrainConfig]]:
         if config.pool is None and config.dataset != "digits" and arch == "mlp":
             fields["pool"] = 1
         fields |= _given(config, (*_SHARED, *_OWN)) | {"arch": arch, "steps": config.steps}
+        fields["optimizer"] = config.optimizer
         fields["eval_every"] = max(1, config.steps // EVALUATIONS)
-        if "deep_narrow" in config.inits:
+        if "deep_narrow" in config.inits and config.optimizer == "sgd":
             found.append((f"{arch} deep_narrow", TrainConfig(**fields)))
         for init in config.inits:
             # Matrices as they are: there is no scale, and a learning rate is one.
