@@ -1,5 +1,18 @@
-"""Checkpoints of a run by orbax: written whole or not at all, the newest readable one restored."""
+"""Checkpoints of a run by orbax: written whole or not at all, the newest intact one restored.
 
+Beside what orbax writes lie the sizes and SHA-256 of its files, written last. A checkpoint without
+them was cut short; one that differs from them is damaged, and gives way to the one before it.
+Nothing of a checkpoint is read before that, and no array made before its shape is the run's own.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +21,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dnntk.errors import InputError
+from dnntk.results import parsed
+
+CHECKSUMS = "checksums.json"
+# Of the list of files, in bytes; and of arrays for each byte in files where no shapes are known.
+_MOST_CHECKSUMS, _MOST_EXPANSION, _CHUNK = 1 << 22, 1000, 1 << 20
 
 
 class Checkpoints:
@@ -22,7 +40,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder.absolute()
+        handler = ocp.StandardCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
 
     def __enter__(self) -> "Checkpoints":
         """Return itself."""
@@ -33,20 +53,49 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, state: Any) -> None:
-        """Write ``state`` under ``step``; a state already kept under it stays."""
-        if step not in self._manager.all_steps():
-            host = jax.tree.map(np.asarray, state)
-            self._manager.save(step, args=ocp.args.StandardSave(_without_empty(host)))
+        """Write ``state`` under ``step``; a state already kept under it stays.
+
+        Raises:
+          InputError: there is no room for it; those already kept stay.
+        """
+        if step in self._manager.all_steps():
+            return
+        host = jax.tree.map(np.asarray, state)
+        needed = sum(a.nbytes for a in jax.tree.leaves(host))
+        free = shutil.disk_usage(self._folder).free
+        try:
+            if needed > free:
+                raise OSError(f"{free / 1e6:.0f} MB are free")
+            with _silent_threads():
+                self._manager.save(step, args=ocp.args.StandardSave(_without_empty(host)))
+            _write_checksums(self._folder / str(step))
+        except (OSError, ValueError) as error:  # tensorstore raises the latter
+            with contextlib.suppress(Exception):
+                self._manager.delete(step)
+            raise InputError(
+                f"workdir: expected room for a checkpoint of {needed / 1e6:.0f} MB in "
+                f"{self._folder} ({_first_line(error)}); make room and --resume: the checkpoint "
+                "before it is kept"
+            ) from None
 
     def newest(self) -> Any:
-        """The newest state, NumPy arrays in plain containers, None for an empty one; or None."""
+        """The newest state, NumPy arrays in plain containers, None for an empty one; or None.
+
+        Raises:
+          InputError: it is damaged.
+        """
         step = self._manager.latest_step()
         if step is None:
             return None
+        size = self._verified(step)
+        claimed = jax.tree.leaves(self._manager.item_metadata(step).tree)
+        expected = sum(np.dtype(a.dtype).itemsize * _count(a.shape) for a in claimed)
+        if expected > _MOST_EXPANSION * size:
+            raise InputError(f"{self._folder}: {size} bytes at step {step} claim {expected}")
         return self._manager.restore(step, args=ocp.args.StandardRestore())
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """(step, state) of the newest readable checkpoint, or None where there is none.
+        """(step, state) of the newest intact checkpoint, or None where there is none.
 
         Raises:
           InputError: checkpoints exist and not one of them can be read as ``like``.
@@ -56,10 +105,12 @@ class Checkpoints:
         reason = ""
         for step in steps:
             try:
-                kept = ocp.args.StandardRestore(_without_empty(template))
-                restored = self._manager.restore(step, args=kept)
+                self._verified(step)
+                kept = _without_empty(template)
+                self._check_shapes(step, kept)
+                restored = self._manager.restore(step, args=ocp.args.StandardRestore(kept))
             except Exception as error:  # orbax and its backends raise many kinds on damaged files
-                reason = reason or str(error).strip().partition("\n")[0][:160]
+                reason = reason or _first_line(error)
             else:
                 for damaged in (newer for newer in steps if newer > step):
                     self._manager.delete(damaged)
@@ -72,7 +123,92 @@ class Checkpoints:
             )
         return None
 
+    def _verified(self, step: int) -> int:
+        """Bytes of a checkpoint whose files are those that were written."""
+        folder = self._folder / str(step)
+        list_of_files = folder / CHECKSUMS
+        if not _is_file(list_of_files) or list_of_files.stat().st_size > _MOST_CHECKSUMS:
+            raise InputError(f"step {step} was cut short: it has no {CHECKSUMS}")
+        try:
+            claimed = parsed(list_of_files.read_bytes())
+        except ValueError:
+            claimed = None
+        found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
+        if not isinstance(claimed, dict) or found - {CHECKSUMS} != set(claimed):
+            raise InputError(f"step {step} has other files than were written")
+        total = 0
+        for name, entry in claimed.items():
+            file = folder / name
+            # By size first: a file may have grown.
+            if not _is_file(file) or entry != {"bytes": file.stat().st_size, "sha256": _sha(file)}:
+                raise InputError(f"step {step}: {name} is damaged")
+            total += file.stat().st_size
+        return total
+
+    def _check_shapes(self, step: int, template: Any) -> None:
+        if _shapes(self._manager.item_metadata(step).tree) != _shapes(template):
+            raise InputError(f"step {step} is of another network")
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """What fails in a thread of orbax's is raised again in the caller: once is enough."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _write_checksums(folder: Path) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    found = {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha(p)} for p in files
+    }
+    partial = folder / f".{CHECKSUMS}.partial"
+    with partial.open("w") as stream:
+        stream.write(json.dumps(found, indent=1))
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(folder / CHECKSUMS)
+
+
+def _sha(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_file(path: Path) -> bool:
+    """Is it a file of its own: no link out of the folder, no pipe that would be waited for?"""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for side in shape:
+        total *= int(side)
+    return total
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:160]
+
 
 def _without_empty(state: Any) -> Any:
     """None for empty arrays, which orbax refuses: the middle of a network of two layers."""
     return jax.tree.map(lambda a: a if a.size else None, state)
+
+
+def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """By the way to each array, whatever the containers on it are."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(a.shape), np.dtype(a.dtype))
+        for path, a in jax.tree_util.tree_flatten_with_path(state)[0]
+    }

@@ -1,4 +1,4 @@
-"""The package's own exceptions: input that a user can mend, and a run that went astray."""
+"""The package's own exceptions: input to be mended, a run gone astray, a run told to stop."""
 
 from typing import Any
 
@@ -18,3 +18,16 @@ class Diverged(ArithmeticError):
         """Keep ``history`` beside the one-line message."""
         super().__init__(message)
         self.history = history
+
+
+class Stopped(SystemExit):
+    """SIGTERM: everything is written, and the process ends with status 128 + 15.
+
+    Attributes:
+      message: one line that says how to go on.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Keep ``message``; a process in which nobody catches this ends silently."""
+        super().__init__(143)
+        self.message = message

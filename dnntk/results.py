@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from dnntk.errors import InputError
+from dnntk.locks import FolderLock
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 
@@ -24,6 +25,7 @@ class RunFolder:
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
         """Name the folder; nothing is touched yet."""
         self.path = Path(workdir)
+        self._lock: FolderLock | None = None
 
     def make(self) -> None:
         """Make the folder where it is missing.
@@ -48,23 +50,27 @@ class RunFolder:
     def claim(self, config: dict[str, Any], resume: bool, free: Collection[str] = ()) -> None:
         """Start a run of ``config`` here, or, to ``resume``, check that the one here is the same.
 
+        The folder is then this run's alone until the object is gone.
+
         Args:
           config: the run's configuration, as JSON keeps it.
           resume: expect a run of it in the folder; else none.
           free: names that may differ from the ones saved.
 
         Raises:
-          InputError: the folder cannot be used, or holds another run.
+          InputError: the folder cannot be used, or holds another run, or one that is at work.
         """
-        if not resume:
+        saved = self.read_config() if resume else None
+        if saved is None:
             self.make()
+        self._lock = FolderLock(self.path)
+        if saved is None:
             if self.holds_run:
                 raise InputError(
                     f"workdir: expected one without a run, {self.path} holds one; "
                     "add --resume to go on with it, or choose another"
                 )
             return
-        saved = self.read_config()
         for name, value in json.loads(json.dumps(config)).items():
             if name not in free and saved.get(name, value) != value:
                 raise InputError(
@@ -86,7 +92,7 @@ class RunFolder:
         """
         file = self.path / CONFIG
         try:
-            content = json.loads(file.read_text())
+            content = parsed(file.read_text())
         except FileNotFoundError:
             raise InputError(
                 f"resume: expected a run in {self.path}, found no {CONFIG}; "
@@ -103,8 +109,13 @@ class RunFolder:
         self.append(METRICS, line)
 
     def keep_metrics_to(self, step: int) -> list[dict[str, Any]]:
-        """Drop the lines after ``step`` and any that is cut short; return those that stay."""
-        return self.keep_lines(METRICS, lambda line: line["step"] <= step)
+        """Drop the lines after ``step`` and any that is damaged; return those that stay."""
+
+        def kept(line: dict[str, Any]) -> bool:
+            numbers = (line.get(name) for name in ("step", "loss", "seconds"))
+            return all(type(n) in (int, float) for n in numbers) and line["step"] <= step
+
+        return self.keep_lines(METRICS, kept)
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add a line of JSON to ``name``, on disk before this returns."""
@@ -116,20 +127,32 @@ class RunFolder:
     def keep_lines(
         self, name: str, kept: Callable[[dict[str, Any]], bool] = lambda line: True
     ) -> list[dict[str, Any]]:
-        """Drop the lines that are cut short or not to be kept; return those that stay."""
+        """Drop the lines that are damaged or not to be kept; return those that stay."""
         file = self.path / name
         lines = []
-        for text in file.read_text().splitlines() if file.exists() else []:
+        for text in file.read_bytes().splitlines() if file.exists() else []:
             try:
-                line = json.loads(text)
+                line = parsed(text)
             except ValueError:
                 continue
-            if kept(line):
+            if isinstance(line, dict) and kept(line):
                 lines.append(line)
         partial = file.with_name(f".{name}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         partial.replace(file)
         return lines
+
+
+def parsed(text: str | bytes) -> Any:
+    """What JSON holds.
+
+    Raises:
+      ValueError: it is none, or nested as no file of this package is.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
 
 
 def as_json(content: Any) -> Any:

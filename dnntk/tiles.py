@@ -6,7 +6,6 @@ that a later run takes up again, or computed anew for every product where neithe
 """
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
-from dnntk.results import RunFolder
+from dnntk.results import RunFolder, parsed
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 TILES, PROGRESS = "gram.npy", "gram.json"
@@ -243,7 +242,7 @@ class SymmetricGram:
         advice = "remove both files, or give another folder"
         damaged = InputError(f"gram: expected a stored matrix in {folder}, found damage; {advice}")
         try:
-            content = json.loads(note.read_text())
+            content = parsed(note.read_text())
             probes = np.array(content.pop("probes"), np.float64)
             done = content.pop("done")
             held = np.load(file, mmap_mode="r", allow_pickle=False)

@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 import absl.logging
@@ -11,6 +13,7 @@ import jax
 from absl import flags
 
 from dnntk import Diverged, InputError
+from dnntk.errors import Stopped
 
 # More host devices than this only cut the batch thinner.
 MOST_HOST_DEVICES = 8
@@ -26,6 +29,7 @@ def run(main: Callable[[], None]) -> None:
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
             raise InputError(f"expected flags like --depth=1000, got {' '.join(rest)!r}")
+        signal.signal(signal.SIGTERM, _stopped)
         _log_lines()
         _one_host_device_a_core()
         main()
@@ -35,6 +39,11 @@ def run(main: Callable[[], None]) -> None:
         _stop(str(error), 1)
     except KeyboardInterrupt:
         _stop("interrupted; go on with --resume and the same --workdir", 130)
+    except Stopped as stopped:
+        _stop(stopped.message, 143)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _stop(f"{error.strerror or error}{where}; mend it, and go on with --resume", 1)
 
 
 def words(values: tuple[float, ...]) -> list[str]:
@@ -58,6 +67,10 @@ def depths(name: str, least: int) -> list[int]:
         given = ",".join(flags.FLAGS[name].value or ())
         raise InputError(f"{name}: expected numbers from {least} on, got {given!r}")
     return found
+
+
+def _stopped(number: int, frame: FrameType | None) -> NoReturn:
+    raise Stopped("SIGTERM: stopped; go on with --resume and the same --workdir")
 
 
 def _stop(message: str, status: int) -> NoReturn:

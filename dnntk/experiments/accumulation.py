@@ -28,6 +28,7 @@ from dnntk.errors import InputError
 from dnntk.experiments.training import TrainResult, load_dataset_for, train
 from dnntk.figures import accumulation as pictures
 from dnntk.kernel import limit_ntk
+from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
 from dnntk.ntk import empirical_ntk
 from dnntk.regression import MOST_ROWS_FOR_EIGH
@@ -148,6 +149,7 @@ class Accumulation:
         return np.arange(1, depth + 1)[:, None] / depth * self.limit
 
 
+@freeing_folders()
 def accumulate(
     config: AccumulationConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,

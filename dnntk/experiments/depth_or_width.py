@@ -29,6 +29,7 @@ from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
 from dnntk.kernel import limit_ntk
+from dnntk.locks import freeing_folders
 from dnntk.regression import KernelFlow
 from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 
@@ -59,6 +60,7 @@ class DepthOrWidth:
     statements: list[str]
 
 
+@freeing_folders()
 def compare(
     config: DepthOrWidthConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,

@@ -21,6 +21,7 @@ from dnntk.errors import InputError
 from dnntk.figures import save
 from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
+from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
 from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
@@ -128,6 +129,7 @@ STATEMENTS = (
 )
 
 
+@freeing_folders()
 def errata(
     config: ErrataConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,

@@ -21,6 +21,7 @@ from dnntk.errors import InputError
 from dnntk.experiments.parameter_styles import network_styles
 from dnntk.figures.initialization import Diagram, Style, initialization_figure
 from dnntk.initializers import INITS
+from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
 from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
 
@@ -186,6 +187,7 @@ def _convolved(h: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return np.einsum("hwcij,ijco->hwo", patches, kernel)
 
 
+@freeing_folders()
 def initialize(
     config: InitializationConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,

@@ -31,6 +31,7 @@ from dnntk.evaluation import as_trained
 from dnntk.experiments import rates
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
+from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
 from dnntk.regression import KernelFlow
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
@@ -178,6 +179,7 @@ class Comparison:
         return {"time_step": self.time_step, "comparisons": by_time}
 
 
+@freeing_folders()
 def converge_to_limit(
     config: LimitConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,

@@ -27,6 +27,7 @@ from dnntk.data import load_dataset
 from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
 from dnntk.experiments import rates
+from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
@@ -148,6 +149,7 @@ def settings(config: ConvergenceConfig) -> list[Setting]:
     return found
 
 
+@freeing_folders()
 def converge(
     config: ConvergenceConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,

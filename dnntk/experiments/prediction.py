@@ -25,8 +25,18 @@ from dnntk.experiments.predict_config import PredictConfig, compared_fields
 from dnntk.experiments.selection import Selection, usable
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
+from dnntk.locks import freeing_folders
 from dnntk.regression import KernelFlow
-from dnntk.results import CONFIG, METRICS, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.results import (
+    CONFIG,
+    METRICS,
+    SUMMARY,
+    RunFolder,
+    as_json,
+    parsed,
+    peak_memory_bytes,
+    versions,
+)
 from dnntk.tiles import SymmetricGram
 
 CURVE_POINTS = 41
@@ -57,6 +67,7 @@ class PredictResult:
     summary: dict[str, Any]
 
 
+@freeing_folders()
 def predict(
     config: PredictConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -102,7 +113,7 @@ class _Trained:
         self.depth = RunFolder(workdir).read_config()["depth"]
         file = workdir / METRICS
         try:
-            lines = [json.loads(text) for text in file.read_text().splitlines()]
+            lines = [parsed(text) for text in file.read_text().splitlines()]
             self.history = [line for line in lines if line["time"] is not None]
             if not self.history:
                 raise KeyError

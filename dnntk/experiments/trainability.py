@@ -33,6 +33,7 @@ from dnntk.experiments.trainability_config import (
 from dnntk.experiments.training import TrainResult, load_dataset_for, train
 from dnntk.figures import save
 from dnntk.figures.trainability import row_figure, trainability_figure
+from dnntk.locks import freeing_folders
 from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 
 log = logging.getLogger("dnntk")
@@ -55,6 +56,7 @@ class TrainabilityResult:
     summary: dict[str, Any]
 
 
+@freeing_folders()
 def trainability(
     config: TrainabilityConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,

@@ -29,8 +29,10 @@ from dnntk.config import (
     evaluation_steps,
 )
 from dnntk.data import Dataset, load_dataset
-from dnntk.errors import Diverged
+from dnntk.errors import Diverged, Stopped
 from dnntk.evaluation import as_trained, confusion, scores
+from dnntk.interruption import told_to_stop
+from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job, Plan, kernel_times, schedule_of
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
@@ -63,6 +65,7 @@ class TrainResult:
     dataset: Dataset
 
 
+@freeing_folders()
 def train(
     config: TrainConfig | None = None,
     workdir: str | os.PathLike[str] | None = None,
@@ -89,6 +92,7 @@ def train(
     Raises:
       InputError: the configuration, the data or the workdir cannot be used; the message says why.
       Diverged: the loss became NaN or grew without bound; the last good checkpoint is kept.
+      Stopped: SIGTERM came; the step that was under way is finished, and a checkpoint written.
     """
     config = config or TrainConfig()
     with jax.enable_x64(config.dtype == "float64"):
@@ -262,7 +266,7 @@ class _Run:
         bar = tqdm(
             total=steps, initial=start, desc="training", unit="step", disable=not self.progress
         )
-        with bar:
+        with bar, told_to_stop() as told:
             step, per_step = start, math.inf
             while step < steps:
                 stops = (steps, step - step % checkpoint_every + checkpoint_every, *looks)
@@ -276,7 +280,8 @@ class _Run:
                 self._check(value, step - 1)
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
                 bar.update(count)
-                save = checkpoints and (step % checkpoint_every == 0 or step == steps)
+                stop = step < steps and told()
+                save = checkpoints and (step % checkpoint_every == 0 or step == steps or stop)
                 if step in looks:
                     self._evaluate(step)
                 elif save:
@@ -284,7 +289,15 @@ class _Run:
                 if save and checkpoints:
                     tree = {"state": self.state._asdict(), "frozen": self.frozen}
                     checkpoints.save(step, tree)
+                if stop:
+                    raise self._stopped(step)
         return stepping
+
+    def _stopped(self, step: int) -> Stopped:
+        kept = "nothing is kept without a workdir"
+        if self.folder:
+            kept = f"go on with --resume --workdir={self.folder.path}"
+        return Stopped(f"SIGTERM: stopped after step {step}; {kept}")
 
     def _count(self, step: int, stops: tuple[int, ...], seconds_a_step: float) -> int:
         """Steps to take at once after ``step``: up to where something is to be done, or seen."""

@@ -1,0 +1,272 @@
+"""What befalls a run: damage, a second one in its folder, no room, an order to stop."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import processes
+import pytest
+
+from dnntk import TrainConfig, train
+from dnntk.checkpoints import CHECKSUMS, Checkpoints
+from dnntk.errors import InputError, Stopped
+from dnntk.locks import LOCK, FolderLock
+
+SMALL = TrainConfig(depth=8, steps=12, eval_every=4, checkpoint_every=4, batch_size=64)
+STATE = {"a": np.arange(12.0, dtype=np.float32).reshape(3, 4), "b": [np.int32(3), np.zeros(0)]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    return workdir, train(SMALL, workdir, progress=False)
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    return shutil.copytree(run[0], tmp_path / "w"), run[1]
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, jax.tree.map(lambda a, s=step: a + s, STATE))
+    return folder
+
+
+def restored(folder):
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore(STATE)
+
+
+def files_of(folder, step):
+    return sorted(p for p in (folder / str(step)).rglob("*") if p.is_file())
+
+
+def test_a_checkpoint_comes_back_whole(two_checkpoints):
+    step, state = restored(two_checkpoints)
+    assert step == 2
+    jax.tree.map(np.testing.assert_array_equal, state, jax.tree.map(lambda a: a + 2, STATE))
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "grow", "lose", "add", "link"])
+def test_any_damage_gives_way_to_the_one_before(two_checkpoints, damage, tmp_path):
+    for number in range(len(files_of(two_checkpoints, 2))):
+        folder = shutil.copytree(two_checkpoints, tmp_path / f"{damage}{number}", symlinks=True)
+        file = files_of(folder, 2)[number]
+        if damage == "grow" and file.name == CHECKSUMS:
+            continue  # a blank after JSON is JSON
+        data = bytearray(file.read_bytes())
+        if damage == "flip":
+            data[random.Random(number).randrange(len(data))] ^= 1
+        if damage == "cut":
+            data = data[:-1]
+        if damage == "grow":
+            data += b" "
+        file.unlink()
+        if damage == "link":
+            file.symlink_to(two_checkpoints / file.relative_to(folder))
+        elif damage != "lose":
+            file.write_bytes(data)
+        if damage == "add":
+            file.with_name("another").write_bytes(b"")
+        step, state = restored(folder)
+        assert step == 1
+        np.testing.assert_array_equal(state["a"], STATE["a"] + 1)
+        assert [p.name for p in folder.iterdir() if p.name.isdigit()] == ["1"]
+
+
+def test_a_checkpoint_of_another_shape_is_never_made(two_checkpoints):
+    other = {**STATE, "a": np.zeros((1 << 20, 1 << 10), np.float32)}
+    with Checkpoints(two_checkpoints) as checkpoints, pytest.raises(InputError, match="another"):
+        checkpoints.restore(other)
+
+
+def test_a_thousand_mutations_cost_no_traceback_and_no_memory(run, tmp_path):
+    """Every file that a resumed run reads, each with bytes changed, cut off or put in."""
+    workdir = shutil.copytree(run[0], tmp_path / "w")
+    dice = random.Random(0)
+    names = ["config.json", "metrics.jsonl", f"checkpoints/12/{CHECKSUMS}"]
+    from dnntk.results import RunFolder
+
+    folder = RunFolder(workdir)
+    size = Checkpoints._verified(FAKE(workdir / "checkpoints"), 12)
+    for name in names:
+        file = workdir / name
+        whole = file.read_bytes()
+        for _ in range(1000):
+            file.write_bytes(mutated(whole, dice))
+            if name == "config.json":
+                try:
+                    TrainConfig.from_json(folder.read_config())
+                except InputError as error:
+                    assert "\n" not in str(error)
+            elif name == "metrics.jsonl":
+                for line in folder.keep_metrics_to(8):
+                    assert line["step"] <= 8
+            else:
+                with contextlib.suppress(InputError):  # some blanks change nothing
+                    assert Checkpoints._verified(FAKE(workdir / "checkpoints"), 12) == size
+        file.write_bytes(whole)
+
+
+class FAKE:
+    """As much of a `Checkpoints` as its check of files needs; the rest is orbax's."""
+
+    def __init__(self, folder):
+        self._folder = folder
+
+
+INSERTED = (b"9" * 40, b"[" * 3000, b"\0", b"NaN", b"-", b'"', b"}")
+
+
+def mutated(data, dice):
+    while True:
+        found = bytearray(data)
+        for _ in range(dice.choice((1, 1, 2, 8))):
+            at = dice.randrange(len(found) + 1)
+            kind = dice.randrange(4)
+            if kind == 0 and at < len(found):
+                found[at] = dice.randrange(256)
+            elif kind == 1:
+                del found[at:]
+            elif kind == 2:
+                found[at:at] = dice.choice(
+                    (b"9" * 40, b"[" * 3000, b"\0", b"NaN", b"-", b'"', b"}")
+                )
+            else:
+                end = dice.randrange(at, len(found) + 1)
+                found[at:at] = found[at:end]
+        if found != data:
+            return bytes(found)
+
+
+# ---- one run a folder
+
+
+@contextlib.contextmanager
+def killed(process):
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def test_a_folder_is_one_process_s(tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from dnntk.locks import FolderLock
+lock = FolderLock(Path({str(tmp_path)!r}))
+print("held", flush=True)
+time.sleep(60)
+"""
+    with (
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other,
+        killed(other),
+    ):
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"used by process {other.pid} on"):
+            FolderLock(tmp_path)
+        with pytest.raises(InputError, match="workdir: expected one that no run is using"):
+            train(SMALL, tmp_path, progress=False)
+    lock = FolderLock(tmp_path)
+    again = FolderLock(tmp_path)  # a notebook's next run, while a traceback holds the last
+    lock.release()
+    assert (tmp_path / LOCK).exists()
+    again.release()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_finished_run_leaves_its_folder_free(run):
+    assert not (run[0] / LOCK).exists()
+
+
+# ---- orders and shortages
+
+FLAGS = ("--depth=400", "--dataset=digits", "--steps=100000", "--checkpoint_every=100000")
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_in_seconds(tmp_path):
+    command = processes.command("train.py", *FLAGS, "--workdir=w")
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not (tmp_path / "w/metrics.jsonl").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    begun = time.time()
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=60)
+    assert time.time() - begun < 20
+    assert running.returncode == 143
+    last = errors.splitlines()[-1]
+    assert "SIGTERM: stopped after step" in last and "--resume" in last
+    assert "Traceback" not in errors
+    step = int(last.partition("step ")[2].partition(";")[0])
+    assert [p.name for p in (tmp_path / "w/checkpoints").iterdir()] == [str(step)]
+
+
+def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monkeypatch):
+    workdir = tmp_path / "w"
+    whole, taken = run[1], []
+    from dnntk.experiments import training
+
+    count = training._Run._check
+
+    def counted(self, loss, step):
+        taken.append(step)
+        if len(taken) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return count(self, loss, step)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="143"):
+        patch.setattr(training._Run, "_check", counted)
+        train(SMALL, workdir, progress=False)
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = train(SMALL, workdir, resume=True, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [line["step"] for line in whole.history]
+
+
+def test_no_room_is_one_line_and_the_checkpoint_before_stays(copied, monkeypatch):
+    workdir, _ = copied
+    longer = dataclasses.replace(SMALL, steps=16)
+    usage = shutil.disk_usage(workdir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(InputError, match="expected room for a checkpoint") as caught:
+        train(longer, workdir, resume=True, progress=False)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"8", "12"}
+    train(longer, workdir, resume=True, progress=False)
+
+
+def test_a_file_system_that_takes_no_more_is_one_line(tmp_path):
+    """A limit on the size of files fails as a full disk does, in the middle of a write."""
+    code = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    script = processes.command("train.py", "--depth=50", "--steps=20", "--workdir=w")[1:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    # Before that, threads of orbax's may have their say.
+    assert "expected room for a checkpoint" in done.stderr.splitlines()[-1]
