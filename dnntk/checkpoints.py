@@ -103,12 +103,16 @@ class Checkpoints:
         template = jax.tree.map(np.asarray, like)
         steps = sorted(self._manager.all_steps(), reverse=True)
         reason = ""
+        unfinished: list[int] = []
         for step in steps:
             try:
                 self._verified(step)
                 kept = _without_empty(template)
                 self._check_shapes(step, kept)
                 restored = self._manager.restore(step, args=ocp.args.StandardRestore(kept))
+            except _CutShort as error:
+                reason = reason or str(error)
+                unfinished.append(step)
             except Exception as error:  # orbax and its backends raise many kinds on damaged files
                 reason = reason or _first_line(error)
             else:
@@ -116,6 +120,10 @@ class Checkpoints:
                     self._manager.delete(damaged)
                 whole = jax.tree.map(lambda own, a: own if a is None else a, template, restored)
                 return step, whole
+        if unfinished == steps:  # killed in the middle of its first one: nothing is lost
+            for step in steps:
+                self._manager.delete(step)
+            return None
         if steps:
             raise InputError(
                 f"resume: no checkpoint under {self._manager.directory} can be read ({reason}); "
@@ -128,7 +136,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         list_of_files = folder / CHECKSUMS
         if not _is_file(list_of_files) or list_of_files.stat().st_size > _MOST_CHECKSUMS:
-            raise InputError(f"step {step} was cut short: it has no {CHECKSUMS}")
+            raise _CutShort(f"step {step} was cut short: it has no {CHECKSUMS}")
         try:
             claimed = parsed(list_of_files.read_bytes())
         except ValueError:
@@ -159,6 +167,10 @@ def _silent_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
+
+
+class _CutShort(InputError):
+    """A checkpoint whose writing did not come to its end."""
 
 
 def _write_checksums(folder: Path) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-from dnntk import models
+from dnntk import models, pipeline
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
 
@@ -21,8 +21,8 @@ DEFAULT_STEPS = 300
 EVALUATIONS = 20
 EVALUATED_ON_THE_WAY = 2048
 
-# What a resumed run may change: how long it goes on and how often it looks.
-RESUMABLE = ("steps", "epochs", "time", "eval_every", "eval_examples", "checkpoint_every")
+# What a resumed run may change: how long it goes on, how often it looks, where it runs.
+RESUMABLE = ("steps", "epochs", "time", "eval_every", "eval_examples", "checkpoint_every", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,8 @@ class TrainConfig:
         on the way and all of them after the last step.
       dtype: "float32" or "float64".
       seed: of the split, the initialization and the shuffle.
+      mesh: devices, as "data:4,depth:2": the batch split over ``data``, the layers over ``depth``.
+        Empty is as many as the batch keeps busy, all layers on each.
 
     Raises:
       InputError: a value is not as above, or two of them contradict each other.
@@ -93,6 +95,7 @@ class TrainConfig:
     eval_examples: int = 0
     dtype: str = "float32"
     seed: int = 0
+    mesh: str = ""
 
     def __post_init__(self) -> None:
         """Check everything that needs no data."""
@@ -124,6 +127,7 @@ class TrainConfig:
         self._check_optimizer()
         if sum(value is not None for value in (self.steps, self.epochs, self.time)) > 1:
             raise InputError("steps, epochs, time: expected at most one of them, got several")
+        pipeline.check_stages(self.depth, pipeline.parse_mesh(self.mesh)[pipeline.DEPTH])
         self.model(d_out=1)
 
     def _check_optimizer(self) -> None:
@@ -204,8 +208,8 @@ class TrainConfig:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
-            # Runs of earlier versions had constant steps.
-            fields = {"schedule": "constant", "warmup": 0, **fields}
+            # Runs of earlier versions had constant steps, and no mesh of their own.
+            fields = {"schedule": "constant", "warmup": 0, "mesh": "", **fields}
             values = {name: fields[name] for name in names}
             if values["scale"] is not None:
                 values["scale"] = float(values["scale"])

@@ -14,7 +14,6 @@ as threads inside each tiny product.
 the plain code, with every transformation of JAX.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
@@ -27,9 +26,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dnntk import fused
+from dnntk import fused, pipeline
 from dnntk.errors import InputError
 from dnntk.models import DeepNarrow
+from dnntk.pipeline import DATA, DEPTH
 
 # Below this many examples a device, the per-layer overhead costs more than a second device saves.
 MIN_EXAMPLES_PER_DEVICE = 32
@@ -80,8 +80,10 @@ def data_mesh(examples: int, parameter_bytes: int, threaded: bool = False) -> Me
 
 
 def put_batch(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Batch:
-    """Pad to a multiple of the devices, then split over them."""
-    extra = -len(x) % mesh.size
+    """Pad to a multiple of the devices and their micro-batches, then split over ``data``."""
+    shards = mesh.shape[DATA]
+    parts = pipeline.microbatches(-(-len(x) // shards), pipeline.stages_of(mesh))
+    extra = -len(x) % (shards * (parts if pipeline.stages_of(mesh) > 1 else 1))
     weight = np.pad(np.ones(len(x), y.dtype), (0, extra))
     padded = (np.pad(a, ((0, extra), *((0, 0),) * (a.ndim - 1)), mode="edge") for a in (x, y))
     return Batch(*jax.device_put((*padded, weight), NamedSharding(mesh, P("data"))))
@@ -90,6 +92,19 @@ def put_batch(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Batch:
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """``tree`` on every device of ``mesh``; it may share memory with what it was made of."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def put_state(tree: Any, mesh: Mesh) -> Any:
+    """Variables or an optimizer's state, laid out as the steps on ``mesh`` want it.
+
+    Everything on every device, but for the middle layers where the mesh has an axis ``depth``.
+    """
+    return jax.device_put(tree, shardings(tree, mesh))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Those of `put_state`; ``tree`` may hold shapes alone."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), pipeline.specs(tree, mesh))
 
 
 def apply(model: nn.Module, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
@@ -160,8 +175,11 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
     """The jitted step, (state, frozen collections, batch) -> (state, loss before the step).
 
     ``state`` is donated. ``frozen`` holds the collections beside ``params`` ({} or {"initial"}).
-    With `sgd` and wide layers on CPU no gradient of the whole network is ever stored.
+    With `sgd` and wide layers on CPU no gradient of the whole network is ever stored. On a mesh
+    with an axis ``depth``, `put_state` lays out ``state`` and ``frozen``.
     """
+    if pipeline.stages_of(mesh) > 1:
+        return jax.jit(_pipelined(model, optimizer, mesh), donate_argnums=0)
     step, mean_loss = _step_on(model, optimizer, mesh), _mean_loss(mesh)
 
     def one(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
@@ -177,6 +195,8 @@ def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
     Each is a step of `make_step`, and ``state`` is donated; ``count`` may be any positive
     number, it is compiled once.
     """
+    if pipeline.stages_of(mesh) > 1:
+        return jax.jit(_many(_pipelined(model, optimizer, mesh)), donate_argnums=0)
     step, mean_loss = _step_on(model, optimizer, mesh), _mean_loss(mesh)
 
     def steps(
@@ -187,6 +207,49 @@ def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
         return state, mean_loss(f, batch)
 
     return jax.jit(_over_batch(steps, mesh, P()), donate_argnums=0)
+
+
+def _many(step: Any) -> Any:
+    def steps(
+        state: TrainState, frozen: Any, batch: Batch, count: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        start = state, jnp.zeros((), batch.y.dtype)
+        return jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
+
+    return steps
+
+
+def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """A step whose layers are split over ``depth``: (state, frozen, batch) -> (state, loss)."""
+    stages = pipeline.stages_of(mesh)
+
+    def shares(params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss(params: Any) -> jax.Array:
+            f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, batch.x, stages)
+            return jnp.where(counts, residual_loss(f, batch.y, batch.weight), 0)
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        examples = jax.lax.psum(batch.weight.sum(), DATA)
+        axes = {name: DATA if name == "middle" else (DATA, DEPTH) for name in gradient}
+        gradient = {name: jax.lax.psum(g, axes[name]) for name, g in gradient.items()}
+        gradient = jax.tree.map(lambda g: g / examples, gradient)
+        return jax.lax.psum(value, (DATA, DEPTH)) / examples, gradient
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        laid_out = pipeline.specs(state.params, mesh)
+        value, gradient = jax.shard_map(
+            shares,
+            mesh=mesh,
+            in_specs=(laid_out, pipeline.specs(frozen, mesh), P(DATA)),
+            out_specs=(P(), laid_out),
+            check_vma=False,
+        )(state.params, frozen, batch)
+        # Out here an optimizer sees whole arrays: norms of a layer, say.
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        new = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        return jax.lax.with_sharding_constraint(new, shardings(new, mesh)), value
+
+    return step
 
 
 def many_at_once(params: Any) -> bool:
@@ -250,15 +313,23 @@ def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh)
 
 def make_predict(model: nn.Module, mesh: Mesh) -> Any:
     """(params, frozen, x [n, ...]) -> outputs [n, d_out] on the host, in chunks of one shape."""
-    outputs_of = jax.jit(
-        jax.shard_map(
-            functools.partial(outputs, model, devices=mesh.size),
+    stages = pipeline.stages_of(mesh)
+
+    def of_shard(params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+        if stages == 1:
+            return outputs(model, params, frozen, x, mesh.size)
+        f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, x, stages)
+        return jax.lax.psum(jnp.where(counts, f, 0), DEPTH)
+
+    @jax.jit
+    def outputs_of(params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+        return jax.shard_map(
+            of_shard,
             mesh=mesh,
-            in_specs=(P(), P(), P("data")),
-            out_specs=P("data"),
+            in_specs=(pipeline.specs(params, mesh), pipeline.specs(frozen, mesh), P(DATA)),
+            out_specs=P(DATA),
             check_vma=False,
-        )
-    )
+        )(params, frozen, x)
 
     def predict(params: Any, frozen: Any, x: np.ndarray, chunk: int = 512) -> np.ndarray:
         chunk = min(chunk, len(x))

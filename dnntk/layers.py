@@ -267,6 +267,17 @@ class Network:
 
 def forward(network: Network, params: Layers, initial: Layers, segment: int) -> jax.Array:
     """Outputs [batch, d_out]; ``segment`` layers at a time are recomputed on the way back."""
+    z = network.enter(network.weights("first", params["first"], initial.get("first")))
+    layers = params["middle"], initial.get("middle")
+    h = middle(network, network.activate(z), layers, segment)
+    z = network.leave(h, network.weights("last", params["last"], initial.get("last")))
+    return network.affine.read_out(z)
+
+
+def middle(
+    network: Network, h: jax.Array, layers: tuple[Layer, Layer | None], segment: int
+) -> jax.Array:
+    """The state behind some middle layers, (parameters, initial values), stacked."""
 
     @jax.checkpoint
     def run(h: jax.Array, layers: tuple[Layer, Layer | None]) -> jax.Array:
@@ -275,15 +286,12 @@ def forward(network: Network, params: Layers, initial: Layers, segment: int) -> 
         unroll = 1 if jax.default_backend() == "cpu" else LAYERS_A_LOOP
         return jax.lax.scan(step, h, weights, unroll=unroll)[0]
 
-    z = network.enter(network.weights("first", params["first"], initial.get("first")))
-    h = network.activate(z)
-    blocks, rest = in_segments((params["middle"], initial.get("middle")), segment)
+    blocks, rest = in_segments(layers, segment)
     if blocks is not None:
         h, _ = jax.lax.scan(lambda h, block: (run(h, block), None), h, blocks)
     if rest is not None:
         h = run(h, rest)
-    z = network.leave(h, network.weights("last", params["last"], initial.get("last")))
-    return network.affine.read_out(z)
+    return h
 
 
 def in_segments(layers: Any, segment: int) -> tuple[Any, Any]:

@@ -56,7 +56,7 @@ def largest_eigenvalue(
       The eigenvalue of K / N, in units of 1 / kernel time; 0 where the kernel vanishes.
     """
     frozen = {name: tree for name, tree in variables.items() if name != "params"}
-    params = put_replicated(variables["params"], mesh)
+    params, frozen = put_replicated((variables["params"], frozen), mesh)
     outputs = jax.eval_shape(model.apply, variables, x[:1])
     vector = np.abs(np.random.default_rng(seed).standard_normal((len(x), outputs.shape[1])))
     batch = put_batch(x, vector.astype(outputs.dtype), mesh)

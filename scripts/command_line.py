@@ -1,6 +1,7 @@
 """What every script shares: flags in, one line and an exit status out."""
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -14,9 +15,12 @@ from absl import flags
 
 from dnntk import Diverged, InputError
 from dnntk.errors import Stopped
+from dnntk.pipeline import parse_mesh
 
 # More host devices than this only cut the batch thinner.
 MOST_HOST_DEVICES = 8
+# What a mesh may ask for all the same, to be tried out.
+MOST_HOST_DEVICES_ASKED = 64
 HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 
 
@@ -92,4 +96,8 @@ def _one_host_device_a_core() -> None:
     """On CPU, a core a device: narrow layers are too small to be worth threads of their own."""
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jax.config.update("jax_num_cpu_devices", min(cores or 1, MOST_HOST_DEVICES))
+        asked = math.prod(parse_mesh(flags.FLAGS.mesh).values()) if "mesh" in flags.FLAGS else 1
+        if asked > MOST_HOST_DEVICES_ASKED:
+            raise InputError(f"mesh: expected at most {MOST_HOST_DEVICES_ASKED} devices on CPU")
+        count = max(asked, min(cores or 1, MOST_HOST_DEVICES))
+        jax.config.update("jax_num_cpu_devices", count)

@@ -2,6 +2,7 @@ r"""Train a deep narrow network of any depth.
 
 python scripts/train.py
 python scripts/train.py --depth=20000 --arch=cnn
+python scripts/train.py --mesh=data:2,depth:4 --depth=1002
 python scripts/train.py --depth=1000000 --dataset=toy --dry_run
 python scripts/train.py --dataset=mnist --classes=all --depth=1000 --time=100
 """
@@ -52,22 +53,22 @@ flags.DEFINE_integer("checkpoint_every", 0, "Steps between checkpoints; 0 is 20 
 flags.DEFINE_integer("eval_examples", 0, "Of each split, at most. 0: 2048; at the end all.")
 flags.DEFINE_enum("dtype", "float32", DTYPES, "Floating-point type.")
 flags.DEFINE_integer("seed", 0, "Seed of split, initialization and shuffle.")
+flags.DEFINE_string("mesh", "", "Devices, as data:4,depth:2. Empty: what the batch keeps busy.")
 flags.DEFINE_bool("dry_run", False, "Say what the run would take, and end.")
 flags.DEFINE_bool("resume", False, "Go on from the workdir's last good checkpoint.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
 
 
-def _config() -> TrainConfig:
+def _values() -> dict[str, Any]:
     values: dict[str, Any] = {f.name: FLAGS[f.name].value for f in dataclasses.fields(TrainConfig)}
-    values["classes"] = parse_classes(FLAGS.classes)
-    return TrainConfig(**values)
+    return values | {"classes": parse_classes(FLAGS.classes)}
 
 
 def _resumed_config(workdir: Path) -> TrainConfig:
     """The saved run's configuration, with the flags that were really given laid over it."""
     saved = TrainConfig.from_json(RunFolder(workdir).read_config())
     given = {f.name for f in dataclasses.fields(TrainConfig) if FLAGS[f.name].present}
-    changes = {name: getattr(_config(), name) for name in given}
+    changes = {name: value for name, value in _values().items() if name in given}
     lengths = {"steps", "epochs", "time"}
     if given & lengths:
         changes = {**dict.fromkeys(lengths), **changes}
@@ -97,7 +98,7 @@ def main() -> None:
         workdir = Path(FLAGS.workdir) if FLAGS.workdir else _newest_workdir()
         config = _resumed_config(workdir)
     else:
-        config = _config()
+        config = TrainConfig(**_values())
         workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     if FLAGS.dry_run:
         print(forecast(config))

@@ -87,6 +87,13 @@ def test_any_damage_gives_way_to_the_one_before(two_checkpoints, damage, tmp_pat
         assert [p.name for p in folder.iterdir() if p.name.isdigit()] == ["1"]
 
 
+def test_a_first_checkpoint_that_was_cut_short_is_none(two_checkpoints):
+    shutil.rmtree(two_checkpoints / "1")
+    (two_checkpoints / "2" / CHECKSUMS).unlink()
+    assert restored(two_checkpoints) is None
+    assert not any(p.name.isdigit() for p in two_checkpoints.iterdir())
+
+
 def test_a_checkpoint_of_another_shape_is_never_made(two_checkpoints):
     other = {**STATE, "a": np.zeros((1 << 20, 1 << 10), np.float32)}
     with Checkpoints(two_checkpoints) as checkpoints, pytest.raises(InputError, match="another"):

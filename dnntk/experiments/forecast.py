@@ -27,6 +27,7 @@ from dnntk.config import (
     evaluation_steps,
 )
 from dnntk.data import Dataset
+from dnntk.errors import InputError
 from dnntk.evaluation import as_trained
 from dnntk.experiments.training import load_dataset_for, optimizer_of
 from dnntk.initializers import layer_shapes
@@ -92,8 +93,14 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
       What `dnntk.train` will take on this machine while nothing else runs on it.
 
     Raises:
-      InputError: the data cannot be used, or the network's kernel sets no step.
+      InputError: the data cannot be used, the network's kernel sets no step, or the run has a
+        mesh of its own.
     """
+    if config.mesh:
+        raise InputError(
+            f"mesh: a forecast is of the devices that a run chooses itself, got {config.mesh}; "
+            "leave it out of a dry run"
+        )
     with jax.enable_x64(config.dtype == "float64"):
         data = load_dataset_for(config) if dataset is None else dataset
         arrays = as_trained(data, config.arch == "mlp", config.dtype)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from dnntk import figures, flow, fused
+from dnntk import figures, flow, fused, pipeline
 from dnntk.checkpoints import Checkpoints
 from dnntk.config import (
     EVALUATED_ON_THE_WAY,
@@ -124,24 +125,25 @@ class _Run:
         arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
         self.dataset = dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
-        self.variables = jax.jit(self.model.init)(
-            jax.random.key(config.seed), jnp.asarray(self.dataset.x_train[:1])
-        )
-        self.parameters = sum(p.size for p in jax.tree.leaves(self.variables["params"]))
         examples = len(self.dataset.x_train)
         self.batch_size = min(config.batch_size or examples, examples)
-        itemsize = jnp.dtype(config.dtype).itemsize
-        threaded = fused.supports(self.model, self.variables["params"], self.dataset.x_train)
-        self.mesh = flow.data_mesh(self.batch_size, self.parameters * itemsize, threaded)
+        key, one = jax.random.key(config.seed), jnp.asarray(self.dataset.x_train[:1])
+        shapes = jax.eval_shape(self.model.init, key, one)
+        self.parameters = sum(p.size for p in jax.tree.leaves(shapes["params"]))
+        self.mesh = self._mesh(shapes["params"])
+        self.variables = jax.jit(self.model.init, out_shardings=flow.shardings(shapes, self.mesh))(
+            key, one
+        )
         self._describe()
         self.plan = self._settle(resume)
         self.times = kernel_times(config, self.plan)
         self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
-        self.frozen = flow.put_replicated(
+        self.frozen = flow.put_state(
             {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
         )
-        params = flow.put_replicated(self.variables["params"], self.mesh)
-        self.state = flow.TrainState(params, self.optimizer.init(params))
+        params = flow.put_state(self.variables["params"], self.mesh)
+        opt_state = flow.put_state(self.optimizer.init(params), self.mesh)
+        self.state = flow.TrainState(params, opt_state)
         self.predict = flow.make_predict(self.model, self.mesh)
         self.history: list[dict[str, Any]] = []
         self.test_outputs: np.ndarray | None = None
@@ -203,11 +205,24 @@ class _Run:
         log.info("time_step: %s; %d steps", plan.reason, plan.steps)
         return plan
 
+    def _mesh(self, params: Any) -> Mesh:
+        if self.config.mesh:
+            return pipeline.make_mesh(self.config.mesh)
+        held = self.parameters * jnp.dtype(self.config.dtype).itemsize
+        threaded = fused.supports(self.model, params, self.dataset.x_train)
+        return flow.data_mesh(self.batch_size, held, threaded)
+
     def _lambda_max(self) -> Eigenvalue:
-        """Of the network's own kernel, on one batch of training examples."""
+        """Of the network's own kernel, on one batch of training examples.
+
+        Each device takes all layers, whatever the mesh; a given step spares it.
+        """
         order = np.random.default_rng(self.config.seed).permutation(len(self.dataset.x_train))
         x = self.dataset.x_train[np.sort(order[: self.batch_size])]
-        return largest_eigenvalue(self.model, self.variables, x, self.mesh)
+        mesh = self.mesh
+        if pipeline.stages_of(mesh) > 1:
+            mesh = Mesh(mesh.devices[:, 0], (pipeline.DATA,))
+        return largest_eigenvalue(self.model, self.variables, x, mesh)
 
     @contextlib.contextmanager
     def _checkpoints(self) -> Iterator[Checkpoints | None]:
@@ -223,7 +238,7 @@ class _Run:
         step = found[0] if found else 0
         self.history = self.folder.keep_metrics_to(step if found else -1)
         if found:
-            tree = flow.put_replicated(found[1], self.mesh)
+            tree = flow.put_state(found[1], self.mesh)
             self.state, self.frozen = flow.TrainState(**tree["state"]), tree["frozen"]
         log.info("resume: from step %d", step)
         return step

@@ -1,0 +1,187 @@
+"""A network's layers over several devices: stages, through which micro-batches follow one another.
+
+The mesh axis ``depth`` splits the middle layers into stages of consecutive ones; each device holds
+its own stage's parameters alone. A batch is cut into micro-batches; at tick t stage s has
+micro-batch t - s, and passes its state on to the next stage (GPipe, Huang et al. 2019). The way
+back is the same in reverse, by JAX's own derivative of the collective permutation. Where a stage
+has no micro-batch it computes nothing: of every stages + micro-batches - 1 ticks, stages - 1.
+"""
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from dnntk.errors import InputError
+from dnntk.initializers import Layers
+from dnntk.layers import Network, middle
+from dnntk.models import DeepNarrow
+
+DATA, DEPTH = "data", "depth"
+# Micro-batches a stage: a fifth of the time is then idle, at most.
+MICRO_BATCHES = 4
+
+
+def parse_mesh(text: str) -> dict[str, int]:
+    """Axes of ``data:4,depth:2``, both of them; empty text is one device each.
+
+    Raises:
+      InputError: it is not of that form.
+    """
+    sizes = {DATA: 1, DEPTH: 1}
+    seen = set()
+    for part in text.split(",") if text else []:
+        name, colon, number = part.strip().partition(":")
+        good = colon and name in sizes and name not in seen and number.isdecimal()
+        if not good or len(number) > 6 or int(number) < 1:
+            raise InputError(
+                "mesh: expected data:N,depth:M, or one of them, with numbers from 1 on, "
+                f"got {text!r}"
+            )
+        seen.add(name)
+        sizes[name] = int(number)
+    return sizes
+
+
+def make_mesh(text: str) -> Mesh:
+    """The mesh that `parse_mesh` reads, over the first devices there are.
+
+    Raises:
+      InputError: there are too few.
+    """
+    sizes = parse_mesh(text)
+    count, devices = sizes[DATA] * sizes[DEPTH], jax.devices()
+    if count > len(devices):
+        raise InputError(
+            f"mesh: {text} needs {count} devices, {len(devices)} are there; on CPU set "
+            f"jax_num_cpu_devices before the first use of JAX"
+        )
+    shape = (sizes[DATA], sizes[DEPTH]) if sizes[DEPTH] > 1 else (sizes[DATA],)
+    names = (DATA, DEPTH) if sizes[DEPTH] > 1 else (DATA,)
+    return Mesh(np.array(devices[:count]).reshape(shape), names)
+
+
+def check_stages(depth: int, stages: int) -> None:
+    """Can the middle layers be split evenly?
+
+    Raises:
+      InputError: they cannot.
+    """
+    if stages > 1 and (depth - 2) % stages:
+        below = (depth - 2) // stages * stages + 2
+        near = [str(d) for d in (below, below + stages) if d > 2]
+        raise InputError(
+            f"mesh: depth:{stages} splits the {depth - 2} layers between the first and the last "
+            f"into equal parts; expected --depth={' or '.join(near)}, got {depth}"
+        )
+
+
+def stages_of(mesh: Mesh) -> int:
+    """Into how many stages ``mesh`` splits the layers."""
+    return int(mesh.shape.get(DEPTH, 1))
+
+
+def specs(tree: Any, mesh: Mesh) -> Any:
+    """How a tree of variables, gradients or an optimizer's state is laid out.
+
+    What is stacked over the middle layers is split over ``depth``, all else is everywhere.
+    """
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        names = {getattr(key, "key", None) for key in path}
+        return P(DEPTH) if "middle" in names and leaf.ndim else P()
+
+    if stages_of(mesh) == 1:
+        return jax.tree.map(lambda _: P(), tree)
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def microbatches(examples: int, stages: int) -> int:
+    """How many micro-batches a data shard of so many examples is cut into."""
+    return max(1, min(MICRO_BATCHES * stages, examples))
+
+
+def microbatch_at(stage: Any, tick: Any) -> Any:
+    """The micro-batch that a stage has at a tick; none where it is negative or too large."""
+    return tick - stage
+
+
+def idle_share(stages: int, count: int) -> float:
+    """The share of ticks at which a stage has no micro-batch."""
+    at = microbatch_at(np.arange(stages)[:, None], np.arange(stages + count - 1)[None])
+    return float(np.mean((at < 0) | (at >= count)))
+
+
+def outputs(
+    model: DeepNarrow, params: Layers, frozen: Any, x: jax.Array, stages: int
+) -> tuple[jax.Array, jax.Array]:
+    """On one device of a mesh with the axis ``depth``: outputs [n, d_out], and whether they count.
+
+    They are those of the network on the last stage alone. Differentiable; where it is, the sum over
+    all devices of what depends on them is what has a derivative.
+
+    Args:
+      model: the network.
+      params: its parameters; of the middle layers, this stage's.
+      frozen: the collections beside them, likewise.
+      x: this data shard's examples, a multiple of `microbatches`.
+      stages: devices along ``depth``.
+    """
+    count, stage = microbatches(len(x), stages), jax.lax.axis_index(DEPTH)
+    parts = x.reshape(count, len(x) // count, *x.shape[1:])
+    last = stage == stages - 1
+    onward = [(s, s + 1) for s in range(stages - 1)]
+
+    def tick(above: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        number = microbatch_at(stage, t)
+        part = jax.lax.dynamic_index_in_dim(parts, jnp.clip(number, 0, count - 1), keepdims=False)
+
+        def work(above: jax.Array) -> tuple[jax.Array, jax.Array]:
+            network, first, held, end = _pieces(model, params, frozen, part)
+            h = jnp.where(stage == 0, network.activate(network.enter(first)), above)
+            h = middle(network, h, held, model.layers_a_segment)
+            return h, network.affine.read_out(network.leave(h, end))
+
+        nothing = jax.eval_shape(work, above)
+        idle = lambda above: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), nothing)  # noqa: E731
+        h, f = jax.lax.cond((number >= 0) & (number < count), work, idle, above)
+        return jax.lax.ppermute(h, DEPTH, onward), f
+
+    start = jax.eval_shape(lambda: _state(model, params, frozen, parts[0]))
+    ticks = jnp.arange(stages + count - 1)
+    _, found = jax.lax.scan(tick, jnp.zeros(start.shape, start.dtype), ticks)
+    return found[stages - 1 :].reshape(len(x), -1), last
+
+
+def _state(model: DeepNarrow, params: Layers, frozen: Any, x: jax.Array) -> jax.Array:
+    network, first, _, _ = _pieces(model, params, frozen, x)
+    return network.enter(first)
+
+
+def _pieces(
+    model: DeepNarrow, params: Layers, frozen: Any, x: jax.Array
+) -> tuple[Network, Any, Any, Any]:
+    """The network on some inputs, its first layer's weights, its middle layers here, its last's."""
+
+    def whole(tree: Layers) -> Layers:
+        # The module wants all layers. Nobody reads these: the compiler never makes them.
+        layers = model.depth - 2
+        stand_in = jax.tree.map(
+            lambda a: jnp.zeros((layers, *a.shape[1:]), a.dtype), tree["middle"]
+        )
+        return {**tree, "middle": stand_in}
+
+    collections = {name: whole(tree) for name, tree in frozen.items()}
+    network, held, initial = cast(
+        Any, model.apply({"params": whole(params), **collections}, x, method="network")
+    )
+    own = jax.tree.map(lambda a, like: a.astype(like.dtype), params["middle"], held["middle"])
+    start = frozen.get("initial", {}).get("middle")
+    if start is not None:
+        start = jax.tree.map(lambda a, like: a.astype(like.dtype), start, initial["middle"])
+    ends = (network.weights(name, held[name], initial.get(name)) for name in ("first", "last"))
+    first, last = ends
+    return network, first, (own, start), last

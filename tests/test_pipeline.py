@@ -1,0 +1,178 @@
+"""Layers over stages and batches over devices: the same network, whatever the mesh.
+
+Eight host devices need a process of their own, as does every mesh of ``scripts/train.py``.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import processes
+import pytest
+
+from dnntk import TrainConfig, flow, pipeline
+from dnntk.errors import InputError
+from dnntk.models import DeepNarrowCNN, DeepNarrowMLP
+
+MESHES = ("data:1", "data:8", "depth:4", "data:2,depth:4")
+SMALL = ("--depth=14", "--steps=12", "--checkpoint_every=4", "--eval_every=2", "--scale=20")
+RUNS = {
+    "mlp": ("--dataset=digits", "--batch_size=100"),
+    "cnn": ("--dataset=digits", "--arch=cnn", "--optimizer=adam", "--lr=1e-2", "--batch_size=64"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder of all runs, {run/mesh: Outcome})."""
+    folder = tmp_path_factory.mktemp("meshes")
+    cases = {
+        f"{name}/{mesh}": (*SMALL, *flags, f"--mesh={mesh}", f"--workdir={name}/{mesh}")
+        for name, flags in RUNS.items()
+        for mesh in MESHES
+    }
+    return folder, processes.outcomes("train.py", cases, folder)
+
+
+def curve(workdir):
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return np.array([[line[key] for key in ("step", "loss", "test_loss")] for line in lines])
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:])
+@pytest.mark.parametrize("name", RUNS)
+def test_every_mesh_has_the_loss_curve_of_one_device(trained, name, mesh):
+    folder, ended = trained
+    for case in (f"{name}/data:1", f"{name}/{mesh}"):
+        assert ended[case].returncode == 0, ended[case].stderr
+    alone, own = curve(folder / name / "data:1"), curve(folder / name / mesh)
+    assert len(own) > 6 and own[-1, 1] < own[0, 1]
+    np.testing.assert_allclose(own, alone, rtol=2e-5, atol=1e-7)
+    summary = json.loads((folder / name / mesh / "summary.json").read_text())
+    sizes = pipeline.parse_mesh(mesh)
+    assert summary["device"].startswith(f"{sizes['data'] * sizes['depth']} x")
+
+
+@pytest.fixture(scope="module")
+def moved(trained):
+    """Runs of 12 steps that go on to 18 on the mesh they began on, and on others."""
+    folder, _ = trained
+    cases = {}
+    for name in ("mlp", "cnn"):
+        for mesh in ("data:1", "depth:4", "data:2,depth:4"):
+            workdir = folder / "moved" / name / mesh
+            shutil.copytree(folder / name / "depth:4", workdir)
+            flags = ("--steps=18", f"--mesh={mesh}", f"--workdir={workdir}")
+            cases[f"{name}/{mesh}"] = ("--resume", *flags)
+    return folder / "moved", processes.outcomes("train.py", cases, folder)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_a_checkpoint_goes_on_on_another_mesh(moved, name):
+    folder, ended = moved
+    for mesh in ("data:1", "data:2,depth:4"):
+        for case in (f"{name}/depth:4", f"{name}/{mesh}"):
+            assert ended[case].returncode == 0, ended[case].stderr
+        here, there = curve(folder / name / "depth:4"), curve(folder / name / mesh)
+        assert here[-1, 0] == 18
+        np.testing.assert_allclose(there, here, rtol=2e-5, atol=1e-7)
+
+
+CODE = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 4)
+import jax.numpy as jnp, numpy as np
+from dnntk import flow, layers, pipeline
+from dnntk.models import DeepNarrowMLP
+
+stages, examples = 4, 32
+mesh = pipeline.make_mesh("depth:4")
+model, x = DeepNarrowMLP(402, 1, 5.0), np.random.default_rng(0).random((examples, 20), np.float32)
+variables = model.init(jax.random.key(0), x[:1])
+whole = sum(a.nbytes for a in jax.tree.leaves(variables))
+params = flow.put_state(variables["params"], mesh)
+frozen = flow.put_state({"initial": variables["initial"]}, mesh)
+held = {}
+for leaf in jax.tree.leaves((params, frozen)):
+    for shard in leaf.addressable_shards:
+        held[shard.device.id] = held.get(shard.device.id, 0) + shard.data.nbytes
+# Every time that a stage really goes through its layers, it says so.
+worked = []
+middle = pipeline.middle
+def counted(network, h, own, segment):
+    jax.debug.callback(lambda stage: worked.append(int(stage)), jax.lax.axis_index("depth"))
+    return middle(network, h, own, segment)
+pipeline.middle = counted
+flow.make_predict(model, mesh)(params, frozen, x, examples)
+jax.effects_barrier()
+print(json.dumps({"whole": whole, "held": list(held.values()), "worked": worked}))
+"""
+
+
+def test_stages_hold_their_own_layers_and_rest_only_where_they_must():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    stages, count = 4, 16
+    assert len(found["held"]) == stages
+    assert max(found["held"]) < 1.05 * found["whole"] / stages
+    ticks = stages + count - 1
+    assert {s: found["worked"].count(s) for s in range(stages)} == dict.fromkeys(
+        range(stages), count
+    )
+    idle = 1 - len(found["worked"]) / (stages * ticks)
+    assert idle == pytest.approx((stages - 1) / (count + stages - 1))
+    assert idle == pytest.approx(pipeline.idle_share(stages, count))
+
+
+@pytest.mark.parametrize(
+    ("model", "examples"),
+    [
+        (DeepNarrowMLP(8, 2, 5.0), 1),
+        (DeepNarrowMLP(8, 1, 2.0, parametrization="standard"), 7),
+        (DeepNarrowMLP(8, 1, 1.0, init="he_uniform"), 24),
+        (DeepNarrowCNN(6, 2, float("inf")), 7),
+        (DeepNarrowCNN(6, 1, 3.0, kernel_size=5, pool=2), 24),
+    ],
+)
+def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
+    shape = (3,) if isinstance(model, DeepNarrowMLP) else (4, 6, 1)
+    dice = np.random.default_rng(examples)
+    x = dice.random((examples, *shape), np.float32)
+    y = dice.random((examples, model.d_out), np.float32)
+    variables = jax.tree.map(np.asarray, model.init(jax.random.key(1), x[:1]))
+    frozen = {name: tree for name, tree in variables.items() if name != "params"}
+    ended = []
+    for text in ("data:1", "depth:2"):
+        mesh, optimizer = pipeline.make_mesh(text), optax.lamb(1e-2)
+        params = flow.put_state(variables["params"], mesh)
+        state = flow.TrainState(params, flow.put_state(optimizer.init(params), mesh))
+        step, batch = flow.make_step(model, optimizer, mesh), flow.put_batch(x, y, mesh)
+        kept = flow.put_state(frozen, mesh)
+        losses = []
+        for _ in range(3):
+            state, loss = step(state, kept, batch)
+            losses.append(float(loss))
+        ended.append((losses, flow.make_predict(model, mesh)(state.params, kept, x, 5)))
+    np.testing.assert_allclose(ended[1][0], ended[0][0], rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(ended[1][1], ended[0][1], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "text", ["depth", "data:0", "data:2,data:2", "rows:2", "data:-1", "data:2;depth:2", "data:1e9"]
+)
+def test_a_bad_mesh_is_refused(text):
+    with pytest.raises(InputError, match="mesh: expected data:N,depth:M"):
+        TrainConfig(mesh=text)
+
+
+def test_layers_that_cannot_be_split_are_refused():
+    with pytest.raises(InputError, match=r"expected --depth=998 or 1002, got 1000"):
+        TrainConfig(mesh="depth:4")
+    with pytest.raises(InputError, match="needs 6 devices, 2 are there"):
+        pipeline.make_mesh("data:3,depth:2")
