@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dnntk import hosts
 from dnntk.errors import InputError
 from dnntk.results import parsed
 
@@ -37,9 +38,23 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         """Open ``folder``, making it where it is missing."""
+        # Of several processes the first one writes; each reads by itself.
+        alone = ocp.options.MultiprocessingOptions()
+        if hosts.several():
+            own = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+            )
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=hosts.first(),
+            create=False if hosts.several() else True,
+            multiprocessing_options=alone,
         )
+        if hosts.several() and hosts.first():
+            folder.mkdir(parents=True, exist_ok=True)
+        hosts.wait("checkpoints")
         self._folder = folder.absolute()
         handler = ocp.StandardCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
@@ -55,12 +70,16 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Write ``state`` under ``step``; a state already kept under it stays.
 
+        Of several processes all must call it.
+
         Raises:
           InputError: there is no room for it; those already kept stay.
         """
         if step in self._manager.all_steps():
             return
-        host = jax.tree.map(np.asarray, state)
+        host = hosts.whole(state)
+        if not hosts.first():
+            return
         needed = sum(a.nbytes for a in jax.tree.leaves(host))
         free = shutil.disk_usage(self._folder).free
         try:
@@ -100,7 +119,7 @@ class Checkpoints:
         Raises:
           InputError: checkpoints exist and not one of them can be read as ``like``.
         """
-        template = jax.tree.map(np.asarray, like)
+        template = hosts.whole(like)
         steps = sorted(self._manager.all_steps(), reverse=True)
         reason = ""
         unfinished: list[int] = []
@@ -116,12 +135,14 @@ class Checkpoints:
             except Exception as error:  # orbax and its backends raise many kinds on damaged files
                 reason = reason or _first_line(error)
             else:
-                for damaged in (newer for newer in steps if newer > step):
+                hosts.wait("restored")
+                for damaged in (newer for newer in steps if newer > step and hosts.first()):
                     self._manager.delete(damaged)
                 whole = jax.tree.map(lambda own, a: own if a is None else a, template, restored)
                 return step, whole
         if unfinished == steps:  # killed in the middle of its first one: nothing is lost
-            for step in steps:
+            hosts.wait("restored")
+            for step in steps if hosts.first() else []:
                 self._manager.delete(step)
             return None
         if steps:

@@ -14,6 +14,7 @@ as threads inside each tiny product.
 the plain code, with every transformation of JAX.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
@@ -26,7 +27,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dnntk import fused, pipeline
+from dnntk import fused, hosts, pipeline
 from dnntk.errors import InputError
 from dnntk.models import DeepNarrow
 from dnntk.pipeline import DATA, DEPTH
@@ -68,13 +69,16 @@ class Batch(NamedTuple):
 
 
 def data_mesh(examples: int, parameter_bytes: int, threaded: bool = False) -> Mesh:
-    """A one-axis mesh ``data`` over as many local devices as ``examples`` can keep busy.
+    """A one-axis mesh ``data`` over as many devices as ``examples`` can keep busy.
 
-    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.fused` does.
+    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.fused` does. Over
+    all of them where there are several processes.
     """
-    devices = jax.local_devices()
+    devices = jax.devices()
     count = max(1, min(len(devices), examples // MIN_EXAMPLES_PER_DEVICE))
-    if threaded or (jax.default_backend() == "cpu" and parameter_bytes > MAX_REPLICATED_BYTES):
+    if hosts.several():
+        count = len(devices)
+    elif threaded or (jax.default_backend() == "cpu" and parameter_bytes > MAX_REPLICATED_BYTES):
         count = 1
     return Mesh(np.array(devices[:count]), ("data",))
 
@@ -86,12 +90,12 @@ def put_batch(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Batch:
     extra = -len(x) % (shards * (parts if pipeline.stages_of(mesh) > 1 else 1))
     weight = np.pad(np.ones(len(x), y.dtype), (0, extra))
     padded = (np.pad(a, ((0, extra), *((0, 0),) * (a.ndim - 1)), mode="edge") for a in (x, y))
-    return Batch(*jax.device_put((*padded, weight), NamedSharding(mesh, P("data"))))
+    return Batch(*hosts.placed((*padded, weight), NamedSharding(mesh, P("data"))))
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """``tree`` on every device of ``mesh``; it may share memory with what it was made of."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return hosts.placed(tree, NamedSharding(mesh, P()))
 
 
 def put_state(tree: Any, mesh: Mesh) -> Any:
@@ -99,7 +103,7 @@ def put_state(tree: Any, mesh: Mesh) -> Any:
 
     Everything on every device, but for the middle layers where the mesh has an axis ``depth``.
     """
-    return jax.device_put(tree, shardings(tree, mesh))
+    return hosts.placed(tree, shardings(tree, mesh))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -321,7 +325,10 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Any:
         f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, x, stages)
         return jax.lax.psum(jnp.where(counts, f, 0), DEPTH)
 
-    @jax.jit
+    # Every process looks at all outputs.
+    everywhere = NamedSharding(mesh, P()) if hosts.several() else None
+
+    @functools.partial(jax.jit, out_shardings=everywhere)
     def outputs_of(params: Any, frozen: Any, x: jax.Array) -> jax.Array:
         return jax.shard_map(
             of_shard,

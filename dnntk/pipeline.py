@@ -59,6 +59,11 @@ def make_mesh(text: str) -> Mesh:
             f"mesh: {text} needs {count} devices, {len(devices)} are there; on CPU set "
             f"jax_num_cpu_devices before the first use of JAX"
         )
+    if jax.process_count() > 1 and count < len(devices):
+        raise InputError(
+            f"mesh: expected one of all {len(devices)} devices that the processes have together, "
+            f"got {text}, which has {count}"
+        )
     shape = (sizes[DATA], sizes[DEPTH]) if sizes[DEPTH] > 1 else (sizes[DATA],)
     names = (DATA, DEPTH) if sizes[DEPTH] > 1 else (DATA,)
     return Mesh(np.array(devices[:count]).reshape(shape), names)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from dnntk import hosts
 from dnntk.errors import InputError
 from dnntk.locks import FolderLock
 
@@ -20,7 +21,7 @@ CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 
 
 class RunFolder:
-    """Reads and writes what a run leaves in its workdir."""
+    """Reads and writes what a run leaves in its workdir; of several processes the first writes."""
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
         """Name the folder; nothing is touched yet."""
@@ -61,9 +62,12 @@ class RunFolder:
           InputError: the folder cannot be used, or holds another run, or one that is at work.
         """
         saved = self.read_config() if resume else None
-        if saved is None:
-            self.make()
-        self._lock = FolderLock(self.path)
+        if hosts.first():
+            if saved is None:
+                self.make()
+            self._lock = FolderLock(self.path)
+        elif saved is None:
+            return
         if saved is None:
             if self.holds_run:
                 raise InputError(
@@ -80,6 +84,8 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replace ``name`` in one move."""
+        if not hosts.first():
+            return
         partial = self.path / f".{name}.partial"
         partial.write_text(json.dumps(content, indent=2) + "\n")
         partial.replace(self.path / name)
@@ -119,6 +125,8 @@ class RunFolder:
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add a line of JSON to ``name``, on disk before this returns."""
+        if not hosts.first():
+            return
         with (self.path / name).open("a") as file:
             file.write(json.dumps(as_json(line)) + "\n")
             file.flush()
@@ -137,6 +145,8 @@ class RunFolder:
                 continue
             if isinstance(line, dict) and kept(line):
                 lines.append(line)
+        if not hosts.first():
+            return lines
         partial = file.with_name(f".{name}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         partial.replace(file)

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import absl.logging
 import jax
 from absl import flags
 
-from dnntk import Diverged, InputError
+from dnntk import Diverged, InputError, hosts
 from dnntk.errors import Stopped
 from dnntk.pipeline import parse_mesh
 
@@ -21,6 +22,13 @@ from dnntk.pipeline import parse_mesh
 MOST_HOST_DEVICES = 8
 # What a mesh may ask for all the same, to be tried out.
 MOST_HOST_DEVICES_ASKED = 64
+# How JAX says that a process it needs does not answer.
+GONE = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection")
+ALONE = "another process of the job is gone; go on with --resume and the same --workdir"
+# Where its own account of that begins, before it ends the process.
+ACCOUNT = re.compile(
+    rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination_service\w*|preemption_sync_manager|client)\.(cc|h)"
+)
 HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 
 
@@ -36,6 +44,7 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, _stopped)
         _log_lines()
         _one_host_device_a_core()
+        _join_others()
         main()
     except (flags.Error, InputError) as error:
         _stop(str(error), 2)
@@ -45,6 +54,11 @@ def run(main: Callable[[], None]) -> None:
         _stop("interrupted; go on with --resume and the same --workdir", 130)
     except Stopped as stopped:
         _stop(stopped.message, 143)
+    except jax.errors.JaxRuntimeError as error:
+        if not hosts.several() or not any(word in str(error) for word in GONE):
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: {ALONE}", file=sys.stderr, flush=True)
+        os._exit(1)  # to end in order would be to wait for the others
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _stop(f"{error.strerror or error}{where}; mend it, and go on with --resume", 1)
@@ -92,12 +106,55 @@ def _log_lines() -> None:
     logger.propagate = False
 
 
+def _join_others() -> None:
+    """Where the flags say that there are others: one process of several, of which one speaks."""
+    values = flags.FLAGS.flag_values_dict()
+    if not (values.get("distributed") or values.get("coordinator")):
+        return
+    _shorten_what_jax_says()
+    hosts.join(values["coordinator"], values["processes"], values["process"])
+    if not hosts.first():
+        logging.getLogger("dnntk").setLevel(logging.WARNING)
+
+
+def _shorten_what_jax_says() -> None:
+    """Stderr goes through a process that puts one line in place of JAX's account of a dead peer.
+
+    JAX's client ends the process itself, with a C++ stack trace, where no Python can see it.
+    """
+    if not hasattr(os, "fork"):
+        return
+    read, write = os.pipe()
+    if os.fork() == 0:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        os.close(write)
+        shown = True
+        while chunk := os.read(read, 1 << 16):
+            account = ACCOUNT.search(chunk)
+            if shown:
+                os.write(2, chunk[: account.start()] if account else chunk)
+            if account and shown:
+                os.write(2, f"\n{os.path.basename(sys.argv[0])}: {ALONE}\n".encode())
+                shown = False
+        os._exit(0)
+    os.dup2(write, 2)
+    os.close(read)
+    os.close(write)
+
+
 def _one_host_device_a_core() -> None:
-    """On CPU, a core a device: narrow layers are too small to be worth threads of their own."""
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        asked = math.prod(parse_mesh(flags.FLAGS.mesh).values()) if "mesh" in flags.FLAGS else 1
-        if asked > MOST_HOST_DEVICES_ASKED:
-            raise InputError(f"mesh: expected at most {MOST_HOST_DEVICES_ASKED} devices on CPU")
-        count = max(asked, min(cores or 1, MOST_HOST_DEVICES))
-        jax.config.update("jax_num_cpu_devices", count)
+    """On CPU, a core a device: narrow layers are too small to be worth threads of their own.
+
+    As many as a mesh has, though; of several processes each has its share of them.
+    """
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    values = flags.FLAGS.flag_values_dict()
+    asked = math.prod(parse_mesh(values.get("mesh") or "").values())
+    share = -(-asked // (values.get("processes") or 1))
+    if share > MOST_HOST_DEVICES_ASKED:
+        raise InputError(f"mesh: expected at most {MOST_HOST_DEVICES_ASKED} devices on CPU")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    own = share if values.get("mesh") else min(cores or 1, MOST_HOST_DEVICES)
+    jax.config.update("jax_num_cpu_devices", own)

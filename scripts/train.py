@@ -15,7 +15,7 @@ from typing import Any
 import command_line
 from absl import flags
 
-from dnntk import InputError, TrainConfig, train
+from dnntk import InputError, TrainConfig, hosts, train
 from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.experiments.forecast import forecast
@@ -54,6 +54,10 @@ flags.DEFINE_integer("eval_examples", 0, "Of each split, at most. 0: 2048; at th
 flags.DEFINE_enum("dtype", "float32", DTYPES, "Floating-point type.")
 flags.DEFINE_integer("seed", 0, "Seed of split, initialization and shuffle.")
 flags.DEFINE_string("mesh", "", "Devices, as data:4,depth:2. Empty: what the batch keeps busy.")
+flags.DEFINE_bool("distributed", False, "One of several processes, as the cluster's environment.")
+flags.DEFINE_string("coordinator", None, "The first process's host:port, where no cluster says.")
+flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.", lower_bound=0)
 flags.DEFINE_bool("dry_run", False, "Say what the run would take, and end.")
 flags.DEFINE_bool("resume", False, "Go on from the workdir's last good checkpoint.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
@@ -104,7 +108,8 @@ def main() -> None:
         print(forecast(config))
         return
     result = train(config, workdir, resume=FLAGS.resume)
-    print(f"results: {workdir} ({len(result.history)} evaluations)")
+    if hosts.first():
+        print(f"results: {workdir} ({len(result.history)} evaluations)")
 
 
 if __name__ == "__main__":

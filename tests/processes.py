@@ -6,11 +6,13 @@ the whole script under its own command line, as ``python script.py`` would.
 """
 
 import ast
+import contextlib
 import gc
 import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,28 @@ class Outcome(NamedTuple):
 def command(script, *flags):
     """The command line of ``scripts/<script>``."""
     return [sys.executable, str(SCRIPTS / script), *flags]
+
+
+@contextlib.contextmanager
+def joined(count, *flags, cwd):
+    """``train.py`` as so many processes of one job, running: their Popen objects."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    meet = (f"--coordinator=127.0.0.1:{port}", f"--processes={count}")
+    running = [
+        subprocess.Popen(
+            command("train.py", *meet, f"--process={process}", *flags),
+            **{"cwd": cwd, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True},
+        )
+        for process in range(count)
+    ]
+    try:
+        yield running
+    finally:
+        for one in running:
+            one.kill()
+            one.communicate()
 
 
 def environment(script):

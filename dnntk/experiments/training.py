@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from dnntk import figures, flow, fused, pipeline
+from dnntk import figures, flow, fused, hosts, pipeline
 from dnntk.checkpoints import Checkpoints
 from dnntk.config import (
     EVALUATED_ON_THE_WAY,
@@ -120,7 +120,7 @@ class _Run:
         resume: bool,
         progress: bool,
     ) -> None:
-        self.config, self.folder, self.progress = config, folder, progress
+        self.config, self.folder, self.progress = config, folder, progress and hosts.first()
         self.begun = time.perf_counter()
         arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
         self.dataset = dataclasses.replace(dataset, **arrays)
@@ -142,7 +142,9 @@ class _Run:
             {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
         )
         params = flow.put_state(self.variables["params"], self.mesh)
-        opt_state = flow.put_state(self.optimizer.init(params), self.mesh)
+        shapes = jax.eval_shape(self.optimizer.init, params)
+        where = flow.shardings(shapes, self.mesh)
+        opt_state = jax.jit(self.optimizer.init, out_shardings=where)(params)
         self.state = flow.TrainState(params, opt_state)
         self.predict = flow.make_predict(self.model, self.mesh)
         self.history: list[dict[str, Any]] = []
@@ -160,7 +162,7 @@ class _Run:
             stepping = self._train(start, checkpoints)
         summary = self._summary(stepping, self.plan.steps - start)
         variables = {"params": self.state.params, **self.frozen}
-        variables = jax.device_put(variables, self.mesh.devices.flat[0])
+        variables = jax.device_put(hosts.whole(variables), jax.local_devices()[0])
         if self.folder:
             self.folder.write_json(SUMMARY, summary)
             self._draw()
@@ -221,7 +223,7 @@ class _Run:
         x = self.dataset.x_train[np.sort(order[: self.batch_size])]
         mesh = self.mesh
         if pipeline.stages_of(mesh) > 1:
-            mesh = Mesh(mesh.devices[:, 0], (pipeline.DATA,))
+            mesh = Mesh(mesh.devices.ravel(), (pipeline.DATA,))
         return largest_eigenvalue(self.model, self.variables, x, mesh)
 
     @contextlib.contextmanager
@@ -295,7 +297,7 @@ class _Run:
                 self._check(value, step - 1)
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
                 bar.update(count)
-                stop = step < steps and told()
+                stop = hosts.any_of(step < steps and told())
                 save = checkpoints and (step % checkpoint_every == 0 or step == steps or stop)
                 if step in looks:
                     self._evaluate(step)
@@ -319,7 +321,7 @@ class _Run:
         if not self.at_once:
             return 1
         stop = min(other for other in stops if other > step)
-        return max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step)))
+        return hosts.agreed(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
 
     def _check(self, loss: float, step: int) -> None:
         first = self.history[0]["loss"]
@@ -392,6 +394,8 @@ class _Run:
             self._losses(self.plan.steps)
         outputs = self.test_outputs
         assert outputs is not None
+        if not hosts.first():
+            return
         if data.name == "toy":
             x, y = data.x_test[: len(outputs)], data.y_test[: len(outputs)]
             figure = figures.arc_figure(x, y, outputs, "trained network", title)

@@ -1,0 +1,103 @@
+"""Several processes, on one machine or many, that train as one.
+
+`jax.distributed` joins them. They agree on what each alone would decide by its own clock or its own
+signals, and the first one writes.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from dnntk.errors import InputError
+
+# A process that is not heard of for so long is gone, and the job with it.
+HEARTBEAT_SECONDS = 10
+JOIN_SECONDS = 120
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Make this process one of several, before anything else is asked of JAX.
+
+    Args:
+      coordinator: host:port of the first process; None is what the cluster's environment says
+        (SLURM, Open MPI and others, as JAX finds them).
+      processes: how many there are; None likewise.
+      process: which of them this is, from 0 on; None likewise.
+
+    Raises:
+      InputError: they do not find together.
+    """
+    if processes is not None and not 0 <= (process or 0) < processes:
+        raise InputError(f"process: expected a number from 0 to {processes - 1}, got {process}")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"coordinator: expected {processes or 'the'} processes to meet at "
+            f"{coordinator or 'what the environment names'} ({str(error).splitlines()[0]:.120})"
+        ) from None
+
+
+def several() -> bool:
+    """Is this process one of several?"""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first() -> bool:
+    """Is it the one that writes?"""
+    return not several() or jax.process_index() == 0
+
+
+def agreed(value: int) -> int:
+    """The first process's value, in all of them."""
+    if not several():
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def any_of(flag: bool) -> bool:
+    """Is it so in one process or more?"""
+    return bool(np.any(multihost_utils.process_allgather(np.int32(flag)))) if several() else flag
+
+
+def wait(name: str) -> None:
+    """Until all processes are here."""
+    if several():
+        multihost_utils.sync_global_devices(name)
+
+
+def whole(tree: Any) -> Any:
+    """As NumPy arrays; of arrays that are split over processes, all of each in every process."""
+
+    def array(a: Any) -> np.ndarray:
+        if not isinstance(a, jax.Array) or a.is_fully_addressable:
+            return np.asarray(a)
+        if a.is_fully_replicated:
+            return np.asarray(a.addressable_data(0))
+        return np.asarray(multihost_utils.process_allgather(a, tiled=True))
+
+    return jax.tree.map(array, tree)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """As `jax.device_put`; over several processes, each gives its own devices their part."""
+    if not several():
+        return jax.device_put(tree, shardings)
+
+    def put(a: Any, sharding: Any) -> jax.Array:
+        if isinstance(a, jax.Array) and a.sharding == sharding:
+            return a
+        host = whole(a)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        return jax.tree.map(lambda a: put(a, shardings), tree)
+    return jax.tree.map(put, tree, shardings)

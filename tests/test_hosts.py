@@ -1,0 +1,71 @@
+"""Several real processes on the loopback interface, as one job."""
+
+import json
+import time
+
+import numpy as np
+import processes
+import pytest
+
+from dnntk.errors import InputError
+from dnntk.hosts import join
+
+FLAGS = ("--depth=14", "--scale=20", "--batch_size=100", "--eval_every=2", "--checkpoint_every=4")
+SECONDS = 120
+
+
+def ended(running):
+    """Their last words, by process."""
+    return [one.communicate(timeout=SECONDS)[1].strip().splitlines() for one in running]
+
+
+def curve(workdir):
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return np.array([[line[key] for key in ("step", "loss", "test_loss")] for line in lines])
+
+
+def checkpoints(workdir):
+    return sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def test_processes_together_train_as_one_alone(tmp_path):
+    alone = processes.run("train.py", *FLAGS, "--steps=12", "--workdir=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    workdir = tmp_path / "together"
+    flags = (*FLAGS, "--mesh=data:2,depth:2", "--steps=12", f"--workdir={workdir}")
+    with processes.joined(2, *flags, cwd=tmp_path) as running:
+        words = ended(running)
+        assert [one.returncode for one in running] == [0, 0], words
+    np.testing.assert_allclose(curve(workdir), curve(tmp_path / "alone"), rtol=2e-5, atol=1e-7)
+    assert json.loads((workdir / "summary.json").read_text())["device"] == "4 x cpu"
+    # What several wrote, one goes on with.
+    flags = ("--resume", "--mesh=", "--steps=14", f"--workdir={workdir}")
+    again = processes.run("train.py", *flags, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert curve(workdir)[-1, 0] == 14
+
+
+def test_a_process_that_dies_ends_the_job_with_one_line(tmp_path):
+    workdir = tmp_path / "w"
+    flags = (*FLAGS, "--mesh=data:1,depth:2", "--steps=1000000", f"--workdir={workdir}")
+    with processes.joined(2, *flags, cwd=tmp_path) as running:
+        begun = time.monotonic()
+        while len(checkpoints(workdir)) < 2 and time.monotonic() - begun < SECONDS:
+            time.sleep(0.05)
+        running[1].kill()
+        begun = time.monotonic()
+        words = ended(running)
+        assert time.monotonic() - begun < 40
+        assert all(one.returncode for one in running)
+    assert "another process of the job is gone; go on with --resume" in words[0][-1]
+    last = checkpoints(workdir)[-1] + 2
+    again = processes.run(
+        "train.py", "--resume", "--mesh=", f"--steps={last}", f"--workdir={workdir}", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    assert curve(workdir)[-1, 0] == last
+
+
+def test_a_number_that_is_none_of_them_is_refused():
+    with pytest.raises(InputError, match="process: expected a number from 0 to 1, got 2"):
+        join("127.0.0.1:1", 2, 2)
