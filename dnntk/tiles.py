@@ -9,6 +9,7 @@ import hashlib
 import logging
 import math
 import os
+import tokenize
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -246,7 +247,7 @@ class SymmetricGram:
             probes = np.array(content.pop("probes"), np.float64)
             done = content.pop("done")
             held = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+        except _UNREADABLE:
             raise damaged from None
         expected = {name: value for name, value in identity.items() if name != "probes"}
         if held.shape != (int(self._starts[-1]),) or held.dtype != np.float64:
@@ -261,6 +262,13 @@ class SymmetricGram:
                 f"another; {advice}"
             )
         return done
+
+
+# NumPy takes a header apart as Python's own parser would, and lets through what that raises.
+_UNREADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
+    *(SyntaxError, tokenize.TokenError, MemoryError, RecursionError),
+)
 
 
 def _padded(x: np.ndarray) -> np.ndarray:

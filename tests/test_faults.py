@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gzip
 import json
 import os
 import random
@@ -10,16 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import jax
 import numpy as np
 import processes
 import pytest
+from mutations import mutations
 
-from dnntk import TrainConfig, train
+from dnntk import TrainConfig, savefile, train
 from dnntk.checkpoints import CHECKSUMS, Checkpoints
 from dnntk.errors import InputError, Stopped
+from dnntk.idx import read_idx
+from dnntk.kernel import limit_ntk
 from dnntk.locks import LOCK, FolderLock
+from dnntk.results import RunFolder
+from dnntk.tiles import PROGRESS, TILES, CrossKernel, SymmetricGram
 
 SMALL = TrainConfig(depth=8, steps=12, eval_every=4, checkpoint_every=4, batch_size=64)
 STATE = {"a": np.arange(12.0, dtype=np.float32).reshape(3, 4), "b": [np.int32(3), np.zeros(0)]}
@@ -100,63 +107,93 @@ def test_a_checkpoint_of_another_shape_is_never_made(two_checkpoints):
         checkpoints.restore(other)
 
 
-def test_a_thousand_mutations_cost_no_traceback_and_no_memory(run, tmp_path):
-    """Every file that a resumed run reads, each with bytes changed, cut off or put in."""
-    workdir = shutil.copytree(run[0], tmp_path / "w")
-    dice = random.Random(0)
-    names = ["config.json", "metrics.jsonl", f"checkpoints/12/{CHECKSUMS}"]
-    from dnntk.results import RunFolder
-
-    folder = RunFolder(workdir)
-    size = Checkpoints._verified(FAKE(workdir / "checkpoints"), 12)
-    for name in names:
-        file = workdir / name
-        whole = file.read_bytes()
-        for _ in range(1000):
-            file.write_bytes(mutated(whole, dice))
-            if name == "config.json":
-                try:
-                    TrainConfig.from_json(folder.read_config())
-                except InputError as error:
-                    assert "\n" not in str(error)
-            elif name == "metrics.jsonl":
-                for line in folder.keep_metrics_to(8):
-                    assert line["step"] <= 8
-            else:
-                with contextlib.suppress(InputError):  # some blanks change nothing
-                    assert Checkpoints._verified(FAKE(workdir / "checkpoints"), 12) == size
-        file.write_bytes(whole)
-
-
-class FAKE:
+class Folder:
     """As much of a `Checkpoints` as its check of files needs; the rest is orbax's."""
 
     def __init__(self, folder):
         self._folder = folder
 
 
-INSERTED = (b"9" * 40, b"[" * 3000, b"\0", b"NaN", b"-", b'"', b"}")
+def read_config(workdir):
+    TrainConfig.from_json(RunFolder(workdir).read_config())
 
 
-def mutated(data, dice):
-    while True:
-        found = bytearray(data)
-        for _ in range(dice.choice((1, 1, 2, 8))):
-            at = dice.randrange(len(found) + 1)
-            kind = dice.randrange(4)
-            if kind == 0 and at < len(found):
-                found[at] = dice.randrange(256)
-            elif kind == 1:
-                del found[at:]
-            elif kind == 2:
-                found[at:at] = dice.choice(
-                    (b"9" * 40, b"[" * 3000, b"\0", b"NaN", b"-", b'"', b"}")
-                )
-            else:
-                end = dice.randrange(at, len(found) + 1)
-                found[at:at] = found[at:end]
-        if found != data:
-            return bytes(found)
+def read_metrics(workdir):
+    assert all(line["step"] <= 8 for line in RunFolder(workdir).keep_metrics_to(8))
+
+
+def read_checkpoint(workdir):
+    Checkpoints._verified(Folder(workdir / "checkpoints"), 12)
+
+
+def read_images(workdir):
+    read_idx(next(workdir.glob("images*")), 3)
+
+
+def read_model(workdir):
+    savefile.read(workdir / "model", "thing")
+
+
+def read_gram(workdir):
+    gram = SymmetricGram(CrossKernel(limit_ntk, INPUTS, "float64"), block_size=3, progress=False)
+    gram._known(workdir / TILES, workdir / PROGRESS, gram.identity())
+
+
+INPUTS = np.random.default_rng(0).random((7, 3))
+IMAGES = bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4]) + bytes(range(24))
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """A folder with a file of every kind that is read."""
+    folder = shutil.copytree(run[0], tmp_path_factory.mktemp("written") / "w")
+    (folder / "images").write_bytes(IMAGES)
+    savefile.write(folder / "model", "thing", {"a": np.arange(6.0).reshape(2, 3)}, {"b": [1, "c"]})
+    gram = CrossKernel(limit_ntk, INPUTS, "float64")
+    SymmetricGram(gram, block_size=3, progress=False, folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.json", read_config),
+        ("metrics.jsonl", read_metrics),
+        (f"checkpoints/12/{CHECKSUMS}", read_checkpoint),
+        ("checkpoints/12/default/_METADATA", read_checkpoint),
+        ("images", read_images),
+        ("images.gz", read_images),
+        ("model", read_model),
+        (TILES, read_gram),
+        (PROGRESS, read_gram),
+    ],
+)
+def test_a_thousand_mutations_cost_no_traceback_and_no_memory(written, tmp_path, name, read):
+    if name == "images.gz":
+        workdir = tmp_path
+        (workdir / name).write_bytes(gzip.compress(IMAGES, mtime=0))
+    elif read is read_checkpoint:
+        workdir = shutil.copytree(written, tmp_path / "w")
+    else:
+        workdir = tmp_path
+        for other in ("config.json", "metrics.jsonl", "images", "model", TILES, PROGRESS):
+            if read is not read_images or other == "images":
+                shutil.copy(written / other, workdir)
+    file = workdir / name
+    whole, refused = file.read_bytes(), 0
+    read(workdir)
+    tracemalloc.start()
+    for data in mutations(whole, 1000 if read is not read_gram else 300):
+        file.write_bytes(data)
+        try:
+            read(workdir)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused or read is read_metrics
+    assert peak < 8 << 20
 
 
 # ---- one run a folder
