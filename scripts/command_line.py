@@ -110,6 +110,11 @@ def _join_others() -> None:
     """Where the flags say that there are others: one process of several, of which one speaks."""
     values = flags.FLAGS.flag_values_dict()
     if not (values.get("distributed") or values.get("coordinator")):
+        if values.get("processes") or values.get("process"):
+            raise InputError(
+                "coordinator: expected the first process's host:port beside --processes and "
+                "--process, or --distributed, got neither"
+            )
         return
     _shorten_what_jax_says()
     hosts.join(values["coordinator"], values["processes"], values["process"])
