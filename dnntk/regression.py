@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
+from dnntk import hosts
 from dnntk.checks import (
     check_choice,
     check_count,
@@ -269,7 +270,7 @@ class KernelFlow:
         """
         if self._gram is None:
             rows = len(self._x) * self._cross.outputs
-            half = 4 * rows * (rows + self._block_size * self._cross.outputs)
+            half = 4 * rows * (rows + self._block_size * self._cross.outputs) / hosts.count()
             fits = half <= (1 - BASIS_SHARE) * self._memory
             stored = self._direct or fits or self._folder is not None
             self._gram = SymmetricGram(
@@ -354,7 +355,7 @@ class KernelFlow:
             return Eigendecomposition(gram.dense(rows) / n, targets)
         held = gram.nbytes if gram.stored and self._folder is None else 0
         basis_bytes, left = 8 * rows * columns, self._memory - held
-        most = max(1, min(self._most, int(left // basis_bytes)))
+        most = hosts.agreed(max(1, min(self._most, int(left // basis_bytes))))
         where = "in memory" if gram.stored else "computed for every product, as memory is short"
         if self._folder is not None:
             where = f"in {self._folder}"

@@ -84,11 +84,8 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replace ``name`` in one move."""
-        if not hosts.first():
-            return
-        partial = self.path / f".{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(self.path / name)
+        if hosts.first():
+            replace_json(self.path / name, content)
 
     def read_config(self) -> dict[str, Any]:
         """What `write_json` kept under `CONFIG`.
@@ -151,6 +148,13 @@ class RunFolder:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
         partial.replace(file)
         return lines
+
+
+def replace_json(file: Path, content: dict[str, Any]) -> None:
+    """Write ``file`` in one move."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(file)
 
 
 def parsed(text: str | bytes) -> Any:

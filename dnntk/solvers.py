@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from dnntk import hosts
 from dnntk.gram import PROGRESS_DELAY
 
 Array = NDArray[np.float64]
@@ -225,7 +226,11 @@ class Krylov:
 
     def _grow(self) -> None:
         """One product with A, and the next block orthogonal to all before."""
-        corner, new, below = self._saved() or self._iterated()
+        saved = self._saved()
+        # Of several processes one may have been killed before it wrote what another has.
+        if hosts.any_of(saved is None) or saved is None:
+            saved = self._iterated()
+        corner, new, below = saved
         size, width, last = len(self._small), len(corner), self._below.shape[1]
         small = np.zeros((size + width, size + width))
         small[:size, :size] = self._small

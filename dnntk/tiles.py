@@ -3,6 +3,8 @@
 What a Krylov method needs of a matrix is its product with a few vectors. `SymmetricGram` gives it,
 from half of the entries: 60,000 examples take 14.4 GB. The tiles are kept in memory, or in a file
 that a later run takes up again, or computed anew for every product where neither holds them.
+
+Several processes (`dnntk.hosts`) have every so-manieth tile each; only vectors go between them.
 """
 
 import hashlib
@@ -22,9 +24,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from dnntk import hosts
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
-from dnntk.results import RunFolder, parsed
+from dnntk.results import parsed, replace_json
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 TILES, PROGRESS = "gram.npy", "gram.json"
@@ -81,9 +84,11 @@ class CrossKernel:
 class SymmetricGram:
     """The Gram matrix [m, m] of a kernel on n examples; m = n k for k outputs.
 
+    Of several processes all must make it, and call its methods in the same order.
+
     Attributes:
         shape: (m, m).
-        nbytes: of the stored triangle.
+        nbytes: of this process's tiles.
         stored: are the tiles kept, or computed for every product?
     """
 
@@ -105,7 +110,8 @@ class SymmetricGram:
         n, k = len(cross.x), cross.outputs
         self._examples = balanced(n, block_size)
         self._bounds = [(a * k, b * k) for a, b in self._examples]
-        self._pairs = [(i, j) for i in range(len(self._bounds)) for j in range(i + 1)]
+        pairs = [(i, j) for i in range(len(self._bounds)) for j in range(i + 1)]
+        self._pairs = pairs[hosts.number() :: hosts.count()]
         sizes = [self._rows(i) * self._rows(j) for i, j in self._pairs]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
         self.shape = (n * k, n * k)
@@ -115,11 +121,15 @@ class SymmetricGram:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the triangle, whether it is stored or not."""
+        """Bytes of this process's tiles, whether they are stored or not."""
         return 8 * int(self._starts[-1])
 
     def product(self, vectors: np.ndarray) -> np.ndarray:
         """[m', c] -> [m', c] with the leading m' rows and columns of the matrix, m' <= m."""
+        return hosts.summed(self._own_product(vectors))
+
+    def _own_product(self, vectors: np.ndarray) -> np.ndarray:
+        """What this process's tiles contribute to it."""
         used = len(vectors)
         count = sum(1 for i, _ in self._pairs if self._bounds[i][0] < used)
         if not self.stored:
@@ -146,7 +156,7 @@ class SymmetricGram:
     def dense(self, size: int | None = None) -> NDArray[np.float64]:
         """The leading ``size`` rows and columns, all of them where None, as one array."""
         size = self.shape[0] if size is None else size
-        full = np.empty((size, size))
+        full = np.zeros((size, size)) if hosts.several() else np.empty((size, size))
         for number, (i, j) in enumerate(self._pairs):
             (r, r_end), (c, c_end) = self._bounds[i], self._bounds[j]
             if r >= size:
@@ -154,7 +164,7 @@ class SymmetricGram:
             tile = self._tile(number)[: size - r, : size - c]
             full[r:r_end, c:c_end] = tile
             full[c:c_end, r:r_end] = tile.T
-        return full
+        return hosts.summed(full)
 
     def identity(self) -> dict[str, Any]:
         """What tells one matrix from another: inputs, tiling, and the kernel on a few of them."""
@@ -166,6 +176,7 @@ class SymmetricGram:
             "tiles": [b - a for a, b in self._examples],
             "dtype": self.cross.dtype,
             "probes": self.cross.block(probes, probes).ravel().tolist(),
+            **({"process": [hosts.number(), hosts.count()]} if hosts.several() else {}),
         }
 
     def _rows(self, i: int) -> int:
@@ -212,6 +223,8 @@ class SymmetricGram:
         if folder is None:
             self._data = np.empty(size)
         else:
+            if hosts.several():
+                folder = folder / f"process-{hosts.number()}-of-{hosts.count()}"
             file, note = folder / TILES, folder / PROGRESS
             identity = self.identity()
             done = self._known(file, note, identity)
@@ -225,10 +238,10 @@ class SymmetricGram:
         for number in self._shown(len(self._pairs), "kernel", done):
             tile = self._computed(number)
             self._data[self._starts[number] : self._starts[number + 1]] = tile.ravel()
-            i, j = self._pairs[number]
-            if folder is not None and i == j:  # a row of tiles is whole
-                _flush(self._data)
-                RunFolder(folder).write_json(PROGRESS, {**identity, "done": number + 1})
+            last = number + 1 == len(self._pairs)
+            if folder is not None and (last or self._pairs[number + 1][0] > self._pairs[number][0]):
+                _flush(self._data)  # what there is of a row of tiles is whole
+                replace_json(folder / PROGRESS, {**identity, "done": number + 1})
 
     def _known(self, file: Path, note: Path, identity: dict[str, Any]) -> int:
         """How many tiles of this very matrix ``file`` holds; 0 where there is none.

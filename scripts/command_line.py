@@ -32,6 +32,14 @@ ACCOUNT = re.compile(
 HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 
 
+def define_processes() -> None:
+    """The flags by which several processes of a script become one job."""
+    flags.DEFINE_bool("distributed", False, "One of several processes, as the cluster says.")
+    flags.DEFINE_string("coordinator", None, "First process's host:port, where no cluster says.")
+    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.", lower_bound=0)
+
+
 def run(main: Callable[[], None]) -> None:
     """Parse the flags and call ``main``; bad input ends with exit status 2 and one line."""
     if HELP & set(sys.argv[1:]):

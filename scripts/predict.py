@@ -14,6 +14,7 @@ import command_line
 from absl import flags
 from command_line import words
 
+from dnntk import hosts
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
@@ -45,6 +46,7 @@ flags.DEFINE_float("memory_gb", None, "For Gram matrix and basis. None: 3/4 of t
 flags.DEFINE_string("gram_dir", None, "Folder where the Gram matrix is kept and found again.")
 flags.DEFINE_integer("seed", DEFAULT.seed, "Seed of the splits.")
 flags.DEFINE_string("compare", None, "Workdir of a trained run: its data, kernel and curve.")
+command_line.define_processes()
 flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
 
@@ -75,6 +77,8 @@ def main() -> None:
     config = _config()
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir(config)
     result = predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
+    if not hosts.first():
+        return
     chosen, test = result.chosen, result.chosen["test_accuracy"]
     shown = "" if test is None else f", test accuracy {100 * test:.2f}%"
     print(f"t = {chosen['time']:g}: training MSE {chosen['train_mse']:.6f}{shown}")

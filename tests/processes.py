@@ -40,15 +40,15 @@ def command(script, *flags):
 
 
 @contextlib.contextmanager
-def joined(count, *flags, cwd):
-    """``train.py`` as so many processes of one job, running: their Popen objects."""
+def joined(count, *flags, cwd, script="train.py"):
+    """A script as so many processes of one job, running: their Popen objects."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
     meet = (f"--coordinator=127.0.0.1:{port}", f"--processes={count}")
     running = [
         subprocess.Popen(
-            command("train.py", *meet, f"--process={process}", *flags),
+            command(script, *meet, f"--process={process}", *flags),
             **{"cwd": cwd, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True},
         )
         for process in range(count)

@@ -66,6 +66,22 @@ def test_a_process_that_dies_ends_the_job_with_one_line(tmp_path):
     assert curve(workdir)[-1, 0] == last
 
 
+def test_processes_share_a_gram_matrix_and_predict_as_one(tmp_path):
+    flags = ("--classes=all", "--train_examples=300", "--solver=krylov", "--block_size=64")
+    alone = processes.run("predict.py", *flags, "--workdir=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    both = (*flags, "--gram_dir=gram", "--workdir=both")
+    with processes.joined(2, *both, cwd=tmp_path, script="predict.py") as running:
+        words = ended(running)
+        assert [one.returncode for one in running] == [0, 0], words
+    found, expected = (
+        np.load(tmp_path / name / "predictions.npz")["test_outputs"] for name in ("both", "alone")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    sizes = [f.stat().st_size for f in (tmp_path / "gram").glob("process-*/gram.npy")]
+    assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)
+
+
 def test_a_number_that_is_none_of_them_is_refused():
     with pytest.raises(InputError, match="process: expected a number from 0 to 1, got 2"):
         join("127.0.0.1:1", 2, 2)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dnntk import figures
+from dnntk import figures, hosts
 from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained, confusion, scores
@@ -290,6 +290,8 @@ class _Prediction:
         path, data, config = self.folder.path, self.data, self.config
         times = np.array([row["time"] for row in rows])
         coefficients = np.stack([s.coefficients for s in flow.solutions(list(times))])
+        if not hosts.first():
+            return
         np.savez(
             path / "predictions.npz", times=times, test_outputs=outputs, coefficients=coefficients
         )
