@@ -55,7 +55,7 @@ class Sitting(NamedTuple):
     step: int
 
 
-def _config(mesh: str) -> TrainConfig:
+def _training(mesh: str) -> TrainConfig:
     return TrainConfig(
         depth=FLAGS.depth,
         scale=20.0,
@@ -79,7 +79,7 @@ def _start(mesh: str, workdir: Path, resume: bool) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         count = int(np.prod(list(parse_mesh(mesh).values())))
         jax.config.update("jax_num_cpu_devices", count)
-        result = train(_config(mesh), workdir, resume=resume, progress=False)
+        result = train(_training(mesh), workdir, resume=resume, progress=False)
         leaves = jax.tree.leaves(result.variables["params"])
         np.savez(workdir / FINAL, *[np.asarray(leaf) for leaf in leaves])
         status = 0

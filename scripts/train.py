@@ -65,6 +65,10 @@ def _values() -> dict[str, Any]:
     return values | {"classes": parse_classes(FLAGS.classes)}
 
 
+def _config() -> TrainConfig:
+    return TrainConfig(**_values())
+
+
 def _resumed_config(workdir: Path) -> TrainConfig:
     """The saved run's configuration, with the flags that were really given laid over it."""
     saved = TrainConfig.from_json(RunFolder(workdir).read_config())
@@ -99,7 +103,7 @@ def main() -> None:
         workdir = Path(FLAGS.workdir) if FLAGS.workdir else _newest_workdir()
         config = _resumed_config(workdir)
     else:
-        config = TrainConfig(**_values())
+        config = _config()
         workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
     if FLAGS.dry_run:
         print(forecast(config))
