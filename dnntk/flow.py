@@ -275,10 +275,10 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         if in_place and fused.descends(model, state.params, x):
             f, params = fused.descent(
                 *(model, state.params, frozen, x, weight, -weight[:, None] * y),
-                *(optimizer.rate / examples, fused.threads(mesh.size)),
+                *(optimizer.rate / examples, fused.threads(mesh.local_mesh.size)),
             )
             return TrainState(params, state.opt_state), f
-        f, gradient = outputs_and_gradient(model, state.params, frozen, batch, mesh.size)
+        f, gradient = outputs_and_gradient(model, state.params, frozen, batch, mesh.local_mesh.size)
         gradient = jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         return TrainState(optax.apply_updates(state.params, updates), opt_state), f
@@ -321,7 +321,7 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Any:
 
     def of_shard(params: Any, frozen: Any, x: jax.Array) -> jax.Array:
         if stages == 1:
-            return outputs(model, params, frozen, x, mesh.size)
+            return outputs(model, params, frozen, x, mesh.local_mesh.size)
         f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, x, stages)
         return jax.lax.psum(jnp.where(counts, f, 0), DEPTH)
 

@@ -65,7 +65,7 @@ def largest_eigenvalue(
         v = v * weight[:, None]
         v = v / jnp.sqrt(jax.lax.psum(jnp.sum(v**2), "data"))
         if fused.supports(model, params, x):
-            threads = fused.threads(mesh.size)
+            threads = fused.threads(mesh.local_mesh.size)
             _, gradient = fused.gradient(model, params, frozen, x, 0 * weight, v, threads)
             gradient = jax.lax.psum(gradient, "data")
             image = fused.tangent(model, params, frozen, x, gradient, threads)

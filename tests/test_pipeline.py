@@ -135,8 +135,6 @@ def test_stages_hold_their_own_layers_and_rest_only_where_they_must():
     [
         (DeepNarrowMLP(8, 2, 5.0), 1),
         (DeepNarrowMLP(8, 1, 2.0, parametrization="standard"), 7),
-        (DeepNarrowMLP(8, 1, 1.0, init="he_uniform"), 24),
-        (DeepNarrowCNN(6, 2, float("inf")), 7),
         (DeepNarrowCNN(6, 1, 3.0, kernel_size=5, pool=2), 24),
     ],
 )
