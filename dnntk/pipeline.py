@@ -56,8 +56,8 @@ def make_mesh(text: str) -> Mesh:
     count, devices = sizes[DATA] * sizes[DEPTH], jax.devices()
     if count > len(devices):
         raise InputError(
-            f"mesh: {text} needs {count} devices, {len(devices)} are there; give another mesh, with "
-            "--resume too, or on CPU set jax_num_cpu_devices before the first use of JAX"
+            f"mesh: {text} needs {count} devices, {len(devices)} are there; give another mesh, "
+            "with --resume too, or on CPU set jax_num_cpu_devices before the first use of JAX"
         )
     if jax.process_count() > 1 and count < len(devices):
         raise InputError(
