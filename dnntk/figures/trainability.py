@@ -45,6 +45,8 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
             ha="right",
             fontsize="x-small",
             color="dimgray",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            zorder=5,
         )
         lowest = min([line["loss"] for row in mine for line in row["history"]], default=constant)
         axes.set_yscale("log")
