@@ -37,7 +37,8 @@ flags.DEFINE_list(
 flags.DEFINE_float("moves", 0.3, "Share of runs that change their mesh.", lower_bound=0)
 flags.DEFINE_float("sigterm", 0.2, "Share of kills that are SIGTERM.", lower_bound=0)
 flags.DEFINE_integer("depth", 22, "Weight layers.", lower_bound=2)
-flags.DEFINE_integer("steps", 60, "Of each run.", lower_bound=2)
+flags.DEFINE_float("early", 0.25, "Share of kills that may come before any step.", lower_bound=0)
+flags.DEFINE_integer("steps", 400, "Of each run.", lower_bound=2)
 flags.DEFINE_integer("seed", 0, "Of the moments.")
 flags.DEFINE_bool("resume", False, "Go on with the soak in the workdir.")
 flags.DEFINE_string("workdir", "runs/soak", "Folder for all results.")
@@ -115,26 +116,46 @@ def _curve(workdir: Path) -> list[tuple[Any, ...]]:
     return [(line["step"], line["loss"], line["test_loss"]) for line in lines]
 
 
+def _stepping(workdir: Path, child: int, lines: int) -> bool:
+    """Wait until a run has written more than so many lines; False where it ended before."""
+    file = workdir / "metrics.jsonl"
+    while not file.exists() or len(file.read_bytes().splitlines()) <= lines:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
+        time.sleep(0.002)
+    return True
+
+
 def _newest(workdir: Path) -> int:
     found = (workdir / "checkpoints").glob("*")
     return max((int(p.name) for p in found if p.name.isdigit()), default=0)
 
 
-def _undisturbed(folder: Path, mesh: str) -> tuple[Path, float]:
-    """A run on ``mesh`` that nobody disturbs, and the seconds that it takes."""
+class Whole(NamedTuple):
+    """A run that nobody disturbed, and what one takes: all in all, and for its steps alone."""
+
+    workdir: Path
+    seconds: float
+    stepping: float
+
+
+def _undisturbed(folder: Path, mesh: str) -> Whole:
+    """A run on ``mesh`` that nobody disturbs."""
     workdir = folder / f"whole-{mesh.replace(',', '+').replace(':', '')}"
-    begun = time.monotonic()
     if not (workdir / FINAL).exists():
         status = _finished(_start(mesh, workdir, resume=(workdir / "config.json").exists()))
         if status:
             raise RuntimeError(f"an undisturbed run ended with {status}: {workdir}.log")
     again = folder / f"{workdir.name}-timed-{os.getpid()}"
     begun = time.monotonic()
-    _finished(_start(mesh, again, resume=False))
-    return workdir, time.monotonic() - begun
+    child = _start(mesh, again, resume=False)
+    _stepping(again, child, 0)
+    stepping = time.monotonic()
+    _finished(child)
+    return Whole(workdir, time.monotonic() - begun, time.monotonic() - stepping)
 
 
-def _disturbed(workdir: Path, dice: random.Random, whole: dict[str, tuple[Path, float]]) -> Any:
+def _disturbed(workdir: Path, dice: random.Random, whole: dict[str, Whole]) -> Any:
     """A run that is killed, once or more, and resumed until it ends: a row of the table."""
     meshes = list(whole)
     mesh, moves = dice.choice(meshes), dice.random() < FLAGS.moves
@@ -145,7 +166,13 @@ def _disturbed(workdir: Path, dice: random.Random, whole: dict[str, tuple[Path, 
         child = _start(mesh, workdir, resume)
         kind = None
         if kills > 0:
-            time.sleep(dice.uniform(0, whole[mesh][1]))
+            if dice.random() < FLAGS.early:
+                time.sleep(dice.uniform(0, whole[mesh].seconds))
+            else:
+                file = workdir / "metrics.jsonl"
+                lines = len(file.read_bytes().splitlines()) if file.exists() else 0
+                if _stepping(workdir, child, lines):
+                    time.sleep(dice.uniform(0, whole[mesh].stepping))
             by_term = dice.random() < FLAGS.sigterm
             kind = "SIGTERM" if by_term else "SIGKILL"
             os.kill(child, signal.SIGTERM if by_term else signal.SIGKILL)
@@ -159,7 +186,7 @@ def _disturbed(workdir: Path, dice: random.Random, whole: dict[str, tuple[Path, 
         if moves:
             mesh = dice.choice(meshes)
     used = {sitting.mesh for sitting in sittings}
-    reference = whole[sittings[-1].mesh][0]
+    reference = whole[sittings[-1].mesh].workdir
     pairs = list(zip(_final(workdir), _final(reference), strict=True))
     exact = all(np.array_equal(a, b) for a, b in pairs) and _curve(workdir) == _curve(reference)
     off = max(float(np.max(np.abs(a - b))) for a, b in pairs)
