@@ -8,6 +8,7 @@ Nothing of a checkpoint is read before that, and no array made before its shape 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -49,7 +50,7 @@ class Checkpoints:
             max_to_keep=keep,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=hosts.first(),
-            create=False if hosts.several() else True,
+            create=not hosts.several(),
             multiprocessing_options=alone,
         )
         if hosts.several() and hosts.first():
@@ -108,7 +109,7 @@ class Checkpoints:
             return None
         size = self._verified(step)
         claimed = jax.tree.leaves(self._manager.item_metadata(step).tree)
-        expected = sum(np.dtype(a.dtype).itemsize * _count(a.shape) for a in claimed)
+        expected = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in claimed)
         if expected > _MOST_EXPANSION * size:
             raise InputError(f"{self._folder}: {size} bytes at step {step} claim {expected}")
         return self._manager.restore(step, args=ocp.args.StandardRestore())
@@ -168,10 +169,12 @@ class Checkpoints:
         total = 0
         for name, entry in claimed.items():
             file = folder / name
+            size = file.stat().st_size if _is_file(file) else -1
             # By size first: a file may have grown.
-            if not _is_file(file) or entry != {"bytes": file.stat().st_size, "sha256": _sha(file)}:
+            sized = isinstance(entry, dict) and entry.get("bytes") == size >= 0
+            if not sized or entry.get("sha256") != _sha(file):
                 raise InputError(f"step {step}: {name} is damaged")
-            total += file.stat().st_size
+            total += size
         return total
 
     def _check_shapes(self, step: int, template: Any) -> None:
@@ -221,13 +224,6 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for side in shape:
-        total *= int(side)
-    return total
 
 
 def _first_line(error: BaseException) -> str:

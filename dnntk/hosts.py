@@ -4,6 +4,7 @@
 signals, and the first one writes.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Raises:
       InputError: they do not find together.
     """
+    if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise InputError(f"coordinator: expected host:port like 10.0.0.1:7000, got {coordinator!r}")
     if processes is not None and not 0 <= (process or 0) < processes:
         raise InputError(f"process: expected a number from 0 to {processes - 1}, got {process}")
     try:

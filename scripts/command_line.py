@@ -167,7 +167,10 @@ def _one_host_device_a_core() -> None:
     asked = math.prod(parse_mesh(values.get("mesh") or "").values())
     share = -(-asked // (values.get("processes") or 1))
     if share > MOST_HOST_DEVICES_ASKED:
-        raise InputError(f"mesh: expected at most {MOST_HOST_DEVICES_ASKED} devices on CPU")
+        raise InputError(
+            f"mesh: expected at most {MOST_HOST_DEVICES_ASKED} devices a process on CPU, "
+            f"got {share}"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     own = share if values.get("mesh") else min(cores or 1, MOST_HOST_DEVICES)
     jax.config.update("jax_num_cpu_devices", own)

@@ -108,6 +108,10 @@ BAD_FLAGS = {
     "a thousand devices": (["--mesh=data:1000"], "mesh"),
     "a mesh to forecast": (["--mesh=data:2", "--dry_run"], "mesh"),
     "processes that never meet": (["--processes=2"], "coordinator"),
+    "coordinator without a port": (
+        ["--coordinator=host", "--processes=2", "--process=0"],
+        "coordinator",
+    ),
     "even filter": (["--arch=cnn", "--kernel_size=4"], "kernel_size"),
     "toy images": (["--dataset=toy", "--arch=cnn"], "dataset"),
     "no such folder": (["--dataset=mnist", "--data_dir=nowhere"], "data_dir"),
