@@ -39,7 +39,7 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_list("benchmarks", ["all"], "Benchmarks to run, or 'all'.")
 flags.DEFINE_integer("repeats", 7, "Turns of work and peer.", lower_bound=1)
-flags.DEFINE_integer("compiles", 3, "Turns of first calls, compilation included.", lower_bound=1)
+flags.DEFINE_integer("compiles", 3, "How often everything is compiled.", lower_bound=1)
 flags.DEFINE_list("depths", ["25", "100", "400", "1000", "10000"], "ntk: depths.")
 flags.DEFINE_integer("peer_depth", 400, "ntk: largest depth of the peer, which unrolls it.")
 flags.DEFINE_integer("points", 200, "ntk: points on the arc.", lower_bound=1)

@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 SCRIPTS = Path(__file__).parent
-# A compilation is repeated so often, where that takes less than so many seconds.
-COMPILATIONS, COMPILING = 3, 10.0
+# A compilation is repeated as long as that has taken less than so many seconds.
+COMPILING = 10.0
 Answer = dict[str, Any]
 
 
@@ -144,13 +144,13 @@ def serve(make: Callable[[dict[str, Any]], Steps], peak: Callable[[], int] | Non
         idle_since = time.process_time()
 
 
-def compiled(compile: Callable[[], Any]) -> tuple[Any, float]:
-    """What ``compile`` makes and the seconds that it takes: the least of a few times.
+def compiled(compile: Callable[[], Any], times: int) -> tuple[Any, float]:
+    """What ``compile`` makes and the seconds that it takes: the least of so many ``times``.
 
     Other work on the machine, and what a process's first compilation sets up, only add to it.
     """
     seconds: list[float] = []
-    while not seconds or (len(seconds) < COMPILATIONS and sum(seconds) < COMPILING):
+    while not seconds or (len(seconds) < times and sum(seconds) < COMPILING):
         begun = time.perf_counter()
         made = compile()
         seconds.append(time.perf_counter() - begun)

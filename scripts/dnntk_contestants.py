@@ -40,7 +40,7 @@ class One:
         make = flow.make_steps if self.at_once else flow.make_step
         given = (self.state, self.frozen, self.batch, *((np.int32(1),) if self.at_once else ()))
         self.step, seconds = contestant.compiled(
-            lambda: make(model, optimizer, mesh).lower(*given).compile()
+            lambda: make(model, optimizer, mesh).lower(*given).compile(), job["compiles"]
         )
         in_place = mesh.size == 1 and fused.descends(model, params, x)
         self.facts = {
@@ -76,7 +76,7 @@ class Many:
             descent: Any = ensemble.descent(job["time_step"])
             return descent.lower(self.params, self.frozen, 1).compile()
 
-        self.descend, seconds = contestant.compiled(compile)
+        self.descend, seconds = contestant.compiled(compile, job["compiles"])
         self.facts = {
             "compile_seconds": seconds,
             "gradient_bytes": racing.nbytes(self.params),

@@ -45,7 +45,7 @@ class Plain:
             step = jax.jit(partial(_step, outputs, job["literal_rate"]), donate_argnums=0)
             return step.lower(self.params, self.x, self.y).compile()
 
-        self.step, seconds = contestant.compiled(compile)
+        self.step, seconds = contestant.compiled(compile, job["compiles"])
         self.facts = {
             "compile_seconds": seconds,
             "gradient_bytes": sum(p.nbytes for p in jax.tree.leaves(self.params)),

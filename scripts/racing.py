@@ -95,6 +95,8 @@ class Rules:
       turn_seconds: what a turn's steps should fill.
       checked_steps: losses before these first steps are compared; they are the warm-up.
       seconds_allowed: for a peer's preparation, compilation included, and for each of its turns.
+      seconds: for the turns of all, at least.
+      compiles: compilations, the least of which is told.
     """
 
     turns: int
@@ -102,6 +104,7 @@ class Rules:
     checked_steps: int
     seconds_allowed: float
     seconds: float = 0.0
+    compiles: int = 1
 
 
 def race(
@@ -147,7 +150,7 @@ def _run(
         running: dict[str, Contestant] = {}
         for name, job in jobs.items():
             with _forgiven(name, records):
-                kind = job["contestant"]
+                kind, job = job["contestant"], job | {"compiles": rules.compiles}
                 allowed = math.inf if kind in OWN else rules.seconds_allowed
                 running[name] = stack.enter_context(Contestant(SCRIPT[kind], job, allowed))
                 records[name].facts = running[name].facts

@@ -124,7 +124,13 @@ def _words(task: Task) -> str:
 
 
 def _rules(seconds_allowed: float = float("inf")) -> Rules:
-    return Rules(FLAGS.repeats, FLAGS.turn_seconds, FLAGS.checked_steps, seconds_allowed)
+    return Rules(
+        FLAGS.repeats,
+        FLAGS.turn_seconds,
+        FLAGS.checked_steps,
+        seconds_allowed,
+        compiles=FLAGS.compiles,
+    )
 
 
 # ---- beside the loop
