@@ -26,6 +26,9 @@ from dnntk.errors import InputError
 from dnntk.results import parsed
 
 CHECKSUMS = "checksums.json"
+# Larger arrays are written and read in pieces of so many bytes, and with them go files of twice as
+# many, which is what orbax holds in memory before it writes.
+_PIECE = 1 << 26
 # Of the list of files, in bytes; and of arrays for each byte in files where no shapes are known.
 _MOST_CHECKSUMS, _MOST_EXPANSION, _CHUNK = 1 << 22, 1000, 1 << 20
 
@@ -57,7 +60,7 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
         hosts.wait("checkpoints")
         self._folder = folder.absolute()
-        handler = ocp.StandardCheckpointHandler()
+        handler = ocp.PyTreeCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
 
     def __enter__(self) -> "Checkpoints":
@@ -87,7 +90,7 @@ class Checkpoints:
             if needed > free:
                 raise OSError(f"{free / 1e6:.0f} MB are free")
             with _silent_threads():
-                self._manager.save(step, args=ocp.args.StandardSave(_without_empty(host)))
+                self._manager.save(step, args=_in_pieces(_without_empty(host)))
             _write_checksums(self._folder / str(step))
         except (OSError, ValueError) as error:  # tensorstore raises the latter
             with contextlib.suppress(Exception):
@@ -112,7 +115,7 @@ class Checkpoints:
         expected = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in claimed)
         if expected > _MOST_EXPANSION * size:
             raise InputError(f"{self._folder}: {size} bytes at step {step} claim {expected}")
-        return self._manager.restore(step, args=ocp.args.StandardRestore())
+        return self._manager.restore(step, args=_as_numpy(self._manager.item_metadata(step).tree))
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest intact checkpoint, or None where there is none.
@@ -129,7 +132,7 @@ class Checkpoints:
                 self._verified(step)
                 kept = _without_empty(template)
                 self._check_shapes(step, kept)
-                restored = self._manager.restore(step, args=ocp.args.StandardRestore(kept))
+                restored = self._manager.restore(step, args=_as_numpy(kept, kept))
             except _CutShort as error:
                 reason = reason or str(error)
                 unfinished.append(step)
@@ -228,6 +231,29 @@ def _is_file(path: Path) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:160]
+
+
+def _in_pieces(state: Any) -> ocp.args.PyTreeSave:
+    """How to write ``state`` without a second copy of it in memory."""
+    cpu = jax.local_devices(backend="cpu")[0]
+
+    def shared(a: Any) -> Any:
+        # Of NumPy arrays orbax makes copies of its own; a small one's is no matter.
+        if a.nbytes <= _PIECE or jax.dtypes.canonicalize_dtype(a.dtype) != a.dtype:
+            return a
+        return jax.device_put(a, cpu, may_alias=True)
+
+    return ocp.args.PyTreeSave(
+        jax.tree.map(shared, state),
+        save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_PIECE), state),
+        ocdbt_target_data_file_size=2 * _PIECE,
+    )
+
+
+def _as_numpy(arrays: Any, like: Any = None) -> ocp.args.PyTreeRestore:
+    """How to read ``arrays``, in containers ``like`` those of a state or in plain ones."""
+    wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
+    return ocp.args.PyTreeRestore(like, restore_args=wanted)
 
 
 def _without_empty(state: Any) -> Any:

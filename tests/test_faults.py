@@ -19,7 +19,7 @@ import processes
 import pytest
 from mutations import mutations
 
-from dnntk import TrainConfig, savefile, train
+from dnntk import TrainConfig, checkpoints, savefile, train
 from dnntk.checkpoints import CHECKSUMS, Checkpoints
 from dnntk.errors import InputError, Stopped
 from dnntk.idx import read_idx
@@ -65,6 +65,27 @@ def test_a_checkpoint_comes_back_whole(two_checkpoints):
     step, state = restored(two_checkpoints)
     assert step == 2
     jax.tree.map(np.testing.assert_array_equal, state, jax.tree.map(lambda a: a + 2, STATE))
+
+
+def test_large_arrays_are_written_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_PIECE", 1 << 12)
+    key = jax.random.key(0)
+    state = {
+        "large": jax.random.normal(key, (7, 40, 41)),
+        "whole numbers": np.arange(3000),  # of 64 bits, which JAX would make 32
+        "small": jax.random.normal(key, (3,)),
+        "one": np.float32(2.0),
+    }
+    with Checkpoints(tmp_path) as kept:
+        kept.save(1, state)
+        _, found = kept.restore(state)
+        plain = kept.newest()
+    for read in (found, plain):
+        assert all(isinstance(read[name], np.ndarray) for name in state)
+        assert all(read[name].dtype == state[name].dtype for name in state)
+        assert all(np.array_equal(read[name], state[name]) for name in state)
+    largest = max(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
+    assert largest < state["large"].nbytes / 2
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "lose", "add", "link"])
