@@ -5,8 +5,9 @@ thousand times over. `dnntk.native` takes a few examples at a time, which stay i
 cache, through all layers and back before it takes the next ones: so no state outlives its block,
 and a block keeps those of O(sqrt(depth)) layers where all of them would not fit.
 
-Layers of an MLP from `WIDE` units on are matrix products at the cores' peak instead, whole batches
-at a time; a share of the states is kept, by the parameters' memory.
+Layers of an MLP from `WIDE` units on, and narrower ones on few examples, are matrix products at the
+cores' peak instead, whole batches at a time; a share of the states is kept, by the parameters'
+memory.
 
 Plain gradient descent (`descent`) changes every layer as soon as its gradient is known, which is
 never stored: wherever layers are wide or a core takes no more than one block of examples.
@@ -38,6 +39,9 @@ SIDES = (1, 3, 5)
 MAX_CHANNELS = 256
 # From here on a dense layer is three matrix products, and not a few examples' vectors.
 WIDE = 128
+# A narrower one too, where it has so many weights for every example: to make them ready for a few
+# examples' vectors, and to add up their gradients over the lanes, then takes as long as the work.
+WEIGHTS_AN_EXAMPLE = 14
 # Bytes of states that wide layers keep, for every byte of their parameters.
 KEPT = 0.36
 # Bytes of states that a thread may keep: more than its share of the cache is slower than computing
@@ -221,7 +225,7 @@ class Blocks(NamedTuple):
             reach = getattr(model, "kernel_size", 1) // 2
             positions = x.shape[1] // pool * (x.shape[2] // pool + reach)
         units = _units(model, x)
-        wide = _wide(units, x.ndim)
+        wide = x.ndim == 2 and _wide(units, len(x))
         return cls.of(model.depth - 2, units, positions, len(x), x.dtype.itemsize, wide)
 
     def recomputed(self, layers: int) -> int:
@@ -276,7 +280,7 @@ def _operands(
         layout = network.affine.layout
         side, rows, columns = layout.kernel_size, layout.height, layout.width
     layers, (_, positions, examples) = len(middle["bias"]), h0.shape
-    wide = isinstance(network.affine, Dense) and _wide(channels, 2)
+    wide = isinstance(network.affine, Dense) and _wide(channels, examples)
     blocks = Blocks.of(layers, channels, positions, examples, h0.dtype.itemsize, wide)
     inputs = len(network.packed)
     split = (blocks.number, blocks.segment, int(wide), blocks.kept)
@@ -339,8 +343,8 @@ def _units(model: DeepNarrow, x: Any) -> int:
     return x.shape[-1] + 1 + model.d_out
 
 
-def _wide(units: int, dimensions: int) -> bool:
-    return dimensions == 2 and units >= WIDE
+def _wide(units: int, examples: int) -> bool:
+    return units >= WIDE or units**2 >= WEIGHTS_AN_EXAMPLE * examples
 
 
 def _pieces(

@@ -33,6 +33,8 @@ CASES = {
     "wide": ((130, 255), 10, 12, "float32", {"scale": math.inf}),
     "3 units": ((20, 1), 1, 12, "float64", {}),
     "6 units": ((130, 3), 2, 40, "float64", {"init": "he_uniform", "negative": True}),
+    "8 units, many examples": ((70, 5), 2, 40, "float64", {}),
+    "66 units, many examples": ((323, 64), 1, 4, "float32", {"init": "he_uniform"}),
     "shallowest": ((3, 5), 2, 3, "float64", {}),
 }
 
@@ -108,6 +110,14 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
     monkeypatch.setattr(fused, "BUDGET", 0)
     monkeypatch.setattr(fused, "KEPT", 0.0)
     assert_close(gradient(2), expected, 0)
+
+
+@pytest.mark.parametrize(
+    "shape, products", [((60, 49), True), ((60, 17), False), ((9, 17), True), ((2000, 138), True)]
+)
+def test_few_examples_take_the_matrix_products_sooner(shape, products):
+    x = np.zeros(shape, np.float32)
+    assert (fused.Blocks.for_batch(DeepNarrowMLP(9, 1, 2.0), x).number == 0) == products
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 9.0])
