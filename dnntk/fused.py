@@ -41,7 +41,8 @@ MAX_CHANNELS = 256
 WIDE = 128
 # A narrower one too, where it has so many weights for every example: to make them ready for a few
 # examples' vectors, and to add up their gradients over the lanes, then takes as long as the work.
-WEIGHTS_AN_EXAMPLE = 14
+# In deeper ones, what sums over the layers lose is kept, which only the vectors' way does.
+WEIGHTS_AN_EXAMPLE, MOST_LAYERS = 14, 10_000
 # Bytes of states that wide layers keep, for every byte of their parameters.
 KEPT = 0.36
 # Bytes of states that a thread may keep: more than its share of the cache is slower than computing
@@ -225,8 +226,9 @@ class Blocks(NamedTuple):
             reach = getattr(model, "kernel_size", 1) // 2
             positions = x.shape[1] // pool * (x.shape[2] // pool + reach)
         units = _units(model, x)
-        wide = x.ndim == 2 and _wide(units, len(x))
-        return cls.of(model.depth - 2, units, positions, len(x), x.dtype.itemsize, wide)
+        layers = model.depth - 2
+        wide = x.ndim == 2 and _wide(layers, units, len(x))
+        return cls.of(layers, units, positions, len(x), x.dtype.itemsize, wide)
 
     def recomputed(self, layers: int) -> int:
         """How many of ``layers`` layers are gone through twice on the way to a gradient."""
@@ -280,7 +282,7 @@ def _operands(
         layout = network.affine.layout
         side, rows, columns = layout.kernel_size, layout.height, layout.width
     layers, (_, positions, examples) = len(middle["bias"]), h0.shape
-    wide = isinstance(network.affine, Dense) and _wide(channels, examples)
+    wide = isinstance(network.affine, Dense) and _wide(layers, channels, examples)
     blocks = Blocks.of(layers, channels, positions, examples, h0.dtype.itemsize, wide)
     inputs = len(network.packed)
     split = (blocks.number, blocks.segment, int(wide), blocks.kept)
@@ -343,8 +345,9 @@ def _units(model: DeepNarrow, x: Any) -> int:
     return x.shape[-1] + 1 + model.d_out
 
 
-def _wide(units: int, examples: int) -> bool:
-    return units >= WIDE or units**2 >= WEIGHTS_AN_EXAMPLE * examples
+def _wide(layers: int, units: int, examples: int) -> bool:
+    few = units**2 >= WEIGHTS_AN_EXAMPLE * examples
+    return units >= WIDE or (few and layers <= MOST_LAYERS)
 
 
 def _pieces(

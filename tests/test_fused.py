@@ -113,11 +113,18 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "shape, products", [((60, 49), True), ((60, 17), False), ((9, 17), True), ((2000, 138), True)]
+    "shape, depth, products",
+    [
+        ((60, 49), 9, True),
+        ((60, 49), 20_000, False),
+        ((60, 17), 9, False),
+        ((9, 17), 9, True),
+        ((2000, 138), 20_000, True),
+    ],
 )
-def test_few_examples_take_the_matrix_products_sooner(shape, products):
+def test_few_examples_take_the_matrix_products_sooner(shape, depth, products):
     x = np.zeros(shape, np.float32)
-    assert (fused.Blocks.for_batch(DeepNarrowMLP(9, 1, 2.0), x).number == 0) == products
+    assert (fused.Blocks.for_batch(DeepNarrowMLP(depth, 1, 2.0), x).number == 0) == products
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 9.0])
