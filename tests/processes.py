@@ -22,8 +22,6 @@ from typing import NamedTuple
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 AT_ONCE = 2
 SECONDS = 300
-# Of what a small run takes, most is XLA's optimizing; that is tried with these alone.
-OPTIMIZED = ("train.py",)
 
 
 class Outcome(NamedTuple):
@@ -50,6 +48,7 @@ def joined(count, *flags, cwd, script="train.py"):
         subprocess.Popen(
             command(script, *meet, f"--process={process}", *flags),
             **{"cwd": cwd, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True},
+            env=environment(),
         )
         for process in range(count)
     ]
@@ -61,24 +60,22 @@ def joined(count, *flags, cwd, script="train.py"):
             one.communicate()
 
 
-def environment(script):
-    """That of a script's process."""
-    if script in OPTIMIZED:
-        return dict(os.environ)
-    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+def environment(optimized=False):
+    """That of a script's process. Of what a small run takes, most is XLA's optimizing."""
+    return {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": str(not optimized)}
 
 
-def run(script, *flags, cwd):
+def run(script, *flags, cwd, optimized=False):
     """The outcome of a script in a fresh process."""
     done = subprocess.run(
         command(script, *flags),
         **{"cwd": cwd, "capture_output": True, "text": True, "timeout": SECONDS},
-        env=environment(script),
+        env=environment(optimized),
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def outcomes(script, cases, cwd, code=None, first=None):
+def outcomes(script, cases, cwd, code=None, first=None, optimized=False):
     """{name: flags} -> {name: Outcome} of forked processes; ``code`` runs in the script's place.
 
     The case called ``first`` ends before the others begin; it is the first of ``cases``.
@@ -98,7 +95,7 @@ def outcomes(script, cases, cwd, code=None, first=None):
         parent = subprocess.run(
             [sys.executable, __file__],
             **{"input": json.dumps(job), "capture_output": True, "text": True},
-            env=environment(script),
+            env=environment(optimized),
         )
         assert parent.returncode == 0, parent.stderr
         statuses = json.loads(parent.stdout)

@@ -25,7 +25,7 @@ SMALL = ("--depth=20", "--steps=12", "--eval_every=4", "--checkpoint_every=2")
 
 
 def run(*flags, cwd):
-    return processes.run("train.py", *flags, cwd=cwd)
+    return processes.run("train.py", *flags, cwd=cwd, optimized=True)
 
 
 def idx(array, magic=None):
@@ -157,7 +157,7 @@ def bad_command_lines(first_run):
 def refusals(bad_command_lines):
     """Every bad command line: name -> outcome."""
     folder, jobs = bad_command_lines
-    return processes.outcomes("train.py", jobs, folder)
+    return processes.outcomes("train.py", jobs, folder, optimized=True)
 
 
 @pytest.mark.parametrize("name", FRESH)

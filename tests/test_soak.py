@@ -17,7 +17,8 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
 
 
 def test_a_mesh_that_does_not_fit_is_one_line(tmp_path):
-    for flags in ("--meshes=depth:3", "--meshes=", "--meshes=3", "--kills=0"):
-        done = processes.run("soak.py", flags, "--workdir=v", cwd=tmp_path)
+    bad = ("--meshes=depth:3", "--meshes=", "--meshes=3", "--kills=0")
+    cases = {flag: (flag, "--workdir=v") for flag in bad}
+    for done in processes.outcomes("soak.py", cases, tmp_path).values():
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) == 1
