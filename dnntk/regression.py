@@ -191,17 +191,19 @@ class KernelFlow:
         k, dtype = self._cross.outputs, self._cross.dtype
         train = self._x.astype(dtype)
         columns = balanced(len(train), self._block_size)
+        rows = balanced(len(points), self._block_size) if len(points) else []
+        points = points.astype(dtype)
+        blocks = self._cross.blocks(
+            [(points[a:b], train[c:d]) for a, b in rows for c, d in columns]
+        )
         for a, b in tqdm(
-            balanced(len(points), self._block_size) if len(points) else [],
+            rows,
             desc="predict",
             unit="block",
             delay=PROGRESS_DELAY,
             disable=not self._progress,
         ):
-            rows = points[a:b].astype(dtype)
-            result[a * k : b * k] = sum(
-                self._cross.block(rows, train[c:d]) @ flat[c * k : d * k] for c, d in columns
-            )
+            result[a * k : b * k] = sum(next(blocks) @ flat[c * k : d * k] for c, d in columns)
         return self._shaped(result, len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
