@@ -349,10 +349,15 @@ _UNREADABLE = (
 )
 
 
+def padded_rows(n: int) -> int:
+    """As many as `CrossKernel` computes: a power of two up to 128, then a multiple of 128."""
+    return max(16, 1 << (n - 1).bit_length()) if n <= 128 else -(-n // 128) * 128
+
+
 def _padded(x: np.ndarray) -> np.ndarray:
-    """With its last row repeated: a power of two rows up to 128, then a multiple of 128."""
+    """With its last row repeated up to `padded_rows`."""
     n = len(x)
-    rows = max(16, 1 << (n - 1).bit_length()) if n <= 128 else -(-n // 128) * 128
+    rows = padded_rows(n)
     return x if rows == n else np.concatenate([x, np.repeat(x[-1:], rows - n, 0)])
 
 
