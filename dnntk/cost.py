@@ -76,6 +76,11 @@ class Problem:
         return 4.0 * self.examples * (self.examples + stop - start) / self.processes
 
     @property
+    def example_size(self) -> int:
+        """Numbers in an example."""
+        return math.prod(self.shape)
+
+    @property
     def entry_operations(self) -> float:
         """Floating-point operations of one kernel entry; a square root counts as one."""
         even = EVEN_OPERATIONS[self.itemsize]
@@ -176,7 +181,7 @@ def cost(problem: Problem, rates: Rates) -> Cost:
     outputs = p.times * p.outputs
     return Cost(
         memory={
-            "inputs": 8.0 * math.prod(p.shape) * (2 * n + p.tests),
+            "inputs": 8.0 * p.example_size * (2 * n + p.tests),
             "tiles": p.tile_bytes if p.stored and not p.folder else 0.0,
             "basis": vectors * steps if steps else EIGH_MATRICES * 8.0 * n * n,
             "vectors": vectors * (VECTORS_AT_WORK + 2 * p.processes * (p.processes > 1)),

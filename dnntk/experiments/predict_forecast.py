@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from dnntk import hosts
 from dnntk.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
-from dnntk.devices import HOST_SHARE, worth
+from dnntk.devices import COMPILING, HOST_SHARE, worth
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import CURVE_POINTS, Prediction
@@ -31,9 +31,9 @@ from dnntk.results import resident_bytes
 from dnntk.solvers import BLOCK, CHUNK, Krylov
 from dnntk.tiles import CrossKernel, SymmetricGram, balanced
 
-SECONDS = 1.0  # that a trial takes, about
-TRIALS = 3  # whose median counts: other work on the machine comes and goes
-MOST_TILES = 12
+SECONDS = 2.0  # that the kernel is tried for, about
+TRIALS = 5  # whose mean counts: other work on the machine comes and goes, in the run as well
+MOST_TILES = 8  # a trial
 SAMPLE = 2000  # examples, at most, on which iterations are counted
 SAMPLE_SECONDS = 4.0  # of their kernel
 TILED_ROWS = 6144  # of a matrix whose product is timed: too large for any cache
@@ -146,13 +146,18 @@ class _Calibration:
         n, held_out = len(self.data.x_train), self.run.held_out()
         times = len(self.config.times)
         main = self._problem(n, len(self.data.x_test), times + CURVE_POINTS)
+        before = resident_bytes()
         entries, recomputed, compiling = self._kernel(main)
         held = resident_bytes()
         sample, needed = (0, 0) if self._direct(n) else self._iterations(entries)
         left = self.memory - (main.tile_bytes if main.stored and not main.folder else 0)
         most = max(1, int(min(MOST_ITERATIONS, left // (8 * n * main.columns))))
         main = dataclasses.replace(main, iterations=min(needed, most))
-        rates = self._rates(main, entries, recomputed, compiling)
+        sweeps = 1 if main.stored else max(main.iterations, 1)
+        work = sweeps * main.tiles * main.tile_entries / entries
+        used, faster = self._devices(work, compiling)
+        held += (used - 1) * max(held - before, 0)  # each has the kernel compiled for itself
+        rates = self._rates(main, faster * entries, faster * recomputed, compiling)
         choice = self.reading
         if held_out:
             choice += self._choice_seconds(n - held_out, held_out, min(needed, most), rates)
@@ -186,7 +191,8 @@ class _Calibration:
             processes=hosts.count(),
             folder=config.gram_dir is not None,
         )
-        kept = problem.folder or self._direct(examples) or fits(problem.tile_bytes, self.memory)
+        half = 4 * examples * (examples + config.block_size) / hosts.count()  # as `KernelFlow` does
+        kept = problem.folder or self._direct(examples) or fits(half, self.memory)
         return dataclasses.replace(problem, stored=kept)
 
     def _choice_seconds(self, rest: int, held_out: int, iterations: int, rates: Rates) -> float:
@@ -210,7 +216,7 @@ class _Calibration:
         self.cross.block(few, few)
         rate = len(few) ** 2 / _seconds(lambda: self.cross.block(few, few))
         start, stop = balanced(problem.examples, problem.block_size)[0]
-        most = 128 * max(1, math.isqrt(int(rate * SECONDS)) // 128)
+        most = 128 * max(1, math.isqrt(int(rate * SECONDS / TRIALS)) // 128)
         rows = hosts.agreed(min(stop - start, most))
         tile = x[:rows], x[:rows]
         first = _seconds(lambda: self.cross.block(*tile))
@@ -228,22 +234,23 @@ class _Calibration:
 
         entries, both = (count * rows**2 / _together(each) for each in (fill, multiply))
         compiling = max(first - rows**2 / entries, 0.0)
-        more = self._speedup(problem.tiles * problem.tile_entries / entries, compiling)
-        return more * entries, more * both, compiling
+        return entries, both, compiling
 
-    def _speedup(self, work: float, compiling: float) -> float:
-        """Of several devices, as `dnntk.devices` takes them."""
-        devices, host = len(jax.local_devices()), jax.default_backend() == "cpu"
-        share = HOST_SHARE if host else 1.0
-        used = worth(share * work, max(compiling, 0.5), devices)
-        return 1 / (1 - share * (1 - 1 / used))
+    def _devices(self, work: float, compiling: float) -> tuple[int, float]:
+        """How many join in so many seconds of one, and how much faster they are together."""
+        share = HOST_SHARE if jax.default_backend() == "cpu" else 1.0
+        used = worth(share * work, max(compiling, COMPILING), len(jax.local_devices()))
+        return used, 1 / (1 - share * (1 - 1 / used))
 
     def _rates(
         self, problem: Problem, entries: float, recomputed: float, compiling: float
     ) -> Rates:
-        network = self._network(problem.columns)
-        product = self._product(problem.columns, network)
-        columns, basis = self._basis(problem.columns)
+        network, product, columns = math.inf, math.inf, math.inf
+        basis = self._basis(problem.columns)
+        if problem.iterations:  # an eigendecomposition needs none of them
+            network = self._network(problem.columns)
+            product = self._product(problem.columns, network)
+            columns = self._columns(problem.columns, basis)
         disk = self._disk() if problem.folder else math.inf
         cached = problem.tile_bytes <= self.memory
         return Rates(
@@ -271,23 +278,27 @@ class _Calibration:
         seconds = _together(lambda: [gram.product(vectors) for _ in range(4)]) / 4
         return gram.nbytes / max(seconds - waiting, seconds / 10)
 
-    def _basis(self, columns: int) -> tuple[float, float]:
-        """Rows times vectors a second that are new, and bytes a second of those before."""
-        rows = BASIS_ROWS
-        scale = self.rng.uniform(0.1, 1, (rows, 1))
-        targets = self.rng.normal(size=(rows, columns))
-        held = np.asfortranarray(self.rng.normal(size=(rows, CHUNK)))
+    def _basis(self, columns: int) -> float:
+        """Bytes a second of vectors, in products with a block of them."""
+        targets = self.rng.normal(size=(BASIS_ROWS, columns))
+        held = np.asfortranarray(self.rng.normal(size=(BASIS_ROWS, CHUNK)))
 
         def go_over() -> None:
             targets - held @ (held.T @ targets)
 
+        return 2 * held.nbytes / _together(go_over)
+
+    def _columns(self, columns: int, basis: float) -> float:
+        """Rows times vectors of a block a second, beside the products with those before."""
+        scale = self.rng.uniform(0.1, 1, (BASIS_ROWS, 1))
+        targets = self.rng.normal(size=(BASIS_ROWS, columns))
+
         def grow() -> None:
             Krylov(lambda v: scale * v, targets, most=STEPS, progress=False).reach([], 0.5)
 
-        basis = 2 * held.nbytes / _together(go_over)
         before = WAYS_OVER_THE_BASIS * targets.nbytes * STEPS * (STEPS - 1) / 2
         grown = _together(grow)
-        return STEPS * targets.size / max(grown - before / basis, grown / 2), basis
+        return STEPS * targets.size / max(grown - before / basis, grown / 2)
 
     def _eigh(self, size: int) -> float:
         """Rows cubed a second of a matrix about as large."""
@@ -359,9 +370,9 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _together(work: Callable[[], object]) -> float:
-    """The median of some trials, while every other process does the same."""
+    """The mean of some trials, while every other process does the same."""
     hosts.wait("calibration")
-    return float(np.median([_seconds(work) for _ in range(TRIALS)]))
+    return sum(_seconds(work) for _ in range(TRIALS)) / TRIALS
 
 
 def _duration(seconds: float) -> str:
