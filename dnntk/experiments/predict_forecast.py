@@ -356,7 +356,10 @@ class _Calibration:
         log.setLevel(logging.ERROR)  # what it says is of the sample
         try:
             solutions = flow.solutions(list(config.times))
-        except InputError:  # singular at t = infinity: it has seen every direction
+        except InputError:
+            if math.inf not in config.times:
+                raise  # as the run would
+            # Singular: it has seen every direction.
             return sample, math.ceil(sample / max(self.outputs, BLOCK))
         finally:
             log.setLevel(level)
