@@ -5,6 +5,7 @@ them where the network is a CNN. After the fit, what a prediction needs is kept 
 """
 
 import dataclasses
+import itertools
 import math
 import os
 import warnings
@@ -252,10 +253,11 @@ class InfiniteDepth(BaseEstimator):
         points = validate_data(self, x, reset=False, dtype=np.float64)
         cross = CrossKernel(self.kernel_, self.x_train_, "float64")
         result = np.zeros((len(points), self.coefficients_.shape[1]))
-        for a, b in balanced(len(points), BLOCK_SIZE):
-            for c, d in balanced(len(self.x_train_), BLOCK_SIZE):
-                block = cross.block(points[a:b], self.x_train_[c:d])
-                result[a:b] += block @ self.coefficients_[c:d]
+        sides = (balanced(len(x), BLOCK_SIZE) for x in (points, self.x_train_))
+        pairs = list(itertools.product(*sides))
+        blocks = cross.blocks([(points[slice(*p)], self.x_train_[slice(*q)]) for p, q in pairs])
+        for ((a, b), (c, d)), block in zip(pairs, blocks, strict=True):
+            result[a:b] += block @ self.coefficients_[c:d]
         return result
 
 

@@ -140,7 +140,7 @@ class KernelFlow:
         if initial is not None:
             self._residual = self._y - self._outputs_like("initial", initial, len(self._x))
         self.ridge, self._tolerance, self._most = float(ridge), tolerance, max_iterations
-        self._memory = _physical_memory() * 0.75 if memory is None else float(memory)
+        self._memory = usual_memory() if memory is None else float(memory)
         self._chosen, self._block_size, self._progress = solver, block_size, progress
         self._folder = None if folder is None else Path(folder)
         self._gram = gram
@@ -191,17 +191,19 @@ class KernelFlow:
         k, dtype = self._cross.outputs, self._cross.dtype
         train = self._x.astype(dtype)
         columns = balanced(len(train), self._block_size)
+        rows = balanced(len(points), self._block_size) if len(points) else []
+        points = points.astype(dtype)
+        blocks = self._cross.blocks(
+            [(points[a:b], train[c:d]) for a, b in rows for c, d in columns]
+        )
         for a, b in tqdm(
-            balanced(len(points), self._block_size) if len(points) else [],
+            rows,
             desc="predict",
             unit="block",
             delay=PROGRESS_DELAY,
             disable=not self._progress,
         ):
-            rows = points[a:b].astype(dtype)
-            result[a * k : b * k] = sum(
-                self._cross.block(rows, train[c:d]) @ flat[c * k : d * k] for c, d in columns
-            )
+            result[a * k : b * k] = sum(next(blocks) @ flat[c * k : d * k] for c, d in columns)
         return self._shaped(result, len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
@@ -271,8 +273,7 @@ class KernelFlow:
         if self._gram is None:
             rows = len(self._x) * self._cross.outputs
             half = 4 * rows * (rows + self._block_size * self._cross.outputs) / hosts.count()
-            fits = half <= (1 - BASIS_SHARE) * self._memory
-            stored = self._direct or fits or self._folder is not None
+            stored = self._direct or fits(half, self._memory) or self._folder is not None
             self._gram = SymmetricGram(
                 self._cross,
                 block_size=self._block_size,
@@ -408,5 +409,11 @@ class KernelFlow:
         return np.broadcast_to(outputs, shape)
 
 
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def fits(tiles: float, memory: float) -> bool:
+    """Are so many bytes of tiles kept, where this is left for them and the Krylov basis?"""
+    return tiles <= (1 - BASIS_SHARE) * memory
+
+
+def usual_memory() -> float:
+    """Bytes for both where nobody says."""
+    return 0.75 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

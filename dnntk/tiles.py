@@ -4,7 +4,8 @@ What a Krylov method needs of a matrix is its product with a few vectors. `Symme
 from half of the entries: 60,000 examples take 14.4 GB. The tiles are kept in memory, or in a file
 that a later run takes up again, or computed anew for every product where neither holds them.
 
-Several processes (`dnntk.hosts`) have every so-manieth tile each; only vectors go between them.
+Several processes (`dnntk.hosts`) have every so-manieth tile each; only vectors go between them. The
+devices of one process compute its tiles in turn (`dnntk.devices`).
 """
 
 import hashlib
@@ -12,8 +13,9 @@ import logging
 import math
 import os
 import tokenize
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from dnntk import hosts
+from dnntk.devices import Devices
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
 from dnntk.results import parsed, replace_json
@@ -45,6 +48,7 @@ class CrossKernel:
     def __init__(self, kernel: Kernel, x: np.ndarray, dtype: str) -> None:
         """Learn from one example's shape how many outputs ``kernel`` has."""
         self.kernel, self.dtype, self.x = kernel, dtype, x.astype(dtype)
+        self.devices = Devices()
         shape = self._shape_of_one()
         if shape != (1, 1) and (len(shape) != 4 or shape[2] != shape[3]):
             raise InputError(
@@ -55,22 +59,34 @@ class CrossKernel:
 
     def block(self, x1: np.ndarray, x2: np.ndarray) -> NDArray[np.float64]:
         """[b1, ...], [b2, ...] -> [b1 k, b2 k], checked to be finite."""
-        values = self._values(x1, x2).astype(np.float64, copy=False)
-        if values.ndim == 4:
-            values = values.transpose(0, 2, 1, 3)
-            values = values.reshape(values.shape[0] * values.shape[1], -1)
-        if not np.isfinite(values.sum()):
-            raise InputError(
-                "kernel: expected finite values, got NaN or infinity; scale the inputs down, or "
-                "look for a singular point of the kernel"
-            )
-        return values
+        return self.plain(self.begun(x1, x2), len(x1), len(x2))
 
-    def _values(self, x1: np.ndarray, x2: np.ndarray) -> np.ndarray:
-        """In blocks of few different sizes, as each is compiled."""
+    def blocks(
+        self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> Iterator[NDArray[np.float64]]:
+        """`block` of each pair, in order, computed on all devices of this process."""
+        return self.devices.map(
+            lambda i: self.begun(*pairs[i]),
+            lambda i, values: self.plain(values, *map(len, pairs[i])),
+            len(pairs),
+        )
+
+    def begun(self, x1: np.ndarray, x2: np.ndarray) -> jax.Array:
+        """The kernel's own values, padded, perhaps still being computed.
+
+        In blocks of few different sizes, as each is compiled.
+        """
         with jax.enable_x64(self.dtype == "float64"):
-            values = self.kernel(jnp.asarray(_padded(x1)), jnp.asarray(_padded(x2)))
-            return np.asarray(values)[: len(x1), : len(x2)]
+            return self.kernel(jnp.asarray(_padded(x1)), jnp.asarray(_padded(x2)))
+
+    def plain(self, values: jax.Array, rows: int, cols: int) -> NDArray[np.float64]:
+        """Values as `begun` returns them -> [rows k, cols k], checked to be finite."""
+        block = np.asarray(values)[:rows, :cols].astype(np.float64, copy=False)
+        if block.ndim == 4:
+            block = block.transpose(0, 2, 1, 3)
+            block = block.reshape(block.shape[0] * block.shape[1], -1)
+        _check_finite(block.sum())
+        return block
 
     def _shape_of_one(self) -> tuple[int, ...]:
         one = self.x[:1]
@@ -78,7 +94,7 @@ class CrossKernel:
             with jax.enable_x64(self.dtype == "float64"):
                 return jax.eval_shape(self.kernel, one, one).shape
         except Exception:  # not every kernel can be traced; what is wrong with it, it says itself
-            return self._values(one, one).shape
+            return self.begun(one, one)[:1, :1].shape
 
 
 class SymmetricGram:
@@ -133,7 +149,7 @@ class SymmetricGram:
         used = len(vectors)
         count = sum(1 for i, _ in self._pairs if self._bounds[i][0] < used)
         if not self.stored:
-            return self._part(self._shown(count, "product"), vectors)
+            return self._recomputed_product(count, vectors)
         # A core takes every so-manieth tile: threads that share one small product wait for each
         # other, for ever on a busy machine.
         cores = min(_cores(), count)
@@ -142,26 +158,66 @@ class SymmetricGram:
             return sum(parts, np.zeros(vectors.shape))
 
     def _part(self, numbers: Iterable[int], vectors: np.ndarray) -> np.ndarray:
-        """What some of the tiles contribute to a product."""
-        used, result = len(vectors), np.zeros(vectors.shape)
+        """What some of the stored tiles contribute to a product."""
+        result = np.zeros(vectors.shape)
         for number in numbers:
-            i, j = self._pairs[number]
-            (r, r_end), (c, c_end) = self._bounds[i], self._bounds[j]
-            tile = self._tile(number)[: used - r, : used - c]
-            result[r:r_end] += tile @ vectors[c:c_end]
-            if i != j:
-                result[c:c_end] += tile.T @ vectors[r:r_end]
+            self._add(result, number, self._halves(number, self._tile(number), vectors))
         return result
+
+    def _recomputed_product(self, count: int, vectors: np.ndarray) -> np.ndarray:
+        """What the first tiles contribute, added in their order."""
+
+        def begin(number: int) -> Any:
+            i, j = self._pairs[number]
+            values = self.cross.begun(*self._inputs(number))
+            if i == j or not _multiplies_there():  # the diagonal is looked at here
+                return values
+            sizes = [size * self.cross.outputs for size in values.shape[:2]]
+            rows, cols = (
+                _filled(vectors[slice(*self._bounds[e])], size)
+                for e, size in zip((i, j), sizes, strict=True)
+            )
+            with jax.enable_x64(True):
+                return _multiplied(values, jnp.asarray(rows), jnp.asarray(cols))
+
+        def finish(number: int, begun: Any) -> list[np.ndarray]:
+            if isinstance(begun, tuple):
+                return [np.asarray(half) for half in begun]
+            rows, cols = self._inputs(number)
+            tile = self._checked(number, self.cross.plain(begun, len(rows), len(cols)))
+            return self._halves(number, tile, vectors)
+
+        result = np.zeros(vectors.shape)
+        # One thread, as above: and the cores may be the devices.
+        with threadpool_limits(1, "blas"):
+            parts = self.cross.devices.map(begin, finish, count)
+            for number, halves in zip(self._shown(count, "product"), parts, strict=True):
+                self._add(result, number, halves)
+        _check_finite(result.sum())
+        return result
+
+    def _halves(self, number: int, tile: np.ndarray, vectors: np.ndarray) -> list[np.ndarray]:
+        """A tile times its columns' vectors, and its transpose times its rows' where it has one."""
+        i, j = self._pairs[number]
+        (r, r_end), (c, c_end) = self._bounds[i], self._bounds[j]
+        tile = tile[: len(vectors) - r, : len(vectors) - c]
+        own = tile @ vectors[c:c_end]
+        return [own] if i == j else [own, tile.T @ vectors[r:r_end]]
+
+    def _add(self, result: np.ndarray, number: int, halves: Sequence[np.ndarray]) -> None:
+        for e, half in zip(self._pairs[number], halves, strict=False):
+            into = result[slice(*self._bounds[e])]
+            into += half[: len(into)]
 
     def dense(self, size: int | None = None) -> NDArray[np.float64]:
         """The leading ``size`` rows and columns, all of them where None, as one array."""
         size = self.shape[0] if size is None else size
         full = np.zeros((size, size)) if hosts.several() else np.empty((size, size))
-        for number, (i, j) in enumerate(self._pairs):
+        count = sum(1 for i, _ in self._pairs if self._bounds[i][0] < size)
+        tiles = map(self._tile, range(count)) if self.stored else self._computed(range(count))
+        for (i, j), whole in zip(self._pairs, tiles, strict=False):
             (r, r_end), (c, c_end) = self._bounds[i], self._bounds[j]
-            if r >= size:
-                break
-            tile = self._tile(number)[: size - r, : size - c]
+            tile = whole[: size - r, : size - c]
             full[r:r_end, c:c_end] = tile
             full[c:c_end, r:r_end] = tile.T
         return hosts.summed(full)
@@ -182,27 +238,35 @@ class SymmetricGram:
     def _rows(self, i: int) -> int:
         return self._bounds[i][1] - self._bounds[i][0]
 
+    def _inputs(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        i, j = self._pairs[number]
+        return self.cross.x[slice(*self._examples[i])], self.cross.x[slice(*self._examples[j])]
+
     def _tile(self, number: int) -> np.ndarray:
-        if self._data is None:
-            return self._computed(number)
+        """A stored one."""
+        assert self._data is not None
         i, j = self._pairs[number]
         flat = self._data[self._starts[number] : self._starts[number + 1]]
         return flat.reshape(self._rows(i), self._rows(j))
 
-    def _computed(self, number: int) -> np.ndarray:
+    def _computed(self, numbers: range) -> Iterator[np.ndarray]:
+        """Tiles in their order, on all devices."""
+        blocks = self.cross.blocks([self._inputs(number) for number in numbers])
+        return map(self._checked, numbers, blocks)
+
+    def _checked(self, number: int, tile: np.ndarray) -> np.ndarray:
+        """The tile; where it lies on the diagonal, exactly symmetric."""
         i, j = self._pairs[number]
-        x = self.cross.x
-        tile = self.cross.block(x[slice(*self._examples[i])], x[slice(*self._examples[j])])
-        if i == j:
-            gap = np.abs(tile - tile.T).max()
-            # Each entry is a sum of rounded terms: allow what float32 sums of them differ by.
-            if gap > 1e-5 * np.abs(tile).max():
-                raise InputError(
-                    f"kernel: expected k(x, x') = k(x', x), got entries {gap:.3g} apart; "
-                    "check that it treats its two arguments alike"
-                )
-            tile = (tile + tile.T) / 2
-        return tile
+        if i != j:
+            return tile
+        gap = np.abs(tile - tile.T).max()
+        # Each entry is a sum of rounded terms: allow what float32 sums of them differ by.
+        if gap > 1e-5 * np.abs(tile).max():
+            raise InputError(
+                f"kernel: expected k(x, x') = k(x', x), got entries {gap:.3g} apart; "
+                "check that it treats its two arguments alike"
+            )
+        return (tile + tile.T) / 2
 
     def _shown(self, stop: int, what: str, start: int = 0) -> Iterable[int]:
         """Numbers of tiles, with a bar."""
@@ -235,8 +299,9 @@ class SymmetricGram:
             )
             if done:
                 log.info("gram: %d of %d tiles taken from %s", done, len(self._pairs), file)
-        for number in self._shown(len(self._pairs), "kernel", done):
-            tile = self._computed(number)
+        missing = self._shown(len(self._pairs), "kernel", done)
+        tiles = self._computed(range(done, len(self._pairs)))
+        for number, tile in zip(missing, tiles, strict=True):
             self._data[self._starts[number] : self._starts[number + 1]] = tile.ravel()
             last = number + 1 == len(self._pairs)
             if folder is not None and (last or self._pairs[number + 1][0] > self._pairs[number][0]):
@@ -284,11 +349,45 @@ _UNREADABLE = (
 )
 
 
+def padded_rows(n: int) -> int:
+    """As many as `CrossKernel` computes: a power of two up to 128, then a multiple of 128."""
+    return max(16, 1 << (n - 1).bit_length()) if n <= 128 else -(-n // 128) * 128
+
+
 def _padded(x: np.ndarray) -> np.ndarray:
-    """With its last row repeated: a power of two rows up to 128, then a multiple of 128."""
+    """With its last row repeated up to `padded_rows`."""
     n = len(x)
-    rows = max(16, 1 << (n - 1).bit_length()) if n <= 128 else -(-n // 128) * 128
+    rows = padded_rows(n)
     return x if rows == n else np.concatenate([x, np.repeat(x[-1:], rows - n, 0)])
+
+
+def _filled(vectors: np.ndarray, rows: int) -> np.ndarray:
+    """With zeros below, where `_padded` repeats a row."""
+    return np.pad(vectors, ((0, rows - len(vectors)), (0, 0)))
+
+
+def _multiplies_there() -> bool:
+    """Does a device multiply what it has computed? Where its memory is its own, vectors travel."""
+    return jax.default_backend() != "cpu"
+
+
+@jax.jit
+def _multiplied(values: jax.Array, rows: jax.Array, cols: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A tile [b1, b2] or [b1, b2, k, k] times [b2 k, c], and its transpose times [b1 k, c]."""
+    tile = values.astype(jnp.float64)
+    if tile.ndim == 4:
+        tile = tile.transpose(0, 2, 1, 3).reshape(len(rows), len(cols))
+    precise = partial(jnp.matmul, precision="highest")
+    return precise(tile, cols), precise(tile.T, rows)
+
+
+def _check_finite(total: np.floating[Any]) -> None:
+    """A sum over values is finite where they are."""
+    if not np.isfinite(total):
+        raise InputError(
+            "kernel: expected finite values, got NaN or infinity; scale the inputs down, or "
+            "look for a singular point of the kernel"
+        )
 
 
 def balanced(n: int, most: int) -> list[tuple[int, int]]:

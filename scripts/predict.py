@@ -3,6 +3,7 @@ r"""Predict what an infinitely deep network learns, without training one.
 python scripts/predict.py
 python scripts/predict.py --compare=runs/mlp-digits-depth1000
 python scripts/predict.py --dataset=mnist --arch=cnn --rho=0.57735 --times=4000
+python scripts/predict.py --dataset=mnist --pool=1 --classes=all --dry_run
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig, compared_fields
+from dnntk.experiments.predict_forecast import forecast
 from dnntk.experiments.prediction import predict
 from dnntk.regression import SOLVERS
 
@@ -47,6 +49,7 @@ flags.DEFINE_string("gram_dir", None, "Folder where the Gram matrix is kept and 
 flags.DEFINE_integer("seed", DEFAULT.seed, "Seed of the splits.")
 flags.DEFINE_string("compare", None, "Workdir of a trained run: its data, kernel and curve.")
 command_line.define_processes()
+flags.DEFINE_bool("dry_run", False, "Say what the run would take, and end.")
 flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
 
@@ -75,6 +78,11 @@ def main() -> None:
     if FLAGS.resume and FLAGS.workdir is None:
         raise InputError("resume: expected the --workdir to go on with, got none; give it")
     config = _config()
+    if FLAGS.dry_run:
+        told = forecast(config)
+        if hosts.first():
+            print(told)
+        return
     workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir(config)
     result = predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
     if not hosts.first():

@@ -37,7 +37,7 @@ from dnntk.results import (
     peak_memory_bytes,
     versions,
 )
-from dnntk.tiles import SymmetricGram
+from dnntk.tiles import Kernel, SymmetricGram
 
 CURVE_POINTS = 41
 CURVE_SPAN = 1e4  # the curve begins this factor before the last finite time
@@ -94,7 +94,7 @@ def predict(
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
         folder.claim(config.to_json(), resume, free=FREE)
-    prediction = _Prediction(config, folder, trained, progress)
+    prediction = Prediction(config, folder, trained, progress)
     if folder is not None:  # what cannot be read leaves no run behind that a mended command meets
         folder.write_json(CONFIG, config.to_json() | {"versions": versions()})
     return prediction.result()
@@ -124,7 +124,7 @@ class _Trained:
             ) from None
 
 
-class _Prediction:
+class Prediction:
     """One run of `predict`."""
 
     def __init__(
@@ -134,25 +134,25 @@ class _Prediction:
         trained: _Trained | None,
         progress: bool,
     ) -> None:
+        """Read the data."""
         self.config, self.folder, self.trained = config, folder, trained
         self.progress, self.begun = progress, time.perf_counter()
         self.data = _prepared(config)
         log.info("data: %s", self.data.description)
 
     def result(self) -> PredictResult:
+        """Choose, solve, predict, and write."""
         config, n = self.config, len(self.data.x_train)
         rho, beta, selected = config.rho[0], config.beta[0], None
-        if (held_out := self._held_out()) > 0:
+        if (held_out := self.held_out()) > 0:
             selection = Selection(self.data, held_out, config.times, self.folder)
-            rho, beta = selection.kernel(
-                config.rho, config.beta, self._flow, config.search_examples
-            )
-            flow = self._flow(rho, beta, n, config.gram_dir)
+            rho, beta = selection.kernel(config.rho, config.beta, self.flow, config.search_examples)
+            flow = self.flow(rho, beta, n, config.gram_dir)
             # The examples held out come last: the Gram matrix of the rest is part of the whole.
-            part = partial(self._flow, folder=config.gram_dir, gram=flow.gram)
+            part = partial(self.flow, folder=config.gram_dir, gram=flow.gram)
             selected = selection.best(rho, beta, selection.rest, part)["time"]
         else:
-            flow = self._flow(rho, beta, n, config.gram_dir)
+            flow = self.flow(rho, beta, n, config.gram_dir)
         times = usable(flow, config.times)
         # The kernel between test and training examples is computed once, for every time.
         outputs = flow.predict(self.data.x_test, times + self._curve_times())
@@ -166,7 +166,8 @@ class _Prediction:
             self._write(flow, outputs, rows, chosen, curve, summary)
         return PredictResult(rows, chosen, curve, flow, summary)
 
-    def _held_out(self) -> int:
+    def held_out(self) -> int:
+        """How many training examples there are to choose by."""
         n, several = len(self.data.x_train), len(self.config.rho) * len(self.config.beta) > 1
         held_out = self.config.validation or (max(1, n // 10) if several else 0)
         if held_out > n - 2:
@@ -176,7 +177,13 @@ class _Prediction:
             )
         return held_out
 
-    def _flow(
+    def kernel(self, rho: float, beta: float) -> Kernel:
+        """The limit kernel of this architecture."""
+        sizes = {"kernel_size": self.config.kernel_size} if self.config.arch == "cnn" else {}
+        d_out = self.data.y_train.shape[1]
+        return partial(limit_ntk, rho=rho, beta=beta, d_out=d_out, **sizes)
+
+    def flow(
         self,
         rho: float,
         beta: float,
@@ -184,10 +191,10 @@ class _Prediction:
         folder: str | None = None,
         gram: SymmetricGram | None = None,
     ) -> KernelFlow:
-        config, d_out = self.config, self.data.y_train.shape[1]
-        sizes = {"kernel_size": config.kernel_size} if config.arch == "cnn" else {}
+        """The flow of one kernel on the first training examples."""
+        config = self.config
         return KernelFlow(
-            partial(limit_ntk, rho=rho, beta=beta, d_out=d_out, **sizes),
+            self.kernel(rho, beta),
             self.data.x_train[:examples],
             self.data.y_train[:examples],
             ridge=config.ridge,

@@ -1,0 +1,385 @@
+"""What a prediction will take, told before it begins: memory, arithmetic, traffic, disk, time.
+
+Every loop of the run is tried for about a second on this device, in every process at once, and
+`dnntk.cost` counts how often each is gone through. How many iterations the solver needs is seen on
+a few thousand of the examples: at a finite time that hardly depends on their number.
+"""
+
+import dataclasses
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import scipy.linalg
+from threadpoolctl import threadpool_limits
+
+from dnntk import hosts
+from dnntk.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
+from dnntk.devices import COMPILING, HOST_SHARE, worth
+from dnntk.errors import InputError
+from dnntk.experiments.predict_config import PredictConfig
+from dnntk.experiments.prediction import CURVE_POINTS, Prediction
+from dnntk.regression import MOST_ITERATIONS, MOST_ROWS_FOR_EIGH, KernelFlow, fits, usual_memory
+from dnntk.results import resident_bytes
+from dnntk.solvers import BLOCK, CHUNK, Krylov
+from dnntk.tiles import CrossKernel, SymmetricGram, balanced
+
+SECONDS = 2.0  # that the kernel is tried for, about
+TRIALS = 5  # whose mean counts: other work on the machine comes and goes, in the run as well
+MOST_TILES = 8  # a trial
+SAMPLE = 2000  # examples, at most, on which iterations are counted
+SAMPLE_SECONDS = 4.0  # of their kernel
+TILED_ROWS = 6144  # of a matrix whose product is timed: too large for any cache
+BASIS_ROWS = 65536
+STEPS = 4  # iterations by which a basis grows
+MATRIX_ROWS = 200, 1200  # of a matrix that is diagonalized, at least and at most
+FILE_BYTES = 1 << 26
+
+log = logging.getLogger("dnntk")
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictForecast:
+    """A prediction that has not begun.
+
+    Attributes:
+      problem: the flow on all training examples.
+      rates: of this device.
+      cost: of that flow, in each process.
+      choice_seconds: of the flows by which rho, beta and the time are chosen before it.
+      held_bytes: what the process holds before it.
+      sample: examples on which the iterations were counted; 0 where there are none.
+      most_iterations: that the memory allows.
+      device: what was measured.
+    """
+
+    problem: Problem
+    rates: Rates
+    cost: Cost
+    choice_seconds: float
+    held_bytes: int
+    sample: int
+    most_iterations: int
+    device: str
+
+    @property
+    def total_seconds(self) -> float:
+        """From the data's reading to the last prediction."""
+        return self.choice_seconds + self.cost.total_seconds
+
+    @property
+    def total_memory(self) -> float:
+        """Bytes of each process at the peak."""
+        return self.held_bytes + self.cost.total_memory
+
+    def __str__(self) -> str:
+        """Some lines to read."""
+        p, c, r = self.problem, self.cost, self.rates
+        where = (
+            "in files" if p.folder else "in memory" if p.stored else "computed for every product"
+        )
+        share = f", shared by {p.processes} processes" if p.processes > 1 else ""
+        solver = "eigendecomposition"
+        if p.iterations:
+            solver = (
+                f"block Krylov, {p.iterations} iterations of {p.columns} vectors (from "
+                f"{self.sample:,} examples; memory allows {self.most_iterations:,})"
+            )
+        memory = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in c.memory.items() if v >= 5e6)
+        work = ", ".join(f"{k} {v / 1e9:.3g}" for k, v in c.operations.items() if v)
+        parts = {"choice": self.choice_seconds} | c.seconds
+        times = ", ".join(f"{k} {v:.3g}" for k, v in parts.items() if v >= 0.05)
+        step = f" ({c.traffic / p.iterations / 1e6:.3g} MB an iteration)" if c.traffic else ""
+        return "\n".join(
+            (
+                f"matrix:      {p.examples:,} x {p.examples:,}, {p.tile_bytes / 1e9:.2f} GB of "
+                f"tiles a process, {where}{share}",
+                f"solver:      {solver}",
+                f"memory:      {self.total_memory / 1e9:.2f} GB a process at the peak (now "
+                f"{self.held_bytes / 1e9:.2f}, {memory})",
+                f"arithmetic:  {sum(c.operations.values()) / 1e9:.3g} Gflop a process ({work})",
+                f"traffic:     {c.traffic / 1e9:.3g} GB received by a process{step}",
+                f"disk:        {c.disk / 1e9:.3g} GB a process",
+                f"time:        {_duration(self.total_seconds)} until the pictures (s: {times})",
+                f"calibrated:  {r.entries / 1e6:.3g} M kernel entries/s, products "
+                f"{r.product / 1e9:.3g} GB/s, basis {r.basis / 1e9:.3g} GB/s, matrices "
+                f"{r.matrix / 1e9:.3g} Gflop/s, {self.device}",
+            )
+        )
+
+
+def forecast(config: PredictConfig) -> PredictForecast:
+    """Try every loop of the run on its own data, and go on from there.
+
+    Args:
+      config: the run.
+
+    Returns:
+      What `dnntk.predict` will take here while nothing else runs. Nothing is left behind.
+
+    Raises:
+      InputError: the configuration or the data cannot be used.
+    """
+    return _Calibration(config).forecast()
+
+
+class _Calibration:
+    def __init__(self, config: PredictConfig) -> None:
+        begun = time.perf_counter()
+        self.run = Prediction(config, None, None, progress=False)
+        self.reading = time.perf_counter() - begun
+        self.config, self.data = config, self.run.data
+        self.memory = usual_memory() if config.memory_gb is None else config.memory_gb * 1e9
+        self.rng = np.random.default_rng(0)
+        self.outputs = self.data.y_train.shape[1]
+        self.kernel = self.run.kernel(config.rho[0], config.beta[0])
+        self.cross = CrossKernel(self.kernel, self.data.x_train, config.dtype)
+
+    def forecast(self) -> PredictForecast:
+        n, held_out = len(self.data.x_train), self.run.held_out()
+        times = len(self.config.times)
+        main = self._problem(n, len(self.data.x_test), times + CURVE_POINTS)
+        before = resident_bytes()
+        entries, recomputed, compiling = self._kernel(main)
+        held = resident_bytes()
+        sample, needed = (0, 0) if self._direct(n) else self._iterations(entries)
+        left = self.memory - (main.tile_bytes if main.stored and not main.folder else 0)
+        most = max(1, int(min(MOST_ITERATIONS, left // (8 * n * main.columns))))
+        main = dataclasses.replace(main, iterations=min(needed, most))
+        sweeps = 1 if main.stored else max(main.iterations, 1)
+        work = sweeps * main.tiles * main.tile_entries / entries
+        used, faster = self._devices(work, compiling)
+        held += (used - 1) * max(held - before, 0)  # each has the kernel compiled for itself
+        rates = self._rates(main, faster * entries, faster * recomputed, compiling)
+        choice = self.reading
+        if held_out:
+            choice += self._choice_seconds(n - held_out, held_out, min(needed, most), rates)
+        return PredictForecast(
+            problem=main,
+            rates=rates,
+            cost=cost(main, rates),
+            choice_seconds=choice,
+            held_bytes=held,
+            sample=sample,
+            most_iterations=most,
+            device=f"{len(jax.local_devices())} x {jax.devices()[0].device_kind}",
+        )
+
+    def _direct(self, n: int) -> bool:
+        chosen = self.config.solver
+        return chosen == "eigh" or (chosen == "auto" and n <= MOST_ROWS_FOR_EIGH)
+
+    def _problem(self, examples: int, tests: int, times: int, iterations: int = 0) -> Problem:
+        config = self.config
+        problem = Problem(
+            examples=examples,
+            shape=self.data.x_train.shape[1:],
+            outputs=self.outputs,
+            tests=tests,
+            times=times,
+            iterations=iterations,
+            kernel_size=config.kernel_size,
+            block_size=config.block_size,
+            itemsize=np.dtype(config.dtype).itemsize,
+            processes=hosts.count(),
+            folder=config.gram_dir is not None,
+        )
+        half = 4 * examples * (examples + config.block_size) / hosts.count()  # as `KernelFlow` does
+        kept = problem.folder or self._direct(examples) or fits(half, self.memory)
+        return dataclasses.replace(problem, stored=kept)
+
+    def _choice_seconds(self, rest: int, held_out: int, iterations: int, rates: Rates) -> float:
+        """Of the search for rho and beta, and of the last look at the validation examples."""
+        config, total = self.config, 0.0
+        pairs, times = len(config.rho) * len(config.beta), len(config.times)
+        if pairs > 1:
+            few = min(config.search_examples, rest)
+            steps = 0 if self._direct(few) else iterations
+            searched = dataclasses.replace(self._problem(few, held_out, times, steps), folder=False)
+            total += pairs * cost(searched, rates).total_seconds
+        steps = 0 if self._direct(rest) else iterations
+        last = self._problem(rest, held_out, times, steps)
+        seconds = cost(last, rates).seconds
+        return total + sum(seconds.values()) - (seconds["kernel"] if last.stored else 0.0)
+
+    def _kernel(self, problem: Problem) -> tuple[float, float, float]:
+        """Entries a second, stored and multiplied, and the seconds of compiling."""
+        x = self.cross.x
+        few = x[: min(128, len(x))]
+        self.cross.block(few, few)
+        rate = len(few) ** 2 / _seconds(lambda: self.cross.block(few, few))
+        start, stop = balanced(problem.examples, problem.block_size)[0]
+        most = 128 * max(1, math.isqrt(int(rate * SECONDS / TRIALS)) // 128)
+        rows = hosts.agreed(min(stop - start, most))
+        tile = x[:rows], x[:rows]
+        first = _seconds(lambda: self.cross.block(*tile))
+        count = hosts.agreed(max(2, min(MOST_TILES, int(SECONDS / TRIALS * rate / rows**2))))
+        vectors = self.rng.normal(size=(rows, problem.columns))
+
+        def fill() -> None:
+            kept = [block.ravel().copy() for block in self.cross.blocks([tile] * count)]
+            assert len(kept) == count
+
+        def multiply() -> None:
+            with threadpool_limits(1, "blas"):
+                for block in self.cross.blocks([tile] * count):
+                    assert len(block @ vectors) == len(block.T @ vectors)
+
+        entries, both = (count * rows**2 / _together(each) for each in (fill, multiply))
+        compiling = max(first - rows**2 / entries, 0.0)
+        return entries, both, compiling
+
+    def _devices(self, work: float, compiling: float) -> tuple[int, float]:
+        """How many join in so many seconds of one, and how much faster they are together."""
+        share = HOST_SHARE if jax.default_backend() == "cpu" else 1.0
+        used = worth(share * work, max(compiling, COMPILING), len(jax.local_devices()))
+        return used, 1 / (1 - share * (1 - 1 / used))
+
+    def _rates(
+        self, problem: Problem, entries: float, recomputed: float, compiling: float
+    ) -> Rates:
+        network, product, columns = math.inf, math.inf, math.inf
+        basis = self._basis(problem.columns)
+        if problem.iterations:  # an eigendecomposition needs none of them
+            network = self._network(problem.columns)
+            product = self._product(problem.columns, network)
+            columns = self._columns(problem.columns, basis)
+        disk = self._disk() if problem.folder else math.inf
+        cached = problem.tile_bytes <= self.memory
+        return Rates(
+            entries=entries,
+            recomputed=recomputed,
+            product=product,
+            basis=basis,
+            columns=columns,
+            eigh=self._eigh(problem.iterations * problem.columns or problem.examples),
+            matrix=self._matrix(problem),
+            network=network,
+            disk=disk,
+            read=product if cached else disk,
+            compiling=compiling,
+        )
+
+    def _product(self, columns: int, network: float) -> float:
+        """Bytes of tiles a second, of a matrix that costs nothing to compute."""
+        x = self.rng.uniform(1, 2, (TILED_ROWS, 1))
+        cross = CrossKernel(lambda x1, x2: x1 @ x2.T, x, "float64")
+        gram = SymmetricGram(cross, block_size=self.config.block_size, progress=False)
+        vectors = self.rng.normal(size=(TILED_ROWS, columns))
+        gram.product(vectors)
+        waiting = (hosts.count() - 1) * vectors.nbytes / network
+        seconds = _together(lambda: [gram.product(vectors) for _ in range(4)]) / 4
+        return gram.nbytes / max(seconds - waiting, seconds / 10)
+
+    def _basis(self, columns: int) -> float:
+        """Bytes a second of vectors, in products with a block of them."""
+        targets = self.rng.normal(size=(BASIS_ROWS, columns))
+        held = np.asfortranarray(self.rng.normal(size=(BASIS_ROWS, CHUNK)))
+
+        def go_over() -> None:
+            targets - held @ (held.T @ targets)
+
+        return 2 * held.nbytes / _together(go_over)
+
+    def _columns(self, columns: int, basis: float) -> float:
+        """Rows times vectors of a block a second, beside the products with those before."""
+        scale = self.rng.uniform(0.1, 1, (BASIS_ROWS, 1))
+        targets = self.rng.normal(size=(BASIS_ROWS, columns))
+
+        def grow() -> None:
+            Krylov(lambda v: scale * v, targets, most=STEPS, progress=False).reach([], 0.5)
+
+        before = WAYS_OVER_THE_BASIS * targets.nbytes * STEPS * (STEPS - 1) / 2
+        grown = _together(grow)
+        return STEPS * targets.size / max(grown - before / basis, grown / 2)
+
+    def _eigh(self, size: int) -> float:
+        """Rows cubed a second of a matrix about as large."""
+        least, most = MATRIX_ROWS
+        rows = min(max(size, least), most)
+        matrix = self.rng.normal(size=(rows, rows))
+        matrix += matrix.T
+        work = partial(scipy.linalg.eigh, matrix, driver="evd", check_finite=False)
+        return rows**3 / _together(work)
+
+    def _matrix(self, problem: Problem) -> float:
+        rows, outputs = min(problem.block_size, problem.examples), problem.times * problem.outputs
+        block, right = self.rng.normal(size=(rows, rows)), self.rng.normal(size=(rows, outputs))
+        block @ right
+        return 2 * rows**2 * outputs / (_together(lambda: [block @ right for _ in range(4)]) / 4)
+
+    def _network(self, columns: int) -> float:
+        if not hosts.several():
+            return math.inf
+        vectors = np.ones((BASIS_ROWS, columns))
+        hosts.summed(vectors)
+        return (hosts.count() - 1) * vectors.nbytes / _together(lambda: hosts.summed(vectors))
+
+    def _disk(self) -> float:
+        folder = Path(self.config.gram_dir or ".").absolute()
+        while not folder.is_dir():
+            folder = folder.parent
+        content = self.rng.bytes(FILE_BYTES)
+        with tempfile.TemporaryFile(dir=folder) as file:
+
+            def write() -> None:
+                file.seek(0)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+
+            return FILE_BYTES / _together(write)
+
+    def _iterations(self, entries: float) -> tuple[int, int]:
+        """Examples of a sample, and how many iterations they need."""
+        config, data = self.config, self.data
+        affordable = math.isqrt(int(2 * SAMPLE_SECONDS * entries * hosts.count()))
+        sample = hosts.agreed(min(len(data.x_train), SAMPLE, max(200, affordable)))
+        flow = KernelFlow(
+            self.kernel,
+            data.x_train[:sample],
+            data.y_train[:sample],
+            ridge=config.ridge,
+            solver="krylov",
+            tolerance=config.tolerance,
+            dtype=config.dtype,
+            progress=False,
+        )
+        level = log.level
+        log.setLevel(logging.ERROR)  # what it says is of the sample
+        try:
+            solutions = flow.solutions(list(config.times))
+        except InputError:
+            if math.inf not in config.times:
+                raise  # as the run would
+            # Singular: it has seen every direction.
+            return sample, math.ceil(sample / max(self.outputs, BLOCK))
+        finally:
+            log.setLevel(level)
+        return sample, max(each.iterations for each in solutions)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return max(time.perf_counter() - begun, 1e-9)
+
+
+def _together(work: Callable[[], object]) -> float:
+    """The mean of some trials, while every other process does the same."""
+    hosts.wait("calibration")
+    return sum(_seconds(work) for _ in range(TRIALS)) / TRIALS
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
