@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import tokenize
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -249,7 +250,7 @@ class SymmetricGram:
         flat = self._data[self._starts[number] : self._starts[number + 1]]
         return flat.reshape(self._rows(i), self._rows(j))
 
-    def _computed(self, numbers: range) -> Iterator[np.ndarray]:
+    def _computed(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
         """Tiles in their order, on all devices."""
         blocks = self.cross.blocks([self._inputs(number) for number in numbers])
         return map(self._checked, numbers, blocks)
@@ -283,7 +284,7 @@ class SymmetricGram:
     def _store(self, folder: Path | None) -> None:
         """Fill the tiles in the order of the triangle, so that a count says what is there."""
         size = int(self._starts[-1])
-        done = 0
+        sums: list[int] = []
         if folder is None:
             self._data = np.empty(size)
         else:
@@ -291,25 +292,44 @@ class SymmetricGram:
                 folder = folder / f"process-{hosts.number()}-of-{hosts.count()}"
             file, note = folder / TILES, folder / PROGRESS
             identity = self.identity()
-            done = self._known(file, note, identity)
+            sums = self._known(file, note, identity)
             self._data = (
                 np.load(file, mmap_mode="r+", allow_pickle=False)
-                if done
+                if sums
                 else np.lib.format.open_memmap(file, mode="w+", dtype=np.float64, shape=(size,))
             )
-            if done:
-                log.info("gram: %d of %d tiles taken from %s", done, len(self._pairs), file)
+            if sums:
+                log.info("gram: %d of %d tiles taken from %s", len(sums), len(self._pairs), file)
+                if self._mend(sums):
+                    replace_json(note, {**identity, "checksums": sums})
+        done = len(sums)
         missing = self._shown(len(self._pairs), "kernel", done)
         tiles = self._computed(range(done, len(self._pairs)))
         for number, tile in zip(missing, tiles, strict=True):
-            self._data[self._starts[number] : self._starts[number + 1]] = tile.ravel()
+            self._tile(number)[:] = tile
+            if folder is None:
+                continue
+            sums.append(_checksum(tile))
             last = number + 1 == len(self._pairs)
-            if folder is not None and (last or self._pairs[number + 1][0] > self._pairs[number][0]):
+            if last or self._pairs[number + 1][0] > self._pairs[number][0]:
                 _flush(self._data)  # what there is of a row of tiles is whole
-                replace_json(folder / PROGRESS, {**identity, "done": number + 1})
+                replace_json(note, {**identity, "checksums": sums})
 
-    def _known(self, file: Path, note: Path, identity: dict[str, Any]) -> int:
-        """How many tiles of this very matrix ``file`` holds; 0 where there is none.
+    def _mend(self, sums: list[int]) -> bool:
+        """Compute those of the first tiles again that are no longer what was written, if any."""
+        numbers = self._shown(len(sums), "check")
+        damaged = [k for k in numbers if _checksum(self._tile(k)) != sums[k]]
+        for number, tile in zip(damaged, self._computed(damaged), strict=True):
+            self._tile(number)[:] = tile
+            sums[number] = _checksum(tile)  # another device may round otherwise
+        if damaged:
+            assert self._data is not None
+            _flush(self._data)
+            log.warning("gram: %d of %d tiles were damaged: mended", len(damaged), len(sums))
+        return bool(damaged)
+
+    def _known(self, file: Path, note: Path, identity: dict[str, Any]) -> list[int]:
+        """Checksums of the tiles of this very matrix that ``file`` holds, in their order.
 
         Raises:
             InputError: it holds another matrix, or is damaged.
@@ -317,20 +337,22 @@ class SymmetricGram:
         folder = file.parent
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists() or not note.exists():
-            return 0
+            return []
         advice = "remove both files, or give another folder"
         damaged = InputError(f"gram: expected a stored matrix in {folder}, found damage; {advice}")
         try:
             content = parsed(note.read_text())
             probes = np.array(content.pop("probes"), np.float64)
-            done = content.pop("done")
+            sums = content.pop("checksums")
             held = np.load(file, mmap_mode="r", allow_pickle=False)
         except _UNREADABLE:
             raise damaged from None
         expected = {name: value for name, value in identity.items() if name != "probes"}
         if held.shape != (int(self._starts[-1]),) or held.dtype != np.float64:
             raise damaged
-        if type(done) is not int or not 0 <= done <= len(self._pairs):
+        if type(sums) is not list or len(sums) > len(self._pairs):
+            raise damaged
+        if not all(type(one) is int for one in sums):
             raise damaged
         own = np.array(identity["probes"])
         same = probes.shape == own.shape and np.allclose(probes, own, rtol=1e-6, atol=0)
@@ -339,7 +361,7 @@ class SymmetricGram:
                 f"gram: expected the matrix of these inputs and this kernel in {folder}, found "
                 f"another; {advice}"
             )
-        return done
+        return sums
 
 
 # NumPy takes a header apart as Python's own parser would, and lets through what that raises.
@@ -394,6 +416,10 @@ def balanced(n: int, most: int) -> list[tuple[int, int]]:
     """(start, stop) of pieces of n rows: as few as ``most`` rows each allow, and of one size."""
     edge = math.ceil(n / math.ceil(n / most))
     return [(a, min(a + edge, n)) for a in range(0, n, edge)]
+
+
+def _checksum(tile: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(tile).data)
 
 
 def _flush(data: np.ndarray) -> None:

@@ -66,11 +66,29 @@ def test_a_stored_matrix_is_found_again(tmp_path):
 def test_an_interrupted_matrix_is_taken_up_again(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _gram(Counted(most=8), folder=tmp_path)
-    done = json.loads((tmp_path / PROGRESS).read_text())["done"]
-    assert done == 6
+    assert len(json.loads((tmp_path / PROGRESS).read_text())["checksums"]) == 6
     kernel = Counted()
     np.testing.assert_allclose(_gram(kernel, folder=tmp_path).dense(), _full(), rtol=1e-12)
     assert kernel.blocks == 1 + 10 - 6
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_tile_that_is_not_what_was_written_is_computed_anew(tmp_path, complete, caplog):
+    if complete:
+        _gram(folder=tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            _gram(Counted(most=8), folder=tmp_path)
+    whole = bytearray((tmp_path / TILES).read_bytes())
+    whole[50 - _gram().nbytes] ^= 1  # of the first tile
+    (tmp_path / TILES).write_bytes(whole)
+    kernel = Counted()
+    np.testing.assert_allclose(_gram(kernel, folder=tmp_path).dense(), _full(), rtol=1e-12)
+    assert kernel.blocks == 1 + 1 + (0 if complete else 10 - 6)
+    assert "1 of" in caplog.text and "damaged: mended" in caplog.text
+    caplog.clear()
+    _gram(folder=tmp_path)
+    assert "damaged" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -100,7 +118,7 @@ def _truncate(file):
         lambda folder: (folder / TILES).write_bytes(b"nothing"),
         lambda folder: (folder / PROGRESS).write_text("[]"),
         lambda folder: (folder / PROGRESS).write_text("{}"),
-        lambda folder: (folder / PROGRESS).write_text('{"done": 1e9, "probes": [1]}'),
+        lambda folder: (folder / PROGRESS).write_text('{"checksums": [1e9], "probes": [1]}'),
         lambda folder: np.save(folder / TILES, np.array([{}]), allow_pickle=True),
         lambda folder: np.save(folder / TILES, np.zeros(4, np.int8)),
     ],
