@@ -1,6 +1,7 @@
 """`dnntk` as a script runs it: contestants of benchmark.py.
 
 ``network`` is one network, through `flow.data_mesh` and `flow.make_step` as `dnntk.train` goes;
+``two devices`` is one whose batch is split over two host devices, as by ``--mesh=data:2``;
 ``ensemble`` is many, through `Ensemble.descent`.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 import racing
 from jax_contestants import peak_bytes
 
-from dnntk import flow, fused
+from dnntk import flow, fused, pipeline
 from dnntk.ensemble import Ensemble
 
 
@@ -29,7 +30,10 @@ class One:
         variables = jax.jit(model.init)(racing.first_key(), x[:1])
         params = variables.pop("params")
         held, threaded = racing.nbytes(params), fused.supports(model, params, x)
-        mesh = flow.data_mesh(len(x), held, threaded)
+        if job["contestant"] == "two devices":
+            mesh = pipeline.make_mesh("data:2")
+        else:
+            mesh = flow.data_mesh(len(x), held, threaded)
         optimizer = flow.sgd(flow.learning_rate(model, job["time_step"]))
         self.frozen = flow.put_replicated(variables, mesh)
         params = flow.put_replicated(params, mesh)
@@ -99,7 +103,7 @@ def main() -> None:
     """Serve the one that the job names."""
     jax.devices()  # the backend's own memory is not the network's
     kinds: dict[str, Callable[[dict[str, Any]], contestant.Steps]]
-    kinds = {"network": One, "ensemble": Many}
+    kinds = {"network": One, "two devices": One, "ensemble": Many}
     contestant.serve(lambda job: kinds[job["contestant"]](job), peak_bytes)
 
 

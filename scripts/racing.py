@@ -26,10 +26,11 @@ from dnntk.kernel import limit_ntk
 from dnntk.models import DeepNarrow
 
 SEED = 0
-OWN = ("network", "ensemble")
+OWN = ("network", "ensemble", "two devices")
 SCRIPT = {
     "network": "dnntk_contestants.py",
     "ensemble": "dnntk_contestants.py",
+    "two devices": "dnntk_contestants.py",
     "PyTorch loop": "torch_contestant.py",
     "PyTorch loop, channels_last": "torch_contestant.py",
     "lax.scan": "jax_contestants.py",

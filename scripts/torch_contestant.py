@@ -85,6 +85,7 @@ def _layer(kernel: np.ndarray, bias: np.ndarray) -> nn.Module:
         layer, weight = nn.Conv2d(d_in, d_out, q, padding=q // 2), weight.permute(3, 2, 0, 1)
     with torch.no_grad():
         layer.weight.copy_(weight)
+        assert layer.bias is not None
         layer.bias.copy_(torch.from_numpy(bias))
     return layer
 

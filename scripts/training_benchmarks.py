@@ -38,6 +38,9 @@ flags.DEFINE_integer("checked_steps", 3, "Warm-up, over which losses must agree.
 
 LOOP, SCAN, UNROLLED = "PyTorch loop", "lax.scan", "unrolled"
 CHANNELS_LAST = "PyTorch loop, channels_last"
+TWO = "two devices"
+# What two devices may take of one's time: turns of the same work differ by as much.
+SLOWER = 1.05
 # An allocator's memory comes and goes by this much.
 MEMORY_NOISE = 4e6
 # Beyond this the losses of literal networks in float32 are compared in vain.
@@ -62,8 +65,7 @@ def train_cnn_wide(folder: Path) -> list[Row]:
 
 def train_mlp_wide(folder: Path) -> list[Row]:
     """A training step of the MLP on 784 pixels, ten classes (width 795): time and memory."""
-    task = Task("mlp", FLAGS.wide_depth, 10, (784,), FLAGS.batch, FLAGS.train_scale)
-    return _beside_loop(task, 1.7, None, folder, memory=2)
+    return _beside_loop(_wide(), 1.7, None, folder, memory=2)
 
 
 def train_toy(folder: Path) -> list[Row]:
@@ -77,6 +79,24 @@ def train_toy(folder: Path) -> list[Row]:
     _beside(together, f"{trials} x {LOOP}", trials, many, loop)
     _faster(together, 15)
     return [one, together]
+
+
+def train_devices(folder: Path) -> list[Row]:
+    """The training steps above on two host devices, beside one with a thread a core."""
+    rows = []
+    for task in (
+        _cnn(FLAGS.cnn_depth, 1),
+        _cnn(FLAGS.deep_depth, 1),
+        _cnn(FLAGS.cnn_depth, 10),
+        _toy(FLAGS.toy_depth),
+        _wide(),
+    ):
+        records = race(task, [TWO, "network"], _rules(), folder)
+        row = measured(f"{_words(task)}: step on two devices", "s", records[TWO].seconds)
+        _beside(row, "one device with threads", 1, records[TWO], records["network"])
+        promise(row, f"at most {SLOWER:g} times", row["ratio"]["median"] <= SLOWER)
+        rows.append(row)
+    return rows
 
 
 def cost_mlp(folder: Path) -> list[Row]:
@@ -95,6 +115,7 @@ BENCHMARKS: dict[str, Callable[[Path], list[Row]]] = {
     "train_cnn_wide": train_cnn_wide,
     "train_toy": train_toy,
     "train_mlp_wide": train_mlp_wide,
+    "train_devices": train_devices,
     "cost_mlp": cost_mlp,
     "cost_cnn": cost_cnn,
 }
@@ -115,6 +136,10 @@ def _cnn(depth: int, d_out: int) -> Task:
 
 def _toy(depth: int) -> Task:
     return Task("mlp", depth, 1, (2,), FLAGS.arc, FLAGS.train_scale)
+
+
+def _wide() -> Task:
+    return Task("mlp", FLAGS.wide_depth, 10, (784,), FLAGS.batch, FLAGS.train_scale)
 
 
 def _words(task: Task) -> str:

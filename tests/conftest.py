@@ -34,7 +34,10 @@ def x64():
 
 
 # A file is one worker's; the longest come first, so that no worker is left with one at the end.
-LONGEST = ("models", "scripts", "ntk", "training", "kernel", "readme", "convergence", "flow")
+LONGEST = (
+    *("models", "scripts", "ntk", "training", "hosts", "fused", "pipeline", "kernel", "benchmark"),
+    *("readme", "faults", "convergence", "flow", "trainability", "cost", "soak"),
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,8 @@
 """Several real processes on the loopback interface, as one job."""
 
 import json
+import re
+import signal
 import time
 
 import numpy as np
@@ -60,6 +62,22 @@ def test_a_process_that_dies_ends_the_job_with_one_line(tmp_path):
     )
     assert again.returncode == 0, again.stderr
     assert curve(workdir)[-1, 0] == last
+
+
+def test_sigterm_to_one_stops_all_with_a_checkpoint(tmp_path):
+    workdir = tmp_path / "w"
+    flags = (*FLAGS, "--steps=1000000", f"--workdir={workdir}")
+    with processes.joined(2, *flags, cwd=tmp_path) as running:
+        begun = time.monotonic()
+        while not checkpoints(workdir) and time.monotonic() - begun < SECONDS:
+            time.sleep(0.05)
+        running[1].send_signal(signal.SIGTERM)
+        begun = time.monotonic()
+        words = ended(running)
+        assert time.monotonic() - begun < 20
+        assert [one.returncode for one in running] == [143, 143], words
+    stopped = re.search(r"stopped after step (\d+)", words[0][-1])
+    assert stopped and checkpoints(workdir)[-1] == int(stopped[1])
 
 
 def test_processes_share_a_gram_matrix_and_predict_as_one(tmp_path):

@@ -65,10 +65,14 @@ inline T sum(const Vec<T>& v) {
 }
 
 // Large memory that is kept from one call to the next: what the system hands out page by page, and
-// clears, costs more than a layer of work in it. Only what the last calls used stays.
+// clears, costs more than a layer of work in it. Only what the last calls used stays. All threads
+// share it: JAX calls now from one of them, now from another, and each would keep its own.
 class Pool {
  public:
-  static constexpr size_t kLarge = size_t{8} << 20, kUnit = size_t{2} << 20;
+  static constexpr size_t kLarge = size_t{1} << 20, kUnit = size_t{1} << 12;
+  static constexpr size_t kHuge = size_t{8} << 20, kHugePage = size_t{2} << 20;
+
+  static size_t unit(size_t bytes) { return bytes >= kHuge ? kHugePage : kUnit; }
 
   static void* take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex());
@@ -80,9 +84,9 @@ class Pool {
     }
     for (auto& block : free()) std::free(block.second);
     free().clear();
-    void* data = std::aligned_alloc(kUnit, bytes);
+    void* data = std::aligned_alloc(unit(bytes), bytes);
 #ifdef MADV_HUGEPAGE
-    if (data != nullptr) madvise(data, bytes, MADV_HUGEPAGE);
+    if (data != nullptr && bytes >= kHuge) madvise(data, bytes, MADV_HUGEPAGE);
 #endif
     return data;
   }
@@ -163,7 +167,7 @@ class Buffer {
   explicit Buffer(size_t size, bool zero = true) {
     size_t bytes = std::max<size_t>(size, 1) * sizeof(X);
     large_ = bytes >= Pool::kLarge;
-    const size_t unit = large_ ? Pool::kUnit : kBytes;
+    const size_t unit = large_ ? Pool::unit(bytes) : kBytes;
     bytes_ = bytes = (bytes + unit - 1) / unit * unit;
     data_ = static_cast<X*>(large_ ? Pool::take(bytes) : Shelf::take(bytes));
     if (data_ == nullptr) throw std::bad_alloc();
