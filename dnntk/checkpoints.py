@@ -117,13 +117,19 @@ class Checkpoints:
             raise InputError(f"{self._folder}: {size} bytes at step {step} claim {expected}")
         return self._manager.restore(step, args=_as_numpy(self._manager.item_metadata(step).tree))
 
+    def kept(self) -> bool:
+        """Is there a checkpoint, intact or damaged, that was written to its end?"""
+        return any(_is_file(self._folder / str(s) / CHECKSUMS) for s in self._manager.all_steps())
+
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """(step, state) of the newest intact checkpoint, or None where there is none.
+
+        ``like`` may hold shapes alone (`jax.ShapeDtypeStruct`).
 
         Raises:
           InputError: checkpoints exist and not one of them can be read as ``like``.
         """
-        template = hosts.whole(like)
+        template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), like)
         steps = sorted(self._manager.all_steps(), reverse=True)
         reason = ""
         unfinished: list[int] = []
@@ -142,7 +148,8 @@ class Checkpoints:
                 hosts.wait("restored")
                 for damaged in (newer for newer in steps if newer > step and hosts.first()):
                     self._manager.delete(damaged)
-                whole = jax.tree.map(lambda own, a: own if a is None else a, template, restored)
+                empty = lambda own, a: np.zeros(own.shape, own.dtype) if a is None else a  # noqa: E731
+                whole = jax.tree.map(empty, template, restored)
                 return step, whole
         if unfinished == steps:  # killed in the middle of its first one: nothing is lost
             hosts.wait("restored")

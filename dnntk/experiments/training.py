@@ -236,7 +236,12 @@ class _Run:
 
     def _restore(self, checkpoints: Checkpoints) -> int:
         assert self.folder is not None
-        found = checkpoints.restore({"state": self.state._asdict(), "frozen": self.frozen})
+        held = {"state": self.state._asdict(), "frozen": self.frozen}
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), held)
+        if checkpoints.kept():  # then the initial values are not needed beside those to come
+            for array in jax.tree.leaves((held, self.variables)):
+                array.delete()
+        found = checkpoints.restore(like)
         step = found[0] if found else 0
         self.history = self.folder.keep_metrics_to(step if found else -1)
         if found:
