@@ -536,6 +536,7 @@ void over_blocks(const Problem<T>& p, Work work) {
   Failed failed{false};
   Team::run(std::min<int64_t>(p.threads, count), [&](int64_t thread) {
     try {
+      Pool::number() = thread;
       Own own(p, Block<T>(p, 0, parts(p.vectors(), count)));
       auto at = [&](int64_t k) {
         int64_t first = part(p.vectors(), count, k);

@@ -66,7 +66,8 @@ inline T sum(const Vec<T>& v) {
 
 // Large memory that is kept from one call to the next: what the system hands out page by page, and
 // clears, costs more than a layer of work in it. Only what the last calls used stays. All threads
-// share it: JAX calls now from one of them, now from another, and each would keep its own.
+// share it: JAX calls now from one of them, now from another, and each would keep its own. But a
+// thread gets what one of its own number in a team had, if there is such: the cache may still hold it.
 class Pool {
  public:
   static constexpr size_t kLarge = size_t{1} << 20, kUnit = size_t{1} << 12;
@@ -74,15 +75,23 @@ class Pool {
 
   static size_t unit(size_t bytes) { return bytes >= kHuge ? kHugePage : kUnit; }
 
+  // This thread's number in the team that it works in.
+  static int64_t& number() {
+    thread_local int64_t one = 0;
+    return one;
+  }
+
   static void* take(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex());
-    auto found = free().lower_bound(bytes);
-    if (found != free().end() && found->first == bytes) {
-      void* data = found->second;
+    auto [found, end] = free().equal_range(bytes);
+    if (found != end) {
+      for (auto block = found; block != end; ++block)
+        if (block->second.number == number()) found = block;
+      void* data = found->second.data;
       free().erase(found);
       return data;
     }
-    for (auto& block : free()) std::free(block.second);
+    for (auto& block : free()) std::free(block.second.data);
     free().clear();
     void* data = std::aligned_alloc(unit(bytes), bytes);
 #ifdef MADV_HUGEPAGE
@@ -94,16 +103,21 @@ class Pool {
   static void give(void* data, size_t bytes) {
     try {
       std::lock_guard<std::mutex> lock(mutex());
-      free().emplace(bytes, data);
+      free().emplace(bytes, Block{data, number()});
     } catch (...) {
       std::free(data);
     }
   }
 
  private:
+  struct Block {
+    void* data;
+    int64_t number;
+  };
+
   // Never destroyed: a thread may still be at work when the process ends.
-  static std::multimap<size_t, void*>& free() {
-    static auto* blocks = new std::multimap<size_t, void*>;
+  static std::multimap<size_t, Block>& free() {
+    static auto* blocks = new std::multimap<size_t, Block>;
     return *blocks;
   }
   static std::mutex& mutex() {
