@@ -148,9 +148,7 @@ class Checkpoints:
                 hosts.wait("restored")
                 for damaged in (newer for newer in steps if newer > step and hosts.first()):
                     self._manager.delete(damaged)
-                empty = lambda own, a: np.zeros(own.shape, own.dtype) if a is None else a  # noqa: E731
-                whole = jax.tree.map(empty, template, restored)
-                return step, whole
+                return step, jax.tree.map(_or_empty, template, restored)
         if unfinished == steps:  # killed in the middle of its first one: nothing is lost
             hosts.wait("restored")
             for step in steps if hosts.first() else []:
@@ -266,6 +264,11 @@ def _as_numpy(arrays: Any, like: Any = None) -> ocp.args.PyTreeRestore:
 def _without_empty(state: Any) -> Any:
     """None for empty arrays, which orbax refuses: the middle of a network of two layers."""
     return jax.tree.map(lambda a: a if a.size else None, state)
+
+
+def _or_empty(like: Any, read: Any) -> Any:
+    """What was read, or in place of `_without_empty`'s None the empty array that it stands for."""
+    return np.zeros(like.shape, like.dtype) if read is None else read
 
 
 def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

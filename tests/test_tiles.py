@@ -72,6 +72,16 @@ def test_an_interrupted_matrix_is_taken_up_again(tmp_path):
     assert kernel.blocks == 1 + 10 - 6
 
 
+def test_a_matrix_stored_without_checksums_is_taken_up_all_the_same(tmp_path):
+    _gram(folder=tmp_path)
+    content = json.loads((tmp_path / PROGRESS).read_text())
+    content["done"] = len(content.pop("checksums"))
+    (tmp_path / PROGRESS).write_text(json.dumps(content))
+    kernel = Counted()
+    np.testing.assert_allclose(_gram(kernel, folder=tmp_path).dense(), _full(), rtol=1e-12)
+    assert kernel.blocks == 1
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_tile_that_is_not_what_was_written_is_computed_anew(tmp_path, complete, caplog):
     if complete:
