@@ -46,6 +46,9 @@ class TrainConfig:
       weight_decay: of the optimizers in `DECAYING`: what share of its value, times the learning
         rate, a parameter loses a step. Towards the initial network in the ntk parametrization,
         towards 0 in the standard one. None is the optimizer's own default.
+      sam_radius: of sharpness-aware minimization (Foret et al. 2021), around any optimizer but sgd:
+        a step takes its gradient so far uphill from the parameters, which costs a second gradient.
+        In the parametrization's own parameters, all layers together; 0 is without.
       time_step: kernel time a step; None is a safe fraction of 2 / lambda_max.
       lr: raw learning rate instead: on the thesis's matrices for sgd, on the parametrization's
         own parameters for the other optimizers.
@@ -82,6 +85,7 @@ class TrainConfig:
     optimizer: str = "sgd"
     momentum: float = 0.0
     weight_decay: float | None = None
+    sam_radius: float = 0.0
     time_step: float | None = None
     lr: float | None = None
     schedule: str = "constant"
@@ -143,6 +147,15 @@ class TrainConfig:
                 raise InputError(
                     f"weight_decay: expected a finite number from 0 on, got {self.weight_decay}"
                 )
+        if not 0 <= self.sam_radius < math.inf:
+            raise InputError(
+                f"sam_radius: expected a finite number from 0 on, got {self.sam_radius}"
+            )
+        if self.sam_radius and self.optimizer == "sgd":
+            raise InputError(
+                "sam_radius: optimizer=sgd follows kernel time, which a gradient taken elsewhere "
+                f"does not, got {self.sam_radius}; give another optimizer"
+            )
         if self.optimizer != "sgd":
             if self.momentum:
                 raise InputError(f"momentum: only optimizer=sgd takes it, got {self.optimizer}")

@@ -241,16 +241,16 @@ def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
         laid_out = pipeline.specs(state.params, mesh)
-        value, gradient = jax.shard_map(
+        sharded = jax.shard_map(
             shares,
             mesh=mesh,
             in_specs=(laid_out, pipeline.specs(frozen, mesh), P(DATA)),
             out_specs=(P(), laid_out),
             check_vma=False,
-        )(state.params, frozen, batch)
+        )
+        at = lambda params: sharded(params, frozen, batch)  # noqa: E731
         # Out here an optimizer sees whole arrays: norms of a layer, say.
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        new = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        value, new = _updated(optimizer, state, at)
         return jax.lax.with_sharding_constraint(new, shardings(new, mesh)), value
 
     return step
@@ -278,12 +278,28 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
                 *(optimizer.rate / examples, fused.threads(mesh.local_mesh.size)),
             )
             return TrainState(params, state.opt_state), f
-        f, gradient = outputs_and_gradient(model, state.params, frozen, batch, mesh.local_mesh.size)
-        gradient = jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state), f
+
+        def at(params: Any) -> tuple[jax.Array, Any]:
+            f, gradient = outputs_and_gradient(model, params, frozen, batch, mesh.local_mesh.size)
+            return f, jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
+
+        f, new = _updated(optimizer, state, at)
+        return new, f
 
     return step
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, state: TrainState, at: Any
+) -> tuple[Any, TrainState]:
+    """``at`` (params -> what the step tells, gradient) at ``state``, and the state after a step."""
+    told, gradient = at(state.params)
+    # For optimizers that look at more than one gradient a step, as `optax.contrib.sam` does.
+    grad_fn = lambda params, _: at(params)[1]  # noqa: E731
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(
+        gradient, state.opt_state, state.params, grad_fn=grad_fn
+    )
+    return told, TrainState(optax.apply_updates(state.params, updates), opt_state)
 
 
 def _mean_loss(mesh: Mesh) -> Any:

@@ -40,6 +40,7 @@ flags.DEFINE_enum("parametrization", "ntk", PARAMETRIZATIONS, "Form to compute i
 flags.DEFINE_enum("optimizer", "sgd", OPTIMIZERS, "Optimizer; all but sgd need --lr.")
 flags.DEFINE_float("momentum", 0.0, "Momentum of sgd, in [0, 1).")
 flags.DEFINE_float("weight_decay", None, "Of adamw, nadamw, lamb, lion. None: optax's own.")
+flags.DEFINE_float("sam_radius", 0.0, "Of sharpness-aware minimization; 0 is without it.")
 flags.DEFINE_float("time_step", None, "Kernel time a step. None: from the kernel.")
 flags.DEFINE_float("lr", None, "Raw learning rate, instead of --time_step.")
 flags.DEFINE_enum("schedule", "constant", SCHEDULES, "How the step changes during the run.")

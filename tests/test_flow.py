@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, flow
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig, flow
+from dnntk.experiments.training import optimizer_of
 from dnntk.step_size import largest_eigenvalue
 
 
@@ -68,6 +69,35 @@ def test_two_devices_do_what_one_does(arch, examples, x64):
     two = descend(*case, 2, 3, learning_rate=0.05, momentum=0.5)
     np.testing.assert_allclose(one[0], two[0], rtol=1e-11)
     np.testing.assert_allclose(one[1], two[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_sharpness_aware_step_takes_the_gradient_uphill(devices, x64):
+    """p - eta g(p + r g(p) / ||g(p)||) (Foret et al. 2021), in the plain network's gradients."""
+    model, variables, x, y = network("mlp", scale=3.0, examples=11)
+    params = variables["params"]
+    frozen = {n: v for n, v in variables.items() if n != "params"}
+    config = TrainConfig(optimizer="lion", lr=0.1, sam_radius=0.5, weight_decay=0.0)
+
+    @jax.jit
+    @jax.grad
+    def gradient(p):
+        return 0.5 * jnp.mean(jnp.sum((flow.apply(model, p, frozen, x) - y) ** 2, 1))
+
+    norm = optax.tree.norm(gradient(params))
+    uphill = gradient(jax.tree.map(lambda p, g: p + 0.5 * g / norm, params, gradient(params)))
+    # Lion's first step is the gradient's sign.
+    expected = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), params, uphill)
+    here = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), params, gradient(params))
+    mesh, optimizer = mesh_of(devices), optimizer_of(config, 0.1, 1)
+    state = flow.TrainState(params, optimizer.init(params))
+    state, placed = flow.put_replicated((state, frozen), mesh)
+    step, batch = flow.make_step(model, optimizer, mesh), flow.put_batch(x, y, mesh)
+    state, loss = step(state, placed, batch)
+    jax.tree.map(np.testing.assert_allclose, jax.device_get(state.params), expected)
+    assert loss == pytest.approx(float(0.5 * np.mean(np.sum(y**2, 1))), rel=1e-9)
+    differing = jax.tree.map(lambda a, b: np.sum(a != b), expected, here)
+    assert sum(jax.tree.leaves(differing)) > 0  # or the test could not tell
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 12, 100])

@@ -93,3 +93,17 @@ def test_weight_decay_is_for_those_who_have_it(fields):
     with pytest.raises(dnntk.InputError, match="^weight_decay") as error:
         TrainConfig(**fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sam_radius": 0.1},
+        {"optimizer": "adam", "lr": 0.1, "sam_radius": -0.1},
+        {"optimizer": "adam", "lr": 0.1, "sam_radius": float("inf")},
+    ],
+)
+def test_a_sharpness_radius_is_a_length_and_not_for_kernel_time(fields):
+    with pytest.raises(dnntk.InputError, match="^sam_radius") as error:
+        TrainConfig(**fields)
+    assert "\n" not in str(error.value)

@@ -234,7 +234,8 @@ class _Calibration:
             ways += blocks.recomputed(layers) / max(layers, 1)
         else:
             ways += 1
-        return 2 * ways * products * positions * self.batch_size
+        gradients = 2 if self.config.sam_radius else 1
+        return 2 * gradients * ways * products * positions * self.batch_size
 
     def _memory(self) -> int:
         """From the whole step, compiled for arrays that are not there."""

@@ -11,12 +11,13 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
@@ -434,7 +435,12 @@ def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.Gradient
     if config.optimizer == "sgd":
         return optax.sgd(over_time, momentum=config.momentum or None)
     more = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    return getattr(optax, config.optimizer)(over_time, **more)
+    made = getattr(optax, config.optimizer)(over_time, **more)
+    if not config.sam_radius:
+        return cast(optax.GradientTransformation, made)
+    # Not `optax.contrib.normalize`, which makes nan of a gradient of 0.
+    uphill = optax.chain(optax.normalize_by_update_norm(), optax.sgd(config.sam_radius))
+    return optax.contrib.sam(made, uphill, opaque_mode=True)
 
 
 def _percent(share: float | None) -> str:
