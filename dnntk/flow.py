@@ -60,6 +60,10 @@ def sgd(rate: float) -> PlainSGD:
     return made
 
 
+# What `fused.descent` begins with: model, params, frozen, x, factor, shift and rate.
+_Descent = tuple[DeepNarrow, Any, Any, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 class Batch(NamedTuple):
     """Examples split over devices; ``weight`` [n] is 1 for an example and 0 for padding."""
 
@@ -187,7 +191,7 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: M
     step, mean_loss = _step_on(model, optimizer, mesh), _mean_loss(mesh)
 
     def one(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
-        state, f = step(state, frozen, batch)
+        state, f = step(state, frozen, batch, 1)
         return state, mean_loss(f, batch)
 
     return jax.jit(_over_batch(one, mesh), donate_argnums=0)
@@ -206,8 +210,7 @@ def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        start = state, jnp.zeros_like(batch.y)
-        state, f = jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
+        state, f = step(state, frozen, batch, count)
         return state, mean_loss(f, batch)
 
     return jax.jit(_over_batch(steps, mesh, P()), donate_argnums=0)
@@ -267,17 +270,11 @@ def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
 
 
 def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """A step as one device of ``mesh`` takes it: to the new state and the outputs before it."""
+    """Steps as one device of ``mesh`` takes them: to the new state and f before the last one."""
+    threads = fused.threads(mesh.local_mesh.size)
 
-    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
-        (x, y, weight), examples = batch, _total(batch.weight.sum(), mesh)
-        in_place = isinstance(optimizer, PlainSGD) and mesh.size == 1
-        if in_place and fused.descends(model, state.params, x):
-            f, params = fused.descent(
-                *(model, state.params, frozen, x, weight, -weight[:, None] * y),
-                *(optimizer.rate / examples, fused.threads(mesh.local_mesh.size)),
-            )
-            return TrainState(params, state.opt_state), f
+    def one(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        examples = _total(batch.weight.sum(), mesh)
 
         def at(params: Any) -> tuple[jax.Array, Any]:
             f, gradient = outputs_and_gradient(model, params, frozen, batch, mesh.local_mesh.size)
@@ -286,7 +283,30 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         f, new = _updated(optimizer, state, at)
         return new, f
 
-    return step
+    def in_place(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        f, params = fused.descent(*given(state, frozen, batch), threads)
+        return TrainState(params, state.opt_state), f
+
+    def given(state: TrainState, frozen: Any, batch: Batch) -> _Descent:
+        x, y, weight = batch
+        rate = cast(PlainSGD, optimizer).rate / weight.sum()
+        shift = -weight[:, None] * y
+        return cast(DeepNarrow, model), state.params, frozen, x, weight, shift, rate
+
+    def steps(
+        state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
+    ) -> tuple[TrainState, jax.Array]:
+        plain = isinstance(optimizer, PlainSGD) and mesh.size == 1
+        if plain and fused.repeats(model, state.params, batch.x):
+            f, params = fused.descents(*given(state, frozen, batch), count, threads)
+            return TrainState(params, state.opt_state), f
+        step = in_place if plain and fused.descends(model, state.params, batch.x) else one
+        if isinstance(count, int) and count == 1:
+            return step(state, frozen, batch)
+        start = state, jnp.zeros_like(batch.y)
+        return jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
+
+    return steps
 
 
 def _updated(

@@ -11,6 +11,8 @@ memory.
 
 Plain gradient descent (`descent`) changes every layer as soon as its gradient is known, which is
 never stored: wherever layers are wide or a core takes no more than one block of examples.
+For narrow MLPs it goes on step after step without leaving the library (`descents`): what lies
+between two calls takes as long as twenty layers.
 
 This is the one place that knows of it: `supports` says whether it applies. What it computes is what
 `dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX.
@@ -85,6 +87,11 @@ def descends(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
     return supports(model, params, x) and Blocks.for_batch(model, x).number <= threads(1)
 
 
+def repeats(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
+    """Does `descents` take ``model`` at ``params`` on inputs like ``x``?"""
+    return descends(model, params, x) and x.ndim == 2 and Blocks.for_batch(model, x).number > 0
+
+
 def threads(devices: int) -> int:
     """How many threads are each one's share where so many devices of this machine work at once."""
     try:
@@ -156,6 +163,47 @@ def descent(
     for name in ("first", "last"):
         found[name] = jax.tree.map(lambda p, g: p - own * g, params[name], found[name])
     return f, found
+
+
+def descents(
+    model: DeepNarrow,
+    params: Any,
+    frozen: Any,
+    x: jax.Array,
+    factor: jax.Array,
+    shift: jax.Array,
+    rate: jax.Array,
+    count: jax.Array | int,
+    threads: int,
+) -> tuple[jax.Array, Any]:
+    """`descent`, ``count`` times over, in one call; only for what `repeats` says.
+
+    Returns:
+      (f [n, d_out] before the last step, a tree like ``params``).
+    """
+    network, layers, initial = _pieces(model, params, frozen, x)
+    # The first and the last layer are affine in what is trained of them.
+    nothing = jax.tree.map(jnp.zeros_like, {name: layers[name] for name in ("first", "last")})
+    start = _below(network, nothing["first"], initial)
+    head, offset = _head(network, nothing["last"], initial, start)
+
+    def end(name: str) -> tuple[jax.Array, jax.Array, np.ndarray]:
+        kernel, bias = layers[name]["kernel"], layers[name]["bias"]
+        slope, ratio = network.form.slope(name, len(bias))
+        slopes = [np.broadcast_to(s, len(bias)) for s in (slope, np.multiply(slope, ratio))]
+        return kernel, bias, np.array(slopes, x.dtype)
+
+    names = ("middle", "first", "last")
+    like = offset, *(layers[name][kind] for name in names for kind in ("kernel", "bias"))
+    operands = (
+        *_operands(network, layers, initial, start, threads),
+        *(network.packed, *end("first"), *end("last"), head, offset, factor, shift),
+        *(jnp.asarray(rate, x.dtype), jnp.asarray(count, jnp.int32)),
+    )
+    aliases = {2: 1, 3: 2, 10: 3, 11: 4, 13: 5, 14: 6}
+    f, *found = _call("steps", like, *operands, aliases=aliases)
+    pairs = zip(names, found[::2], found[1::2], strict=True)
+    return f, {name: {"kernel": kernel, "bias": bias} for name, kernel, bias in pairs}
 
 
 def tangent(

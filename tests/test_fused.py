@@ -164,6 +164,46 @@ def test_narrow_layers_descend_without_a_stored_gradient_where_all_blocks_run_at
     assert_close((f_before, moved), (f, expected), 1e-14)
 
 
+@pytest.mark.parametrize(
+    ("shape", "d_out", "depth", "options"),
+    [
+        ((200, 2), 1, 40, {"negative": True}),
+        ((1, 1), 1, 3, {}),
+        ((130, 3), 2, 70, {"init": "he_uniform", "negative": True}),
+        ((37, 3), 3, 9, {"literal": True}),
+        ((70, 5), 2, 600, {"scale": math.inf}),
+        ((450, 64), 10, 4, {"init": "torch_default", "literal": True}),
+    ],
+)
+def test_steps_in_one_call_are_those_of_the_plain_code(
+    shape, d_out, depth, options, monkeypatch, x64
+):
+    model, params, frozen, x, y = network(shape, d_out, depth, "float64", options)
+    # Several segments, and as many threads as there are blocks of examples.
+    monkeypatch.setattr(fused, "threads", lambda devices: 8)
+    monkeypatch.setattr(fused, "BUDGET", 0)
+    assert fused.repeats(model, params, x)
+    mesh = flow.data_mesh(len(x), 0, threaded=True)
+    batch = flow.put_batch(x, y, mesh)
+    rate = 0.01 * flow.learning_rate(model, 1.0) if math.isfinite(model.scale) else 0.01
+
+    def after(kind, counts):
+        state = flow.TrainState(jax.tree.map(jnp.array, params), kind(rate).init(params))
+        step = flow.make_steps(model, kind(rate), mesh)
+        for count in counts:
+            state, loss = step(state, frozen, batch, count)
+        return state.params, loss
+
+    together = after(flow.sgd, (5,))
+    with monkeypatch.context() as plain:
+        plain.setattr(fused, "supports", lambda *given: False)
+        expected = after(optax.sgd, (5,))
+    assert_close(together, expected, 1e-12)
+    assert_close(after(flow.sgd, (1, 3, 1)), together, 0)
+    for name in ("middle", "last"):  # the first layer and biases do not, where C is infinite
+        assert np.any(together[0][name]["kernel"] != params[name]["kernel"])
+
+
 def test_a_wide_step_holds_its_parameters_once():
     model, params, frozen, x, y = network((64, 500), 3, 40, "float32", {})
     mesh = flow.data_mesh(len(x), 0, threaded=True)

@@ -26,7 +26,7 @@ log = logging.getLogger("dnntk")
 SOURCE = Path(__file__).with_name("middle.cc")
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-pthread")
-FUNCTIONS = ("forward", "tangent", "gradient", "descent")
+FUNCTIONS = ("forward", "tangent", "gradient", "descent", "steps")
 SECONDS_ALLOWED = 300
 
 

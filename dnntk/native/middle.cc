@@ -649,7 +649,8 @@ struct Scratch {
 // Given a rate, the last block takes a step of gradient descent in `kernel` and `bias` instead, which
 // are the problem's own: nobody reads a chunk's any more once all blocks have added to it. Where all
 // blocks are at work at once, they then stay within a few chunks of one another, and no more than
-// those chunks' gradients exist.
+// those chunks' gradients exist. There may be step after step, none of which a block begins before
+// all have ended the last one.
 template <class T>
 class Sums {
  public:
@@ -665,11 +666,12 @@ class Sums {
         added_(new std::atomic<int64_t>[chunks_]()) {}
 
   // Add block `number`'s gradients of a chunk; false where another block has failed.
-  bool add(int64_t number, int64_t chunk, const T* by_kernel, const T* by_bias,
+  bool add(int64_t step, int64_t number, int64_t chunk, const T* by_kernel, const T* by_bias,
            const std::atomic<bool>& failed) {
-    if (!wait(chunk, number, failed)) return false;
+    const int64_t before = step * p_.blocks;
+    if (!wait(chunk, before + number, failed)) return false;
     const bool taken = rate_ != nullptr && chunk + kept_ < chunks_;
-    if (number == 0 && taken && !wait(chunk + kept_, p_.blocks, failed)) return false;
+    if (number == 0 && taken && !wait(chunk + kept_, before + p_.blocks, failed)) return false;
     const T* own[] = {by_kernel, by_bias};
     T* stored[] = {kernels_.data(), biases_.data()};
     const int64_t from = chunk * kChunk, layers = std::min<int64_t>(kChunk, p_.layers - from);
@@ -682,7 +684,7 @@ class Sums {
       if (rate_ && number == p_.blocks - 1)
         for (int64_t i = 0; i < n; ++i) result[i] -= *rate_ * sum[i];
     }
-    added_[chunk].store(number + 1, std::memory_order_release);
+    added_[chunk].store(before + number + 1, std::memory_order_release);
     return true;
   }
 
@@ -693,9 +695,9 @@ class Sums {
     return std::max<int64_t>(16, (4 << 20) / (kChunk * weights * int64_t(sizeof(T))));
   }
 
-  // Until so many blocks have added to a chunk.
-  bool wait(int64_t chunk, int64_t blocks, const std::atomic<bool>& failed) {
-    while (added_[chunk].load(std::memory_order_acquire) != blocks) {
+  // Until a chunk has been added to so many times.
+  bool wait(int64_t chunk, int64_t times, const std::atomic<bool>& failed) {
+    while (added_[chunk].load(std::memory_order_acquire) != times) {
       if (failed) return false;
       std::this_thread::yield();
     }
@@ -710,64 +712,84 @@ class Sums {
   std::unique_ptr<std::atomic<int64_t>[]> added_;
 };
 
+// One block's way up from `own`'s first state and down again: top(state above the last layer, g) is
+// to fill in the derivatives by that state. They are told by the first state, which is there again;
+// nullptr where another block has failed.
+template <class T, int SIDE, class Top>
+Vec<T>* up_and_down(const Problem<T>& p, Worker<T, SIDE>& worker, Scratch<T>& own, Sums<T>& sums,
+                    int64_t step, int64_t number, const std::atomic<bool>& failed, Top top) {
+  using V = Vec<T>;
+  const int64_t a_layer = p.weights(), c = p.channels;
+  const int64_t size = own.size, length = p.segment, segments = parts(p.layers, length);
+  Buffer<V>&starts = own.starts, &states = own.states, &buffers = own.buffers;
+  Buffer<T>&by_kernel = own.by_kernel, &by_bias = own.by_bias;
+  V *q = buffers.data(), *q_next = q + size, *gz = q + 2 * size, *gz_next = q + 3 * size,
+    *lost = q + 4 * size;
+  std::fill(lost, lost + size, V{});
+  auto state = [&](int64_t k) { return states.data() + k * size; };
+  auto run = [&](int64_t segment, bool keep) {
+    const int64_t from = segment * length, end = std::min(p.layers, from + length);
+    worker.read(state(0), q);
+    worker.begin(state(0));
+    for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next))
+      worker.forward(layer, state(keep ? layer - from : 0), q,
+                     lost, state(keep ? layer - from + 1 : 0), q_next);
+    worker.settle(state(keep ? end - from : 0), lost);
+    return end - from;
+  };
+  // A segment starts from its state and what that has lost.
+  auto start = [&](int64_t segment) { return starts.data() + 2 * segment * size; };
+  for (int64_t segment = 0; segment < segments - 1; ++segment) {
+    std::copy(state(0), state(1), start(segment));
+    std::copy(lost, lost + size, start(segment) + size);
+    run(segment, false);
+  }
+  int64_t layers = run(segments - 1, true);
+  top(state(layers), gz_next);
+  std::fill(gz, gz + size, V{});
+  worker.mask(state(layers), gz_next, gz);
+  std::fill(gz_next, gz_next + size, V{});
+  for (int64_t segment = segments - 1; segment >= 0; --segment) {
+    if (segment < segments - 1) {
+      std::copy(start(segment), start(segment) + size, state(0));
+      std::copy(start(segment) + size, start(segment + 1), lost);
+      layers = run(segment, true);
+    }
+    for (int64_t layer = segment * length + layers - 1; layer >= segment * length; --layer) {
+      const int64_t k = layer % kChunk;
+      worker.backward(layer, state(layer - segment * length), q, gz, gz_next,
+                      by_kernel.data() + k * a_layer, by_bias.data() + k * c);
+      std::swap(gz, gz_next);
+      if (k != 0) continue;
+      const int64_t chunk = layer / kChunk;
+      if (!sums.add(step, number, chunk, by_kernel.data(), by_bias.data(), failed)) return nullptr;
+    }
+  }
+  return gz;
+}
+
 template <class T, int SIDE>
 void gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0, T* dk,
               T* db) {
   using V = Vec<T>;
-  const int64_t a_layer = p.weights(), c = p.channels;
   Sums<T> sums(p, rate, dk, db);
   over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,
                                  const Failed& failed) {
     Worker<T, SIDE> worker(p, block);
-    const int64_t size = own.size, length = p.segment, segments = parts(p.layers, length);
-    Buffer<V>&starts = own.starts, &states = own.states, &buffers = own.buffers;
-    Buffer<T>&by_kernel = own.by_kernel, &by_bias = own.by_bias;
-    V *q = buffers.data(), *q_next = q + size, *gz = q + 2 * size, *gz_next = q + 3 * size,
-      *lost = q + 4 * size;
-    std::fill(lost, lost + size, V{});
-    auto state = [&](int64_t k) { return states.data() + k * size; };
-    auto run = [&](int64_t segment, bool keep) {
-      const int64_t from = segment * length, end = std::min(p.layers, from + length);
-      worker.read(state(0), q);
-      worker.begin(state(0));
-      for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next))
-        worker.forward(layer, state(keep ? layer - from : 0), q,
-                       lost, state(keep ? layer - from + 1 : 0), q_next);
-      worker.settle(state(keep ? end - from : 0), lost);
-      return end - from;
-    };
-    // A segment starts from its state and what that has lost.
-    auto start = [&](int64_t segment) { return starts.data() + 2 * segment * size; };
-    load(p, block, p.h0, state(0));
-    for (int64_t segment = 0; segment < segments - 1; ++segment) {
-      std::copy(state(0), state(1), start(segment));
-      std::copy(lost, lost + size, start(segment) + size);
-      run(segment, false);
-    }
-    int64_t layers = run(segments - 1, true);
-    store(p, block, state(layers), h_out);
-    descend(p, block, head, state(layers), gz_next);
-    std::fill(gz, gz + size, V{});
-    worker.mask(state(layers), gz_next, gz);
-    std::fill(gz_next, gz_next + size, V{});
-    for (int64_t segment = segments - 1; segment >= 0; --segment) {
-      if (segment < segments - 1) {
-        std::copy(start(segment), start(segment) + size, state(0));
-        std::copy(start(segment) + size, start(segment + 1), lost);
-        layers = run(segment, true);
-      }
-      for (int64_t layer = segment * length + layers - 1; layer >= segment * length; --layer) {
-        const int64_t k = layer % kChunk;
-        worker.backward(layer, state(layer - segment * length), q, gz, gz_next,
-                        by_kernel.data() + k * a_layer, by_bias.data() + k * c);
-        std::swap(gz, gz_next);
-        if (k != 0) continue;
-        if (!sums.add(number, layer / kChunk, by_kernel.data(), by_bias.data(), failed)) return;
-      }
-    }
-    store(p, block, gz, dh0);
+    load(p, block, p.h0, own.states.data());
+    const V* g = up_and_down(p, worker, own, sums, 0, number, failed, [&](const V* h, V* g) {
+      store(p, block, h, h_out);
+      descend(p, block, head, h, g);
+    });
+    if (g != nullptr) store(p, block, g, dh0);
   });
 }
+
+}  // namespace
+
+#include "steps.h"
+
+namespace {
 
 // ---- what JAX calls
 
@@ -869,6 +891,28 @@ struct Descent {
   }
 };
 
+// Many steps of gradient descent on a dense network. Operands: those of all calls, with what the
+// first layer's z is without its trained parameters for h0; `Ends`; rate and the number of steps.
+// Results: outputs before the last step, and the parameters, which are operands and results at once.
+struct Steps {
+  template <class T, int SIDE>
+  static void run(const Call& call) {
+    const int k = kOperands;
+    Problem<T> p = problem<T>(call);
+    p.outputs = call.in(k + 5).dims[0];
+    Ends<T> ends = {
+        call.in(k).dims[0],
+        call.arg<T>(k),
+        {call.arg<T>(k + 1), call.arg<T>(k + 2), call.arg<T>(k + 3)},
+        {call.arg<T>(k + 4), call.arg<T>(k + 5), call.arg<T>(k + 6)},
+        {call.arg<T>(k + 7), call.arg<T>(k + 8), call.arg<T>(k + 9), call.arg<T>(k + 10)},
+    };
+    T* results[7];
+    for (int i = 0; i < 7; ++i) results[i] = call.result<T>(i);
+    steps<T>(p, ends, call.arg<T>(k + 11), *call.arg<int32_t>(k + 12), results);
+  }
+};
+
 template <class Function, class T>
 void run_side(const Call& call) {
   switch (call.arg<int32_t>(0)[0]) {
@@ -915,4 +959,5 @@ XLA_FFI_Error* dnntk_forward(XLA_FFI_CallFrame* frame) { return handle<Forward>(
 XLA_FFI_Error* dnntk_tangent(XLA_FFI_CallFrame* frame) { return handle<Tangent>(frame); }
 XLA_FFI_Error* dnntk_gradient(XLA_FFI_CallFrame* frame) { return handle<Gradient>(frame); }
 XLA_FFI_Error* dnntk_descent(XLA_FFI_CallFrame* frame) { return handle<Descent>(frame); }
+XLA_FFI_Error* dnntk_steps(XLA_FFI_CallFrame* frame) { return handle<Steps>(frame); }
 }

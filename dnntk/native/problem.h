@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -195,6 +196,7 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   X* data() { return data_; }
   X& operator[](size_t i) { return data_[i]; }
+  const X& operator[](size_t i) const { return data_[i]; }
 
  private:
   X* data_;
