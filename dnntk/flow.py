@@ -126,7 +126,7 @@ def outputs(model: nn.Module, params: Any, frozen: Any, x: jax.Array, devices: i
     ``devices`` of this machine work at the same time.
     """
     if fused.supports(model, params, x):
-        return fused.outputs(model, params, frozen, x, fused.threads(devices))
+        return fused.outputs(model, params, frozen, x, fused.share(devices))
     return apply(model, params, frozen, x)
 
 
@@ -147,8 +147,8 @@ def outputs_and_gradient(
     """As `loss_and_gradient`, with the outputs f [n, d_out] instead of the loss."""
     x, y, weight = batch
     if fused.supports(model, params, x):
-        shift, threads = -weight[:, None] * y, fused.threads(devices)
-        return fused.gradient(model, params, frozen, x, weight, shift, threads)
+        shift = -weight[:, None] * y
+        return fused.gradient(model, params, frozen, x, weight, shift, fused.share(devices))
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         f = apply(model, params, frozen, x)
@@ -271,11 +271,11 @@ def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
 
 def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Steps as one device of ``mesh`` takes them: to the new state and f before the last one."""
-    threads = fused.threads(mesh.local_mesh.size)
+    share = fused.share(mesh.local_mesh.size)
 
-    def one(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
-        examples = _total(batch.weight.sum(), mesh)
-
+    def one(
+        state: TrainState, frozen: Any, batch: Batch, examples: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
         def at(params: Any) -> tuple[jax.Array, Any]:
             f, gradient = outputs_and_gradient(model, params, frozen, batch, mesh.local_mesh.size)
             return f, jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
@@ -283,28 +283,32 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         f, new = _updated(optimizer, state, at)
         return new, f
 
-    def in_place(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
-        f, params = fused.descent(*given(state, frozen, batch), threads)
+    def in_place(
+        state: TrainState, frozen: Any, batch: Batch, examples: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        f, params = fused.descent(*given(state, frozen, batch, examples), share)
         return TrainState(params, state.opt_state), f
 
-    def given(state: TrainState, frozen: Any, batch: Batch) -> _Descent:
+    def given(state: TrainState, frozen: Any, batch: Batch, examples: jax.Array) -> _Descent:
         x, y, weight = batch
-        rate = cast(PlainSGD, optimizer).rate / weight.sum()
-        shift = -weight[:, None] * y
+        rate, shift = cast(PlainSGD, optimizer).rate / examples, -weight[:, None] * y
         return cast(DeepNarrow, model), state.params, frozen, x, weight, shift, rate
 
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
     ) -> tuple[TrainState, jax.Array]:
+        # Once: devices that wait for each other in every step would be half of a short one.
+        examples = _total(batch.weight.sum(), mesh)
         plain = isinstance(optimizer, PlainSGD) and mesh.size == 1
         if plain and fused.repeats(model, state.params, batch.x):
-            f, params = fused.descents(*given(state, frozen, batch), count, threads)
+            f, params = fused.descents(*given(state, frozen, batch, examples), count, share)
             return TrainState(params, state.opt_state), f
         step = in_place if plain and fused.descends(model, state.params, batch.x) else one
         if isinstance(count, int) and count == 1:
-            return step(state, frozen, batch)
+            return step(state, frozen, batch, examples)
         start = state, jnp.zeros_like(batch.y)
-        return jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
+        body = lambda _, at: step(at[0], frozen, batch, examples)  # noqa: E731
+        return jax.lax.fori_loop(0, count, body, start)
 
     return steps
 

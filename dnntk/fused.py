@@ -46,7 +46,7 @@ WIDE = 128
 # In deeper ones, what sums over the layers lose is kept, which only the vectors' way does.
 WEIGHTS_AN_EXAMPLE, MOST_LAYERS = 14, 10_000
 # Bytes of states that wide layers keep, for every byte of their parameters.
-KEPT = 0.36
+KEPT = 0.48
 # Bytes of states that a thread may keep: more than its share of the cache is slower than computing
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20
@@ -92,8 +92,26 @@ def repeats(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
     return descends(model, params, x) and x.ndim == 2 and Blocks.for_batch(model, x).number > 0
 
 
+class Share(NamedTuple):
+    """What of this machine a call may take.
+
+    Attributes:
+      threads: at most.
+      alone: does no other device of this machine work meanwhile? Then examples are split so that an
+        even number of cores is busy.
+    """
+
+    threads: int
+    alone: bool = True
+
+
+def share(devices: int) -> Share:
+    """Each one's share where so many devices of this machine work at once."""
+    return Share(threads(devices), devices == 1)
+
+
 def threads(devices: int) -> int:
-    """How many threads are each one's share where so many devices of this machine work at once."""
+    """How many threads each one has where so many devices of this machine work at once."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux
@@ -112,11 +130,11 @@ def budget(size: float) -> Iterator[None]:
         BUDGET = before
 
 
-def outputs(model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, threads: int) -> jax.Array:
-    """Outputs [n, d_out] of ``model.apply``, on at most ``threads`` threads; not differentiable."""
+def outputs(model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, share: Share) -> jax.Array:
+    """Outputs [n, d_out] of ``model.apply``; not differentiable."""
     network, layers, initial = _pieces(model, params, frozen, x)
     h = _enter(network, layers["first"], initial)
-    h = _call("forward", h, *_operands(network, layers, initial, h, threads))
+    h = _call("forward", h, *_operands(network, layers, initial, h, share))
     return _leave(network, layers["last"], initial, h)
 
 
@@ -127,7 +145,7 @@ def gradient(
     x: jax.Array,
     factor: jax.Array,
     shift: jax.Array,
-    threads: int,
+    share: Share,
 ) -> tuple[jax.Array, Any]:
     """Outputs f and the gradient by ``params`` whose cotangent is factor f + shift.
 
@@ -137,7 +155,7 @@ def gradient(
     Returns:
       (f [n, d_out], a tree like ``params``).
     """
-    return _down("gradient", model, params, frozen, x, factor, shift, threads)
+    return _down("gradient", model, params, frozen, x, factor, shift, share)
 
 
 def descent(
@@ -148,7 +166,7 @@ def descent(
     factor: jax.Array,
     shift: jax.Array,
     rate: jax.Array,
-    threads: int,
+    share: Share,
 ) -> tuple[jax.Array, Any]:
     """Outputs f and params - rate * gradient, the one that `gradient` returns.
 
@@ -159,7 +177,7 @@ def descent(
       (f [n, d_out], a tree like ``params``).
     """
     own = jnp.asarray(rate, x.dtype)
-    f, found = _down("descent", model, params, frozen, x, factor, shift, threads, own)
+    f, found = _down("descent", model, params, frozen, x, factor, shift, share, own)
     for name in ("first", "last"):
         found[name] = jax.tree.map(lambda p, g: p - own * g, params[name], found[name])
     return f, found
@@ -174,7 +192,7 @@ def descents(
     shift: jax.Array,
     rate: jax.Array,
     count: jax.Array | int,
-    threads: int,
+    share: Share,
 ) -> tuple[jax.Array, Any]:
     """`descent`, ``count`` times over, in one call; only for what `repeats` says.
 
@@ -196,7 +214,7 @@ def descents(
     names = ("middle", "first", "last")
     like = offset, *(layers[name][kind] for name in names for kind in ("kernel", "bias"))
     operands = (
-        *_operands(network, layers, initial, start, threads),
+        *_operands(network, layers, initial, start, share),
         *(network.packed, *end("first"), *end("last"), head, offset, factor, shift),
         *(jnp.asarray(rate, x.dtype), jnp.asarray(count, jnp.int32)),
     )
@@ -207,13 +225,13 @@ def descents(
 
 
 def tangent(
-    model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, direction: Any, threads: int
+    model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, direction: Any, share: Share
 ) -> jax.Array:
     """Derivative [n, d_out] of the outputs along ``direction``, a tree like ``params``."""
     network, layers, initial = _pieces(model, params, frozen, x)
     enter = lambda layer: _enter(network, layer, initial)  # noqa: E731
     h0, dh0 = jax.jvp(enter, (layers["first"],), (direction["first"],))
-    given = _operands(network, layers, initial, h0, threads)
+    given = _operands(network, layers, initial, h0, share)
     along = direction["middle"]["kernel"], direction["middle"]["bias"], dh0
     h, dh = _call("tangent", (h0, h0), *given, *along)
     leave = lambda layer, h: _leave(network, layer, initial, h)  # noqa: E731
@@ -223,7 +241,8 @@ def tangent(
 class Blocks(NamedTuple):
     """How a call splits examples and layers.
 
-    It depends on shapes alone, so that results do not change with the number of threads.
+    It depends on shapes alone, and on whether several devices share the machine, so that results do
+    not change with the number of threads.
 
     Attributes:
       number: of blocks of examples that go up and down one by one; 0 for wide layers.
@@ -239,7 +258,14 @@ class Blocks(NamedTuple):
 
     @classmethod
     def of(
-        cls, layers: int, units: int, positions: int, examples: int, itemsize: int, wide: bool
+        cls,
+        layers: int,
+        units: int,
+        positions: int,
+        examples: int,
+        itemsize: int,
+        wide: bool,
+        alone: bool = True,
     ) -> "Blocks":
         """For ``layers`` layers of ``units`` x ``positions`` numbers an example."""
         vectors = -(-examples * itemsize // VECTOR)
@@ -257,7 +283,7 @@ class Blocks(NamedTuple):
             fit = STATE["images"] // a_vector
             most = min(max(fit, 1), max(fit // 4, 2), 4)
         count = -(-vectors // most)
-        if count % 2 and vectors > count:
+        if alone and count % 2 and vectors > count:
             count += 1  # for an even number of cores
         state_bytes = -(-vectors // count) * a_vector
         segment = -(-round(math.sqrt(layers)) // SETTLED) * SETTLED
@@ -312,7 +338,7 @@ class _Operands(NamedTuple):
 
 
 def _operands(
-    network: Network, params: Layers, initial: Layers, h0: jax.Array, threads: int
+    network: Network, params: Layers, initial: Layers, h0: jax.Array, share: Share
 ) -> _Operands:
     middle, form, channels = params["middle"], network.form, len(h0)
     slope, ratio = form.slope("middle", channels)
@@ -331,10 +357,11 @@ def _operands(
         side, rows, columns = layout.kernel_size, layout.height, layout.width
     layers, (_, positions, examples) = len(middle["bias"]), h0.shape
     wide = isinstance(network.affine, Dense) and _wide(layers, channels, examples)
-    blocks = Blocks.of(layers, channels, positions, examples, h0.dtype.itemsize, wide)
+    shapes = layers, channels, positions, examples, h0.dtype.itemsize
+    blocks = Blocks.of(*shapes, wide, share.alone)
     inputs = len(network.packed)
     split = (blocks.number, blocks.segment, int(wide), blocks.kept)
-    settings = (side, kind, rows, columns, inputs, threads, *split)
+    settings = (side, kind, rows, columns, inputs, share.threads, *split)
     return _Operands(
         np.array(settings, np.int32),
         np.stack(constants),
@@ -366,7 +393,7 @@ def _down(
     x: jax.Array,
     factor: jax.Array,
     shift: jax.Array,
-    threads: int,
+    share: Share,
     *more: jax.Array,
 ) -> tuple[jax.Array, dict[str, Layer]]:
     """Outputs and the gradient, where the middle layers hold what the function ``name`` gives."""
@@ -378,7 +405,7 @@ def _down(
     h, by_h0, kernel, bias = _call(
         name,
         (h0, h0, middle["kernel"], middle["bias"]),
-        *_operands(network, layers, initial, h0, threads),
+        *_operands(network, layers, initial, h0, share),
         *(head, offset, factor, shift, *more),
         aliases={2: 2, 3: 3} if name == "descent" else None,
     )

@@ -65,10 +65,10 @@ def largest_eigenvalue(
         v = v * weight[:, None]
         v = v / jnp.sqrt(jax.lax.psum(jnp.sum(v**2), "data"))
         if fused.supports(model, params, x):
-            threads = fused.threads(mesh.local_mesh.size)
-            _, gradient = fused.gradient(model, params, frozen, x, 0 * weight, v, threads)
+            share = fused.share(mesh.local_mesh.size)
+            _, gradient = fused.gradient(model, params, frozen, x, 0 * weight, v, share)
             gradient = jax.lax.psum(gradient, "data")
-            image = fused.tangent(model, params, frozen, x, gradient, threads)
+            image = fused.tangent(model, params, frozen, x, gradient, share)
         else:
             outputs_at = lambda params: apply(model, params, frozen, x)  # noqa: E731
             _, pull_back = jax.vjp(outputs_at, params)

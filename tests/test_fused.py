@@ -83,9 +83,9 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
 
     @jax.jit
     def fast(params):
-        f, gradient = fused.gradient(model, params, frozen, x, weight, shift, 2)
-        along = fused.tangent(model, params, frozen, x, direction, 2)
-        return (f, gradient, along), fused.outputs(model, params, frozen, x, 2)
+        f, gradient = fused.gradient(model, params, frozen, x, weight, shift, fused.Share(2))
+        along = fused.tangent(model, params, frozen, x, direction, fused.Share(2))
+        return (f, gradient, along), fused.outputs(model, params, frozen, x, fused.Share(2))
 
     found, outputs = fast(params)
     assert_close(found, expected, tolerance)
@@ -100,7 +100,9 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
 
     def gradient(threads):
         call = jax.jit(
-            lambda p: fused.gradient(model, p, frozen, x, np.ones_like(y[:, 0]), -y, threads)
+            lambda p: fused.gradient(
+                model, p, frozen, x, np.ones_like(y[:, 0]), -y, fused.Share(threads)
+            )
         )
         return call(params)
 
@@ -157,9 +159,9 @@ def test_narrow_layers_descend_without_a_stored_gradient_where_all_blocks_run_at
     assert fused.Blocks.for_batch(model, x).number == 2
     assert fused.descends(model, params, x) == (threads == 2)
     given = model, params, frozen, x, np.ones(len(x)), -y
-    f, gradient = jax.jit(lambda: fused.gradient(*given, threads))()
+    f, gradient = jax.jit(lambda: fused.gradient(*given, fused.Share(threads)))()
     # As many threads as blocks, or a gradient that is stored in the library after all.
-    f_before, moved = jax.jit(lambda: fused.descent(*given, 0.1, threads))()
+    f_before, moved = jax.jit(lambda: fused.descent(*given, 0.1, fused.Share(threads)))()
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
     assert_close((f_before, moved), (f, expected), 1e-14)
 
