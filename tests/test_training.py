@@ -60,7 +60,7 @@ def test_the_first_line_is_the_loss_of_a_zero_output(small_run):
         {"batch_size": 64, "momentum": 0.5},
         {"arch": "cnn", "optimizer": "adam", "lr": 0.01},
         {"depth": 2, "momentum": 0.5},  # no middle layers
-        {"optimizer": "adamw", "lr": 0.01, "sam_radius": 0.1, "schedule": "cosine"},
+        {"optimizer": "adamw", "lr": 0.01, "sam_radius": 0.1},
     ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, changes, small_run):
