@@ -15,7 +15,8 @@ For narrow MLPs it goes on step after step without leaving the library (`descent
 between two calls takes as long as twenty layers.
 
 This is the one place that knows of it: `supports` says whether it applies. What it computes is what
-`dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX.
+`dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX,
+save in `descents`.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ WIDE = 128
 # In deeper ones, what sums over the layers lose is kept, which only the vectors' way does.
 WEIGHTS_AN_EXAMPLE, MOST_LAYERS = 14, 10_000
 # Bytes of states that wide layers keep, for every byte of their parameters.
-KEPT = 0.48
+KEPT = 0.36
 # Bytes of states that a thread may keep: more than its share of the cache is slower than computing
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20

@@ -89,8 +89,8 @@ class TrainabilityConfig:
     """Figure 4.2, or a row of table 4.1.
 
     Attributes:
-      preset: "figure-4.2", or one of `PRESETS`: a row of table 4.1, or a run with C = 1 that learns
-        features, for two cores.
+      preset: "figure-4.2", or one of `PRESETS`: a row of table 4.1, or a run at a small C that
+        learns features, for two cores.
       dataset, data_dir, pool: as in `TrainConfig`; None for ``pool`` is the preset's own, which is
         28 x 28 for the thesis's MLPs and 7 x 7 for its CNNs.
       depth, scale, rho, beta, epochs: None is the preset's own. The figure's are depth 1000, the

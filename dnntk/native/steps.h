@@ -7,6 +7,8 @@
 
 #pragma once
 
+// Included behind what it is made of, the workers and sums of middle.cc.
+
 namespace {
 
 // The first or the last layer: what is trained, [in, out] and [out], and [2, out] derivatives of its
@@ -22,27 +24,6 @@ struct Ends {
   const T* x;  // [inputs, 1, n]
   End<T> first, last;
   Head<T> untrained;  // the last layer without what is trained of it
-};
-
-// Where so many threads wait for each other.
-class Meeting {
- public:
-  explicit Meeting(int64_t count) : count_(count) {}
-
-  // Every thread's `number`th meeting, from 0 on; false where one of them has failed.
-  bool meet(int64_t number, const std::atomic<bool>& failed) {
-    arrived_.fetch_add(1, std::memory_order_acq_rel);
-    for (int64_t turn = 0; arrived_.load(std::memory_order_acquire) < (number + 1) * count_; ++turn) {
-      if (failed) return false;
-      if (turn >= kTurns) std::this_thread::yield();
-    }
-    return true;
-  }
-
- private:
-  static constexpr int64_t kTurns = 1000;  // some microseconds
-  const int64_t count_;
-  alignas(64) std::atomic<int64_t> arrived_{0};
 };
 
 // Both ends as one thread has them: parameters of its own, and its block's examples.
@@ -211,7 +192,7 @@ void steps(const Problem<T>& p, const Ends<T>& ends, const T* rate, int64_t coun
   Sums<T> sums(p, rate, results[1], results[2]);
   // One step's are still read where another thread has begun the next.
   Buffer<T> at_ends(2 * p.blocks * size);
-  Meeting meeting(p.blocks);
+  Barrier barrier(p.blocks);
   over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,
                                  const Failed& failed) {
     Worker<T, 1> worker(p, block);
@@ -225,7 +206,7 @@ void steps(const Problem<T>& p, const Ends<T>& ends, const T* rate, int64_t coun
       const Vec<T>* g = up_and_down(p, worker, own, sums, step, number, failed, top);
       if (g == nullptr) return;
       own_ends.below(h0, g, mine);
-      if (!meeting.meet(step, failed)) return;
+      if (!barrier.wait(&failed)) return;
       own_ends.descend(*rate, all, p.blocks);
     }
     if (number == 0) own_ends.give(results + 3);

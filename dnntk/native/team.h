@@ -195,4 +195,29 @@ class Team {
   }
 };
 
+// Where so many threads wait for one another.
+class Barrier {
+ public:
+  explicit Barrier(int64_t count) : count_(count) {}
+
+  // False where one of them has failed, and will not come.
+  bool wait(const std::atomic<bool>* failed = nullptr) {
+    const int64_t turn = turn_.load(std::memory_order_acquire);
+    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
+      waiting_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return true;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
+      if (failed != nullptr && *failed) return false;
+      if (spins > 1000) std::this_thread::yield();
+    }
+    return true;
+  }
+
+ private:
+  const int64_t count_;
+  std::atomic<int64_t> waiting_{0}, turn_{0};
+};
+
 }  // namespace

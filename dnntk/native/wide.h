@@ -18,6 +18,7 @@
 #pragma once
 
 #include "problem.h"
+#include "team.h"
 
 namespace {
 
@@ -116,26 +117,6 @@ void transpose(Vec<T>* v) {
     for (int j = 0; j < i; ++j) std::swap(x[i * lanes + j], x[j * lanes + i]);
 #endif
 }
-
-// Threads wait here for one another.
-class Barrier {
- public:
-  explicit Barrier(int64_t count) : count_(count) {}
-  void wait() {
-    const int64_t turn = turn_.load(std::memory_order_acquire);
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
-      waiting_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins)
-      if (spins > 1000) std::this_thread::yield();
-  }
-
- private:
-  const int64_t count_;
-  std::atomic<int64_t> waiting_{0}, turn_{0};
-};
 
 // What all threads read, and where they leave for each other what a weight gradient needs.
 // Arrays [examples][units] have `stride` vectors a row, zero beyond the units.
