@@ -271,8 +271,7 @@ class Blocks(NamedTuple):
         """For ``layers`` layers of ``units`` x ``positions`` numbers an example."""
         vectors = -(-examples * itemsize // VECTOR)
         if wide:
-            lanes = VECTOR // itemsize
-            state = vectors * lanes * (-(-units // lanes) | 1) * VECTOR
+            state = vectors * units * VECTOR
             held = BUDGET + KEPT * layers * units**2 * itemsize
             kept = min(layers, max(1, int(held / state)))
             return cls(0, max(1, round(math.sqrt(layers - kept))), state, kept)

@@ -195,6 +195,7 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   X* data() { return data_; }
+  const X* data() const { return data_; }
   X& operator[](size_t i) { return data_[i]; }
   const X& operator[](size_t i) const { return data_[i]; }
 

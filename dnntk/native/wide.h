@@ -2,12 +2,15 @@
 //
 // A layer of hundreds of units is three matrix products, so all depends on how near to the peak
 // they run. Every product is made of one kernel, a tile of 4 x 6 accumulators over a block of terms
-// that stays in the first cache (`block`), and layouts are chosen so that no operand is transposed
-// but the derivatives, which are the smallest:
+// that stays in the first cache (`block`). Examples are the lanes of every vector but those of a
+// weight gradient, so of all operands only the derivatives are transposed:
 //
-//   z[n][out]  = sum_in q[n][in] W[in][out]     vectors along out, W copied panel by panel
-//   D'[in][out] = sum_n q[n][in] g[n][out]      vectors along out
-//   g[in][n]   = sum_out W[in][out] g[out][n]   vectors along n
+//   z[out][n]   = sum_in W[in][out] q[in][n]    vectors along n
+//   g[in][n]    = sum_out W[in][out] g[out][n]  vectors along n
+//   D'[in][out] = sum_n q[in][n] g[n][out]      vectors along out
+//
+// Weights are made ready a few at a time, [terms] x [units], while those that come next are on their
+// way from memory; whatever is done to a result is done to each few units of it at once.
 //
 // Every thread takes its own examples up and down, and its own rows of the weight gradient: the
 // threads meet once a layer on the way down. With a rate the gradient is never stored: a layer's
@@ -24,59 +27,124 @@ namespace {
 
 #ifdef __AVX512F__
 constexpr int kTall = 4, kBroad = 6;  // rows and vectors of a tile
+constexpr int kFew = 1;               // vectors of units that are gone through together
 #else
 constexpr int kTall = 3, kBroad = 2;
+constexpr int kFew = 3;
 #endif
-constexpr int64_t kTerms = 96;     // of a product at a time
-constexpr int64_t kExamples = 128;  // of a weight gradient at a time
+constexpr int64_t kTerms = 96, kTermsDown = 800;  // of a product at a time, on the way up and down
+constexpr int64_t kRows = 8;                      // of weights that are made ready together
 
-// c[m][v] += sum over terms k of a[m row + k column] b[k][v].
+// What is needed next, on its way from memory while something else is multiplied: `rows` of `width`
+// numbers, `stride` apart, a line every few of so many terms. All at once would hold up the processor,
+// which waits as soon as some ten are under way.
+template <class T>
+class Ahead {
+ public:
+  enum Use { kRead, kWrite };
+
+  Ahead(Use use, const T* first, int64_t rows, int64_t width, int64_t stride, int64_t terms)
+      : first_(first), rows_(width > 0 ? rows : 0), width_(width), stride_(stride), use_(use) {
+    const int64_t lines = rows_ * (parts(width - 1, kLanes<T>) + 1);
+    every = lines > 0 ? std::max<int64_t>(1, terms / lines) : terms;
+  }
+
+  void next() {
+    if (rows_ <= 0) return;
+    const T* line = first_ + std::min(done_, width_ - 1);
+    if (use_ == kWrite) __builtin_prefetch(line, 1, 2);
+    else __builtin_prefetch(line, 0, 2);
+    done_ += kLanes<T>;
+    if (done_ < width_ + kLanes<T> - 1) return;
+    done_ = 0;
+    first_ += stride_;
+    --rows_;
+  }
+
+  int64_t every;  // terms from line to line
+
+ private:
+  const T* first_;
+  int64_t rows_, width_, stride_, done_ = 0;
+  Use use_;
+};
+
+// Some terms of a sum: a[m row + k column] for the rows m of a tile.
+template <class T>
+struct Terms {
+  const T* a;
+  int64_t row, column, count;
+};
+
+// c[m][v] = or += sum over terms k of a[m row + k column] b[k][v], of all `stretches` of them.
 template <class T, int M, int N>
-void block(const T* a, int64_t row, int64_t column, int64_t terms, const Vec<T>* b, Vec<T>* c,
-           int64_t stride) {
+void block(const Terms<T>* terms, int64_t stretches, int64_t first, const Vec<T>* b, bool fresh,
+           Ahead<T>& ahead, Vec<T>* c) {
   Vec<T> acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) acc[m][v] = c[m * stride + v];
-  for (int64_t k = 0; k < terms; ++k, a += column, b += N) {
-    T factor[M];
+    for (int v = 0; v < N; ++v) acc[m][v] = fresh ? Vec<T>{} : c[m * N + v];
+  for (int64_t s = 0; s < stretches; ++s) {
+    const int64_t row = terms[s].row, column = terms[s].column;
+    const T* a = terms[s].a + first * row;
+    for (int64_t left = terms[s].count; left > 0; left -= ahead.every) {
+      ahead.next();
+      for (int64_t k = std::min(left, ahead.every); k > 0; --k, a += column, b += N) {
+        T factor[M];
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) factor[m] = a[m * row];
+        for (int m = 0; m < M; ++m) factor[m] = a[m * row];
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) {
-      Vec<T> value = b[v];
-      hold(value);
+        for (int v = 0; v < N; ++v) {
+          Vec<T> value = b[v];
+          hold(value);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) acc[m][v] += value * factor[m];
+          for (int m = 0; m < M; ++m) acc[m][v] += value * factor[m];
+        }
+      }
     }
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) c[m * stride + v] = acc[m][v];
+    for (int v = 0; v < N; ++v) c[m * N + v] = acc[m][v];
 }
 
-template <class T, int M>
-void block_of(int n, const T* a, int64_t row, int64_t column, int64_t terms, const Vec<T>* b,
-              Vec<T>* c) {
-  switch (n) {
-    case 1: return block<T, M, 1>(a, row, column, terms, b, c, n);
-    case 2: return block<T, M, std::min(2, kBroad)>(a, row, column, terms, b, c, n);
-    case 3: return block<T, M, std::min(3, kBroad)>(a, row, column, terms, b, c, n);
-    case 4: return block<T, M, std::min(4, kBroad)>(a, row, column, terms, b, c, n);
-    case 5: return block<T, M, std::min(5, kBroad)>(a, row, column, terms, b, c, n);
-    default: return block<T, M, kBroad>(a, row, column, terms, b, c, n);
+// The same for rows first ... end: c is [m][N], from the first on.
+template <class T, int N>
+void rows_of(const Terms<T>* terms, int64_t stretches, int64_t first, int64_t end, const Vec<T>* b,
+             bool fresh, Ahead<T>& ahead, Vec<T>* c) {
+  for (; end - first >= kTall; first += kTall, c += kTall * N)
+    block<T, kTall, N>(terms, stretches, first, b, fresh, ahead, c);
+  switch (end - first) {
+    case 3: return block<T, std::min(3, kTall), N>(terms, stretches, first, b, fresh, ahead, c);
+    case 2: return block<T, 2, N>(terms, stretches, first, b, fresh, ahead, c);
+    case 1: return block<T, 1, N>(terms, stretches, first, b, fresh, ahead, c);
   }
 }
 
-// The same for any number of rows m: c is [m][n].
+// And for any number of vectors n <= kBroad.
 template <class T>
-void product(int64_t m, int n, const T* a, int64_t row, int64_t column, int64_t terms,
-             const Vec<T>* b, Vec<T>* c) {
-  for (; m >= kTall; m -= kTall, a += kTall * row, c += kTall * n)
-    block_of<T, kTall>(n, a, row, column, terms, b, c);
-  for (; m > 0; --m, a += row, c += n) block_of<T, 1>(n, a, row, column, terms, b, c);
+void product(const Terms<T>* terms, int64_t stretches, int64_t first, int64_t end, int n,
+             const Vec<T>* b, bool fresh, Ahead<T>& ahead, Vec<T>* c) {
+  switch (n) {
+    case 1: return rows_of<T, 1>(terms, stretches, first, end, b, fresh, ahead, c);
+    case 2: return rows_of<T, std::min(2, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
+    case 3: return rows_of<T, std::min(3, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
+    case 4: return rows_of<T, std::min(4, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
+    case 5: return rows_of<T, std::min(5, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
+    default: return rows_of<T, kBroad>(terms, stretches, first, end, b, fresh, ahead, c);
+  }
+}
+
+// f(first, how many) for panels of `vectors`, at most kBroad each.
+template <class F>
+inline void over_panels(int64_t vectors, F f) {
+  const int64_t count = parts(vectors, kBroad);
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t v = part(vectors, count, k);
+    f(v, static_cast<int>(part(vectors, count, k + 1) - v));
+  }
 }
 
 // `count` numbers, and zeros.
@@ -119,47 +187,69 @@ void transpose(Vec<T>* v) {
 }
 
 // What all threads read, and where they leave for each other what a weight gradient needs.
-// Arrays [examples][units] have `stride` vectors a row, zero beyond the units.
+//
+// Arrays by unit are [thread][panel of its examples][unit][vectors of the panel]; derivatives are
+// also there by example, [panel of units][example][vectors of the panel], zero beyond the units.
 template <class T>
 struct Shared {
   using V = Vec<T>;
 
   const Problem<T>& p;
-  const int64_t vectors, stride, row;  // of units; of a row; of a row in numbers
-  const int64_t examples;              // in whole vectors
+  const int64_t vectors;   // of units
+  const int64_t examples;  // in whole vectors
   const int64_t threads;
-  Buffer<V> slope, bias_slope, column, carry, base, floor;
+  Buffer<V> slope, bias_slope, base, floor;
   Buffer<V> q[2], g[3];  // of a layer: it takes turns, so that a slower thread may still read
   Barrier barrier;
 
-  // Rows of an odd number of vectors do not all fall on the same lines of a cache.
   Shared(const Problem<T>& p, bool down)
       : p(p),
         vectors(parts(p.channels, kLanes<T>)),
-        stride(vectors | 1),
-        row(stride * kLanes<T>),
         examples(p.vectors() * kLanes<T>),
         threads(std::min<int64_t>(p.threads, p.vectors())),
-        slope(stride), bias_slope(stride), column(stride), carry(stride),
-        base(examples * stride), floor(examples * stride),
-        q{Buffer<V>(down ? examples * stride : 1), Buffer<V>(down ? examples * stride : 1)},
-        g{Buffer<V>(down ? examples * stride : 1), Buffer<V>(down ? examples * stride : 1),
-          Buffer<V>(down ? examples * stride : 1)},
+        slope(vectors), bias_slope(vectors), base(by_unit()), floor(by_unit()),
+        q{Buffer<V>(down ? by_unit() : 1), Buffer<V>(down ? by_unit() : 1)},
+        g{Buffer<V>(down ? examples * vectors : 1), Buffer<V>(down ? examples * vectors : 1),
+          Buffer<V>(down ? examples * vectors : 1)},
         barrier(threads) {
-    const size_t bytes = p.channels * sizeof(T);
-    std::memcpy(slope.data(), p.slope, bytes);
-    std::memcpy(bias_slope.data(), p.bias_slope, bytes);
-    std::memcpy(column.data(), p.column, bytes);
-    std::memcpy(carry.data(), p.carry, bytes);
-    arrange(p.base, 0, p.examples, base.data());
-    arrange(p.floor, 0, p.examples, floor.data());
+    std::memcpy(slope.data(), p.slope, p.channels * sizeof(T));
+    std::memcpy(bias_slope.data(), p.bias_slope, p.channels * sizeof(T));
+    for (int64_t t = 0; t < threads; ++t) {
+      arrange(p.base, t, base.data() + p.channels * begin(t));
+      arrange(p.floor, t, floor.data() + p.channels * begin(t));
+    }
   }
 
-  // Some examples of [units][examples], as rows.
-  void arrange(const T* from, int64_t first, int64_t count, V* to) const {
-    T* rows = reinterpret_cast<T*>(to);
-    for (int64_t n = 0; n < std::min(count, p.examples - first); ++n)
-      for (int64_t c = 0; c < p.channels; ++c) rows[n * row + c] = from[c * p.examples + first + n];
+  // The first vector of a thread's examples, and how many it has.
+  int64_t begin(int64_t thread) const { return part(p.vectors(), threads, thread); }
+  int64_t count(int64_t thread) const { return begin(thread + 1) - begin(thread); }
+
+  // A thread's examples of [unit][example].
+  void arrange(const T* from, int64_t thread, V* to) const {
+    over(thread, [&](int64_t n, int64_t lanes, int64_t c, int64_t at) {
+      to[at] = lanes == 0 ? V{} : copied<T>(from + c * p.examples + n, lanes);
+    });
+  }
+  void store(const V* from, int64_t thread, T* to) const {
+    over(thread, [&](int64_t n, int64_t lanes, int64_t c, int64_t at) {
+      std::memcpy(to + c * p.examples + n, from + at, lanes * sizeof(T));
+    });
+  }
+
+ private:
+  int64_t by_unit() const { return p.channels * p.vectors(); }
+
+  // f(first example, how many there are, unit, place) of every vector of a thread's examples.
+  template <class F>
+  void over(int64_t thread, F f) const {
+    over_panels(count(thread), [&](int64_t v, int w) {
+      for (int64_t c = 0; c < p.channels; ++c)
+        for (int x = 0; x < w; ++x) {
+          const int64_t n = (begin(thread) + v + x) * kLanes<T>;
+          const int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
+          f(n, std::max<int64_t>(lanes, 0), c, p.channels * v + c * w + x);
+        }
+    });
   }
 };
 
@@ -168,58 +258,63 @@ template <class T>
 class Crew {
  public:
   using V = Vec<T>;
-  static constexpr int64_t kWide = kBroad * kLanes<T>;
 
   Crew(Shared<T>& shared, int64_t number, bool down)
       : s_(shared),
         p_(shared.p),
-        first_vector_(part(p_.vectors(), s_.threads, number)),
-        own_vectors_(part(p_.vectors(), s_.threads, number + 1) - first_vector_),
-        first(first_vector_ * kLanes<T>),
-        rows(own_vectors_ * kLanes<T>),
-        size(rows * s_.stride),
-        in_(part(p_.channels, s_.threads, number)),
-        ins_(part(p_.channels, s_.threads, number + 1) - in_),
+        number_(number),
+        c_(p_.channels),
+        begin_(s_.begin(number)),
+        count_(s_.count(number)),
+        in_(part(c_, s_.threads, number)),
+        ins_(part(c_, s_.threads, number + 1) - in_),
         out_(part(s_.vectors, s_.threads, number)),
         outs_(part(s_.vectors, s_.threads, number + 1) - out_),
-        sums_(std::max(rows, ins_) * kBroad),
-        panel_(std::max(kTerms, kExamples) * kBroad),
-        weights_(down ? p_.channels * kBroad : 1),
-        g_(down ? p_.channels * own_vectors_ : 1),
-        g_next_(down ? p_.channels * own_vectors_ : 1) {}
-
-  // q = base + column h, of own examples
-  void read(const V* h, V* q) const {
-    const V* base = s_.base.data() + first * s_.stride;
-    for (int64_t n = 0; n < rows; ++n)
-      for (int64_t o = 0; o < s_.vectors; ++o) {
-        const int64_t i = n * s_.stride + o;
-        q[i] = base[i] + s_.column[o] * h[i];
-      }
+        sums_(std::max(c_ * count_, kFewUnits * kBroad), false),
+        weights_(std::max<int64_t>(kTerms * s_.vectors, kFewUnits * (kTermsDown / kLanes<T>)), false),
+        derivatives_(down ? 2 * c_ * count_ : 1, false),
+        g_(derivatives_.data()),
+        g_next_(derivatives_.data() + (down ? c_ * count_ : 0)),
+        size(c_ * count_) {
+    for (int64_t t = 0; t < s_.threads; ++t)
+      over_panels(s_.count(t), [&](int64_t v, int w) {
+        stretches_.push_back({nullptr, w * kLanes<T>, 1, w * kLanes<T>});
+        starts_.push_back(c_ * (s_.begin(t) + v));
+      });
   }
 
+  // Own examples of all that the threads leave for each other.
+  template <class Pointer>
+  Pointer own(Pointer all) const { return all + c_ * begin_; }
+
+  void arrange(const T* from, V* to) const { s_.arrange(from, number_, to); }
+  void store(const V* from, T* to) const { s_.store(from, number_, to); }
+  void store_derivatives(T* to) const { store(g_, to); }
+
+  // q = base + column h
+  void read(const V* h, V* q) const {
+    const V* base = own(s_.base.data());
+    units([&](int64_t c, int64_t at, int w) {
+      for (int64_t i = at; i < at + w; ++i) q[i] = base[i] + p_.column[c] * h[i];
+    });
+  }
   void column(const V* dh, V* dq) const {
-    for (int64_t n = 0; n < rows; ++n)
-      for (int64_t o = 0; o < s_.vectors; ++o)
-        dq[n * s_.stride + o] = s_.column[o] * dh[n * s_.stride + o];
+    units([&](int64_t c, int64_t at, int w) {
+      for (int64_t i = at; i < at + w; ++i) dq[i] = p_.column[c] * dh[i];
+    });
   }
 
   // State and q of layer `layer` to those of the next.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
-    const V *base = s_.base.data() + first * s_.stride, *floor = s_.floor.data() + first * s_.stride;
-    panels([&](int64_t o, int n) {
-      std::fill(sums_.data(), sums_.data() + rows * n, V{});
-      times_weights(q, p_.kernel, layer, true, o, n);
-      V bias[kBroad];
-      for (int v = 0; v < n; ++v) bias[v] = biases(p_.bias, layer, true, o + v);
-      for (int64_t e = 0; e < rows; ++e)
-        for (int v = 0; v < n; ++v) {
-          const int64_t i = e * s_.stride + o + v;
-          V z = s_.carry[o + v] * h[i] + (sums_[e * n + v] + bias[v]);
-          V next = z > floor[i] ? z : floor[i];
-          h_next[i] = next;
-          q_next[i] = base[i] + s_.column[o + v] * next;
-        }
+    const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
+    times_weights({{q, p_.kernel, true}}, layer, [&](int64_t c, int64_t at, int w, const V* sums) {
+      const T bias = this->bias(p_.bias, layer, true, c);
+      for (int64_t i = at; i < at + w; ++i) {
+        V z = p_.carry[c] * h[i] + (*sums++ + bias);
+        V next = z > floor[i] ? z : floor[i];
+        h_next[i] = next;
+        q_next[i] = base[i] + p_.column[c] * next;
+      }
     });
   }
 
@@ -227,170 +322,196 @@ class Crew {
   void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
                const V* dq, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     forward(layer, h, q, h_next, q_next);
-    const V* floor = s_.floor.data() + first * s_.stride;
-    panels([&](int64_t o, int n) {
-      std::fill(sums_.data(), sums_.data() + rows * n, V{});
-      times_weights(dq, p_.kernel, layer, true, o, n);
-      times_weights(q, dk, layer, false, o, n);
-      for (int64_t e = 0; e < rows; ++e)
-        for (int v = 0; v < n; ++v) {
-          const int64_t i = e * s_.stride + o + v;
-          V dz = s_.carry[o + v] * dh[i] + (sums_[e * n + v] + biases(db, layer, false, o + v));
-          V next = h_next[i] > floor[i] ? dz : V{};
-          dh_next[i] = next;
-          dq_next[i] = s_.column[o + v] * next;
+    const V* floor = own(s_.floor.data());
+    auto finish = [&](int64_t c, int64_t at, int w, const V* sums) {
+      const T bias = this->bias(db, layer, false, c);
+      for (int64_t i = at; i < at + w; ++i) {
+        V dz = p_.carry[c] * dh[i] + (*sums++ + bias);
+        V next = h_next[i] > floor[i] ? dz : V{};
+        dh_next[i] = next;
+        dq_next[i] = p_.column[c] * next;
+      }
+    };
+    times_weights({{dq, p_.kernel, true}, {q, dk, false}}, layer, finish);
+  }
+
+  // Derivatives by the state h above the last layer, masked: to `g_`, and by example to `g`.
+  void descend(const Head<T>& head, const V* h, V* g) {
+    const V* floor = own(s_.floor.data());
+    over_panels(count_, [&](int64_t v, int w) {
+      const int64_t first = c_ * v;
+      std::fill(g_ + first, g_ + first + c_ * w, V{});
+      for (int64_t k = 0; k < p_.outputs; ++k) {
+        const T* a = head.head + k * c_;
+        for (int x = 0; x < w; ++x) {
+          const int64_t n = (begin_ + v + x) * kLanes<T>;
+          V f = {}, factor = {}, shift = {};
+          for (int64_t l = 0; l < std::min<int64_t>(kLanes<T>, p_.examples - n); ++l) {
+            f[l] = head.offset[(n + l) * p_.outputs + k];
+            shift[l] = head.shift[(n + l) * p_.outputs + k];
+            factor[l] = head.factor[n + l];
+          }
+          for (int64_t c = 0; c < c_; ++c) f += a[c] * h[first + c * w + x];
+          f = factor * f + shift;
+          for (int64_t c = 0; c < c_; ++c) g_[first + c * w + x] += a[c] * f;
         }
+      }
+      for (int64_t i = first; i < first + c_ * w; ++i) g_[i] = h[i] > floor[i] ? g_[i] : V{};
+      for (int64_t o = 0; o < s_.vectors; ++o) by_example(g_, o, v, w, g);
     });
   }
 
-  // Derivatives by the state h above the last layer, masked: to `g_` and the shared rows.
-  void descend(const Head<T>& head, const V* h, V* g) {
-    const V* floor = s_.floor.data() + first * s_.stride;
-    for (int64_t e = 0; e < rows; ++e) {
-      const T* state = reinterpret_cast<const T*>(h + e * s_.stride);
-      const T* low = reinterpret_cast<const T*>(floor + e * s_.stride);
-      T* to = reinterpret_cast<T*>(g + (first + e) * s_.stride);
-      const int64_t n = first + e;
-      std::fill(to, to + p_.channels, T{0});
-      if (n < p_.examples)
-        for (int64_t k = 0; k < p_.outputs; ++k) {
-          const T* a = head.head + k * p_.channels;
-          T f = head.offset[n * p_.outputs + k];
-          for (int64_t c = 0; c < p_.channels; ++c) f += a[c] * state[c];
-          T slope = head.factor[n] * f + head.shift[n * p_.outputs + k];
-          for (int64_t c = 0; c < p_.channels; ++c) to[c] += a[c] * slope;
-        }
-      for (int64_t c = 0; c < p_.channels; ++c) {
-        to[c] = state[c] > low[c] ? to[c] : T{0};
-        by_unit(c, e) = to[c];
+  // From derivatives by a layer's z (in `g_`) to those by the state h that it read: masked, and by
+  // example in `g`, unless it is the lowest.
+  void backward(int64_t layer, const V* h, V* g) {
+    const V* floor = own(s_.floor.data());
+    const int64_t blocks = parts(s_.vectors, kTermsDown / kLanes<T>);
+    auto start = [&](int64_t block) { return part(s_.vectors, blocks, block); };
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t o = start(block), from = o * kLanes<T>;
+      const int n = start(block + 1) - o;
+      const int64_t count = std::min(c_, from + n * kLanes<T>) - from;
+      for (int64_t c = 0; c < c_; c += kFewUnits) {
+        const int64_t few = std::min(kFewUnits, c_ - c);
+        weights(p_.kernel, layer, true, c, c + few, o, n, weights_.data());
+        const T* next = p_.kernel + layer * p_.weights() +
+                        (c + few < c_ ? (c + few) * c_ + from : from + n * kLanes<T>);
+        over_panels(count_, [&](int64_t v, int w) {
+          const int64_t first = part(kFewUnits, count_, v), end = part(kFewUnits, count_, v + w);
+          Ahead<T> ahead(Ahead<T>::kRead, next + first * c_, end - first, n * kLanes<T>, c_,
+                         tiles(few) * count);
+          const Terms<T> terms{reinterpret_cast<const T*>(weights_.data()), n * kLanes<T>, 1, count};
+          product<T>(&terms, 1, 0, few, w, g_ + c_ * v + from * w, block == 0, ahead,
+                     g_next_ + c_ * v + c * w);
+          if (block < blocks - 1) return;
+          for (int64_t k = c; k < c + few; ++k) {
+            const int64_t at = c_ * v + k * w;
+            for (int64_t i = at; i < at + w; ++i) {
+              V value = p_.column[k] * g_next_[i] + p_.carry[k] * g_[i];
+              g_next_[i] = layer == 0 || h[i] > floor[i] ? value : V{};
+            }
+          }
+          if (layer > 0)
+            for (int64_t k = c; k < c + few; k += kLanes<T>)
+              by_example(g_next_, k / kLanes<T>, v, w, g);
+        });
       }
     }
+    std::swap(g_, g_next_);
   }
 
-  // From derivatives by a layer's z (in `g_`) to those by the state h that it read: masked, and as
-  // rows in `g`, unless it is the lowest.
-  void backward(int64_t layer, const V* h, V* g) {
-    const int64_t c = p_.channels;
-    std::fill(g_next_.data(), g_next_.data() + c * own_vectors_, V{});
-    const int64_t blocks = parts(c, kWide);
-    for (int64_t k = 0; k < blocks; ++k) {
-      const int64_t o = k * kBroad, end = std::min<int64_t>(c, (k + 1) * kWide);
-      const int n = std::min<int64_t>(kBroad, s_.vectors - o);
-      weights(p_.kernel, layer, true, 0, c, o, n, weights_.data());
-      over(own_vectors_, [&](int64_t v, int w) {
-        product<T>(c, w, reinterpret_cast<const T*>(weights_.data()), n * kLanes<T>, 1,
-                   end - o * kLanes<T>, g_.data() + c * v + o * kLanes<T> * w,
-                   g_next_.data() + c * v);
-      });
-    }
-    finish(h, g, layer > 0);
-    std::swap_ranges(g_.data(), g_.data() + c * own_vectors_, g_next_.data());
-  }
-
-  // Own rows of a layer's gradient from all examples: for every row and panel,
+  // Own rows of a layer's gradient from all examples: for every row and panel of units,
   // finish(in, first vector of out, vectors, sums), which goes to `to`. Then its bias:
   // finish_bias(out vector, sum).
   template <class Finish, class FinishBias>
   void outer(const V* q, const V* g, const T* to, Finish finish, FinishBias finish_bias) {
-    const int64_t blocks = parts(s_.examples, kExamples);
-    panels([&](int64_t o, int n) {
-      std::fill(sums_.data(), sums_.data() + ins_ * n, V{});
-      for (int64_t e = 0; e < s_.examples; e += kExamples) {
-        const int64_t count = std::min(kExamples, s_.examples - e), block = e / kExamples;
-        for (int64_t i = part(ins_, blocks, block); i < part(ins_, blocks, block + 1); ++i)
-          for (int v = 0; v < n; ++v)
-            __builtin_prefetch(to + (in_ + i) * p_.channels + (o + v) * kLanes<T>, 1, 2);
-        for (int64_t k = 0; k < count; ++k)
-          for (int v = 0; v < n; ++v) panel_[k * n + v] = g[(e + k) * s_.stride + o + v];
-        product<T>(ins_, n, reinterpret_cast<const T*>(q) + e * s_.row + in_, 1, s_.row, count,
-                   panel_.data(), sums_.data());
+    for (size_t k = 0; k < stretches_.size(); ++k)
+      stretches_[k].a = reinterpret_cast<const T*>(q + starts_[k]);
+    over_panels(s_.vectors, [&](int64_t o, int n) {
+      const V* derivatives = g + s_.examples * o;
+      for (int64_t i = 0; i < ins_; i += kFewUnits) {
+        const int64_t few = std::min(kFewUnits, ins_ - i);
+        const int64_t next = i + few < ins_ ? i + few : 0, then = next > 0 ? o : o + n;
+        Ahead<T> ahead(Ahead<T>::kWrite, to + (in_ + next) * c_ + then * kLanes<T>,
+                       std::min(kFewUnits, ins_ - next), n * kLanes<T>, c_,
+                       tiles(few) * s_.examples);
+        product<T>(stretches_.data(), stretches_.size(), in_ + i, in_ + i + few, n, derivatives, true,
+                   ahead, sums_.data());
+        for (int64_t k = 0; k < few; ++k) finish(in_ + i + k, o, n, sums_.data() + k * n);
       }
-      for (int64_t i = 0; i < ins_; ++i) finish(in_ + i, o, n, sums_.data() + i * n);
+      for (int v = 0; v < n; ++v) {
+        if (o + v < out_ || o + v >= out_ + outs_) continue;
+        V total = {};
+        for (int64_t e = 0; e < s_.examples; ++e) total += derivatives[e * n + v];
+        finish_bias(o + v, total);
+      }
     });
-    for (int64_t o = out_; o < out_ + outs_; ++o) {
-      V total = {};
-      for (int64_t e = 0; e < s_.examples; ++e) total += g[e * s_.stride + o];
-      finish_bias(o, total);
-    }
-  }
-
-  // Own examples of [examples][units], and of the derivatives, to [units][examples].
-  void store(const V* h, T* to) const {
-    const T* from = reinterpret_cast<const T*>(h);
-    for (int64_t c = 0; c < p_.channels; ++c)
-      for (int64_t e = 0; e < std::min(rows, p_.examples - first); ++e)
-        to[c * p_.examples + first + e] = from[e * s_.row + c];
-  }
-  void store_derivatives(T* to) {
-    for (int64_t c = 0; c < p_.channels; ++c)
-      for (int64_t e = 0; e < std::min(rows, p_.examples - first); ++e)
-        to[c * p_.examples + first + e] = by_unit(c, e);
   }
 
   // How many numbers of vector `o` of the units are there.
   int64_t lanes(int64_t o) const {
-    return std::max<int64_t>(0, std::min<int64_t>(kLanes<T>, p_.channels - o * kLanes<T>));
+    return std::max<int64_t>(0, std::min<int64_t>(kLanes<T>, c_ - o * kLanes<T>));
   }
 
  private:
+  static constexpr int64_t kFewUnits = kFew * kLanes<T>;
+
   Shared<T>& s_;
   const Problem<T>& p_;
-  int64_t first_vector_, own_vectors_;
+  const int64_t number_, c_, begin_, count_, in_, ins_, out_, outs_;
+  Buffer<V> sums_, weights_, derivatives_;
+  V *g_, *g_next_;  // by a layer's z, and by that of the layer below
+  std::vector<Terms<T>> stretches_;  // of all examples: panel by panel
+  std::vector<int64_t> starts_;      // where a panel begins in what the threads leave for each other
 
  public:
-  const int64_t first, rows, size;  // examples, and vectors of a state
+  const int64_t size;  // vectors of a state
 
  private:
-  const int64_t in_, ins_, out_, outs_;
-  Buffer<V> sums_, panel_, weights_, g_, g_next_;
+  static int64_t tiles(int64_t rows) { return parts(rows, kTall); }
 
+  // f(unit, place of its first vector, vectors) of all units, panel by panel.
   template <class F>
-  static void over(int64_t vectors, F f) {
-    const int64_t count = parts(vectors, kBroad);
-    for (int64_t k = 0; k < count; ++k) {
-      const int64_t v = part(vectors, count, k);
-      f(v, static_cast<int>(part(vectors, count, k + 1) - v));
-    }
-  }
-  template <class F>
-  void panels(F f) const {
-    over(s_.vectors, f);
-  }
-
-  // [panel of examples][unit][vectors of the panel]
-  T& by_unit(int64_t c, int64_t e) {
-    T* at = nullptr;
-    over(own_vectors_, [&](int64_t v, int w) {
-      if (e / kLanes<T> >= v && e / kLanes<T> < v + w)
-        at = reinterpret_cast<T*>(g_.data() + p_.channels * v + c * w) + (e - v * kLanes<T>);
+  void units(F f) const {
+    over_panels(count_, [&](int64_t v, int w) {
+      for (int64_t c = 0; c < c_; ++c) f(c, c_ * v + c * w, w);
     });
-    return *at;
   }
 
-  // sums[example][panel] += q times the panel's columns of a layer's weights, or of what is to be
-  // added to D alone.
-  void times_weights(const V* q, const T* kernel, int64_t layer, bool whole, int64_t o, int n) {
-    for (int64_t k = 0; k < p_.channels; k += kTerms) {
-      const int64_t end = std::min(k + kTerms, p_.channels);
-      weights(kernel, layer, whole, k, end, o, n, panel_.data());
-      product<T>(rows, n, reinterpret_cast<const T*>(q) + k, s_.row, 1, end - k, panel_.data(),
-                 sums_.data());
-    }
+  // A layer's weights, or what is to be added to D alone, and what they are multiplied by.
+  struct Factors {
+    const V* q;
+    const T* kernel;
+    bool whole;
+  };
+
+  // The sum of products; as soon as a unit's are there,
+  // finish(unit, place of its first vector, vectors, sums).
+  template <class Finish>
+  void times_weights(std::initializer_list<Factors> products, int64_t layer, Finish finish) {
+    const int64_t blocks = parts(c_, kTerms), passes = products.size() * blocks;
+    int64_t pass = 0;
+    for (const Factors& of : products)
+      for (int64_t block = 0; block < blocks; ++block, ++pass) {
+        const int64_t from = part(c_, blocks, block), end = part(c_, blocks, block + 1);
+        const int64_t terms = end - from;
+        for (int64_t k = from; k < end; k += kRows)
+          for (int64_t o = 0; o < s_.vectors; o += kFew) {
+            const int n = std::min<int64_t>(kFew, s_.vectors - o);
+            weights(of.kernel, layer, of.whole, k, std::min(end, k + kRows), o, n,
+                    weights_.data() + o * terms + (k - from) * n);
+          }
+        const int64_t next = (part(c_, blocks, std::min(block + 2, blocks)) - end) * c_;
+        const T* rows = of.kernel + layer * p_.weights() + end * c_;
+        over_panels(count_, [&](int64_t v, int w) {
+          for (int64_t o = 0; o < s_.vectors; o += kFew) {
+            const int n = std::min<int64_t>(kFew, s_.vectors - o);
+            const int64_t c = o * kLanes<T>, few = std::min(kFewUnits, c_ - c), at = c_ * v + c * w;
+            const T* packed = reinterpret_cast<const T*>(weights_.data() + o * terms);
+            const int64_t place = v * s_.vectors + w * o, places = count_ * s_.vectors;
+            const int64_t first = part(next, places, place), last = part(next, places, place + w * n);
+            Ahead<T> ahead(Ahead<T>::kRead, rows + first, 1, last - first, 0, tiles(few) * terms);
+            V* sums = sums_.data() + at;
+            const Terms<T> all{packed, 1, n * kLanes<T>, terms};
+            product<T>(&all, 1, 0, few, w, of.q + c_ * v + from * w, pass == 0, ahead, sums);
+            if (pass == passes - 1)
+              for (int64_t k = 0; k < few; ++k) finish(c + k, at + k * w, w, sums + k * w);
+          }
+        });
+      }
   }
 
   // Rows [from, end) of the vectors o ... o + n of a layer's weights, zero beyond the units.
   void weights(const T* kernel, int64_t layer, bool whole, int64_t from, int64_t end, int64_t o,
                int n, V* to) const {
-    const int64_t c = p_.channels;
     const bool matrices = whole && p_.initial == kMatrices;
-    const T* d = kernel + layer * p_.weights() + from * c + o * kLanes<T>;
-    const T* w = p_.initial_kernel + layer * p_.weights() + from * c + o * kLanes<T>;
+    const T* d = kernel + layer * p_.weights() + from * c_ + o * kLanes<T>;
+    const T* w = p_.initial_kernel + layer * p_.weights() + from * c_ + o * kLanes<T>;
     const int64_t last = lanes(o + n - 1);
-    for (int64_t k = from; k < end; ++k, d += c, w += c)
+    for (int64_t k = from; k < end; ++k, d += c_, w += c_)
       for (int v = 0; v < n; ++v) {
         const int64_t at = v * kLanes<T>, count = v == n - 1 ? last : kLanes<T>;
         V value = copied<T>(d + at, count), start = {};
-        __builtin_prefetch(d + at + kTerms * c, 0, 2);
         if (matrices) start = copied<T>(w + at, count);
         *to++ = value * s_.slope[o + v] + start;
       }
@@ -403,44 +524,29 @@ class Crew {
     }
   }
 
-  V biases(const T* bias, int64_t layer, bool whole, int64_t o) const {
-    const int64_t at = layer * p_.channels + o * kLanes<T>;
-    V value = copied<T>(bias + at, lanes(o)), start = {};
-    if (whole && p_.initial == kMatrices) start = copied<T>(p_.initial_bias + at, lanes(o));
-    const int64_t random = p_.inputs - o * kLanes<T>;
-    if (whole && p_.initial == kFeatures && random >= 0 && random < kLanes<T>)
-      start[random] = p_.initial_bias[layer];
-    return value * s_.bias_slope[o] + start;
+  T bias(const T* bias, int64_t layer, bool whole, int64_t c) const {
+    T value = bias[layer * c_ + c] * p_.bias_slope[c];
+    if (whole && p_.initial == kMatrices) value += p_.initial_bias[layer * c_ + c];
+    if (whole && p_.initial == kFeatures && c == p_.inputs) value += p_.initial_bias[layer];
+    return value;
   }
 
-  // `g_next_` holds W g: what the carry adds, the masks, and the same as rows.
-  void finish(const V* h, V* g, bool masked) {
+  // Vector `o` of the units of own examples v ... v + w, from [unit] to [example].
+  void by_example(const V* from, int64_t o, int64_t v, int w, V* to) const {
     constexpr int kSquare = kLanes<T>;
-    const int64_t c = p_.channels;
-    const V* floor = s_.floor.data() + first * s_.stride;
-    over(own_vectors_, [&](int64_t v, int w) {
-      V *next = g_next_.data() + c * v, *old = g_.data() + c * v;
-      for (int64_t o = 0; o < s_.vectors; ++o)
-        for (int x = 0; x < w; ++x) {
-          V square[kSquare] = {};
-          const int64_t units = lanes(o);
-          for (int64_t i = 0; i < units; ++i) {
-            const int64_t at = (o * kSquare + i) * w + x;
-            square[i] = s_.column[o][i] * next[at] + s_.carry[o][i] * old[at];
-          }
-          if (masked) {
-            transpose<T>(square);
-            const int64_t e = (v + x) * kSquare;
-            for (int i = 0; i < kSquare; ++i) {
-              const int64_t at = (e + i) * s_.stride + o;
-              square[i] = h[at] > floor[at] ? square[i] : V{};
-              g[first * s_.stride + at] = square[i];
-            }
-            transpose<T>(square);
-          }
-          for (int64_t i = 0; i < units; ++i) next[(o * kSquare + i) * w + x] = square[i];
-        }
-    });
+    const int64_t count = lanes(o), panels = parts(s_.vectors, kBroad);
+    int64_t panel = o * panels / s_.vectors;
+    while (part(s_.vectors, panels, panel + 1) <= o) ++panel;
+    const int64_t first = part(s_.vectors, panels, panel);
+    const int64_t n = part(s_.vectors, panels, panel + 1) - first;
+    for (int x = 0; x < w; ++x) {
+      V square[kSquare] = {};
+      for (int64_t i = 0; i < count; ++i)
+        square[i] = from[c_ * v + (o * kSquare + i) * w + x];
+      transpose<T>(square);
+      V* rows = to + s_.examples * first + (begin_ + v + x) * kSquare * n + o - first;
+      for (int i = 0; i < kSquare; ++i) rows[i * n] = square[i];
+    }
   }
 };
 
@@ -466,7 +572,7 @@ void wide_forward(const Problem<T>& p, T* h_out) {
       [](Crew<T>& crew) { return std::unique_ptr<Buffer<V>>(new Buffer<V>(3 * crew.size)); },
       [&](Crew<T>& crew, Buffer<V>& own) {
         V *h = own.data(), *q = h + crew.size, *next = q + crew.size;
-        shared.arrange(p.h0, crew.first, crew.rows, h);
+        crew.arrange(p.h0, h);
         crew.read(h, q);
         for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
           crew.forward(layer, h, q, h, next);
@@ -486,8 +592,8 @@ void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
         const int64_t size = crew.size;
         V *h = own.data(), *dh = h + size, *q = dh + size, *q_next = q + size, *dq = q + 2 * size,
           *dq_next = q + 3 * size;
-        shared.arrange(p.h0, crew.first, crew.rows, h);
-        shared.arrange(dh0, crew.first, crew.rows, dh);
+        crew.arrange(p.h0, h);
+        crew.arrange(dh0, dh);
         crew.read(h, q);
         crew.column(dh, dq);
         for (int64_t layer = 0; layer < p.layers; ++layer) {
@@ -537,7 +643,7 @@ void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h
           for (int64_t layer = end - 1; layer >= from; --layer) {
             V *all_q = shared.q[layer % 2].data(), *g = shared.g[layer % 3].data();
             const V* h = state(layer - from);
-            crew.read(h, all_q + crew.first * shared.stride);
+            crew.read(h, crew.own(all_q));
             crew.backward(layer, h, shared.g[(layer + 2) % 3].data());
             // All have left their examples here, and read the weights.
             shared.barrier.wait();
@@ -558,7 +664,7 @@ void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h
                 [&](int64_t o, V sum) { put(sum, shared.bias_slope[o], o, b + o * kLanes<T>); });
           }
         };
-        shared.arrange(p.h0, crew.first, crew.rows, state(0));
+        crew.arrange(p.h0, state(0));
         for (int64_t k = 0; k < segments; ++k) {
           std::copy(state(0), state(1), start(k));
           run(k * p.segment, std::min(below, (k + 1) * p.segment), false);
