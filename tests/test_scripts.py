@@ -246,8 +246,9 @@ def killed_run(first_run):
 
 
 def newest_checkpoint(folder):
-    found = (folder / "checkpoints").glob("*")
-    return max((int(p.name) for p in found if p.name.isdigit()), default=0)
+    """The step of the newest one that was written to its end."""
+    found = (folder / "checkpoints").glob("*/checksums.json")
+    return max((int(p.parent.name) for p in found), default=0)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(first_run, killed_run):
