@@ -9,8 +9,8 @@
 //   g[in][n]    = sum_out W[in][out] g[out][n]  vectors along n
 //   D'[in][out] = sum_n q[in][n] g[n][out]      vectors along out
 //
-// Weights are made ready a few at a time, [terms] x [units], while those that come next are on their
-// way from memory; whatever is done to a result is done to each few units of it at once.
+// Weights are made ready a few at a time, [terms] x [units], while those that come next are on
+// their way from memory; whatever is done to a result is done to each few units of it at once.
 //
 // Every thread takes its own examples up and down, and its own rows of the weight gradient: the
 // threads meet once a layer on the way down. With a rate the gradient is never stored: a layer's
@@ -36,8 +36,8 @@ constexpr int64_t kTerms = 96, kTermsDown = 800;  // of a product at a time, on 
 constexpr int64_t kRows = 8;                      // of weights that are made ready together
 
 // What is needed next, on its way from memory while something else is multiplied: `rows` of `width`
-// numbers, `stride` apart, a line every few of so many terms. All at once would hold up the processor,
-// which waits as soon as some ten are under way.
+// numbers, `stride` apart, a line every few of so many terms. All at once would hold up the
+// processor, which waits as soon as some ten are under way.
 template <class T>
 class Ahead {
  public:
@@ -76,16 +76,16 @@ struct Terms {
   int64_t row, column, count;
 };
 
-// c[m][v] = or += sum over terms k of a[m row + k column] b[k][v], of all `stretches` of them.
+// c[m][v] = or += sum over terms k of a[m row + k column] b[k][v], of `many` stretches of them.
 template <class T, int M, int N>
-void block(const Terms<T>* terms, int64_t stretches, int64_t first, const Vec<T>* b, bool fresh,
+void block(const Terms<T>* terms, int64_t many, int64_t first, const Vec<T>* b, bool fresh,
            Ahead<T>& ahead, Vec<T>* c) {
   Vec<T> acc[M][N];
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) acc[m][v] = fresh ? Vec<T>{} : c[m * N + v];
-  for (int64_t s = 0; s < stretches; ++s) {
+  for (int64_t s = 0; s < many; ++s) {
     const int64_t row = terms[s].row, column = terms[s].column;
     const T* a = terms[s].a + first * row;
     for (int64_t left = terms[s].count; left > 0; left -= ahead.every) {
@@ -112,28 +112,28 @@ void block(const Terms<T>* terms, int64_t stretches, int64_t first, const Vec<T>
 
 // The same for rows first ... end: c is [m][N], from the first on.
 template <class T, int N>
-void rows_of(const Terms<T>* terms, int64_t stretches, int64_t first, int64_t end, const Vec<T>* b,
+void rows_of(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, const Vec<T>* b,
              bool fresh, Ahead<T>& ahead, Vec<T>* c) {
   for (; end - first >= kTall; first += kTall, c += kTall * N)
-    block<T, kTall, N>(terms, stretches, first, b, fresh, ahead, c);
+    block<T, kTall, N>(terms, many, first, b, fresh, ahead, c);
   switch (end - first) {
-    case 3: return block<T, std::min(3, kTall), N>(terms, stretches, first, b, fresh, ahead, c);
-    case 2: return block<T, 2, N>(terms, stretches, first, b, fresh, ahead, c);
-    case 1: return block<T, 1, N>(terms, stretches, first, b, fresh, ahead, c);
+    case 3: return block<T, std::min(3, kTall), N>(terms, many, first, b, fresh, ahead, c);
+    case 2: return block<T, 2, N>(terms, many, first, b, fresh, ahead, c);
+    case 1: return block<T, 1, N>(terms, many, first, b, fresh, ahead, c);
   }
 }
 
 // And for any number of vectors n <= kBroad.
 template <class T>
-void product(const Terms<T>* terms, int64_t stretches, int64_t first, int64_t end, int n,
+void product(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, int n,
              const Vec<T>* b, bool fresh, Ahead<T>& ahead, Vec<T>* c) {
   switch (n) {
-    case 1: return rows_of<T, 1>(terms, stretches, first, end, b, fresh, ahead, c);
-    case 2: return rows_of<T, std::min(2, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
-    case 3: return rows_of<T, std::min(3, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
-    case 4: return rows_of<T, std::min(4, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
-    case 5: return rows_of<T, std::min(5, kBroad)>(terms, stretches, first, end, b, fresh, ahead, c);
-    default: return rows_of<T, kBroad>(terms, stretches, first, end, b, fresh, ahead, c);
+    case 1: return rows_of<T, 1>(terms, many, first, end, b, fresh, ahead, c);
+    case 2: return rows_of<T, std::min(2, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
+    case 3: return rows_of<T, std::min(3, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
+    case 4: return rows_of<T, std::min(4, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
+    case 5: return rows_of<T, std::min(5, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
+    default: return rows_of<T, kBroad>(terms, many, first, end, b, fresh, ahead, c);
   }
 }
 
@@ -271,7 +271,7 @@ class Crew {
         out_(part(s_.vectors, s_.threads, number)),
         outs_(part(s_.vectors, s_.threads, number + 1) - out_),
         sums_(std::max(c_ * count_, kFewUnits * kBroad), false),
-        weights_(std::max<int64_t>(kTerms * s_.vectors, kFewUnits * (kTermsDown / kLanes<T>)), false),
+        weights_(std::max<int64_t>(kTerms * s_.vectors, kFew * kTermsDown), false),
         derivatives_(down ? 2 * c_ * count_ : 1, false),
         g_(derivatives_.data()),
         g_next_(derivatives_.data() + (down ? c_ * count_ : 0)),
@@ -362,9 +362,9 @@ class Crew {
   }
 
   // From derivatives by a layer's z (in `g_`) to those by the state h that it read: masked, and by
-  // example in `g`, unless it is the lowest.
-  void backward(int64_t layer, const V* h, V* g) {
-    const V* floor = own(s_.floor.data());
+  // example in `g`, unless it is the lowest. What the layer multiplied goes to `q`.
+  void backward(int64_t layer, const V* h, V* q, V* g) {
+    const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
     const int64_t blocks = parts(s_.vectors, kTermsDown / kLanes<T>);
     auto start = [&](int64_t block) { return part(s_.vectors, blocks, block); };
     for (int64_t block = 0; block < blocks; ++block) {
@@ -380,7 +380,8 @@ class Crew {
           const int64_t first = part(kFewUnits, count_, v), end = part(kFewUnits, count_, v + w);
           Ahead<T> ahead(Ahead<T>::kRead, next + first * c_, end - first, n * kLanes<T>, c_,
                          tiles(few) * count);
-          const Terms<T> terms{reinterpret_cast<const T*>(weights_.data()), n * kLanes<T>, 1, count};
+          const T* ready = reinterpret_cast<const T*>(weights_.data());
+          const Terms<T> terms{ready, n * kLanes<T>, 1, count};
           product<T>(&terms, 1, 0, few, w, g_ + c_ * v + from * w, block == 0, ahead,
                      g_next_ + c_ * v + c * w);
           if (block < blocks - 1) return;
@@ -389,6 +390,7 @@ class Crew {
             for (int64_t i = at; i < at + w; ++i) {
               V value = p_.column[k] * g_next_[i] + p_.carry[k] * g_[i];
               g_next_[i] = layer == 0 || h[i] > floor[i] ? value : V{};
+              q[i] = base[i] + p_.column[k] * h[i];
             }
           }
           if (layer > 0)
@@ -415,8 +417,8 @@ class Crew {
         Ahead<T> ahead(Ahead<T>::kWrite, to + (in_ + next) * c_ + then * kLanes<T>,
                        std::min(kFewUnits, ins_ - next), n * kLanes<T>, c_,
                        tiles(few) * s_.examples);
-        product<T>(stretches_.data(), stretches_.size(), in_ + i, in_ + i + few, n, derivatives, true,
-                   ahead, sums_.data());
+        product<T>(stretches_.data(), stretches_.size(), in_ + i, in_ + i + few, n, derivatives,
+                   true, ahead, sums_.data());
         for (int64_t k = 0; k < few; ++k) finish(in_ + i + k, o, n, sums_.data() + k * n);
       }
       for (int v = 0; v < n; ++v) {
@@ -442,7 +444,7 @@ class Crew {
   Buffer<V> sums_, weights_, derivatives_;
   V *g_, *g_next_;  // by a layer's z, and by that of the layer below
   std::vector<Terms<T>> stretches_;  // of all examples: panel by panel
-  std::vector<int64_t> starts_;      // where a panel begins in what the threads leave for each other
+  std::vector<int64_t> starts_;      // where a panel begins among all threads'
 
  public:
   const int64_t size;  // vectors of a state
@@ -481,18 +483,21 @@ class Crew {
             weights(of.kernel, layer, of.whole, k, std::min(end, k + kRows), o, n,
                     weights_.data() + o * terms + (k - from) * n);
           }
-        const int64_t next = (part(c_, blocks, std::min(block + 2, blocks)) - end) * c_;
+        // The next block's rows follow, or the next layer's.
+        const int64_t next = part(c_, blocks, (block + 1) % blocks + 1) - end % c_;
         const T* rows = of.kernel + layer * p_.weights() + end * c_;
         over_panels(count_, [&](int64_t v, int w) {
           for (int64_t o = 0; o < s_.vectors; o += kFew) {
             const int n = std::min<int64_t>(kFew, s_.vectors - o);
-            const int64_t c = o * kLanes<T>, few = std::min(kFewUnits, c_ - c), at = c_ * v + c * w;
-            const T* packed = reinterpret_cast<const T*>(weights_.data() + o * terms);
+            const int64_t c = o * kLanes<T>, few = std::min(kFewUnits, c_ - c);
+            const int64_t at = c_ * v + c * w;
+            const T* ready = reinterpret_cast<const T*>(weights_.data() + o * terms);
             const int64_t place = v * s_.vectors + w * o, places = count_ * s_.vectors;
-            const int64_t first = part(next, places, place), last = part(next, places, place + w * n);
-            Ahead<T> ahead(Ahead<T>::kRead, rows + first, 1, last - first, 0, tiles(few) * terms);
+            const int64_t first = part(next * c_, places, place);
+            const int64_t width = part(next * c_, places, place + w * n) - first;
+            Ahead<T> ahead(Ahead<T>::kRead, rows + first, 1, width, 0, tiles(few) * terms);
             V* sums = sums_.data() + at;
-            const Terms<T> all{packed, 1, n * kLanes<T>, terms};
+            const Terms<T> all{ready, 1, n * kLanes<T>, terms};
             product<T>(&all, 1, 0, few, w, of.q + c_ * v + from * w, pass == 0, ahead, sums);
             if (pass == passes - 1)
               for (int64_t k = 0; k < few; ++k) finish(c + k, at + k * w, w, sums + k * w);
@@ -643,8 +648,7 @@ void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h
           for (int64_t layer = end - 1; layer >= from; --layer) {
             V *all_q = shared.q[layer % 2].data(), *g = shared.g[layer % 3].data();
             const V* h = state(layer - from);
-            crew.read(h, crew.own(all_q));
-            crew.backward(layer, h, shared.g[(layer + 2) % 3].data());
+            crew.backward(layer, h, crew.own(all_q), shared.g[(layer + 2) % 3].data());
             // All have left their examples here, and read the weights.
             shared.barrier.wait();
             T *k = kernel + layer * p.weights(), *b = bias + layer * c;
