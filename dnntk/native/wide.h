@@ -23,6 +23,10 @@
 #include "problem.h"
 #include "team.h"
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #ifdef __AVX512F__
@@ -147,13 +151,38 @@ inline void over_panels(int64_t vectors, F f) {
   }
 }
 
-// `count` numbers, and zeros.
+// `count` numbers, and zeros; a copy of less than a vector by way of memory would be waited for.
 template <class T>
 inline Vec<T> copied(const T* from, int64_t count) {
   Vec<T> v = {};
-  if (count == kLanes<T>) std::memcpy(&v, from, kBytes);
-  else std::memcpy(&v, from, count * sizeof(T));
+  if (count == kLanes<T>) {
+    std::memcpy(&v, from, kBytes);
+    return v;
+  }
+#ifdef __AVX512F__
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(mask, from));
+  else return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(mask, from));
+#else
+  std::memcpy(&v, from, count * sizeof(T));
   return v;
+#endif
+}
+
+// The first `count` numbers of a vector, to memory.
+template <class T>
+inline void put(const Vec<T>& v, int64_t count, T* to) {
+  if (count == kLanes<T>) {
+    std::memcpy(to, &v, kBytes);
+    return;
+  }
+#ifdef __AVX512F__
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(v));
+  else _mm512_mask_storeu_pd(to, mask, reinterpret_cast<__m512d>(v));
+#else
+  std::memcpy(to, &v, count * sizeof(T));
+#endif
 }
 
 // A square of vectors, transposed in place.
@@ -232,7 +261,7 @@ struct Shared {
   }
   void store(const V* from, int64_t thread, T* to) const {
     over(thread, [&](int64_t n, int64_t lanes, int64_t c, int64_t at) {
-      std::memcpy(to + c * p.examples + n, from + at, lanes * sizeof(T));
+      put<T>(from[at], lanes, to + c * p.examples + n);
     });
   }
 
@@ -362,9 +391,9 @@ class Crew {
   }
 
   // From derivatives by a layer's z (in `g_`) to those by the state h that it read: masked, and by
-  // example in `g`, unless it is the lowest. What the layer multiplied goes to `q`.
-  void backward(int64_t layer, const V* h, V* q, V* g) {
-    const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
+  // example in `g`, unless it is the lowest.
+  void backward(int64_t layer, const V* h, V* g) {
+    const V* floor = own(s_.floor.data());
     const int64_t blocks = parts(s_.vectors, kTermsDown / kLanes<T>);
     auto start = [&](int64_t block) { return part(s_.vectors, blocks, block); };
     for (int64_t block = 0; block < blocks; ++block) {
@@ -390,7 +419,6 @@ class Crew {
             for (int64_t i = at; i < at + w; ++i) {
               V value = p_.column[k] * g_next_[i] + p_.carry[k] * g_[i];
               g_next_[i] = layer == 0 || h[i] > floor[i] ? value : V{};
-              q[i] = base[i] + p_.column[k] * h[i];
             }
           }
           if (layer > 0)
@@ -483,8 +511,8 @@ class Crew {
             weights(of.kernel, layer, of.whole, k, std::min(end, k + kRows), o, n,
                     weights_.data() + o * terms + (k - from) * n);
           }
-        // The next block's rows follow, or the next layer's.
-        const int64_t next = part(c_, blocks, (block + 1) % blocks + 1) - end % c_;
+        // The next block's rows follow.
+        const int64_t next = part(c_, blocks, std::min(block + 2, blocks)) - end;
         const T* rows = of.kernel + layer * p_.weights() + end * c_;
         over_panels(count_, [&](int64_t v, int w) {
           for (int64_t o = 0; o < s_.vectors; o += kFew) {
@@ -545,11 +573,13 @@ class Crew {
     const int64_t first = part(s_.vectors, panels, panel);
     const int64_t n = part(s_.vectors, panels, panel + 1) - first;
     for (int x = 0; x < w; ++x) {
-      V square[kSquare] = {};
-      for (int64_t i = 0; i < count; ++i)
-        square[i] = from[c_ * v + (o * kSquare + i) * w + x];
+      V square[kSquare];
+      const V* next = from + c_ * v + o * kSquare * w + x;
+#pragma GCC unroll 16
+      for (int i = 0; i < kSquare; ++i) square[i] = i < count ? next[i * w] : V{};
       transpose<T>(square);
       V* rows = to + s_.examples * first + (begin_ + v + x) * kSquare * n + o - first;
+#pragma GCC unroll 16
       for (int i = 0; i < kSquare; ++i) rows[i * n] = square[i];
     }
   }
@@ -648,24 +678,24 @@ void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h
           for (int64_t layer = end - 1; layer >= from; --layer) {
             V *all_q = shared.q[layer % 2].data(), *g = shared.g[layer % 3].data();
             const V* h = state(layer - from);
-            crew.backward(layer, h, crew.own(all_q), shared.g[(layer + 2) % 3].data());
+            crew.read(h, crew.own(all_q));
+            crew.backward(layer, h, shared.g[(layer + 2) % 3].data());
             // All have left their examples here, and read the weights.
             shared.barrier.wait();
             T *k = kernel + layer * p.weights(), *b = bias + layer * c;
-            auto put = [&](V value, V slope, int64_t o, T* at) {
+            auto change = [&](V value, V slope, int64_t o, T* at) {
               const int64_t lanes = crew.lanes(o);
               value *= slope;
               if (rate != nullptr) value = copied<T>(at, lanes) - *rate * value;
-              if (lanes == kLanes<T>) std::memcpy(at, &value, kBytes);
-              else std::memcpy(at, &value, lanes * sizeof(T));
+              put<T>(value, lanes, at);
             };
             crew.outer(
                 all_q, g, k,
                 [&](int64_t in, int64_t o, int n, const V* sums) {
                   for (int v = 0; v < n; ++v)
-                    put(sums[v], shared.slope[o + v], o + v, k + in * c + (o + v) * kLanes<T>);
+                    change(sums[v], shared.slope[o + v], o + v, k + in * c + (o + v) * kLanes<T>);
                 },
-                [&](int64_t o, V sum) { put(sum, shared.bias_slope[o], o, b + o * kLanes<T>); });
+                [&](int64_t o, V sum) { change(sum, shared.bias_slope[o], o, b + o * kLanes<T>); });
           }
         };
         crew.arrange(p.h0, state(0));
