@@ -89,6 +89,11 @@ def stages_of(mesh: Mesh) -> int:
     return int(mesh.shape.get(DEPTH, 1))
 
 
+def without_stages(mesh: Mesh) -> Mesh:
+    """The same devices, each of which takes all layers of its own examples."""
+    return mesh if stages_of(mesh) == 1 else Mesh(mesh.devices.ravel(), (DATA,))
+
+
 def specs(tree: Any, mesh: Mesh) -> Any:
     """How a tree of variables, gradients or an optimizer's state is laid out.
 

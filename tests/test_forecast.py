@@ -5,11 +5,21 @@ import pytest
 
 from dnntk import TrainConfig, native, train
 from dnntk.config import evaluation_steps
+from dnntk.errors import InputError
 from dnntk.experiments import forecast as forecasting
 from dnntk.experiments.forecast import forecast
 
 
-@pytest.mark.parametrize("fields", [{"dataset": "toy"}, {"arch": "cnn", "steps": 7}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dataset": "toy"},
+        {"arch": "cnn", "steps": 7},
+        {"mesh": "data:2"},
+        {"mesh": "depth:2", "optimizer": "adam", "lr": 1e-3},
+    ],
+    ids=str,
+)
 def test_counts_are_those_of_the_run(fields):
     config = TrainConfig(depth=40, **{"steps": 3, **fields})
     told = forecast(config)
@@ -43,3 +53,17 @@ def test_steps_follow_from_the_kernel_time_of_the_shallower_network():
     config = TrainConfig(depth=30, dataset="toy", time=20.0)
     told, run = forecast(config), train(config, progress=False)
     assert told.steps == pytest.approx(run.summary["steps"], abs=2)
+
+
+def test_depths_that_are_timed_split_into_stages_as_the_runs_own(monkeypatch):
+    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.01)
+    told = forecast(TrainConfig(depth=1002, dataset="toy", steps=10, mesh="depth:2"))
+    assert all(depth < 1002 and depth % 2 == 0 for depth in told.calibrated_at)
+    assert told.calibrated_at[0] < told.calibrated_at[1]
+    # Stages run in the plain code, which goes up twice.
+    assert told.step_operations == 4 * 2 * 200 * (2 * 4 + 1000 * 16 + 4)
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_told_of():
+    with pytest.raises(InputError, match="64 devices, 2 are there"):
+        forecast(TrainConfig(depth=66, dataset="toy", mesh="data:64"))

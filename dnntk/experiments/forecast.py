@@ -11,13 +11,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from dnntk import figures, flow, fused
+from dnntk import figures, flow, fused, hosts, pipeline
 from dnntk.checkpoints import Checkpoints
 from dnntk.config import (
     DEFAULT_STEPS,
@@ -49,7 +49,8 @@ class Forecast:
 
     Attributes:
       parameters: how many are trained.
-      memory_bytes: resident at the peak.
+      memory_bytes: resident at the peak, on all devices together.
+      step_bytes: of these what the step takes on one device, arguments included.
       step_operations: floating-point operations of a step, recomputation included.
       step_seconds: of a training step.
       steps: how many there will be.
@@ -60,6 +61,7 @@ class Forecast:
 
     parameters: int
     memory_bytes: int
+    step_bytes: int
     step_operations: float
     step_seconds: float
     steps: int
@@ -70,10 +72,11 @@ class Forecast:
     def __str__(self) -> str:
         """Some lines to read."""
         rate = self.step_operations / self.step_seconds / 1e9
+        each = f"{self.step_bytes / 1e9:.2f} GB for the step"
         return "\n".join(
             (
                 f"parameters:  {self.parameters:,}",
-                f"memory:      {self.memory_bytes / 1e9:.2f} GB at the peak",
+                f"memory:      {self.memory_bytes / 1e9:.2f} GB at the peak; on each device {each}",
                 f"arithmetic:  {self.step_operations / 1e9:.4g} Gflop a step ({rate:.3g} Gflop/s)",
                 f"time:        {self.step_seconds:.3g} s a step; {self.steps:,} steps and their "
                 f"evaluations: {_duration(self.total_seconds)}",
@@ -93,13 +96,13 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
       What `dnntk.train` will take on this machine while nothing else runs on it.
 
     Raises:
-      InputError: the data cannot be used, the network's kernel sets no step, or the run has a
-        mesh of its own.
+      InputError: the data cannot be used, the network's kernel sets no step, the run's mesh wants
+        more devices than are here, or several processes ask together.
     """
-    if config.mesh:
+    if hosts.several():
         raise InputError(
-            f"mesh: a forecast is of the devices that a run chooses itself, got {config.mesh}; "
-            "leave it out of a dry run"
+            "dry run: expected one process, which may have several devices, got "
+            f"{jax.process_count()}; ask without the flags or variables that join processes"
         )
     with jax.enable_x64(config.dtype == "float64"):
         data = load_dataset_for(config) if dataset is None else dataset
@@ -114,6 +117,7 @@ class _Calibration:
         self.batch_size = min(config.batch_size or examples, examples)
         self.x = data.x_train[: self.batch_size]
         self.model = config.model(data.y_train.shape[1])
+        self.stages = pipeline.parse_mesh(config.mesh)[pipeline.DEPTH]
         self.itemsize = jnp.dtype(config.dtype).itemsize
 
     def forecast(self) -> Forecast:
@@ -128,12 +132,14 @@ class _Calibration:
             product = line(first.product, second.product)
         job = Job(self.config, self.model, len(self.data.x_train), self.batch_size)
         plan = job.planned(lambda: second.eigenvalue)
+        step_bytes = self._step_bytes()
         # The step is chosen from an eigenvalue unless it is given.
         settling = second.eigenvalue.iterations * product if plan.lambda_max else 0.0
         looks = sum(self._batches_a_look(plan.steps)) * evaluation
         return Forecast(
             parameters=self._parameters(),
-            memory_bytes=self._memory(),
+            memory_bytes=self.held + step_bytes,
+            step_bytes=step_bytes // self._mesh(self.model).size,
             step_operations=self._operations(),
             step_seconds=step,
             steps=plan.steps,
@@ -145,17 +151,24 @@ class _Calibration:
     def _timed(self) -> tuple["_Timed", "_Timed"]:
         """Two depths, the second large enough for its time to tell."""
         depth = self.model.depth
-        second = self._time(min(depth, 64))
+        second = self._time(self._near(64))
         # What a process holds that has compiled and written everything once, as the run will.
         _write_once()
         self.held = resident_bytes()
         while second.depth < depth and second.step < CALIBRATION_SECONDS:
             factor = min(16.0, 1.5 * CALIBRATION_SECONDS / second.step)
-            second = self._time(min(depth, math.ceil(second.depth * max(2.0, factor))))
-        first = second if second.depth == depth else self._time(max(4, second.depth // 4))
+            second = self._time(self._near(math.ceil(second.depth * max(2.0, factor))))
+        first = second if second.depth == depth else self._time(self._near(second.depth // 4))
         return first, second
 
-    def _mesh(self, model: DeepNarrow) -> Any:
+    def _near(self, depth: int) -> int:
+        """A depth that splits into stages as the run's does, at least 4 and at most the run's."""
+        layers = max(depth, 4) - 2
+        return min(self.model.depth, -(-layers // self.stages) * self.stages + 2)
+
+    def _mesh(self, model: DeepNarrow) -> Mesh:
+        if self.config.mesh:
+            return pipeline.make_mesh(self.config.mesh)
         params = jax.eval_shape(model.init, jax.random.key(0), self.x[:1])["params"]
         # As the run's own network would be placed, however shallow this one is.
         threaded = fused.supports(model, params, self.x)
@@ -173,12 +186,13 @@ class _Calibration:
         mesh = self._mesh(model)
         variables = jax.jit(model.init)(jax.random.key(self.config.seed), self.x[:1])
         begun = time.perf_counter()
-        found = largest_eigenvalue(model, variables, self.x, mesh)
+        found = largest_eigenvalue(model, variables, self.x, pipeline.without_stages(mesh))
         eigenvalue_seconds = time.perf_counter() - begun
         optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30), DEFAULT_STEPS)
         frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        params, frozen = flow.put_replicated((variables["params"], frozen), mesh)
-        state = flow.TrainState(params, optimizer.init(params))
+        params, frozen = flow.put_state((variables["params"], frozen), mesh)
+        opt_state = flow.put_state(optimizer.init(variables["params"]), mesh)
+        state = flow.TrainState(params, opt_state)
         batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         begun = time.perf_counter()
         step = flow.make_step(model, optimizer, mesh)
@@ -228,7 +242,7 @@ class _Calibration:
         products = sum(math.prod(shape) for shape in self._shapes().values())
         ways = 3.0
         params = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])["params"]
-        if fused.supports(self.model, params, self.x):
+        if self.stages == 1 and fused.supports(self.model, params, self.x):
             layers = self.model.depth - 2
             blocks = fused.Blocks.for_batch(self.model, self.x)
             ways += blocks.recomputed(layers) / max(layers, 1)
@@ -237,8 +251,8 @@ class _Calibration:
         gradients = 2 if self.config.sam_radius else 1
         return 2 * gradients * ways * products * positions * self.batch_size
 
-    def _memory(self) -> int:
-        """From the whole step, compiled for arrays that are not there."""
+    def _step_bytes(self) -> int:
+        """On all devices, from the whole step, compiled for arrays that are not there."""
         mesh = self._mesh(self.model)
         optimizer = optimizer_of(self.config, 1e-3, DEFAULT_STEPS)
         variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
@@ -248,7 +262,7 @@ class _Calibration:
         batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         step = flow.make_step(self.model, optimizer, mesh)
         need = step.lower(state, frozen, batch).compile()
-        return self.held + flow.step_bytes(need, self.model, params, self.x, mesh)
+        return flow.step_bytes(need, self.model, params, self.x, mesh)
 
     def _batches_a_look(self, steps: int) -> Iterator[int]:
         """Batches that each evaluation of the run goes through."""

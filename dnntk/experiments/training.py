@@ -222,10 +222,7 @@ class _Run:
         """
         order = np.random.default_rng(self.config.seed).permutation(len(self.dataset.x_train))
         x = self.dataset.x_train[np.sort(order[: self.batch_size])]
-        mesh = self.mesh
-        if pipeline.stages_of(mesh) > 1:
-            mesh = Mesh(mesh.devices.ravel(), (pipeline.DATA,))
-        return largest_eigenvalue(self.model, self.variables, x, mesh)
+        return largest_eigenvalue(self.model, self.variables, x, pipeline.without_stages(self.mesh))
 
     @contextlib.contextmanager
     def _checkpoints(self) -> Iterator[Checkpoints | None]:
