@@ -67,3 +67,9 @@ def test_depths_that_are_timed_split_into_stages_as_the_runs_own(monkeypatch):
 def test_a_mesh_of_more_devices_than_there_are_is_told_of():
     with pytest.raises(InputError, match="64 devices, 2 are there"):
         forecast(TrainConfig(depth=66, dataset="toy", mesh="data:64"))
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(forecasting.hosts, "several", lambda: True)
+    with pytest.raises(InputError, match="expected one process"):
+        forecast(TrainConfig(depth=10, dataset="toy"))
