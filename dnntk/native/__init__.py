@@ -1,7 +1,7 @@
 """The CPU library behind `dnntk.fused`: built from C++ at its first use, then kept.
 
 A compiler (``c++``, ``g++`` or ``clang++``, or what ``CXX`` names) builds it for the processor that
-it will run on, in about ten seconds. Where there is none, or ``DNNTK_NATIVE=0`` is set,
+it will run on, in 10 to 30 seconds. Where there is none, or ``DNNTK_NATIVE=0`` is set,
 everything runs in plain JAX, with the same results to rounding.
 """
 
@@ -66,7 +66,7 @@ def _built() -> Path:
         key.update(part.encode() + b"\0")
     file = _folder() / f"middle-{key.hexdigest()[:24]}.so"
     if not file.exists():
-        log.info("native: compiling the CPU library, once (about 10 s)")
+        log.info("native: compiling the CPU library, once (10 to 30 s)")
         with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
             made = Path(scratch, file.name)
             subprocess.run(
