@@ -106,7 +106,6 @@ BAD_FLAGS = {
     "no mesh": (["--mesh=rows:2"], "mesh"),
     "layers that are no multiple of the stages": (["--mesh=depth:4"], "mesh"),
     "a thousand devices": (["--mesh=data:1000"], "mesh"),
-    "a mesh to forecast": (["--dry_run", "--mesh=depth:3", "--depth=100"], "98 or 101"),
     "processes that never meet": (["--processes=2"], "coordinator"),
     "coordinator without a port": (
         ["--coordinator=host", "--processes=2", "--process=0"],

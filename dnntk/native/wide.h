@@ -256,7 +256,7 @@ struct Shared {
   // A thread's examples of [unit][example].
   void arrange(const T* from, int64_t thread, V* to) const {
     over(thread, [&](int64_t n, int64_t lanes, int64_t c, int64_t at) {
-      to[at] = lanes == 0 ? V{} : copied<T>(from + c * p.examples + n, lanes);
+      to[at] = copied<T>(from + c * p.examples + n, lanes);
     });
   }
   void store(const V* from, int64_t thread, T* to) const {
@@ -276,7 +276,7 @@ struct Shared {
         for (int x = 0; x < w; ++x) {
           const int64_t n = (begin(thread) + v + x) * kLanes<T>;
           const int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
-          f(n, std::max<int64_t>(lanes, 0), c, p.channels * v + c * w + x);
+          f(n, lanes, c, p.channels * v + c * w + x);
         }
     });
   }
