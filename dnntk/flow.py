@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -261,7 +262,8 @@ def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
 
 def many_at_once(params: Any) -> bool:
     """Are steps at ``params`` so short that calling them one by one would cost as much?"""
-    return sum(p.nbytes for p in jax.tree.leaves(params)) <= MANY_AT_ONCE_BYTES
+    size = sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params))
+    return size <= MANY_AT_ONCE_BYTES
 
 
 def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
@@ -339,7 +341,13 @@ def _mean_loss(mesh: Mesh) -> Any:
 
 def _total(tree: Any, mesh: Mesh) -> Any:
     """The sum over ``mesh``; over one device it would be a copy of the whole gradient on CPU."""
-    return jax.lax.psum(tree, "data") if mesh.size > 1 else tree
+    if mesh.size == 1:
+        return tree
+    if not many_at_once(tree):
+        return jax.lax.psum(tree, DATA)
+    # Devices meet once for every array, which short steps would mostly consist of.
+    whole, back = ravel_pytree(tree)
+    return back(jax.lax.psum(whole, DATA))
 
 
 def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh) -> int:

@@ -1,13 +1,14 @@
 import os
 import tempfile
 
-import jax
+import processes
 import pytest
+
+processes.compile_fast()  # train.py, run as a process of its own, is optimized
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Most of the suite's time is XLA's; train.py, run as a process of its own, is optimized.
-jax.config.update("jax_disable_most_optimizations", True)
 # Many tests compile what another has compiled. The folder is a worker's own, and goes with it.
 COMPILED = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", COMPILED.name)
