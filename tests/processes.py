@@ -1,21 +1,25 @@
 """Scripts through their real command line: one process each, or many for the price of one import.
 
-`run` starts a script as a user does. `outcomes` starts one process that imports what the script
-imports, before JAX has a backend or a thread, and forks a child for every case; the child then runs
+`run` starts a script as a user does. `outcomes` has one process a session that imports what scripts
+import, before JAX has a backend or a thread, and forks a child for every case; the child then runs
 the whole script under its own command line, as ``python script.py`` would.
 """
 
-import ast
 import contextlib
+import functools
 import gc
+import importlib
 import json
+import math
 import os
+import pkgutil
 import runpy
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,25 +45,20 @@ def command(script, *flags):
 
 @contextlib.contextmanager
 def joined(count, *flags, cwd, script="train.py"):
-    """A script as so many processes of one job, running: their Popen objects."""
+    """A script as so many processes of one job, `Running`."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
     meet = (f"--coordinator=127.0.0.1:{port}", f"--processes={count}")
-    running = [
-        subprocess.Popen(
-            command(script, *meet, f"--process={process}", *flags),
-            **{"cwd": cwd, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True},
-            env=environment(),
-        )
-        for process in range(count)
-    ]
+    running = []
     try:
+        for process in range(count):
+            running.append(Running(script, *meet, f"--process={process}", *flags, cwd=cwd))
         yield running
     finally:
         for one in running:
             one.kill()
-            one.communicate()
+            one.wait()
 
 
 def compile_fast():
@@ -95,41 +94,90 @@ def outcomes(script, cases, cwd, code=None, first=None, optimized=False):
     assert first in (None, next(iter(cases)))
     cases = {name: [script, *flags] if script else flags for name, flags in cases.items()}
     with tempfile.TemporaryDirectory() as kept:
-        job = {
-            "script": str(SCRIPTS / script) if script else None,
-            "cases": [[str(SCRIPTS / first), *flags] for first, *flags in cases.values()],
-            "cwd": str(cwd),
-            "code": code,
-            "alone": first is not None,
-            "kept": kept,
-        }
-        parent = subprocess.run(
-            [sys.executable, __file__],
-            **{"input": json.dumps(job), "capture_output": True, "text": True},
-            env=environment(optimized),
-        )
-        assert parent.returncode == 0, parent.stderr
-        statuses = json.loads(parent.stdout)
-        texts = [[Path(kept, f"{i}.{end}").read_text() for end in ("out", "err")]
-                 for i in range(len(cases))]  # fmt: skip
+        job = _job(cases.values(), cwd, kept) | {"code": code, "alone": first is not None}
+        statuses = _ask(optimized, job)
+        texts = [_texts(kept, index) for index in range(len(cases))]
     return {
         name: Outcome(status, *both)
         for name, status, both in zip(cases, statuses, texts, strict=True)
     }
 
 
-def _import_what_it_imports(script):
-    """Run the import statements at the top of a script, of dnntk alone without one."""
+def outcome(script, *flags, cwd, optimized=False):
+    """As `run`, of a forked process."""
+    return outcomes(script, {"": flags}, cwd, optimized=optimized)[""]
+
+
+class Running:
+    """A script in a forked process that goes on meanwhile; in part a `subprocess.Popen`."""
+
+    def __init__(self, script, *flags, cwd, optimized=False):
+        self.returncode = None
+        self._optimized, self._kept = optimized, tempfile.TemporaryDirectory()
+        job = _job([[script, *flags]], cwd, self._kept.name)
+        self.pid = _ask(optimized, job | {"code": None, "go on": True})
+
+    def send_signal(self, number):
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout=SECONDS):
+        """The last words, on standard error."""
+        if self.returncode is None:
+            found = _ask(self._optimized, {"wait for": self.pid, "timeout": timeout})
+            assert found is not None, f"not at its end after {timeout} s"
+            self.returncode = found
+            self._words = _texts(self._kept.name, 0)[1]
+            self._kept.cleanup()
+        return self._words
+
+
+def _job(cases, cwd, kept):
+    cases = [[str(SCRIPTS / script), *flags] for script, *flags in cases]
+    return {"cases": cases, "cwd": str(cwd), "kept": str(kept)}
+
+
+def _texts(kept, index):
+    return [Path(kept, f"{index}.{end}").read_text() for end in ("out", "err")]
+
+
+def _ask(optimized, job):
+    server = _server(optimized)
+    print(json.dumps(job), file=server.stdin, flush=True)
+    return json.loads(server.stdout.readline())
+
+
+@functools.cache
+def _server(optimized):
+    """The process that forks; it ends with this one, for its standard input does."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, __file__], text=True, env=environment(optimized), **pipes
+    )
+
+
+def _import_what_scripts_import():
+    """All but the scripts' own modules, which define flags."""
     sys.path.insert(0, str(SCRIPTS))
-    if script is None:  # those of several scripts would define the same flags
-        import matplotlib.pyplot  # noqa: F401
+    import sklearn.datasets  # noqa: F401
 
-        import dnntk.experiments.training  # noqa: F401
+    import dnntk.experiments
 
-        return
-    tree = ast.parse(Path(script).read_text())
-    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    exec(compile(tree, script, "exec"), {})
+    for module in pkgutil.walk_packages(dnntk.__path__, "dnntk."):
+        importlib.import_module(module.name)
+    line = {
+        "step": 1,
+        "time": 1,
+        "loss": 1,
+        "test_loss": 1,
+        "test_accuracy": 1,
+        "train_accuracy": 1,
+    }
+    with tempfile.TemporaryDirectory() as folder:  # the first picture of a process takes longer
+        dnntk.figures.save(dnntk.figures.loss_figure([line], ""), Path(folder, "loss"))
 
 
 def _become(index, job):
@@ -137,6 +185,7 @@ def _become(index, job):
     for number, end in ((1, "out"), (2, "err")):
         file = os.open(Path(job["kept"], f"{index}.{end}"), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(job["cwd"])
     sys.argv = job["cases"][index]
     signal.alarm(SECONDS)
@@ -146,24 +195,72 @@ def _become(index, job):
         exec(job["code"], {"__name__": "__main__"})
 
 
-def _fork_all():
-    job = json.load(sys.stdin)
-    _import_what_it_imports(job["script"])
+class _Server:
+    """What forks, and knows how its children ended."""
+
+    def __init__(self):
+        self.ended = {}
+
+    def fork(self, index, job):
+        """The child's number; the child itself ends as the process of its case."""
+        child = os.fork()
+        if not child:
+            raise _Child(index, job)
+        return child
+
+    def wait(self, children, timeout=math.inf):
+        """The first of these children that ends, None if none does."""
+        deadline = time.monotonic() + timeout
+        while not (found := children & self.ended.keys()):
+            child, status = os.waitpid(-1, 0 if timeout == math.inf else os.WNOHANG)
+            if child:
+                self.ended[child] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > deadline:
+                return None
+            else:
+                time.sleep(0.02)
+        return found.pop()
+
+    def all_of(self, job):
+        """The statuses of a job's cases."""
+        statuses, running = [None] * len(job["cases"]), {}
+        for index in range(len(statuses)):
+            running[self.fork(index, job)] = index
+            while len(running) == AT_ONCE or (running and job["alone"] and index == 0):
+                self._take(statuses, running)
+        while running:
+            self._take(statuses, running)
+        return statuses
+
+    def _take(self, statuses, running):
+        child = self.wait(running.keys())
+        statuses[running.pop(child)] = self.ended.pop(child)
+
+    def answer(self, job):
+        if "wait for" in job:
+            child = self.wait({job["wait for"]}, job["timeout"])
+            return None if child is None else self.ended.pop(child)
+        return self.fork(0, job) if job.get("go on") else self.all_of(job)
+
+
+class _Child(BaseException):
+    """Raised in a forked child, to leave the server's loop."""
+
+
+def _serve():
+    _import_what_scripts_import()
     gc.freeze()  # children end sooner: they leave alone what was imported
-    statuses, running = [None] * len(job["cases"]), {}
-    waiting = iter(range(len(job["cases"])))
-    while (index := next(waiting, None)) is not None or running:
-        if index is not None:
-            child = os.fork()
-            if not child:
-                # Its end is the process's own, status and traceback included.
-                return _become(index, job)
-            running[child] = index
-        if index is None or len(running) == AT_ONCE or (index == 0 and job["alone"]):
-            child, status = os.wait()
-            statuses[running.pop(child)] = os.waitstatus_to_exitcode(status)
-    print(json.dumps(statuses))
+    server = _Server()
+    for line in sys.stdin:
+        print(json.dumps(server.answer(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
-    _fork_all()
+    try:
+        _serve()
+    except _Child as child:
+        case = child.args
+    else:
+        sys.exit()
+    # Its end is the process's own, status and traceback included.
+    _become(*case)

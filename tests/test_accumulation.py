@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
+from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, figures, to_standard
 from dnntk.experiments import training
@@ -55,7 +56,7 @@ def small(tmp_path_factory):
 
 def moved(model, x, size=0.3, dtype=np.float64):
     """The model's variables, away from initialization."""
-    variables = jax.tree.map(np.asarray, jax.jit(model.init)(jax.random.key(3), x))
+    variables = jax.tree.map(np.asarray, initialized(model, x, seed=3))
     rng = np.random.default_rng(4)
     params = jax.tree.map(lambda d: size * rng.standard_normal(d.shape), variables["params"])
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), variables | {"params": params})

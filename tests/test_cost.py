@@ -130,7 +130,7 @@ def test_what_cannot_be_predicted_is_not_told():
 
 
 def test_a_dry_run_writes_nothing(tmp_path):
-    done = processes.run("predict.py", "--dry_run", "--workdir=w", cwd=tmp_path)
+    done = processes.outcome("predict.py", "--dry_run", "--workdir=w", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     heads = [line.split(":")[0] for line in done.stdout.splitlines()]
     names = "data matrix solver memory arithmetic traffic disk time calibrated"

@@ -274,15 +274,14 @@ FLAGS = ("--depth=400", "--dataset=digits", "--steps=100000", "--checkpoint_ever
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_in_seconds(tmp_path):
-    command = processes.command("train.py", *FLAGS, "--workdir=w")
-    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    running = processes.Running("train.py", *FLAGS, "--workdir=w", cwd=tmp_path)
     deadline = time.time() + 120
     while not (tmp_path / "w/metrics.jsonl").exists() and time.time() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     begun = time.time()
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=60)
+    errors = running.wait(60)
     assert time.time() - begun < 20
     assert running.returncode == 143
     last = errors.splitlines()[-1]

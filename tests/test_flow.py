@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig, flow
 from dnntk.experiments.training import optimizer_of
@@ -18,7 +19,7 @@ def network(arch, depth=6, d_out=2, scale=float("inf"), examples=12, **fields):
     y = rng.standard_normal((examples, d_out))
     kind = DeepNarrowMLP if arch == "mlp" else DeepNarrowCNN
     model = kind(depth, d_out, scale, **fields)
-    return model, jax.device_get(jax.jit(model.init)(jax.random.key(0), x)), x, y
+    return model, jax.device_get(initialized(model, x)), x, y
 
 
 def mesh_of(count):
@@ -132,7 +133,7 @@ def test_a_vanished_kernel_is_reported_not_divided_by():
 def test_both_forms_advance_kernel_time_alike(x64):
     model, variables, x, y = network("mlp", scale=30.0)
     standard = model.clone(parametrization="standard")
-    literal = jax.jit(standard.init)(jax.random.key(0), x)
+    literal = initialized(standard, x)
     found = descend(model, variables, x, y, 1, 5, learning_rate=flow.learning_rate(model, 0.1))
     rate = flow.learning_rate(standard, 0.1)
     expected = descend(standard, literal, x, y, 1, 5, learning_rate=rate)

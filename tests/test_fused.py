@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, flow, fused, native
 from dnntk.ensemble import Ensemble
@@ -48,7 +49,7 @@ def network(shape, d_out, depth, dtype, options):
     fields = {"scale": 20.0, "parametrization": "standard" if literal else "ntk"} | options
     kind = DeepNarrowMLP if len(shape) == 2 else DeepNarrowCNN
     model = kind(depth=depth, d_out=d_out, **fields)
-    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x[:1]))
+    variables = jax.device_get(initialized(model, x[:1]))
     # Away from the initialization, where signs change and every weight matters.
     size = 0.02 if literal else 1.0
     params = jax.tree.map(

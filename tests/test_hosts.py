@@ -18,7 +18,7 @@ SECONDS = 120
 
 def ended(running):
     """Their last words, by process."""
-    return [one.communicate(timeout=SECONDS)[1].strip().splitlines() for one in running]
+    return [one.wait(SECONDS).strip().splitlines() for one in running]
 
 
 def curve(workdir):
@@ -31,7 +31,7 @@ def checkpoints(workdir):
 
 
 def test_processes_together_train_as_one_alone(tmp_path):
-    alone = processes.run("train.py", *FLAGS, "--steps=12", "--workdir=alone", cwd=tmp_path)
+    alone = processes.outcome("train.py", *FLAGS, "--steps=12", "--workdir=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     workdir = tmp_path / "together"
     flags = (*FLAGS, "--mesh=data:2,depth:2", "--steps=12", f"--workdir={workdir}")
@@ -57,7 +57,7 @@ def test_a_process_that_dies_ends_the_job_with_one_line(tmp_path):
     assert "another process of the job is gone; go on with --resume" in words[0][-1]
     # What several wrote, one goes on with.
     last = checkpoints(workdir)[-1] + 2
-    again = processes.run(
+    again = processes.outcome(
         "train.py", "--resume", "--mesh=", f"--steps={last}", f"--workdir={workdir}", cwd=tmp_path
     )
     assert again.returncode == 0, again.stderr
@@ -82,7 +82,7 @@ def test_sigterm_to_one_stops_all_with_a_checkpoint(tmp_path):
 
 def test_processes_share_a_gram_matrix_and_predict_as_one(tmp_path):
     flags = ("--classes=all", "--train_examples=300", "--solver=krylov", "--block_size=64")
-    alone = processes.run("predict.py", *flags, "--workdir=alone", cwd=tmp_path)
+    alone = processes.outcome("predict.py", *flags, "--workdir=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     both = (*flags, "--gram_dir=gram", "--workdir=both")
     with processes.joined(2, *both, cwd=tmp_path, script="predict.py") as running:

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
 from dnntk.lyapunov import measure
@@ -10,7 +11,7 @@ from dnntk.lyapunov import measure
 def case(d_out, parametrization="ntk", depth=6, scale=9.0):
     x = np.random.default_rng(1).uniform(0.1, 1.0, (4, 2))
     model = DeepNarrowMLP(depth, d_out, scale, parametrization=parametrization)
-    variables = jax.jit(model.init)(jax.random.key(3), x)
+    variables = initialized(model, x, seed=3)
     rng = np.random.default_rng(7)
     size = 6.0 if parametrization == "ntk" else 0.3
     moved = jax.tree.map(lambda p: p + size * rng.standard_normal(p.shape), variables["params"])

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import initialized
 
 import dnntk
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
@@ -48,7 +49,7 @@ def make(case, dtype=jnp.float64, depth=7, d_out=3, scale=7.0, **fields):
     kind, shape, extra = CASES[case]
     x = np.random.default_rng(1).uniform(0.1, 1.0, shape).astype(dtype)
     model = kind(depth=depth, d_out=d_out, scale=scale, **extra, **fields)
-    return model, jax.jit(model.init)(jax.random.key(0), x), x
+    return model, initialized(model, x), x
 
 
 def apply(model, variables, x):
@@ -122,7 +123,7 @@ def test_gradient_by_d_is_the_scaled_gradient_by_the_matrices(case, x64):
 def test_one_key_gives_one_network_in_either_form(case, init, x64):
     model, variables, x = make(case, init=init)
     standard, converted = to_standard(model, variables)
-    direct = jax.jit(standard.init)(jax.random.key(0), x)
+    direct = initialized(standard, x)
     for a, b in zip(jax.tree.leaves(converted), jax.tree.leaves(direct), strict=True):
         np.testing.assert_allclose(a, b, rtol=4 * np.finfo(np.float64).eps)
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import initialized
 
 from dnntk import (
     DeepNarrowCNN,
@@ -30,7 +31,7 @@ def make(case, parametrization="ntk", trained=True, depth=6, scale=6.0, **fields
     rng = np.random.default_rng(0)
     x1, x2 = rng.uniform(0.1, 1, (5, *shape)), rng.uniform(0.1, 1, (3, *shape))
     model = kind(depth=depth, scale=scale, parametrization=parametrization, **extra, **fields)
-    variables = jax.jit(model.init)(jax.random.key(1), x1)
+    variables = initialized(model, x1, seed=1)
     if trained:
         size = 4.0 if parametrization == "ntk" else 0.2
         move = lambda p: p + size * rng.standard_normal(p.shape)  # noqa: E731

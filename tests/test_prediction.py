@@ -29,7 +29,7 @@ def trained(tmp_path_factory):
 def test_a_trained_run_is_compared(trained, tmp_path):
     """The script, through its command line, on what was trained: steps small enough for a flow."""
     folder, result = trained
-    done = processes.run(
+    done = processes.outcome(
         "predict.py", f"--compare={folder}", "--times=1,inf", "--workdir=out", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr

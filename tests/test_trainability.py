@@ -73,7 +73,7 @@ def test_a_row_is_the_thesis_s(preset):
 
 
 def test_a_row_is_set_beside_the_thesis_and_the_limit(tmp_path):
-    done = processes.run(
+    done = processes.outcome(
         "trainability.py",
         "--preset=cnn-20000-binary",
         *("--dataset=digits", "--depth=30", "--scale=1000", "--budget_minutes=0.02"),

@@ -21,7 +21,7 @@ import optax.contrib
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from dnntk import figures, flow, fused, hosts, pipeline
+from dnntk import flow, fused, hosts, pipeline
 from dnntk.checkpoints import Checkpoints
 from dnntk.config import (
     EVALUATED_ON_THE_WAY,
@@ -391,14 +391,16 @@ class _Run:
     def _draw(self) -> None:
         assert self.folder is not None
         path, data = self.folder.path, self.dataset
-        title = f"{self.config.depth:,}-layer {self.config.arch.upper()}, {data.name}"
-        figures.save(figures.loss_figure(self.history, title), path / "loss")
         if self.test_outputs is None:  # nothing was left to train
             self._losses(self.plan.steps)
         outputs = self.test_outputs
         assert outputs is not None
         if not hosts.first():
             return
+        from dnntk import figures  # matplotlib is a quarter of what dnntk takes to import
+
+        title = f"{self.config.depth:,}-layer {self.config.arch.upper()}, {data.name}"
+        figures.save(figures.loss_figure(self.history, title), path / "loss")
         if data.name == "toy":
             x, y = data.x_test[: len(outputs)], data.y_test[: len(outputs)]
             figure = figures.arc_figure(x, y, outputs, "trained network", title)

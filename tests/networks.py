@@ -1,0 +1,16 @@
+"""Networks that many tests begin with, initialized once."""
+
+import functools
+
+import jax
+import numpy as np
+
+
+def initialized(model, x, seed=0):
+    """Variables of a model by the key of ``seed``; of x only the shape matters."""
+    return _initialized(model, x.shape, np.dtype(x.dtype), seed, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _initialized(model, shape, dtype, seed, x64):
+    return jax.jit(model.init)(jax.random.key(seed), np.ones(shape, dtype))
