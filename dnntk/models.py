@@ -269,14 +269,19 @@ def to_standard(model: DeepNarrow, variables: Variables) -> tuple[DeepNarrow, Va
     if model.parametrization == "standard":
         return model, variables
     initializers.check_init(model.initialization, model.scale, "standard")
-    params, start = variables["params"], variables["initial"]
+    params = _literal(model, variables["params"], variables["initial"])
+    return model.clone(parametrization="standard"), {"params": params}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _literal(model: DeepNarrow, params: Any, start: Any) -> Any:
+    """The matrices of D and initial values; one program rather than a dozen small ones."""
     if model.initialization == "deep_narrow":
         kernel = params["first"]["kernel"]
         start = initializers.deep_narrow(
             start, model.depth, kernel.shape[-2], model.d_out, kernel.shape[:-2], model.scale
         )
-    moved = jax.tree.map(lambda w, d: w + model.step * d, start, params)
-    return model.clone(parametrization="standard"), {"params": moved}
+    return jax.tree.map(lambda w, d: w + model.step * d, start, params)
 
 
 def _floating(x: jax.Array) -> jax.Array:

@@ -41,7 +41,7 @@ def plain_forward(params, depth, x):
 def moved(variables, size=3.0):
     """Variables as training might leave them: every D far from 0."""
     rng = np.random.default_rng(7)
-    noisy = lambda p: np.asarray(p + size * rng.standard_normal(p.shape), p.dtype)  # noqa: E731
+    noisy = lambda p: (np.asarray(p) + size * rng.standard_normal(p.shape)).astype(p.dtype)  # noqa: E731
     return {**variables, "params": jax.tree.map(noisy, variables["params"])}
 
 

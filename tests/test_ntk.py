@@ -34,7 +34,7 @@ def make(case, parametrization="ntk", trained=True, depth=6, scale=6.0, **fields
     variables = initialized(model, x1, seed=1)
     if trained:
         size = 4.0 if parametrization == "ntk" else 0.2
-        move = lambda p: p + size * rng.standard_normal(p.shape)  # noqa: E731
+        move = lambda p: np.asarray(p) + size * rng.standard_normal(p.shape)  # noqa: E731
         variables = {**variables, "params": jax.tree.map(move, variables["params"])}
     return model, variables, x1, x2
 
