@@ -168,14 +168,8 @@ def _import_what_scripts_import():
 
     for module in pkgutil.walk_packages(dnntk.__path__, "dnntk."):
         importlib.import_module(module.name)
-    line = {
-        "step": 1,
-        "time": 1,
-        "loss": 1,
-        "test_loss": 1,
-        "test_accuracy": 1,
-        "train_accuracy": 1,
-    }
+    told = ("step", "time", "loss", "test_loss", "train_accuracy", "test_accuracy")
+    line = dict.fromkeys(told, 1)
     with tempfile.TemporaryDirectory() as folder:  # the first picture of a process takes longer
         dnntk.figures.save(dnntk.figures.loss_figure([line], ""), Path(folder, "loss"))
 

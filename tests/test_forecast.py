@@ -40,7 +40,7 @@ def test_arithmetic_is_two_operations_a_weight_position_and_example():
 
 def test_it_needs_no_memory_for_the_depth(monkeypatch):
     """The network itself is never made: a billion layers would take 80 GB."""
-    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.02)
+    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.002)
     config = TrainConfig(depth=10**9, dataset="toy", steps=10, scale=1e12)
     told = forecast(config)
     # Parameters once, since a step changes them in place, and the states of sqrt(depth) layers.

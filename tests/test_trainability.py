@@ -89,9 +89,24 @@ def test_a_row_is_set_beside_the_thesis_and_the_limit(tmp_path):
     assert (tmp_path / "w" / "row.pdf").exists()
 
 
+def test_a_row_that_diverges_is_a_row_all_the_same(tmp_path):
+    config = TrainabilityConfig(
+        preset="cnn-20000-binary", dataset="digits", depth=20, epochs=40, scale=1e4,
+        limit_examples=60, eval_examples=40, time_step=2.0,
+    )  # fmt: skip
+    found = t.trainability(config, tmp_path / "w", progress=False)
+    thesis, own, limit = found.rows
+    assert own["ended"] == "diverged" and 0 < own["steps"] < 40
+    assert own["train_mse"] > 0.25 and limit["time"] == own["time"]
+    assert (tmp_path / "w" / "row.png").exists()
+    kept = dataclasses.replace(config, time_step=0.1)
+    assert row_of(kept).time_step == 0.1 and row_of(kept).epochs == 40
+
+
 @pytest.mark.parametrize(
     "fields",
     [
+        {"time_step": 0.1, "preset": "mlp-4000-small-c"},
         {"preset": "mlp-7"},
         {"archs": ()},
         {"inits": ("xavier",)},

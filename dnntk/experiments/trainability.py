@@ -30,7 +30,7 @@ from dnntk.experiments.trainability_config import (
     row_of,
     runs_of,
 )
-from dnntk.experiments.training import TrainResult, load_dataset_for, train
+from dnntk.experiments.training import load_dataset_for, train
 from dnntk.figures import save
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.locks import freeing_folders
@@ -200,15 +200,14 @@ class _Row(_Experiment):
         name = self.config.preset
         config, preset = row_of(self.config), PRESETS[name]
         data = load_dataset_for(config)
-        trained, d_out = self._trained(config, data), data.y_train.shape[1]
-        own = trained.summary
+        (own, history), d_out = self._trained(config, data), data.y_train.shape[1]
         rows, curve = [], []
         if preset.test_accuracy is not None:
             rows.append(_line("thesis", preset.config.depth, preset))
         reached = Preset(config, 2 / d_out * own["train_loss"], own["test_accuracy"])
-        taken = {key: own[key] for key in ("time", "steps", "seconds")}
+        taken = {key: own[key] for key in ("time", "steps", "seconds", "ended")}
         rows.append(_line("dnntk", config.depth, reached) | taken)
-        if self.config.limit_examples and own["time"] is not None:
+        if self.config.limit_examples and own["time"]:
             limit = predict(self._limit(config, own["time"], data), progress=self.progress)
             curve, chosen = limit.curve, limit.chosen
             told = Preset(config, chosen["train_mse"], chosen["test_accuracy"])
@@ -216,12 +215,13 @@ class _Row(_Experiment):
         found = self.write(rows, {"preset": name, "test_accuracy": own["test_accuracy"]})
         if self.folder is not None:
             reported = preset.train_mse, preset.test_accuracy
-            save(
-                row_figure(trained.history, curve, reported, d_out, name), self.folder.path / "row"
-            )
+            save(row_figure(history, curve, reported, d_out, name), self.folder.path / "row")
         return found
 
-    def _trained(self, config: TrainConfig, data: Dataset) -> TrainResult:
+    def _trained(
+        self, config: TrainConfig, data: Dataset
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What the trained network came to, and its evaluations: of one that diverged, the last."""
         held = RunFolder(self.folder.path / "training") if self.folder else None
         resume = held is not None and held.holds_run
         if held is not None and resume:
@@ -234,7 +234,16 @@ class _Row(_Experiment):
             seconds = 60 * self.config.budget_minutes
             config = self.fitted(self.config.preset, config, data, seconds)
         workdir = None if held is None else held.path
-        return train(config, workdir, dataset=data, resume=resume, progress=self.progress)
+        try:
+            found = train(config, workdir, dataset=data, resume=resume, progress=self.progress)
+        except Diverged as diverged:
+            log.warning("%s", diverged)
+            history = [line for line in diverged.history if math.isfinite(line["loss"])]
+            last = history[-1]
+            own = {key: last[key] for key in ("test_accuracy", "time", "seconds")}
+            own |= {"train_loss": last["loss"], "steps": last["step"], "ended": "diverged"}
+            return own, history
+        return {**found.summary, "ended": "finished"}, found.history
 
     def _limit(self, config: TrainConfig, at: float, data: Dataset) -> PredictConfig:
         shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")

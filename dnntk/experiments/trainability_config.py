@@ -95,6 +95,8 @@ class TrainabilityConfig:
         28 x 28 for the thesis's MLPs and 7 x 7 for its CNNs.
       depth, scale, rho, beta, epochs: None is the preset's own. The figure's are depth 1000, the
         table's C = 4, rho = 1 (CNN: 1/sqrt 3) and beta = 1.
+      time_step: of a row; None is the preset's own, for the table's rows the thesis's learning rate
+        in kernel time. At C = 4 that is beyond what the kernel allows at the start.
       archs: of the figure.
       inits: of the figure.
       rates: learning rates of the figure, on the literal matrices; "deep_narrow" is run with the
@@ -121,6 +123,7 @@ class TrainabilityConfig:
     scale: float | None = None
     rho: float | None = None
     beta: float | None = None
+    time_step: float | None = None
     epochs: int | None = None
     archs: tuple[str, ...] = ARCHITECTURES
     inits: tuple[str, ...] = INITS
@@ -176,7 +179,7 @@ _OWN = ("pool", "depth", "scale", "rho", "beta")
 
 def row_of(config: TrainabilityConfig) -> TrainConfig:
     """The run of a row of table 4.1; another depth or C keeps the step in kernel time."""
-    own = _given(config, (*_SHARED, *_OWN, "epochs"))
+    own = _given(config, (*_SHARED, *_OWN, "epochs", "time_step"))
     if "epochs" in own:
         own["steps"] = None
     return dataclasses.replace(PRESETS[config.preset].config, **own)

@@ -42,8 +42,9 @@ from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")
 
-# Losses this many times the first one do not come back.
-DIVERGENCE = 1e3
+# Losses this many times the first one do not come back. Where C is small a step beyond the kernel's
+# limit raises the loss a thousandfold before it has moved the kernel down.
+DIVERGENCE = 1e6
 # Of short steps that are taken by one call: a bar that moves every so often is live.
 SECONDS_AT_ONCE = 0.1
 
