@@ -115,7 +115,7 @@ class Running:
         self.returncode = None
         self._optimized, self._kept = optimized, tempfile.TemporaryDirectory()
         job = _job([[script, *flags]], cwd, self._kept.name)
-        self.pid = _ask(optimized, job | {"code": None, "go on": True})
+        self.pid = _ask(optimized, job | {"go on": True})
 
     def send_signal(self, number):
         if self.returncode is None:
@@ -137,7 +137,7 @@ class Running:
 
 def _job(cases, cwd, kept):
     cases = [[str(SCRIPTS / script), *flags] for script, *flags in cases]
-    return {"cases": cases, "cwd": str(cwd), "kept": str(kept)}
+    return {"cases": cases, "cwd": str(cwd), "kept": str(kept), "code": None}
 
 
 def _texts(kept, index):

@@ -122,9 +122,9 @@ BAD_FLAGS = {
 }
 
 
-# Forked: the whole of train.py runs in each, but is imported once. These are fresh processes too,
-# and must come out the same.
-FRESH = ("resume with another depth",)
+# Forked: the whole of train.py runs in each, but is imported once. These three are fresh processes
+# too, and must come out the same.
+FRESH = ("stray word", "resume with another depth", "truncated images")
 
 
 @pytest.fixture(scope="module")
