@@ -318,9 +318,9 @@ class Blocks(NamedTuple):
         return min(threads, self.number) * states * self.state_bytes
 
 
-# Of the whole batch, that wide layers need beside those kept: two constants, q twice for each of
-# the two ways, g three times as rows and twice as columns.
-_WIDE_STATES = 11
+# Of the whole batch, that wide layers need beside those kept, at most: two constants, sums, q twice
+# for each of the two ways and g three times, where these are of three bfloat16 a number.
+_WIDE_STATES = 14
 
 
 class _Operands(NamedTuple):

@@ -1,5 +1,6 @@
 """The CPU library against the plain code: values, gradients, tangents, over shapes and forms."""
 
+import json
 import logging
 import math
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import processes
 import pytest
 from networks import initialized
 
@@ -32,6 +34,10 @@ CASES = {
     "wide, matrices": ((70, 200), 1, 8, "float64", {"init": "he_uniform", "negative": True}),
     "wide, literal": ((5, 301), 10, 7, "float64", {"literal": True, "scale": 30.0}),
     "wide": ((130, 255), 10, 12, "float32", {"scale": math.inf}),
+    "wide, one image": ((1, 200), 2, 5, "float32", {}),
+    "wide, many examples": ((353, 140), 3, 9, "float32", {"negative": True}),
+    "wide, many examples, matrices": ((257, 150), 1, 8, "float32", {"init": "he_uniform"}),
+    "wide, many examples, literal": ((300, 131), 5, 7, "float32", {"literal": True}),
     "3 units": ((20, 1), 1, 12, "float64", {}),
     "6 units": ((130, 3), 2, 40, "float64", {"init": "he_uniform", "negative": True}),
     "8 units, many examples": ((70, 5), 2, 40, "float64", {}),
@@ -98,7 +104,7 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
 
 
 @pytest.mark.parametrize(
-    ("shape", "depth"), [((150, 3), 70), ((150, 4, 5, 1), 70), ((150, 126), 20)]
+    ("shape", "depth"), [((150, 3), 70), ((150, 4, 5, 1), 70), ((150, 126), 20), ((290, 132), 12)]
 )
 def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
     model, params, frozen, x, y = network(shape, 1, depth, "float32", {})
@@ -119,6 +125,41 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
     assert_close(gradient(2), expected, 0)
 
 
+# Root mean square error of an output and of every gradient in float32, of the largest in float64.
+ERRORS = """
+import json
+import jax
+import numpy as np
+from dnntk import DeepNarrowMLP, fused, native
+
+jax.config.update("jax_enable_x64", True)
+assert native.available()
+rng = np.random.default_rng(0)
+x, y = rng.uniform(size=(257, 150)), rng.standard_normal((257, 3))
+model = DeepNarrowMLP(25, 3, 20.0)
+frozen = dict(jax.jit(model.init)(jax.random.key(0), x[:1].astype(np.float32)))
+params = jax.tree.map(lambda p: p + rng.standard_normal(p.shape), frozen.pop("params"))
+single = lambda dtype, tree: jax.tree.map(lambda a: np.asarray(a, np.float32).astype(dtype), tree)
+def of(dtype):
+    given = single(dtype, (params, frozen, x, np.ones(257), -y))
+    return fused.gradient(model, *given, fused.Share(2))
+found, exact = map(jax.tree.leaves, (jax.jit(of, static_argnums=0)(t) for t in ("f4", "f8")))
+error = lambda a, b: float(np.sqrt(np.mean((a - b) ** 2)) / np.abs(b).max())
+print(json.dumps([error(*pair) for pair in zip(found, exact, strict=True)]))
+"""
+
+
+def test_a_matrix_unit_of_bfloat16_is_as_exact_as_vectors_of_float32(tmp_path):
+    errors = {}
+    for unit in "01":
+        code = f"import os; os.environ['DNNTK_AMX'] = '{unit}'\n{ERRORS}"
+        done = processes.outcomes(None, {"": ["-"]}, tmp_path, code=code)[""]
+        assert done.returncode == 0, done.stderr
+        errors[unit] = np.array(json.loads(done.stdout))
+    assert np.all(errors["0"] > 0) and np.all(errors["0"] < 1e-6)
+    assert np.all(errors["1"] < 1.5 * errors["0"])
+
+
 @pytest.mark.parametrize(
     "shape, depth, products",
     [
@@ -134,9 +175,9 @@ def test_few_examples_take_the_matrix_products_sooner(shape, depth, products):
     assert (fused.Blocks.for_batch(DeepNarrowMLP(depth, 1, 2.0), x).number == 0) == products
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5, 9.0])
-def test_descent_without_a_stored_gradient_is_the_same_step(kept, monkeypatch):
-    model, params, frozen, x, y = network((70, 140), 3, 23, "float32", {})
+@pytest.mark.parametrize(("examples", "kept"), [(70, 0.0), (260, 0.5), (70, 9.0)])
+def test_descent_without_a_stored_gradient_is_the_same_step(examples, kept, monkeypatch):
+    model, params, frozen, x, y = network((examples, 140), 3, 23, "float32", {})
     monkeypatch.setattr(fused, "BUDGET", 0)
     monkeypatch.setattr(fused, "KEPT", kept)
     assert fused.descends(model, params, x)

@@ -14,9 +14,9 @@
 
 #include "xla/ffi/api/c_api.h"
 
+#include "passes.h"
 #include "problem.h"
 #include "team.h"
-#include "wide.h"
 
 namespace {
 

@@ -72,7 +72,7 @@ inline T sum(const Vec<T>& v) {
 class Pool {
  public:
   static constexpr size_t kLarge = size_t{1} << 20, kUnit = size_t{1} << 12;
-  static constexpr size_t kHuge = size_t{8} << 20, kHugePage = size_t{2} << 20;
+  static constexpr size_t kHuge = size_t{1} << 20, kHugePage = size_t{2} << 20;
 
   static size_t unit(size_t bytes) { return bytes >= kHuge ? kHugePage : kUnit; }
 

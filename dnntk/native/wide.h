@@ -1,4 +1,5 @@
-// Wide dense layers on a CPU: outputs, gradients, tangents, steps of gradient descent.
+// Wide dense layers on a CPU, by vectors; `amx.h` does the same by tiles where there is such a unit,
+// and `passes.h` goes up and down through all layers with either.
 //
 // A layer of hundreds of units is three matrix products, so all depends on how near to the peak
 // they run. Every product is made of one kernel, a tile of 4 x 6 accumulators over a block of terms
@@ -287,8 +288,11 @@ template <class T>
 class Crew {
  public:
   using V = Vec<T>;
+  using Vector = V;
+  using Shared = ::Shared<T>;
+  struct Session {};  // what a thread must set up for it: nothing
 
-  Crew(Shared<T>& shared, int64_t number, bool down)
+  Crew(Shared& shared, int64_t number, bool down)
       : s_(shared),
         p_(shared.p),
         number_(number),
@@ -304,7 +308,8 @@ class Crew {
         derivatives_(down ? 2 * c_ * count_ : 1, false),
         g_(derivatives_.data()),
         g_next_(derivatives_.data() + (down ? c_ * count_ : 0)),
-        size(c_ * count_) {
+        size(c_ * count_),
+        reading(size) {
     for (int64_t t = 0; t < s_.threads; ++t)
       over_panels(s_.count(t), [&](int64_t v, int w) {
         stretches_.push_back({nullptr, w * kLanes<T>, 1, w * kLanes<T>});
@@ -327,6 +332,9 @@ class Crew {
       for (int64_t i = at; i < at + w; ++i) q[i] = base[i] + p_.column[c] * h[i];
     });
   }
+  // Own q for a weight gradient, from the state h.
+  void leave(const V* h, V* all) const { read(h, own(all)); }
+
   void column(const V* dh, V* dq) const {
     units([&](int64_t c, int64_t at, int w) {
       for (int64_t i = at; i < at + w; ++i) dq[i] = p_.column[c] * dh[i];
@@ -466,7 +474,7 @@ class Crew {
  private:
   static constexpr int64_t kFewUnits = kFew * kLanes<T>;
 
-  Shared<T>& s_;
+  Shared& s_;
   const Problem<T>& p_;
   const int64_t number_, c_, begin_, count_, in_, ins_, out_, outs_;
   Buffer<V> sums_, weights_, derivatives_;
@@ -475,7 +483,8 @@ class Crew {
   std::vector<int64_t> starts_;      // where a panel begins among all threads'
 
  public:
-  const int64_t size;  // vectors of a state
+  const int64_t size;     // vectors of a state
+  const int64_t reading;  // and of its q
 
  private:
   static int64_t tiles(int64_t rows) { return parts(rows, kTall); }
@@ -584,137 +593,5 @@ class Crew {
     }
   }
 };
-
-// work(crew of a thread) on every thread; `make` gets their memory before the first one starts.
-template <class T, class Make, class Work>
-void over_crews(Shared<T>& shared, bool down, Make make, Work work) {
-  using Own = decltype(make(std::declval<Crew<T>&>()));
-  std::vector<std::unique_ptr<Crew<T>>> crews;
-  std::vector<Own> own;
-  for (int64_t k = 0; k < shared.threads; ++k) {
-    crews.emplace_back(new Crew<T>(shared, k, down));
-    own.push_back(make(*crews.back()));
-  }
-  Team::run(shared.threads, [&](int64_t k) { work(*crews[k], *own[k]); });
-}
-
-template <class T>
-void wide_forward(const Problem<T>& p, T* h_out) {
-  using V = Vec<T>;
-  Shared<T> shared(p, false);
-  over_crews<T>(
-      shared, false,
-      [](Crew<T>& crew) { return std::unique_ptr<Buffer<V>>(new Buffer<V>(3 * crew.size)); },
-      [&](Crew<T>& crew, Buffer<V>& own) {
-        V *h = own.data(), *q = h + crew.size, *next = q + crew.size;
-        crew.arrange(p.h0, h);
-        crew.read(h, q);
-        for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
-          crew.forward(layer, h, q, h, next);
-        crew.store(h, h_out);
-      });
-}
-
-template <class T>
-void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out,
-                  T* dh_out) {
-  using V = Vec<T>;
-  Shared<T> shared(p, false);
-  over_crews<T>(
-      shared, false,
-      [](Crew<T>& crew) { return std::unique_ptr<Buffer<V>>(new Buffer<V>(6 * crew.size)); },
-      [&](Crew<T>& crew, Buffer<V>& own) {
-        const int64_t size = crew.size;
-        V *h = own.data(), *dh = h + size, *q = dh + size, *q_next = q + size, *dq = q + 2 * size,
-          *dq_next = q + 3 * size;
-        crew.arrange(p.h0, h);
-        crew.arrange(dh0, dh);
-        crew.read(h, q);
-        crew.column(dh, dq);
-        for (int64_t layer = 0; layer < p.layers; ++layer) {
-          crew.tangent(layer, dk, db, h, q, dh, dq, h, q_next, dh, dq_next);
-          std::swap(q, q_next);
-          std::swap(dq, dq_next);
-        }
-        crew.store(h, h_out);
-        crew.store(dh, dh_out);
-      });
-}
-
-// The gradient goes to `kernel` and `bias`; with a rate they are the parameters themselves, which
-// make a step.
-template <class T>
-void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0,
-                   T* kernel, T* bias) {
-  using V = Vec<T>;
-  Shared<T> shared(p, true);
-  const int64_t below = p.layers - p.kept, segments = parts(below, p.segment), c = p.channels;
-  struct Own {
-    Own(int64_t size, int64_t starts, int64_t states)
-        : states(states * size, false), starts(starts * size, false), scratch(2 * size) {
-      std::fill(this->states.data(), this->states.data() + size, V{});
-    }
-    Buffer<V> states, starts, scratch;
-  };
-  over_crews<T>(
-      shared, true,
-      [&](Crew<T>& crew) {
-        const int64_t most = std::max(p.kept, std::min(p.segment, below));
-        return std::unique_ptr<Own>(new Own(crew.size, segments, most + 1));
-      },
-      [&](Crew<T>& crew, Own& own) {
-        const int64_t size = crew.size;
-        V *q = own.scratch.data(), *q_next = q + size;
-        auto state = [&](int64_t k) { return own.states.data() + k * size; };
-        auto start = [&](int64_t k) { return own.starts.data() + k * size; };
-        auto run = [&](int64_t from, int64_t end, bool keep) {
-          crew.read(state(0), q);
-          for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next)) {
-            const int64_t k = keep ? layer - from : 0;
-            crew.forward(layer, state(k), q, state(keep ? k + 1 : 0), q_next);
-          }
-        };
-        auto down = [&](int64_t from, int64_t end) {
-          for (int64_t layer = end - 1; layer >= from; --layer) {
-            V *all_q = shared.q[layer % 2].data(), *g = shared.g[layer % 3].data();
-            const V* h = state(layer - from);
-            crew.read(h, crew.own(all_q));
-            crew.backward(layer, h, shared.g[(layer + 2) % 3].data());
-            // All have left their examples here, and read the weights.
-            shared.barrier.wait();
-            T *k = kernel + layer * p.weights(), *b = bias + layer * c;
-            auto change = [&](V value, V slope, int64_t o, T* at) {
-              const int64_t lanes = crew.lanes(o);
-              value *= slope;
-              if (rate != nullptr) value = copied<T>(at, lanes) - *rate * value;
-              put<T>(value, lanes, at);
-            };
-            crew.outer(
-                all_q, g, k,
-                [&](int64_t in, int64_t o, int n, const V* sums) {
-                  for (int v = 0; v < n; ++v)
-                    change(sums[v], shared.slope[o + v], o + v, k + in * c + (o + v) * kLanes<T>);
-                },
-                [&](int64_t o, V sum) { change(sum, shared.bias_slope[o], o, b + o * kLanes<T>); });
-          }
-        };
-        crew.arrange(p.h0, state(0));
-        for (int64_t k = 0; k < segments; ++k) {
-          std::copy(state(0), state(1), start(k));
-          run(k * p.segment, std::min(below, (k + 1) * p.segment), false);
-        }
-        run(below, p.layers, true);
-        crew.store(state(p.kept), h_out);
-        crew.descend(head, state(p.kept), shared.g[(p.layers - 1) % 3].data());
-        down(below, p.layers);
-        for (int64_t k = segments - 1; k >= 0; --k) {
-          const int64_t from = k * p.segment, end = std::min(below, from + p.segment);
-          std::copy(start(k), start(k) + size, state(0));
-          run(from, end, true);
-          down(from, end);
-        }
-        crew.store_derivatives(dh0);
-      });
-}
 
 }  // namespace

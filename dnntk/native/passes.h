@@ -1,0 +1,180 @@
+// Up and down the layers of a wide dense network, and what multiplies their matrices.
+
+#pragma once
+
+#include "amx.h"
+#include "wide.h"
+
+namespace {
+
+// work(crew of a thread) on every thread; `make` gets their memory before the first one starts.
+template <class Crew, class Make, class Work>
+void over_crews(typename Crew::Shared& shared, bool down, Make make, Work work) {
+  using Own = decltype(make(std::declval<Crew&>()));
+  std::vector<std::unique_ptr<Crew>> crews;
+  std::vector<Own> own;
+  for (int64_t k = 0; k < shared.threads; ++k) {
+    crews.emplace_back(new Crew(shared, k, down));
+    own.push_back(make(*crews.back()));
+  }
+  Team::run(shared.threads, [&](int64_t k) {
+    [[maybe_unused]] typename Crew::Session session;
+    work(*crews[k], *own[k]);
+  });
+}
+
+template <class Crew, class T>
+void forward_with(const Problem<T>& p, T* h_out) {
+  using V = typename Crew::Vector;
+  typename Crew::Shared shared(p, false);
+  over_crews<Crew>(
+      shared, false,
+      [](Crew& crew) {
+        return std::unique_ptr<Buffer<V>>(new Buffer<V>(crew.size + 2 * crew.reading));
+      },
+      [&](Crew& crew, Buffer<V>& own) {
+        V *h = own.data(), *q = h + crew.size, *next = q + crew.reading;
+        crew.arrange(p.h0, h);
+        crew.read(h, q);
+        for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
+          crew.forward(layer, h, q, h, next);
+        crew.store(h, h_out);
+      });
+}
+
+template <class Crew, class T>
+void tangent_with(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out,
+                  T* dh_out) {
+  using V = typename Crew::Vector;
+  typename Crew::Shared shared(p, false);
+  over_crews<Crew>(
+      shared, false,
+      [](Crew& crew) {
+        return std::unique_ptr<Buffer<V>>(new Buffer<V>(2 * crew.size + 4 * crew.reading));
+      },
+      [&](Crew& crew, Buffer<V>& own) {
+        const int64_t size = crew.size, reading = crew.reading;
+        V *h = own.data(), *dh = h + size, *q = dh + size, *q_next = q + reading,
+          *dq = q_next + reading, *dq_next = dq + reading;
+        crew.arrange(p.h0, h);
+        crew.arrange(dh0, dh);
+        crew.read(h, q);
+        crew.column(dh, dq);
+        for (int64_t layer = 0; layer < p.layers; ++layer) {
+          crew.tangent(layer, dk, db, h, q, dh, dq, h, q_next, dh, dq_next);
+          std::swap(q, q_next);
+          std::swap(dq, dq_next);
+        }
+        crew.store(h, h_out);
+        crew.store(dh, dh_out);
+      });
+}
+
+// The gradient goes to `kernel` and `bias`; with a rate they are the parameters themselves, which
+// make a step.
+template <class Crew, class T>
+void gradient_with(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0,
+                   T* kernel, T* bias) {
+  using V = typename Crew::Vector;
+  typename Crew::Shared shared(p, true);
+  const int64_t below = p.layers - p.kept, segments = parts(below, p.segment), c = p.channels;
+  struct Own {
+    Own(int64_t size, int64_t reading, int64_t starts, int64_t states)
+        : states(states * size, false), starts(starts * size, false), scratch(2 * reading) {
+      std::fill(this->states.data(), this->states.data() + size, V{});
+    }
+    Buffer<V> states, starts, scratch;
+  };
+  over_crews<Crew>(
+      shared, true,
+      [&](Crew& crew) {
+        const int64_t most = std::max(p.kept, std::min(p.segment, below));
+        return std::unique_ptr<Own>(new Own(crew.size, crew.reading, segments, most + 1));
+      },
+      [&](Crew& crew, Own& own) {
+        const int64_t size = crew.size;
+        V *q = own.scratch.data(), *q_next = q + crew.reading;
+        auto state = [&](int64_t k) { return own.states.data() + k * size; };
+        auto start = [&](int64_t k) { return own.starts.data() + k * size; };
+        auto run = [&](int64_t from, int64_t end, bool keep) {
+          crew.read(state(0), q);
+          for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next)) {
+            const int64_t k = keep ? layer - from : 0;
+            crew.forward(layer, state(k), q, state(keep ? k + 1 : 0), q_next);
+          }
+        };
+        auto down = [&](int64_t from, int64_t end) {
+          for (int64_t layer = end - 1; layer >= from; --layer) {
+            V *all_q = shared.q[layer % 2].data(), *g = shared.g[layer % 3].data();
+            const V* h = state(layer - from);
+            crew.leave(h, all_q);
+            crew.backward(layer, h, shared.g[(layer + 2) % 3].data());
+            // All have left their examples here, and read the weights.
+            shared.barrier.wait();
+            T *k = kernel + layer * p.weights(), *b = bias + layer * c;
+            auto change = [&](V value, V slope, int64_t o, T* at) {
+              const int64_t lanes = crew.lanes(o);
+              value *= slope;
+              if (rate != nullptr) value = copied<T>(at, lanes) - *rate * value;
+              put<T>(value, lanes, at);
+            };
+            crew.outer(
+                all_q, g, k,
+                [&](int64_t in, int64_t o, int n, const V* sums) {
+                  for (int v = 0; v < n; ++v)
+                    change(sums[v], shared.slope[o + v], o + v, k + in * c + (o + v) * kLanes<T>);
+                },
+                [&](int64_t o, V sum) { change(sum, shared.bias_slope[o], o, b + o * kLanes<T>); });
+          }
+        };
+        crew.arrange(p.h0, state(0));
+        for (int64_t k = 0; k < segments; ++k) {
+          std::copy(state(0), state(1), start(k));
+          run(k * p.segment, std::min(below, (k + 1) * p.segment), false);
+        }
+        run(below, p.layers, true);
+        crew.store(state(p.kept), h_out);
+        crew.descend(head, state(p.kept), shared.g[(p.layers - 1) % 3].data());
+        down(below, p.layers);
+        for (int64_t k = segments - 1; k >= 0; --k) {
+          const int64_t from = k * p.segment, end = std::min(below, from + p.segment);
+          std::copy(start(k), start(k) + size, state(0));
+          run(from, end, true);
+          down(from, end);
+        }
+        crew.store_derivatives(dh0);
+      });
+}
+
+// f(crew): a pointer that only tells the kind, the fastest for such layers on this processor.
+template <class T, class F>
+void with_crew([[maybe_unused]] const Problem<T>& p, F f) {
+#ifdef DNNTK_AMX
+  if constexpr (std::is_same<T, float>::value)
+    if (amx::pays(p) && amx::allowed()) return f(static_cast<amx::Crew*>(nullptr));
+#endif
+  f(static_cast<Crew<T>*>(nullptr));
+}
+
+template <class T>
+void wide_forward(const Problem<T>& p, T* h_out) {
+  with_crew(p, [&](auto* crew) { forward_with<std::decay_t<decltype(*crew)>>(p, h_out); });
+}
+
+template <class T>
+void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out,
+                  T* dh_out) {
+  with_crew(p, [&](auto* crew) {
+    tangent_with<std::decay_t<decltype(*crew)>>(p, dk, db, dh0, h_out, dh_out);
+  });
+}
+
+template <class T>
+void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0,
+                   T* kernel, T* bias) {
+  with_crew(p, [&](auto* crew) {
+    gradient_with<std::decay_t<decltype(*crew)>>(p, head, rate, h_out, dh0, kernel, bias);
+  });
+}
+
+}  // namespace
