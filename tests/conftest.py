@@ -1,6 +1,7 @@
 import os
 import tempfile
 
+import pictures
 import processes
 import pytest
 
@@ -17,6 +18,9 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # Scripts, too, run again and again in processes of their own.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+
+
+pictures.render_once()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import pictures
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 AT_ONCE = 2
 SECONDS = 300
@@ -162,16 +164,23 @@ def _server(optimized):
 def _import_what_scripts_import():
     """All but the scripts' own modules, which define flags."""
     sys.path.insert(0, str(SCRIPTS))
+    import numpy as np
     import sklearn.datasets  # noqa: F401
 
     import dnntk.experiments
 
     for module in pkgutil.walk_packages(dnntk.__path__, "dnntk."):
         importlib.import_module(module.name)
+    if COMPILE_FAST in os.environ["XLA_FLAGS"]:
+        pictures.render_once()
     told = ("step", "time", "loss", "test_loss", "train_accuracy", "test_accuracy")
-    line = dict.fromkeys(told, 1)
+    drawn = {
+        "loss": dnntk.figures.loss_figure([dict.fromkeys(told, 1)], ""),
+        "confusion": dnntk.figures.confusion_figure(np.eye(2), "ab", ""),
+    }
     with tempfile.TemporaryDirectory() as folder:  # the first picture of a process takes longer
-        dnntk.figures.save(dnntk.figures.loss_figure([line], ""), Path(folder, "loss"))
+        for name, figure in drawn.items():
+            dnntk.figures.save(figure, Path(folder, name))
 
 
 def _become(index, job):
