@@ -913,6 +913,14 @@ struct Steps {
   }
 };
 
+// The code is compiled twice, at the same time: for float, and with DNNTK_DOUBLE for what that part
+// hands over.
+#ifdef DNNTK_DOUBLE
+using Real = double;
+#else
+using Real = float;
+#endif
+
 template <class Function, class T>
 void run_side(const Call& call) {
   switch (call.arg<int32_t>(0)[0]) {
@@ -930,10 +938,15 @@ XLA_FFI_Error* error(XLA_FFI_CallFrame* frame, const char* message) {
   return frame->api->XLA_FFI_Error_Create(&args);
 }
 
+// Is this call only to tell the version?
+bool asked(XLA_FFI_CallFrame* frame) {
+  return frame->extension_start != nullptr &&
+         frame->extension_start->type == XLA_FFI_Extension_Metadata;
+}
+
 template <class Function>
 XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) {
-  if (frame->extension_start != nullptr &&
-      frame->extension_start->type == XLA_FFI_Extension_Metadata) {
+  if (asked(frame)) {
     auto* metadata = reinterpret_cast<XLA_FFI_Metadata_Extension*>(frame->extension_start)->metadata;
     metadata->api_version.major_version = XLA_FFI_API_MAJOR;
     metadata->api_version.minor_version = XLA_FFI_API_MINOR;
@@ -942,8 +955,7 @@ XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) {
   if (frame->stage != XLA_FFI_ExecutionStage_EXECUTE) return nullptr;
   Call call{frame};
   try {
-    if (call.in(2).dtype == XLA_FFI_DataType_F64) run_side<Function, double>(call);
-    else run_side<Function, float>(call);
+    run_side<Function, Real>(call);
   } catch (const std::bad_alloc&) {
     return error(frame, "dnntk: no memory for the states of a segment of layers");
   } catch (const std::exception& problem) {  // no thread could be started, say
@@ -954,10 +966,23 @@ XLA_FFI_Error* handle(XLA_FFI_CallFrame* frame) {
 
 }  // namespace
 
-extern "C" {
-XLA_FFI_Error* dnntk_forward(XLA_FFI_CallFrame* frame) { return handle<Forward>(frame); }
-XLA_FFI_Error* dnntk_tangent(XLA_FFI_CallFrame* frame) { return handle<Tangent>(frame); }
-XLA_FFI_Error* dnntk_gradient(XLA_FFI_CallFrame* frame) { return handle<Gradient>(frame); }
-XLA_FFI_Error* dnntk_descent(XLA_FFI_CallFrame* frame) { return handle<Descent>(frame); }
-XLA_FFI_Error* dnntk_steps(XLA_FFI_CallFrame* frame) { return handle<Steps>(frame); }
-}
+#ifdef DNNTK_DOUBLE
+#define DNNTK_FUNCTION(name, Function) \
+  extern "C" XLA_FFI_Error* dnntk_##name##_double(XLA_FFI_CallFrame* frame) { \
+    return handle<Function>(frame); \
+  }
+#else
+#define DNNTK_FUNCTION(name, Function) \
+  extern "C" XLA_FFI_Error* dnntk_##name##_double(XLA_FFI_CallFrame*); \
+  extern "C" XLA_FFI_Error* dnntk_##name(XLA_FFI_CallFrame* frame) { \
+    const bool told = frame->stage == XLA_FFI_ExecutionStage_EXECUTE && !asked(frame); \
+    const bool double_precision = told && Call{frame}.in(2).dtype == XLA_FFI_DataType_F64; \
+    return double_precision ? dnntk_##name##_double(frame) : handle<Function>(frame); \
+  }
+#endif
+
+DNNTK_FUNCTION(forward, Forward)
+DNNTK_FUNCTION(tangent, Tangent)
+DNNTK_FUNCTION(gradient, Gradient)
+DNNTK_FUNCTION(descent, Descent)
+DNNTK_FUNCTION(steps, Steps)
