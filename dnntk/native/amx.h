@@ -322,7 +322,8 @@ class Crew {
         bias_(s_.vectors),
         weights_(2 * s_.vectors * kSteps * kFactor),
         sums_(size),
-        right_(down ? 2 * 2 * kChunk * s_.panels * kFactor : 1) {
+        right_(down ? 2 * 2 * kChunk * s_.panels * kFactor : 1),
+        head_(down ? p_.outputs * s_.vectors : 1) {
     arrange(p_.base, base_.data());
     arrange(p_.floor, floor_.data());
   }
@@ -349,13 +350,12 @@ class Crew {
           ::put<float>(square[i], lanes, to + (c + i) * p_.examples + n);
     });
   }
-  void store_derivatives(float* to) const {
-    Buffer<V> g(size);
+  void store_derivatives(float* to) {
     for (int64_t step = 0; step < steps_; ++step)
       for (int64_t t = 0; t < 2 * panels_; ++t)
         for (int64_t i = 0; i < kTile; ++i)
-          taken_left(g_ + factor(t, step) + i, &g[place(t, step) + 2 * i]);
-    store(g.data(), to);
+          taken_left(g_ + factor(t, step) + i, &sums_[place(t, step) + 2 * i]);
+    store(sums_.data(), to);
   }
 
   // q = base + column h, as the factor on the left.
@@ -410,16 +410,16 @@ class Crew {
 
   // Derivatives by the state h above the last layer, masked, to `g`.
   void descend(const Head<float>& head, const V* h, V* g) {
-    Buffer<V> weights(p_.outputs * s_.vectors), sums(s_.vectors);
     for (int64_t k = 0; k < p_.outputs; ++k)
-      std::memcpy(weights.data() + k * s_.vectors, head.head + k * c_, c_ * sizeof(float));
+      std::memcpy(head_.data() + k * s_.vectors, head.head + k * c_, c_ * sizeof(float));
+    V* sums = sums_.data();  // of one example
     g_ = own(g);
     for (int64_t e = 0; e < panels_ * kStep; ++e) {
       const int64_t n = begin_ * kStep + e, t = e / kTile, i = e % kTile;
       auto at = [&](int64_t o) { return place(t, o / 2) + 2 * i + o % 2; };
-      std::fill(sums.data(), sums.data() + s_.vectors, V{});
+      std::fill(sums, sums + s_.vectors, V{});
       for (int64_t k = 0; k < p_.outputs && n < p_.examples; ++k) {
-        const V* a = weights.data() + k * s_.vectors;
+        const V* a = head_.data() + k * s_.vectors;
         V products = {};
         for (int64_t o = 0; o < s_.vectors; ++o) products += a[o] * h[at(o)];
         const float f = head.factor[n] * (head.offset[n * p_.outputs + k] + sum<float>(products)) +
@@ -570,7 +570,7 @@ class Crew {
   const int64_t reading;  // and of its q
 
  private:
-  Buffer<V> base_, floor_, bias_, weights_, sums_, right_;
+  Buffer<V> base_, floor_, bias_, weights_, sums_, right_, head_;
   V* g_ = nullptr;  // derivatives by a layer's z, as factors
 
   static int64_t lanes_from(int64_t first, int64_t end) {
