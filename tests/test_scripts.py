@@ -144,7 +144,8 @@ def bad_command_lines(first_run):
     jobs = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     for name, replaced in BAD_FILES.items():
         data = write_idx_folder(folder / name.replace(" ", "_"), **replaced)
-        jobs[name] = ["--dataset=mnist", f"--data_dir={data}"]
+        # Two at a time: those that nobody gives a workdir may both choose the same.
+        jobs[name] = ["--dataset=mnist", f"--data_dir={data}", f"--workdir={data}-run"]
     return folder, jobs
 
 
