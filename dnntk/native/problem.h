@@ -71,10 +71,7 @@ inline T sum(const Vec<T>& v) {
 // thread gets what one of its own number in a team had, if there is such: the cache may still hold it.
 class Pool {
  public:
-  static constexpr size_t kLarge = size_t{1} << 20, kUnit = size_t{1} << 12;
-  static constexpr size_t kHuge = size_t{1} << 20, kHugePage = size_t{2} << 20;
-
-  static size_t unit(size_t bytes) { return bytes >= kHuge ? kHugePage : kUnit; }
+  static constexpr size_t kLarge = size_t{1} << 20, kPage = size_t{2} << 20;
 
   // This thread's number in the team that it works in.
   static int64_t& number() {
@@ -94,9 +91,9 @@ class Pool {
     }
     for (auto& block : free()) std::free(block.second.data);
     free().clear();
-    void* data = std::aligned_alloc(unit(bytes), bytes);
+    void* data = std::aligned_alloc(kPage, bytes);
 #ifdef MADV_HUGEPAGE
-    if (data != nullptr && bytes >= kHuge) madvise(data, bytes, MADV_HUGEPAGE);
+    if (data != nullptr) madvise(data, bytes, MADV_HUGEPAGE);
 #endif
     return data;
   }
@@ -182,7 +179,7 @@ class Buffer {
   explicit Buffer(size_t size, bool zero = true) {
     size_t bytes = std::max<size_t>(size, 1) * sizeof(X);
     large_ = bytes >= Pool::kLarge;
-    const size_t unit = large_ ? Pool::unit(bytes) : kBytes;
+    const size_t unit = large_ ? Pool::kPage : kBytes;
     bytes_ = bytes = (bytes + unit - 1) / unit * unit;
     data_ = static_cast<X*>(large_ ? Pool::take(bytes) : Shelf::take(bytes));
     if (data_ == nullptr) throw std::bad_alloc();

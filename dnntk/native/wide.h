@@ -332,14 +332,14 @@ class Crew {
       for (int64_t i = at; i < at + w; ++i) q[i] = base[i] + p_.column[c] * h[i];
     });
   }
-  // Own q for a weight gradient, from the state h.
-  void leave(const V* h, V* all) const { read(h, own(all)); }
-
   void column(const V* dh, V* dq) const {
     units([&](int64_t c, int64_t at, int w) {
       for (int64_t i = at; i < at + w; ++i) dq[i] = p_.column[c] * dh[i];
     });
   }
+
+  // Own q for a weight gradient, from the state h.
+  void leave(const V* h, V* all) const { read(h, own(all)); }
 
   // State and q of layer `layer` to those of the next.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
