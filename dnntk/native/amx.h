@@ -40,7 +40,8 @@ constexpr int64_t kStep = 32;  // terms of a tile, or two tiles of rows or colum
 constexpr int64_t kParts = 3;  // of a float32
 constexpr int64_t kFactor = kParts * kTile;  // vectors of a tile's three parts
 constexpr int64_t kSlots = 6;                // of a step of terms, in which vectors may work
-constexpr int64_t kSteps = 3;  // of terms on the way up: as many as stay in the first cache
+constexpr int64_t kSteps = 3;  // of terms at a time: as many as stay in the first cache
+constexpr int64_t kColumns = 8;  // steps of columns at a time: their sums stay in the second
 constexpr int64_t kChunk = 4;  // steps of a gradient's columns: its memory is gone along for so long
 constexpr int64_t kLeast = int64_t{1} << 15;  // numbers of a state, or vectors are as fast
 
@@ -114,8 +115,7 @@ class Pace {
   int64_t pieces_, calls_, due_ = 0;
 };
 
-// What is needed next, on its way from memory: `rows` of `width` numbers, `stride` apart.
-template <int Write>
+// What is written next, on its way from memory: `rows` of `width` numbers, `stride` apart.
 class Fetch {
  public:
   Fetch(const float* first, int64_t rows, int64_t width, int64_t stride)
@@ -125,7 +125,7 @@ class Fetch {
   const int64_t lines;
 
   void line() {
-    __builtin_prefetch(first_ + std::min(done_, width_ - 1), Write, 2);
+    __builtin_prefetch(first_ + std::min(done_, width_ - 1), 1, 2);
     done_ += kLanes<float>;
     if (done_ < width_ + kLanes<float>) return;
     done_ = 0;
@@ -320,7 +320,7 @@ class Crew {
         base_(size),
         floor_(size),
         bias_(s_.vectors),
-        weights_(2 * s_.vectors * kSteps * kFactor),
+        weights_(2 * 2 * kColumns * kSteps * kFactor),
         sums_(size),
         right_(down ? 2 * 2 * kChunk * s_.panels * kFactor : 1),
         head_(down ? p_.outputs * s_.vectors : 1) {
@@ -451,14 +451,6 @@ class Crew {
   // From derivatives by a layer's z to those by the state h that it read, in `g`: masked, unless it is
   // the lowest.
   void backward(int64_t layer, const V* h, V* g) {
-    const Weights all(*this, p_.kernel, layer, true);
-    V* ready[] = {weights_.data(), weights_.data() + 2 * steps_ * kFactor};
-    auto transposed = [&](int64_t step, int64_t piece, V* to) {
-      const int64_t four = piece % 8, k = piece / 8 % steps_, v = piece / 8 / steps_;
-      all.transposed(2 * step + v, 2 * k + four / 4, four % 4 * 4,
-                     to + (v * steps_ + k) * kFactor + 2 * four);
-    };
-    for (int64_t piece = 0; piece < 16 * steps_; ++piece) transposed(0, piece, ready[0]);
     V* below = own(g);
     auto finish = [&](int64_t t, int64_t step, int64_t i, const V* sums) {
       const int64_t at = place(t, step) + 2 * i, tile = factor(t, step) + i;
@@ -471,28 +463,9 @@ class Crew {
       }
       left_row(next[0], next[1], below + tile);
     };
-    Finishing behind(finish);
-    for (int64_t step = 0; step < steps_; ++step) {
-      const bool last = step + 1 == steps_;
-      const int64_t then = (step + 2) * kStep;
-      Fetch<0> fetch(all.row(then), 1, std::min(kStep, c_ - then) * c_, 0);
-      int64_t piece = 0;
-      const int64_t calls = panels_ * steps_ * kSlots;
-      Pace preparing(last ? 0 : 16 * steps_, calls), fetching(fetch.lines, calls);
-      for (int64_t panel = 0; panel < panels_; ++panel) {
-        Pace finishing(behind.pieces(), steps_ * kSlots);
-        auto meanwhile = [&] {
-          preparing([&] { transposed(step + 1, piece++, ready[1]); });
-          fetching([&] { fetch.line(); });
-          finishing([&] { behind.piece(); });
-        };
-        product<2>(on_left(g_, 2 * panel, 0), {ready[0], steps_ * kFactor, kFactor}, steps_, true,
-                   meanwhile, behind.other());
-        behind.next(2 * panel, step);
-      }
-      std::swap(ready[0], ready[1]);
-    }
-    behind.rest();
+    const Weights all(*this, p_.kernel, layer, true);
+    auto source = [&](int64_t, const Block& block, V* to) { return Transposed(all, block, to); };
+    multiply(1, [&](int64_t) { return g_; }, source, finish);
     g_ = below;
   }
 
@@ -523,7 +496,7 @@ class Crew {
         const int64_t row = (in_ + (last ? 0 : t + tiles)) * kTile;
         const int64_t first = (last ? end : from) * kStep;
         const int64_t width = std::min((last ? kChunk : end - from) * kStep, c_ - first);
-        Fetch<1> fetch(to + row * c_ + first, std::min(kStep, c_ - row), width, c_);
+        Fetch fetch(to + row * c_ + first, std::min(kStep, c_ - row), width, c_);
         Pace fetching(fetch.lines, (end - from) * s_.panels * kSlots);
         for (int64_t step = from; step < end; ++step) {
           Pace finishing(behind.pieces(), s_.panels * kSlots);
@@ -667,69 +640,126 @@ class Crew {
   // vectors, sums, where they come to lie as a factor on the left in `to`).
   template <class Finish>
   void times_weights(std::initializer_list<Factors> products, int64_t layer, Finish finish, V* to) {
-    const int64_t blocks = parts(steps_, kSteps), passes = products.size() * blocks;
-    const int64_t rows = 2 * panels_;
-    V* ready[] = {weights_.data(), weights_.data() + s_.vectors * kSteps * kFactor};
-    auto prepared = [&](int64_t pass, V* to) {
-      const Factors& of = products.begin()[pass / blocks];
-      const int64_t from = part(steps_, blocks, pass % blocks);
-      const int64_t end = part(steps_, blocks, pass % blocks + 1);
-      return Straight(Weights(*this, of.kernel, layer, of.whole), from, end, s_.vectors, to);
+    auto source = [&](int64_t k, const Block& block, V* ready) {
+      const Factors& of = products.begin()[k];
+      return Straight(Weights(*this, of.kernel, layer, of.whole), block, ready);
     };
-    Straight first = prepared(0, ready[0]);
-    for (int64_t k = 0; k < first.pieces; ++k) first.piece();
     auto finish_row = [&](int64_t t, int64_t step, int64_t i, const V* sums) {
       finish(step, place(t, step) + 2 * i, sums, to + factor(t, step) + i);
     };
-    Finishing behind(finish_row);
-    for (int64_t pass = 0; pass < passes; ++pass) {
-      const bool last = pass + 1 == passes;
-      Straight next = prepared(last ? pass : pass + 1, ready[1]);
-      const int64_t from = part(steps_, blocks, pass % blocks);
-      const int64_t count = part(steps_, blocks, pass % blocks + 1) - from;
-      Pace preparing(last ? 0 : next.pieces, steps_ * panels_ * count * kSlots);
-      const V* q = products.begin()[pass / blocks].q;
-      for (int64_t step = 0; step < steps_; ++step)
+    auto left = [&](int64_t k) { return products.begin()[k].q; };
+    multiply(products.size(), left, source, finish_row);
+  }
+
+  // Steps of terms and of columns.
+  struct Block {
+    int64_t from, end, first, last;
+
+    int64_t terms() const { return end - from; }
+    int64_t columns() const { return last - first; }
+  };
+
+  // The sum of products of left(k) by what source(k, block, to) makes ready, piece by piece: for every
+  // row of 16 examples and 32 columns finish(tile of rows, step of columns, row, sums). A block of
+  // columns takes all terms, some at a time, before the next one: its sums, what it reads on the left
+  // and two blocks of what it reads on the right are all that the second cache must hold.
+  template <class Left, class Source, class Finish>
+  void multiply(int64_t products, Left left, Source source, Finish finish) {
+    const int64_t blocks = parts(steps_, kSteps), passes = products * blocks;
+    const int64_t many = parts(steps_, kColumns), rows = 2 * panels_;
+    auto block = [&](int64_t pass) {
+      const int64_t k = pass % blocks, column = pass / passes;
+      return Block{part(steps_, blocks, k), part(steps_, blocks, k + 1),
+                   part(steps_, many, column), part(steps_, many, column + 1)};
+    };
+    V* ready[] = {weights_.data(), weights_.data() + 2 * kColumns * kSteps * kFactor};
+    auto prepared = [&](int64_t pass, V* to) {
+      return source(pass % passes / blocks, block(pass), to);
+    };
+    auto first = prepared(0, ready[0]);
+    for (int64_t k = 0; k < first.pieces; ++k) first.piece();
+    Finishing behind(finish);
+    for (int64_t pass = 0; pass < passes * many; ++pass) {
+      const bool last = pass + 1 == passes * many, whole = pass % passes + 1 == passes;
+      const Block now = block(pass);
+      auto next = prepared(last ? pass : pass + 1, ready[1]);
+      Pace preparing(last ? 0 : next.pieces, now.columns() * panels_ * now.terms() * kSlots);
+      const V* q = left(pass % passes / blocks);
+      const int64_t a_tile = now.terms() * kFactor;
+      for (int64_t step = now.first; step < now.last; ++step)
         for (int64_t t = 0; t < rows; t += 2) {
-          Pace finishing(behind.pieces(), count * kSlots);
+          Pace finishing(behind.pieces(), now.terms() * kSlots);
           auto meanwhile = [&] {
             preparing([&] { next.piece(); });
             finishing([&] { behind.piece(); });
           };
-          V* sums = sums_.data() + (step * rows + t) * 2 * kTile;
-          const int64_t a_tile = count * kFactor;
-          product<2>(on_left(q, t, from), {ready[0] + 2 * step * a_tile, a_tile, kFactor}, count,
-                     pass == 0, meanwhile, sums);
-          if (last) behind.next(t, step, 2, sums);
+          V* sums = sums_.data() + ((step - now.first) * rows + t) * 2 * kTile;
+          const V* right = ready[0] + 2 * (step - now.first) * a_tile;
+          product<2>(on_left(q, t, now.from), {right, a_tile, kFactor}, now.terms(),
+                     pass % passes == 0, meanwhile, sums);
+          if (whole) behind.next(t, step, 2, sums);
         }
+      if (whole) behind.rest();  // or the next block's sums come to lie over them
       std::swap(ready[0], ready[1]);
     }
-    behind.rest();
   }
 
-  // Rows of a few steps of weights as the factor on the right, a pair of rows' vector at a time.
+  // A block of weights as the factor on the right, a pair of rows' vector at a time.
   class Straight {
    public:
-    Straight(const Weights& all, int64_t from, int64_t end, int64_t vectors, V* to)
-        : pieces((end - from) * kTile * vectors),
-          all_(all), vectors_(vectors), a_tile_((end - from) * kFactor),
-          in_(from * kStep), to_(to) {}
+    Straight(const Weights& all, const Block& block, V* to)
+        : pieces(block.terms() * kTile * 2 * block.columns()),
+          all_(all), first_(2 * block.first), last_(2 * block.last),
+          a_tile_(block.terms() * kFactor), in_(block.from * kStep), o_(first_), to_(to) {}
 
     const int64_t pieces;
 
     void piece() {
       for (int64_t k = 2; k < 4; ++k) __builtin_prefetch(all_.row(in_ + k) + o_ * kTile, 0, 2);
-      put_right(Split(all_.vector(in_, o_)), Split(all_.vector(in_ + 1, o_)), to_ + o_ * a_tile_);
-      if (++o_ < vectors_) return;
-      o_ = 0;
+      put_right(Split(all_.vector(in_, o_)), Split(all_.vector(in_ + 1, o_)),
+                to_ + (o_ - first_) * a_tile_);
+      if (++o_ < last_) return;
+      o_ = first_;
       in_ += 2;
       to_ += in_ % kStep == 0 ? kFactor - kTile + 1 : 1;
     }
 
    private:
     const Weights all_;
-    const int64_t vectors_, a_tile_;
-    int64_t in_, o_ = 0;
+    const int64_t first_, last_, a_tile_;
+    int64_t in_, o_;
+    V* to_;
+  };
+
+  // A block of weights, transposed, as the factor on the right: four terms of a tile at a time.
+  class Transposed {
+   public:
+    Transposed(const Weights& all, const Block& block, V* to)
+        : pieces(2 * block.columns() * block.terms() * 8),
+          all_(all), from_(2 * block.from), end_(2 * block.end), i_(2 * block.first), o_(from_),
+          to_(to) {}
+
+    const int64_t pieces;
+
+    void piece() {
+      // The rows' next numbers, or those of the next rows.
+      const bool within = o_ + 2 < end_;
+      const int64_t i = i_ + !within, o = within ? o_ + 2 : from_ + o_ % 2;
+      for (int64_t k = 0; k < 4; ++k)
+        __builtin_prefetch(all_.row(i * kTile + 4 * four_ + k) + o * kTile, 0, 3);
+      all_.transposed(i_, o_, 4 * four_, to_ + o_ % 2 * kTile / 2 + 2 * four_);
+      if (++four_ < 4) return;
+      four_ = 0;
+      if (++o_ % 2 == 0) to_ += kFactor;
+      if (o_ < end_) return;
+      o_ = from_;
+      ++i_;
+    }
+
+   private:
+    const Weights all_;
+    const int64_t from_, end_;
+    int64_t i_, o_, four_ = 0;
     V* to_;
   };
 
@@ -741,7 +771,7 @@ class Crew {
     explicit Finishing(Finish& finish) : finish_(finish) {}
 
     V* other() { return own_[turn_]; }
-    int64_t pieces() const { return rows_; }
+    int64_t pieces() const { return rows_ - done_; }
 
     void piece() {
       finish_(t_ + done_ / kTile, step_, done_ % kTile, sums_ + 2 * done_);
