@@ -15,7 +15,8 @@ from dnntk.tiles import balanced, padded_rows
 
 # Of one cosine in float64 and in float32: Horner's rule of degree 16 and 6, and what is around it.
 EVEN_OPERATIONS = {8: 42, 4: 22}
-VECTORS_AT_WORK = 8  # blocks of vectors that an iteration holds at once, beside the basis
+VECTORS_AT_WORK = 8  # blocks of own rows that an iteration holds at once, beside the basis
+VECTORS_ON_THE_WAY = 6  # blocks of all rows, where several processes exchange them
 WAYS_OVER_THE_BASIS = 4  # an iteration reads it so often: two projections, coordinates and removal
 EIGH_MATRICES = 3  # of m x m: the eigenvectors in place of the matrix, and LAPACK's workspace
 
@@ -159,11 +160,13 @@ class Cost:
 def cost(problem: Problem, rates: Rates) -> Cost:
     """Memory, arithmetic, traffic and time of a process.
 
-    The prediction and the basis are not shared: every process has all of both.
+    Processes share tiles, rows of the Krylov basis and points to predict at. An eigendecomposition
+    is everyone's.
     """
     p, n, columns = problem, problem.examples, problem.columns
     vectors = 8.0 * n * columns  # bytes of a block
-    steps = p.iterations
+    steps, others = p.iterations, 1 - 1 / p.processes
+    rows = n / p.processes if steps else float(n)  # of the basis, in a process
     size = steps * columns if steps else n  # vectors in the basis
     entries = float(p.tiles * p.tile_entries)
     sweeps = 1 if p.stored else steps + (steps == 0)
@@ -172,19 +175,21 @@ def cost(problem: Problem, rates: Rates) -> Cost:
         p.tiles * rates.tile_seconds + (p.tile_bytes / rates.host if p.stored else 0.0),
     )
     looks = [columns * look for look in _looks(steps)] if steps else [n]
-    over_basis = WAYS_OVER_THE_BASIS * vectors * steps * (steps - 1) / 2
-    answers = 2 * p.times * 8.0 * n * size  # at the training examples, and the coefficients
-    new = float(p.tests) * n
-    product = p.tile_bytes / (rates.read if p.folder else rates.product) if p.stored else 0.0
-    traffic = steps * (p.processes - 1) * vectors
-    disk = (p.tile_bytes * p.stored + steps * vectors) if p.folder else 0.0
+    over_basis = WAYS_OVER_THE_BASIS * 8.0 * rows * columns * steps * (steps - 1) / 2
+    answers = 2 * p.times * 8.0 * rows * size  # at the training examples, and the coefficients
     outputs = p.times * p.outputs
+    new = float(-(-p.tests // p.processes)) * n
+    product = p.tile_bytes / (rates.read if p.folder else rates.product) if p.stored else 0.0
+    sent = 2 * steps * vectors + 8.0 * outputs * (2 * n * (steps > 0) + p.tests)
+    traffic = others * (sent + (0 if steps else p.processes * 8.0 * n * n))
+    disk = (p.tile_bytes * p.stored + steps * 8.0 * rows * columns) if p.folder else 0.0
     return Cost(
         memory={
             "inputs": 8.0 * p.example_size * (2 * n + p.tests),
             "tiles": p.tile_bytes if p.stored and not p.folder else 0.0,
-            "basis": vectors * steps if steps else EIGH_MATRICES * 8.0 * n * n,
-            "vectors": vectors * (VECTORS_AT_WORK + 2 * p.processes * (p.processes > 1)),
+            "basis": 8.0 * rows * (columns * steps if steps else EIGH_MATRICES * n),
+            "vectors": 8.0 * rows * columns * VECTORS_AT_WORK
+            + vectors * VECTORS_ON_THE_WAY * (p.processes > 1),
             "outputs": 8.0 * outputs * (3 * n + 2 * p.tests),
         },
         operations={
@@ -199,7 +204,7 @@ def cost(problem: Problem, rates: Rates) -> Cost:
             "kernel": rates.compiling + sweeps * kernel,
             "product": steps * product,
             "network": traffic / rates.network,
-            "basis": over_basis / rates.basis + steps * n * columns / rates.columns,
+            "basis": over_basis / rates.basis + steps * rows * columns / rates.columns,
             "eigenvectors": sum(float(d) ** 3 for d in looks) / rates.eigh,
             "prediction": new / rates.entries
             + 2 * new * outputs / rates.matrix

@@ -4,12 +4,15 @@
 signals, and the first one writes.
 """
 
+import functools
 import re
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from dnntk.errors import InputError
 
@@ -83,6 +86,68 @@ def summed(values: np.ndarray) -> np.ndarray:
         return values
     with jax.enable_x64(True):
         return np.asarray(multihost_utils.process_allgather(values)).sum(0)
+
+
+class Rows:
+    """The rows that this process has of a long float64 array, in the order of the processes.
+
+    All processes must call the methods, in the same order. Of one process, it has all of them and
+    nothing is copied.
+
+    Attributes:
+      total: rows of the whole array.
+      start, stop: of this process's rows.
+    """
+
+    def __init__(self, total: int) -> None:
+        """Split ``total`` rows evenly."""
+        self.total = total
+        self._each = -(-total // count())  # the last processes may have fewer, or none
+        self.start, self.stop = (min((number() + k) * self._each, total) for k in (0, 1))
+
+    def of(self, whole: np.ndarray) -> np.ndarray:
+        """This process's rows of an array [total, c] that it has the whole of."""
+        return whole[self.start : self.stop]
+
+    def gathered(self, own: np.ndarray) -> np.ndarray:
+        """The whole array [total, c], of everyone's rows."""
+        if not several():
+            return own
+        padded = np.pad(own, ((0, self._each - len(own)), (0, 0)))
+        with jax.enable_x64(True):
+            return np.asarray(multihost_utils.process_allgather(padded, tiled=True))[: self.total]
+
+    def of_sum(self, whole: np.ndarray) -> np.ndarray:
+        """This process's rows of the sum of all processes' arrays [total, c].
+
+        Added in the order of the processes, as `summed` does; the other rows do not come here.
+        """
+        if not several():
+            return whole
+        padded = np.pad(whole, ((0, self._each * count() - self.total), (0, 0)))
+        parts = padded.reshape(1, count(), self._each, -1)
+        with jax.enable_x64(True):
+            placed = jax.make_array_from_process_local_data(
+                NamedSharding(_one_device_each(), P("process")), parts
+            )
+            received = np.asarray(_exchange()(placed).addressable_data(0))
+        return received[:, 0].sum(0)[: self.stop - self.start]
+
+
+@functools.cache
+def _one_device_each() -> Mesh:
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    return Mesh(np.array([first[process] for process in range(count())]), ("process",))
+
+
+@functools.cache
+def _exchange() -> Any:
+    """[from, to, ...], split over senders -> the same, split over receivers."""
+    swap = lambda parts: jax.lax.all_to_all(parts, "process", 1, 0)  # noqa: E731
+    specs = P("process"), P(None, "process")
+    return jax.jit(
+        jax.shard_map(swap, mesh=_one_device_each(), in_specs=specs[0], out_specs=specs[1])
+    )
 
 
 def number() -> int:

@@ -165,6 +165,8 @@ class KernelFlow:
     ) -> NDArray[np.float64]:
         """f_t at new points.
 
+        Of several processes each computes its share of the points, and all get all of them.
+
         Args:
             x: [n', ...], examples as the training ones.
             time: t >= 0, may be infinite; or several, at little more than the price of one.
@@ -187,12 +189,13 @@ class KernelFlow:
         start = self._outputs_like("initial", initial, len(points))
         times = host_times(time)
         flat = self._flat(np.concatenate([s.coefficients for s in self.solutions(times)], 1))
-        result = np.empty((len(points) * self._cross.outputs, flat.shape[1]))
         k, dtype = self._cross.outputs, self._cross.dtype
         train = self._x.astype(dtype)
+        shared = hosts.Rows(len(points))
+        points = shared.of(points).astype(dtype)
+        result = np.empty((len(points) * k, flat.shape[1]))
         columns = balanced(len(train), self._block_size)
         rows = balanced(len(points), self._block_size) if len(points) else []
-        points = points.astype(dtype)
         blocks = self._cross.blocks(
             [(points[a:b], train[c:d]) for a, b in rows for c, d in columns]
         )
@@ -204,7 +207,8 @@ class KernelFlow:
             disable=not self._progress,
         ):
             result[a * k : b * k] = sum(next(blocks) @ flat[c * k : d * k] for c, d in columns)
-        return self._shaped(result, len(times), time) + start
+        whole = shared.gathered(result.reshape(len(points), -1)).reshape(-1, flat.shape[1])
+        return self._shaped(whole, len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
         """f_t at the training examples.
@@ -355,7 +359,9 @@ class KernelFlow:
             log.info("solver: eigendecomposition of the %d x %d Gram matrix", rows, rows)
             return Eigendecomposition(gram.dense(rows) / n, targets)
         held = gram.nbytes if gram.stored and self._folder is None else 0
-        basis_bytes, left = 8 * rows * columns, self._memory - held
+        own = hosts.Rows(rows)
+        basis_bytes = 8 * -(-rows // hosts.count()) * columns
+        left = self._memory - held
         most = hosts.agreed(max(1, min(self._most, int(left // basis_bytes))))
         where = "in memory" if gram.stored else "computed for every product, as memory is short"
         if self._folder is not None:
@@ -374,7 +380,11 @@ class KernelFlow:
             key.update(np.ascontiguousarray(targets).tobytes())
             folder = folder / f"krylov-{key.hexdigest()[:16]}"
         return Krylov(
-            lambda v: product(v) / n, targets, most=most, progress=self._progress, folder=folder
+            lambda v: product(v, own) / n,
+            targets,
+            most=most,
+            progress=self._progress,
+            folder=folder,
         )
 
     @property

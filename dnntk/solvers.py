@@ -143,6 +143,9 @@ class Krylov:
     See `Solver`. Memory: 8 m bytes a vector, as many vectors an iteration as there are targets, or
     `BLOCK`. Nothing of it depends on the order of the rows but its rounding, and the random vectors
     by which few targets are filled up.
+
+    Of several processes each has its rows of the basis (`dnntk.hosts.Rows`), and all have the small
+    matrices: what they need of each other's rows are inner products.
     """
 
     def __init__(
@@ -157,8 +160,8 @@ class Krylov:
         """Start a basis with the span of the targets.
 
         Args:
-            product: [m, b] -> A times it.
-            targets: [m, k].
+            product: [m, b] -> A times it; of several processes, own rows to own rows.
+            targets: [m, k], all of them.
             most: iterations at most.
             progress: show a bar once it has taken five seconds.
             folder: where every iteration is kept, and found by a later process; of this product
@@ -173,9 +176,11 @@ class Krylov:
         m, k = targets.shape
         filling = np.random.default_rng(0).normal(size=(m, max(min(BLOCK, m) - k, 0)))
         filling *= np.linalg.norm(targets) / np.sqrt(m * max(k, 1)) or 1.0
-        self._basis = _Vectors(m)
-        self._new, _ = _orthonormal(np.concatenate([targets, filling], 1), 0.0, m)
-        self._first = self._new.T @ targets
+        self._rows = rows = hosts.Rows(m)
+        own = rows.of(np.concatenate([targets, filling], 1))
+        self._basis = _Vectors(len(own))
+        self._new, _ = _orthonormal(own, 0.0, m)
+        self._first = hosts.summed(self._new.T @ own[:, :k])
         self._small = np.zeros((0, 0))  # Q^T A Q, block tridiagonal
         self._below = np.zeros((self._new.shape[1], 0))  # what A moves from the basis to _new
         self._vectors = np.zeros((0, 0))  # of _small, once it was diagonalized
@@ -212,12 +217,12 @@ class Krylov:
 
     def expand(self, components: Array) -> Array:
         """[d, c] by eigenvector of Q^T A Q -> [m, c]."""
-        return self._basis.combine(self._vectors @ components)
+        return self._rows.gathered(self._basis.combine(self._vectors @ components))
 
     def applied(self, components: Array) -> Array:
         """A times what `expand` gives, without another product."""
-        inside = self.expand(self.values[:, None] * components)
-        return inside + self._new @ self.outside(components)
+        inside = self._basis.combine(self._vectors @ (self.values[:, None] * components))
+        return self._rows.gathered(inside + self._new @ self.outside(components))
 
     def outside(self, components: Array) -> Array:
         """What A moves out of the basis, in coordinates of the next block."""
@@ -244,9 +249,9 @@ class Krylov:
     def _iterated(self) -> tuple[Array, Array, Array]:
         """Block on the diagonal of Q^T A Q, next block of the basis, block below the diagonal."""
         new = self._product(self._new)
-        corner = self._new.T @ new
+        corner = hosts.summed(self._new.T @ new)
         self._scale = max(self._scale, float(np.linalg.norm(corner, 2)))
-        room = len(new) - len(self._small) - len(corner)
+        room = self._rows.total - len(self._small) - len(corner)
         self._remove_all_from(new)
         new, below = _orthonormal(new, 8 * EPS * self._scale, room)
         # What was left may have been little more than rounding, which is not orthogonal.
@@ -262,7 +267,7 @@ class Krylov:
         return step
 
     def _remove_all_from(self, new: Array) -> None:
-        new -= self._new @ (self._new.T @ new)
+        new -= self._new @ hosts.summed(self._new.T @ new)
         self._basis.remove_from(new)
 
     def _file(self) -> Path:
@@ -293,7 +298,7 @@ class Krylov:
 
 
 class _Vectors:
-    """Orthonormal columns [m, d] in chunks, d growing."""
+    """Orthonormal columns [m, d] in chunks, d growing; of several processes, own rows of them."""
 
     def __init__(self, m: int) -> None:
         self._m, self._count = m, 0
@@ -312,8 +317,9 @@ class _Vectors:
 
     def remove_from(self, new: Array) -> None:
         """Subtract from columns [m, b], in place, their projections on these."""
-        for columns in self._filled():
-            new -= columns @ (columns.T @ new)
+        if self._count:
+            inside = np.concatenate([columns.T @ new for columns in self._filled()])
+            new -= self.combine(hosts.summed(inside))
 
     def combine(self, coordinates: Array) -> Array:
         """[d, c] -> [m, c]."""
@@ -327,14 +333,33 @@ class _Vectors:
 
 
 def _orthonormal(block: Array, least: float, most: int) -> tuple[Array, Array]:
-    """(q [m, r], coordinates [r, b]) of the columns; directions shorter than ``least`` are left."""
+    """(q [m, r], coordinates [r, b]) of the columns; directions shorter than ``least`` are left.
+
+    Of several processes, own rows to own rows: each makes its own orthonormal, and all the same of
+    what is left of everyone's (Demmel, Grigori, Hoemmen & Langou, 2012).
+    """
     with threadpool_limits(1, "blas"):  # a few columns: threads would only wait for each other
+        own, whole = _shared_triangles(block) if hosts.several() else (None, block)
         q, triangle, order = scipy.linalg.qr(
-            block, mode="economic", pivoting=True, check_finite=False
+            whole, mode="economic", pivoting=True, check_finite=False
         )
+        if own is not None:
+            q = own @ q[hosts.number() * block.shape[1] :][: own.shape[1]]
     lengths = np.abs(np.diag(triangle))
     floor = max(least, 8 * EPS * float(lengths[0])) if len(lengths) else 0.0
     rank = min(int(np.sum(lengths > floor)), most)
     coordinates = np.empty((rank, block.shape[1]))
     coordinates[:, order] = triangle[:rank]
     return np.ascontiguousarray(q[:, :rank]), coordinates
+
+
+def _shared_triangles(block: Array) -> tuple[Array, Array]:
+    """Orthonormal columns of own rows, and what is left of all processes', one under the other."""
+    width = block.shape[1]
+    if len(block):
+        q, triangle = scipy.linalg.qr(block, mode="economic", check_finite=False)
+    else:
+        q, triangle = np.zeros((0, 0)), np.zeros((0, width))
+    padded = np.zeros((width, width))
+    padded[: len(triangle)] = triangle
+    return q, hosts.Rows(width * hosts.count()).gathered(padded)

@@ -141,9 +141,13 @@ class SymmetricGram:
         """Bytes of this process's tiles, whether they are stored or not."""
         return 8 * int(self._starts[-1])
 
-    def product(self, vectors: np.ndarray) -> np.ndarray:
-        """[m', c] -> [m', c] with the leading m' rows and columns of the matrix, m' <= m."""
-        return hosts.summed(self._own_product(vectors))
+    def product(self, vectors: np.ndarray, rows: hosts.Rows | None = None) -> np.ndarray:
+        """[m', c] -> [m', c] with the leading m' rows and columns of the matrix, m' <= m.
+
+        Of several processes each gives and gets those of the m' ``rows`` that it has.
+        """
+        rows = hosts.Rows(len(vectors)) if rows is None else rows
+        return rows.of_sum(self._own_product(rows.gathered(vectors)))
 
     def _own_product(self, vectors: np.ndarray) -> np.ndarray:
         """What this process's tiles contribute to it."""

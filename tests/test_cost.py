@@ -76,13 +76,17 @@ def test_the_solver_looks_as_often_as_is_counted(monkeypatch, most):
     assert cost(problem, RATES).seconds["eigenvectors"] == sum(d**3 for d in sizes) / 1e9
 
 
-def test_processes_share_tiles_and_send_vectors():
+def test_processes_share_tiles_rows_and_points():
     one = Problem(1000, (3,), **SIZES | {"iterations": 9})
     four = dataclasses.replace(one, processes=4)
     assert four.tiles == math.ceil(one.tiles / 4) and four.tile_bytes == one.tile_bytes / 4
     assert cost(one, RATES).traffic == 0
-    assert cost(four, RATES).traffic == 9 * 3 * 1000 * 8 * 8
-    assert cost(four, RATES).memory["basis"] == cost(one, RATES).memory["basis"]
+    blocks, answers, points = 2 * 9 * 1000 * 8, 2 * 1000 * 2, 7 * 2
+    assert cost(four, RATES).traffic == 3 / 4 * 8 * (blocks + answers + points)
+    assert cost(four, RATES).memory["basis"] == cost(one, RATES).memory["basis"] / 4
+    stages = ("product", "basis", "prediction")
+    alone, shared = (sum(cost(p, RATES).seconds[s] for s in stages) for p in (one, four))
+    assert shared == pytest.approx(alone / 4, rel=0.1)
 
 
 def test_arithmetic_of_an_entry_is_that_of_its_cosines():

@@ -81,19 +81,24 @@ def test_sigterm_to_one_stops_all_with_a_checkpoint(tmp_path):
 
 
 def test_processes_share_a_gram_matrix_and_predict_as_one(tmp_path):
-    flags = ("--classes=all", "--train_examples=300", "--solver=krylov", "--block_size=64")
+    flags = ("--classes=all", "--train_examples=301", "--solver=krylov", "--block_size=64")
     alone = processes.outcome("predict.py", *flags, "--workdir=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
-    both = (*flags, "--gram_dir=gram", "--workdir=both")
-    with processes.joined(2, *both, cwd=tmp_path, script="predict.py") as running:
+    three = (*flags, "--gram_dir=gram", "--workdir=three")
+    with processes.joined(3, *three, cwd=tmp_path, script="predict.py") as running:
         words = ended(running)
-        assert [one.returncode for one in running] == [0, 0], words
+        assert [one.returncode for one in running] == [0, 0, 0], words
     found, expected = (
-        np.load(tmp_path / name / "predictions.npz")["test_outputs"] for name in ("both", "alone")
+        np.load(tmp_path / name / "predictions.npz")["test_outputs"] for name in ("three", "alone")
     )
     np.testing.assert_allclose(found, expected, atol=1e-9)
     sizes = [f.stat().st_size for f in (tmp_path / "gram").glob("process-*/gram.npy")]
-    assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)
+    assert len(sizes) == 3 and max(sizes) < 0.45 * sum(sizes)
+    # The basis is split too: 301 rows of its first block.
+    firsts = [np.load(f)["new"] for f in (tmp_path / "gram").glob("krylov-*/00000.npz")]
+    assert sorted(len(first) for first in firsts) == [99, 101, 101]
+    whole = np.concatenate(firsts)
+    np.testing.assert_allclose(whole.T @ whole, np.eye(whole.shape[1]), atol=1e-12)
 
 
 def test_a_number_that_is_none_of_them_is_refused():

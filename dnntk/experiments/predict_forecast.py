@@ -272,10 +272,11 @@ class _Calibration:
         x = self.rng.uniform(1, 2, (TILED_ROWS, 1))
         cross = CrossKernel(lambda x1, x2: x1 @ x2.T, x, "float64")
         gram = SymmetricGram(cross, block_size=self.config.block_size, progress=False)
-        vectors = self.rng.normal(size=(TILED_ROWS, columns))
-        gram.product(vectors)
-        waiting = (hosts.count() - 1) * vectors.nbytes / network
-        seconds = _together(lambda: [gram.product(vectors) for _ in range(4)]) / 4
+        vectors, rows = self.rng.normal(size=(TILED_ROWS, columns)), hosts.Rows(TILED_ROWS)
+        own = rows.of(vectors)
+        gram.product(own, rows)
+        waiting = 2 * (vectors.nbytes - own.nbytes) / network
+        seconds = _together(lambda: [gram.product(own, rows) for _ in range(4)]) / 4
         return gram.nbytes / max(seconds - waiting, seconds / 10)
 
     def _basis(self, columns: int) -> float:
@@ -290,15 +291,17 @@ class _Calibration:
 
     def _columns(self, columns: int, basis: float) -> float:
         """Rows times vectors of a block a second, beside the products with those before."""
+        rows = hosts.Rows(BASIS_ROWS * hosts.count())
         scale = self.rng.uniform(0.1, 1, (BASIS_ROWS, 1))
-        targets = self.rng.normal(size=(BASIS_ROWS, columns))
+        targets = self.rng.normal(size=(rows.total, columns))
 
         def grow() -> None:
             Krylov(lambda v: scale * v, targets, most=STEPS, progress=False).reach([], 0.5)
 
-        before = WAYS_OVER_THE_BASIS * targets.nbytes * STEPS * (STEPS - 1) / 2
+        own = rows.of(targets)
+        before = WAYS_OVER_THE_BASIS * own.nbytes * STEPS * (STEPS - 1) / 2
         grown = _together(grow)
-        return STEPS * targets.size / max(grown - before / basis, grown / 2)
+        return STEPS * own.size / max(grown - before / basis, grown / 2)
 
     def _eigh(self, size: int) -> float:
         """Rows cubed a second of a matrix about as large."""
@@ -318,9 +321,10 @@ class _Calibration:
     def _network(self, columns: int) -> float:
         if not hosts.several():
             return math.inf
-        vectors = np.ones((BASIS_ROWS, columns))
-        hosts.summed(vectors)
-        return (hosts.count() - 1) * vectors.nbytes / _together(lambda: hosts.summed(vectors))
+        rows = hosts.Rows(BASIS_ROWS * hosts.count())
+        own = np.ones((BASIS_ROWS, columns))
+        rows.gathered(own)
+        return (hosts.count() - 1) * own.nbytes / _together(lambda: rows.gathered(own))
 
     def _disk(self) -> float:
         folder = Path(self.config.gram_dir or ".").absolute()
