@@ -238,9 +238,7 @@ def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
 
         value, gradient = jax.value_and_grad(loss)(params)
         examples = jax.lax.psum(batch.weight.sum(), DATA)
-        axes = {name: DATA if name == "middle" else (DATA, DEPTH) for name in gradient}
-        gradient = {name: jax.lax.psum(g, axes[name]) for name, g in gradient.items()}
-        gradient = jax.tree.map(lambda g: g / examples, gradient)
+        gradient = jax.tree.map(lambda g: g / examples, pipeline.total(gradient))
         return jax.lax.psum(value, (DATA, DEPTH)) / examples, gradient
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:

@@ -89,11 +89,6 @@ def stages_of(mesh: Mesh) -> int:
     return int(mesh.shape.get(DEPTH, 1))
 
 
-def without_stages(mesh: Mesh) -> Mesh:
-    """The same devices, each of which takes all layers of its own examples."""
-    return mesh if stages_of(mesh) == 1 else Mesh(mesh.devices.ravel(), (DATA,))
-
-
 def specs(tree: Any, mesh: Mesh) -> Any:
     """How a tree of variables, gradients or an optimizer's state is laid out.
 
@@ -123,6 +118,12 @@ def idle_share(stages: int, count: int) -> float:
     """The share of ticks at which a stage has no micro-batch."""
     at = microbatch_at(np.arange(stages)[:, None], np.arange(stages + count - 1)[None])
     return float(np.mean((at < 0) | (at >= count)))
+
+
+def total(gradient: Layers) -> Layers:
+    """The sum over a mesh of what each device has of a gradient by all parameters."""
+    axes = {name: DATA if name == "middle" else (DATA, DEPTH) for name in gradient}
+    return {name: jax.lax.psum(g, axes[name]) for name, g in gradient.items()}
 
 
 def outputs(

@@ -5,7 +5,7 @@ the tangent kernel on the N training points. Power iteration in function space n
 v -> J (J^T v), one vector-Jacobian and one Jacobian-vector product over the whole network.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dnntk import fused
-from dnntk.flow import apply, put_batch, put_replicated
+from dnntk import fused, pipeline
+from dnntk.flow import apply, put_batch, put_state
+from dnntk.models import DeepNarrow
+from dnntk.pipeline import DATA, DEPTH
 
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
 # mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of the bound, once at half of it.
@@ -47,7 +49,8 @@ def largest_eigenvalue(
       model: a flax module; for a deep narrow network in the ntk form J J^T is the scaled NTK.
       variables: its collections, ``params`` among them.
       x: [N, ...] inputs.
-      mesh: one axis ``data``, over which the inputs are split.
+      mesh: its axis ``data`` splits the inputs, and ``depth``, if there is one, a deep narrow
+        network's layers.
       seed: of the positive random starting vector.
       tolerance: relative change of the estimate (it grows towards the eigenvalue) to stop at.
       max_iterations: each costs about two training steps on these inputs.
@@ -56,35 +59,26 @@ def largest_eigenvalue(
       The eigenvalue of K / N, in units of 1 / kernel time; 0 where the kernel vanishes.
     """
     frozen = {name: tree for name, tree in variables.items() if name != "params"}
-    params, frozen = put_replicated((variables["params"], frozen), mesh)
+    params, frozen = put_state((variables["params"], frozen), mesh)
     outputs = jax.eval_shape(model.apply, variables, x[:1])
     vector = np.abs(np.random.default_rng(seed).standard_normal((len(x), outputs.shape[1])))
     batch = put_batch(x, vector.astype(outputs.dtype), mesh)
+    products = _staged_products if pipeline.stages_of(mesh) > 1 else _products
 
     def product(params: Any, frozen: Any, x: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
         v = v * weight[:, None]
-        v = v / jnp.sqrt(jax.lax.psum(jnp.sum(v**2), "data"))
-        if fused.supports(model, params, x):
-            share = fused.share(mesh.local_mesh.size)
-            _, gradient = fused.gradient(model, params, frozen, x, 0 * weight, v, share)
-            gradient = jax.lax.psum(gradient, "data")
-            image = fused.tangent(model, params, frozen, x, gradient, share)
-        else:
-            outputs_at = lambda params: apply(model, params, frozen, x)  # noqa: E731
-            _, pull_back = jax.vjp(outputs_at, params)
-            (gradient,) = jax.lax.psum(pull_back(v), "data")
-            _, image = jax.jvp(outputs_at, (params,), (gradient,))
-        examples = jax.lax.psum(weight.sum(), "data")
+        v = v / jnp.sqrt(jax.lax.psum(jnp.sum(v**2), DATA))
+        image, square = products(model, params, frozen, x, v, mesh)
         # v^T K v = |J^T v|^2: the Rayleigh quotient, from below.
-        rayleigh = sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
-        return image, rayleigh / examples
+        return image, square / jax.lax.psum(weight.sum(), DATA)
 
-    data = P("data")
+    data = P(DATA)
+    held = pipeline.specs(params, mesh), pipeline.specs(frozen, mesh)
     apply_kernel = jax.jit(
         jax.shard_map(
             product,
             mesh=mesh,
-            in_specs=(P(), P(), data, data, data),
+            in_specs=(*held, data, data, data),
             out_specs=(data, P()),
             check_vma=False,
         )
@@ -97,3 +91,43 @@ def largest_eigenvalue(
             return Eigenvalue(value, value > 0, iteration)
         previous = value
     return Eigenvalue(previous, False, max_iterations)
+
+
+def _products(
+    model: nn.Module, params: Any, frozen: Any, x: jax.Array, v: jax.Array, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """J (J^T v) at a device's own inputs, and |J^T v|^2; v there, of norm 1 on all devices."""
+    if fused.supports(model, params, x):
+        share = fused.share(mesh.local_mesh.size)
+        none = jnp.zeros(len(x), v.dtype)
+        _, gradient = fused.gradient(model, params, frozen, x, none, v, share)
+        gradient = jax.lax.psum(gradient, DATA)
+        image = fused.tangent(model, params, frozen, x, gradient, share)
+    else:
+        outputs_at = lambda params: apply(model, params, frozen, x)  # noqa: E731
+        _, pull_back = jax.vjp(outputs_at, params)
+        (gradient,) = jax.lax.psum(pull_back(v), DATA)
+        _, image = jax.jvp(outputs_at, (params,), (gradient,))
+    return image, _square(gradient)
+
+
+def _staged_products(
+    model: nn.Module, params: Any, frozen: Any, x: jax.Array, v: jax.Array, mesh: Mesh
+) -> tuple[jax.Array, jax.Array]:
+    """`_products` where each device has the layers of its stage alone."""
+
+    def outputs_at(params: Any) -> jax.Array:
+        stages = pipeline.stages_of(mesh)
+        f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, x, stages)
+        return jnp.where(counts, f, 0)
+
+    _, pull_back = jax.vjp(outputs_at, params)
+    gradient = pipeline.total(*pull_back(v))
+    _, image = jax.jvp(outputs_at, (params,), (gradient,))
+    ends = {name: g for name, g in gradient.items() if name != "middle"}
+    square = _square(ends) + jax.lax.psum(_square(gradient["middle"]), DEPTH)
+    return jax.lax.psum(image, DEPTH), square
+
+
+def _square(tree: Any) -> jax.Array:
+    return jnp.asarray(sum(jnp.sum(g**2) for g in jax.tree.leaves(tree)))

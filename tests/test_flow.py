@@ -9,6 +9,7 @@ from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig, flow
 from dnntk.experiments.training import optimizer_of
+from dnntk.pipeline import make_mesh
 from dnntk.step_size import largest_eigenvalue
 
 
@@ -112,11 +113,11 @@ def test_predictions_do_not_depend_on_the_chunk(chunk, x64):
 
 
 @pytest.mark.parametrize("arch", ["mlp", "cnn"])
-@pytest.mark.parametrize("devices", [1, 2])
-def test_power_iteration_finds_the_largest_eigenvalue(arch, devices, x64):
+@pytest.mark.parametrize("mesh", ["data:1", "data:2", "depth:2"])
+def test_power_iteration_finds_the_largest_eigenvalue(arch, mesh, x64):
     model, variables, x, _ = network(arch, examples=11, scale=50.0)
     expected = np.linalg.eigvalsh(explicit_kernel(model, variables, x) / len(x))[-1]
-    found = largest_eigenvalue(model, variables, x, mesh_of(devices), tolerance=1e-8)
+    found = largest_eigenvalue(model, variables, x, make_mesh(mesh), tolerance=1e-8)
     assert found.converged
     np.testing.assert_allclose(found.value, expected, rtol=1e-6)
     assert found.value <= expected * (1 + 1e-12)

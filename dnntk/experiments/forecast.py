@@ -186,7 +186,7 @@ class _Calibration:
         mesh = self._mesh(model)
         variables = jax.jit(model.init)(jax.random.key(self.config.seed), self.x[:1])
         begun = time.perf_counter()
-        found = largest_eigenvalue(model, variables, self.x, pipeline.without_stages(mesh))
+        found = largest_eigenvalue(model, variables, self.x, mesh)
         eigenvalue_seconds = time.perf_counter() - begun
         optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30), DEFAULT_STEPS)
         frozen = {name: tree for name, tree in variables.items() if name != "params"}

@@ -217,13 +217,10 @@ class _Run:
         return flow.data_mesh(self.batch_size, held, threaded)
 
     def _lambda_max(self) -> Eigenvalue:
-        """Of the network's own kernel, on one batch of training examples.
-
-        Each device takes all layers, whatever the mesh; a given step spares it.
-        """
+        """Of the network's own kernel, on one batch of training examples."""
         order = np.random.default_rng(self.config.seed).permutation(len(self.dataset.x_train))
         x = self.dataset.x_train[np.sort(order[: self.batch_size])]
-        return largest_eigenvalue(self.model, self.variables, x, pipeline.without_stages(self.mesh))
+        return largest_eigenvalue(self.model, self.variables, x, self.mesh)
 
     @contextlib.contextmanager
     def _checkpoints(self) -> Iterator[Checkpoints | None]:
