@@ -131,7 +131,7 @@ class TrainConfig:
         self._check_optimizer()
         if sum(value is not None for value in (self.steps, self.epochs, self.time)) > 1:
             raise InputError("steps, epochs, time: expected at most one of them, got several")
-        pipeline.check_stages(self.depth, pipeline.parse_mesh(self.mesh)[pipeline.DEPTH])
+        pipeline.parse_mesh(self.mesh)
         self.model(d_out=1)
 
     def _check_optimizer(self) -> None:

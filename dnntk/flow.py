@@ -106,9 +106,10 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 def put_state(tree: Any, mesh: Mesh) -> Any:
     """Variables or an optimizer's state, laid out as the steps on ``mesh`` want it.
 
-    Everything on every device, but for the middle layers where the mesh has an axis ``depth``.
+    Everything on every device, but for the middle layers where the mesh has an axis ``depth``:
+    `pipeline.padded`, over its stages.
     """
-    return hosts.placed(tree, shardings(tree, mesh))
+    return hosts.placed(pipeline.padded(tree, mesh), shardings(tree, mesh))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

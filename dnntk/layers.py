@@ -275,18 +275,30 @@ def forward(network: Network, params: Layers, initial: Layers, segment: int) -> 
 
 
 def middle(
-    network: Network, h: jax.Array, layers: tuple[Layer, Layer | None], segment: int
+    network: Network,
+    h: jax.Array,
+    layers: tuple[Layer, Layer | None],
+    segment: int,
+    there: jax.Array | None = None,
 ) -> jax.Array:
-    """The state behind some middle layers, (parameters, initial values), stacked."""
+    """The state behind some middle layers, (parameters, initial values), stacked.
+
+    Those that are not ``there`` [layers] are passed by; None is all of them.
+    """
+
+    def step(h: jax.Array, layer: tuple[Layer, jax.Array | None]) -> tuple[jax.Array, None]:
+        weights, there = layer
+        above = network.activate(network.step(h, weights))
+        return (above if there is None else jnp.where(there, above, h)), None
 
     @jax.checkpoint
-    def run(h: jax.Array, layers: tuple[Layer, Layer | None]) -> jax.Array:
-        weights = network.weights("middle", *layers)
-        step = lambda h, layer: (network.activate(network.step(h, layer)), None)  # noqa: E731
+    def run(h: jax.Array, block: Any) -> jax.Array:
+        layers, there = block
         unroll = 1 if jax.default_backend() == "cpu" else LAYERS_A_LOOP
-        return jax.lax.scan(step, h, weights, unroll=unroll)[0]
+        weights = network.weights("middle", *layers)
+        return jax.lax.scan(step, h, (weights, there), unroll=unroll)[0]
 
-    blocks, rest = in_segments(layers, segment)
+    blocks, rest = in_segments((layers, there), segment)
     if blocks is not None:
         h, _ = jax.lax.scan(lambda h, block: (run(h, block), None), h, blocks)
     if rest is not None:

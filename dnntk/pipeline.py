@@ -9,6 +9,7 @@ has no micro-batch it computes nothing: of every stages + micro-batches - 1 tick
 
 from typing import Any, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,21 +70,6 @@ def make_mesh(text: str) -> Mesh:
     return Mesh(np.array(devices[:count]).reshape(shape), names)
 
 
-def check_stages(depth: int, stages: int) -> None:
-    """Can the middle layers be split evenly?
-
-    Raises:
-      InputError: they cannot.
-    """
-    if stages > 1 and (depth - 2) % stages:
-        below = (depth - 2) // stages * stages + 2
-        near = [str(d) for d in (below, below + stages) if d > 2]
-        raise InputError(
-            f"mesh: depth:{stages} splits the {depth - 2} layers between the first and the last "
-            f"into equal parts; expected --depth={' or '.join(near)}, got {depth}"
-        )
-
-
 def stages_of(mesh: Mesh) -> int:
     """Into how many stages ``mesh`` splits the layers."""
     return int(mesh.shape.get(DEPTH, 1))
@@ -94,14 +80,41 @@ def specs(tree: Any, mesh: Mesh) -> Any:
 
     What is stacked over the middle layers is split over ``depth``, all else is everywhere.
     """
-
-    def spec(path: tuple[Any, ...], leaf: Any) -> P:
-        names = {getattr(key, "key", None) for key in path}
-        return P(DEPTH) if "middle" in names and leaf.ndim else P()
-
     if stages_of(mesh) == 1:
         return jax.tree.map(lambda _: P(), tree)
-    return jax.tree_util.tree_map_with_path(spec, tree)
+    return _over_layers(lambda _: P(DEPTH), tree, lambda _: P())
+
+
+def padded(tree: Any, mesh: Mesh) -> Any:
+    """``tree`` with as many stacked layers as the stages share evenly: the last ones of zeros.
+
+    They are passed by, and have no gradient.
+    """
+    stages = stages_of(mesh)
+
+    def pad(leaf: Any) -> Any:
+        extra = -leaf.shape[0] % stages
+        pad_by = np.pad if isinstance(leaf, np.ndarray) else jnp.pad
+        return pad_by(leaf, ((0, extra), *((0, 0),) * (leaf.ndim - 1))) if extra else leaf
+
+    return _over_layers(pad, tree)
+
+
+def unpadded(tree: Any, model: nn.Module) -> Any:
+    """What `padded` was made of, of ``model``'s variables or an optimizer's state."""
+    if not isinstance(model, DeepNarrow):
+        return tree
+    return _over_layers(lambda leaf: leaf[: model.depth - 2], tree)
+
+
+def _over_layers(function: Any, tree: Any, other: Any = lambda leaf: leaf) -> Any:
+    """``function`` of what is stacked over the middle layers, ``other`` of all else."""
+
+    def of(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = {getattr(key, "key", None) for key in path}
+        return function(leaf) if "middle" in names and leaf.ndim else other(leaf)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
 
 
 def microbatches(examples: int, stages: int) -> int:
@@ -136,13 +149,15 @@ def outputs(
 
     Args:
       model: the network.
-      params: its parameters; of the middle layers, this stage's.
+      params: its parameters; of the middle layers, `padded`, this stage's.
       frozen: the collections beside them, likewise.
       x: this data shard's examples, a multiple of `microbatches`.
       stages: devices along ``depth``.
     """
     count, stage = microbatches(len(x), stages), jax.lax.axis_index(DEPTH)
     parts = x.reshape(count, len(x) // count, *x.shape[1:])
+    layers, own = model.depth - 2, jax.tree.leaves(params["middle"])[0].shape[0]
+    there = stage * own + jnp.arange(own) < layers if own * stages > layers else None
     last = stage == stages - 1
     onward = [(s, s + 1) for s in range(stages - 1)]
 
@@ -153,7 +168,7 @@ def outputs(
         def work(above: jax.Array) -> tuple[jax.Array, jax.Array]:
             network, first, held, end = _pieces(model, params, frozen, part)
             h = jnp.where(stage == 0, network.activate(network.enter(first)), above)
-            h = middle(network, h, held, model.layers_a_segment)
+            h = middle(network, h, held, model.layers_a_segment, there)
             return h, network.affine.read_out(network.leave(h, end))
 
         nothing = jax.eval_shape(work, above)

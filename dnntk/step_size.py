@@ -60,7 +60,8 @@ def largest_eigenvalue(
     """
     frozen = {name: tree for name, tree in variables.items() if name != "params"}
     params, frozen = put_state((variables["params"], frozen), mesh)
-    outputs = jax.eval_shape(model.apply, variables, x[:1])
+    whole = jax.eval_shape(lambda held: pipeline.unpadded(held, model), variables)
+    outputs = jax.eval_shape(model.apply, whole, x[:1])
     vector = np.abs(np.random.default_rng(seed).standard_normal((len(x), outputs.shape[1])))
     batch = put_batch(x, vector.astype(outputs.dtype), mesh)
     products = _staged_products if pipeline.stages_of(mesh) > 1 else _products

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from dnntk import InputError, TrainConfig, figures, train
 from dnntk.figures.soak import soak_figure
-from dnntk.pipeline import check_stages, parse_mesh
+from dnntk.pipeline import parse_mesh
 from dnntk.results import RunFolder
 
 FLAGS = flags.FLAGS
@@ -204,7 +204,7 @@ def _meshes() -> list[str]:
     if not meshes:
         raise InputError("meshes: expected at least one, like data:2+depth:2, got none")
     for mesh in meshes:
-        check_stages(FLAGS.depth, parse_mesh(mesh)["depth"])
+        parse_mesh(mesh)
     return meshes
 
 

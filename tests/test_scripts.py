@@ -100,7 +100,6 @@ BAD_FLAGS = {
     "seed": (["--seed=-1"], "seed"),
     "pool": (["--pool=3"], "pool"),
     "no mesh": (["--mesh=rows:2"], "mesh"),
-    "layers that are no multiple of the stages": (["--mesh=depth:4"], "mesh"),
     "a thousand devices": (["--mesh=data:1000"], "mesh"),
     "processes that never meet": (["--processes=2"], "coordinator"),
     "coordinator without a port": (

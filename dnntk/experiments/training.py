@@ -133,9 +133,9 @@ class _Run:
         shapes = jax.eval_shape(self.model.init, key, one)
         self.parameters = sum(p.size for p in jax.tree.leaves(shapes["params"]))
         self.mesh = self._mesh(shapes["params"])
-        self.variables = jax.jit(self.model.init, out_shardings=flow.shardings(shapes, self.mesh))(
-            key, one
-        )
+        init = lambda key, x: pipeline.padded(self.model.init(key, x), self.mesh)  # noqa: E731
+        where = flow.shardings(shapes, self.mesh)
+        self.variables = jax.jit(init, out_shardings=where)(key, one)
         self._describe()
         self.plan = self._settle(resume)
         self.times = kernel_times(config, self.plan)
@@ -164,7 +164,7 @@ class _Run:
             stepping = self._train(start, checkpoints)
         summary = self._summary(stepping, self.plan.steps - start)
         variables = {"params": self.state.params, **self.frozen}
-        variables = jax.device_put(hosts.whole(variables), jax.local_devices()[0])
+        variables = jax.device_put(self._whole(variables), jax.local_devices()[0])
         if self.folder:
             self.folder.write_json(SUMMARY, summary)
             self._draw()
@@ -176,6 +176,10 @@ class _Run:
             summary["seconds"],
         )
         return TrainResult(self.model, variables, self.history, summary, self.dataset)
+
+    def _whole(self, tree: Any) -> Any:
+        """On the host, whatever the mesh."""
+        return pipeline.unpadded(hosts.whole(tree), self.model)
 
     def _describe(self) -> None:
         config = self.config
@@ -233,7 +237,7 @@ class _Run:
     def _restore(self, checkpoints: Checkpoints) -> int:
         assert self.folder is not None
         held = {"state": self.state._asdict(), "frozen": self.frozen}
-        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), held)
+        like = jax.eval_shape(lambda held: pipeline.unpadded(held, self.model), held)
         if checkpoints.kept():  # then the initial values are not needed beside those to come
             for array in jax.tree.leaves((held, self.variables)):
                 array.delete()
@@ -306,7 +310,7 @@ class _Run:
                     self._check(self._losses(step)["loss"], step)
                 if save and checkpoints:
                     tree = {"state": self.state._asdict(), "frozen": self.frozen}
-                    checkpoints.save(step, tree)
+                    checkpoints.save(step, self._whole(tree))
                 if stop:
                     raise self._stopped(step)
         return stepping
