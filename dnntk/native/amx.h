@@ -42,7 +42,6 @@ constexpr int64_t kFactor = kParts * kTile;  // vectors of a tile's three parts
 constexpr int64_t kSlots = 6;                // of a step of terms, in which vectors may work
 constexpr int64_t kSteps = 3;  // of terms at a time: as many as stay in the first cache
 constexpr int64_t kColumns = 8;  // steps of columns at a time: their sums stay in the second
-constexpr int64_t kChunk = 4;  // steps of a gradient's columns: its memory is gone along for so long
 constexpr int64_t kLeast = int64_t{1} << 15;  // numbers of a state, or vectors are as fast
 
 // May this process use the unit? The system must be asked.
@@ -113,28 +112,6 @@ class Pace {
 
  private:
   int64_t pieces_, calls_, due_ = 0;
-};
-
-// What is written next, on its way from memory: `rows` of `width` numbers, `stride` apart.
-class Fetch {
- public:
-  Fetch(const float* first, int64_t rows, int64_t width, int64_t stride)
-      : lines(width > 0 ? rows * (parts(width, kLanes<float>) + 1) : 0),
-        first_(first), width_(width), stride_(stride) {}
-
-  const int64_t lines;
-
-  void line() {
-    __builtin_prefetch(first_ + std::min(done_, width_ - 1), 1, 2);
-    done_ += kLanes<float>;
-    if (done_ < width_ + kLanes<float>) return;
-    done_ = 0;
-    first_ += stride_;
-  }
-
- private:
-  const float* first_;
-  int64_t width_, stride_, done_ = 0;
 };
 
 // One side of a product: where it begins, and vectors to its next tile and to its next terms.
@@ -252,16 +229,6 @@ inline void taken_left(const V* row, V* both) {
   }
   for (int v = 0; v < 2; ++v) both[v] = part[v][0] + part[v][1] + part[v][2];
 }
-inline void taken_right(const V* row, V* both) {
-  const __m512i upper = _mm512_set1_epi32(0xffff0000);
-  V part[2][kParts];
-  for (int k = 0; k < kParts; ++k) {
-    const __m512i all = _mm512_load_si512(row + k * kTile);
-    part[0][k] = reinterpret_cast<V>(_mm512_slli_epi32(all, 16));
-    part[1][k] = reinterpret_cast<V>(_mm512_and_si512(all, upper));
-  }
-  for (int v = 0; v < 2; ++v) both[v] = part[v][0] + part[v][1] + part[v][2];
-}
 
 // What all threads read, and where they leave for each other what a weight gradient needs: q as
 // tiles of units and steps of examples, and derivatives as every thread needs them itself on its way
@@ -270,7 +237,7 @@ inline void taken_right(const V* row, V* both) {
 // Other arrays are [32 units][16 examples][example][vector of units].
 struct Shared {
   const Problem<float>& p;
-  const int64_t steps;    // of units
+  const int64_t steps;    // of units, and one more
   const int64_t panels;   // of 32 examples
   const int64_t vectors;  // of units
   const int64_t threads;
@@ -280,7 +247,7 @@ struct Shared {
 
   Shared(const Problem<float>& p, bool down)
       : p(p),
-        steps(parts(p.channels, kStep)),
+        steps(parts(p.channels + 1, kStep)),
         panels(parts(p.examples, kStep)),
         vectors(2 * steps),
         threads(std::min<int64_t>(p.threads, panels)),
@@ -313,16 +280,13 @@ class Crew {
         panels_(part(s_.panels, s_.threads, number + 1) - begin_),
         in_(part(s_.vectors, s_.threads, number)),
         ins_(part(s_.vectors, s_.threads, number + 1) - in_),
-        out_(in_),
-        outs_(ins_),
         size(2 * panels_ * steps_ * 2 * kTile),
         reading(2 * panels_ * steps_ * kFactor),
         base_(size),
         floor_(size),
         bias_(s_.vectors),
-        weights_(2 * 2 * kColumns * kSteps * kFactor),
-        sums_(size),
-        right_(down ? 2 * 2 * kChunk * s_.panels * kFactor : 1),
+        right_(2 * 2 * kColumns * kSteps * kFactor),
+        sums_(std::max(size, kColumns * std::max(2 * panels_, ins_) * 2 * kTile)),
         head_(down ? p_.outputs * s_.vectors : 1) {
     arrange(p_.base, base_.data());
     arrange(p_.floor, floor_.data());
@@ -432,25 +396,9 @@ class Crew {
     }
   }
 
-  // Own q for a weight gradient, from the state h.
-  void leave(const V* h, V* all) const {
-    for (int64_t o = 0; o < s_.vectors; ++o)
-      for (int64_t panel = 0; panel < panels_; ++panel) {
-        V squares[2][kTile];
-        for (int64_t half = 0; half < 2; ++half) {
-          const int64_t at = place(2 * panel + half, o / 2) + o % 2;
-          for (int64_t i = 0; i < kTile; ++i)
-            squares[half][i] = base_[at + 2 * i] + s_.column[o] * h[at + 2 * i];
-          transpose<float>(squares[half]);
-        }
-        V* to = all + (o * s_.panels + begin_ + panel) * kFactor;
-        for (int64_t i = 0; i < kTile; ++i) left_row(squares[0][i], squares[1][i], to + i);
-      }
-  }
-
   // From derivatives by a layer's z to those by the state h that it read, in `g`: masked, unless it is
-  // the lowest.
-  void backward(int64_t layer, const V* h, V* g) {
+  // the lowest. Own q of it goes to `q`, for a weight gradient.
+  void backward(int64_t layer, const V* h, V* q, V* g) {
     V* below = own(g);
     auto finish = [&](int64_t t, int64_t step, int64_t i, const V* sums) {
       const int64_t at = place(t, step) + 2 * i, tile = factor(t, step) + i;
@@ -464,68 +412,35 @@ class Crew {
       left_row(next[0], next[1], below + tile);
     };
     const Weights all(*this, p_.kernel, layer, true);
-    auto source = [&](int64_t, const Block& block, V* to) { return Transposed(all, block, to); };
-    multiply(1, [&](int64_t) { return g_; }, source, finish);
+    Leaving leaving(*this, h, q);
+    multiply({2 * panels_, steps_, steps_}, 1, [&](int64_t) { return on_left(g_); },
+             [&](int64_t, const Block& block, V* to) { return Transposed(all, block, to); }, leaving,
+             finish);
     g_ = below;
   }
 
   // Own rows of a layer's gradient from all examples: for every row and two vectors of units,
-  // finish(in, first vector of out, vectors, sums), which goes to `to`. Then its bias:
-  // finish_bias(out vector, sum).
+  // finish(in, first vector of out, vectors, sums), which goes to `to`. Then its bias, of which one
+  // thread has all: finish_bias(out vector, sum).
   template <class Finish, class FinishBias>
   void outer(const V* q, const V* g, const float* to, Finish finish, FinishBias finish_bias) {
-    const int64_t a_tile = s_.panels * kFactor, chunks = parts(steps_, kChunk);
-    auto begin = [&](int64_t chunk) { return part(steps_, chunks, chunk); };
-    Columns next(*this, g);
-    V* ready[] = {right_.data(), right_.data() + 2 * kChunk * a_tile};
-    next.start(0, begin(1), ready[0]);
-    while (next.left > 0) next.piece();
+    const int64_t tile = s_.panels * kFactor;
     auto finish_row = [&](int64_t t, int64_t step, int64_t i, const V* sums) {
       const int64_t row = (in_ + t) * kTile + i;
       if (row < c_) finish(row, 2 * step, 2, sums);
+      if (row == c_)
+        for (int64_t v = 0; v < 2; ++v) finish_bias(2 * step + v, sums[v]);
+      // What comes after the next tiles, on its way from memory.
+      const bool down = t + 2 < ins_;
+      const int64_t then = std::min(down ? row + kStep : row % kStep + in_ * kTile, c_ - 1);
+      const float* at = to + then * c_ + std::min((step + !down) * kStep, c_ - 1);
+      for (int64_t line = 0; line < 3; ++line) __builtin_prefetch(at + line * kTile, 1, 2);
     };
-    Finishing behind(finish_row);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t from = begin(chunk), end = begin(chunk + 1);
-      if (chunk + 1 < chunks) next.start(end, begin(chunk + 2), ready[1]);
-      Pace preparing(next.left, parts(ins_, 2) * (end - from) * s_.panels * kSlots);
-      for (int64_t t = 0; t < ins_; t += 2) {
-        const int64_t tiles = std::min<int64_t>(2, ins_ - t);
-        // What comes next: of the same columns, or the first rows of those that follow.
-        const bool last = t + tiles == ins_;
-        const int64_t row = (in_ + (last ? 0 : t + tiles)) * kTile;
-        const int64_t first = (last ? end : from) * kStep;
-        const int64_t width = std::min((last ? kChunk : end - from) * kStep, c_ - first);
-        Fetch fetch(to + row * c_ + first, std::min(kStep, c_ - row), width, c_);
-        Pace fetching(fetch.lines, (end - from) * s_.panels * kSlots);
-        for (int64_t step = from; step < end; ++step) {
-          Pace finishing(behind.pieces(), s_.panels * kSlots);
-          auto meanwhile = [&] {
-            preparing([&] { next.piece(); });
-            fetching([&] { fetch.line(); });
-            finishing([&] { behind.piece(); });
-          };
-          const Side left{q + (in_ + t) * a_tile, a_tile, kFactor};
-          const Side right{ready[0] + 2 * (step - from) * a_tile, a_tile, kFactor};
-          if (tiles == 2) product<2>(left, right, s_.panels, true, meanwhile, behind.other());
-          else product<1>(left, right, s_.panels, true, meanwhile, behind.other());
-          behind.next(t, step, tiles);
-        }
-      }
-      for (int64_t o = std::max(2 * from, out_); o < std::min(2 * end, out_ + outs_); ++o) {
-        V total = {};
-        for (int64_t row = 0; row < s_.panels * kTile; ++row) {
-          V pair[2];
-          const int64_t place = row / kTile * kFactor + row % kTile;
-          taken_right(ready[0] + (o - 2 * from) * a_tile + place, pair);
-          total += pair[0];
-          total += pair[1];
-        }
-        finish_bias(o, total);
-      }
-      std::swap(ready[0], ready[1]);
-    }
-    behind.rest();
+    Nothing nothing;
+    multiply({ins_, s_.panels, steps_}, 1,
+             [&](int64_t) { return Side{q + in_ * tile, tile, kFactor}; },
+             [&](int64_t, const Block& block, V* to) { return Columns(s_, g, block, to); }, nothing,
+             finish_row);
   }
 
   // How many numbers of vector `o` of the units are there.
@@ -536,14 +451,14 @@ class Crew {
   const Problem<float>& p_;
   const int64_t c_, steps_;
   const int64_t begin_, panels_;  // of examples
-  const int64_t in_, ins_, out_, outs_;
+  const int64_t in_, ins_;
 
  public:
   const int64_t size;     // vectors of a state
   const int64_t reading;  // and of its q
 
  private:
-  Buffer<V> base_, floor_, bias_, weights_, sums_, right_, head_;
+  Buffer<V> base_, floor_, bias_, right_, sums_, head_;
   V* g_ = nullptr;  // derivatives by a layer's z, as factors
 
   static int64_t lanes_from(int64_t first, int64_t end) {
@@ -553,9 +468,7 @@ class Crew {
   // The first vector of 16 own examples and 32 units: in a state, and as a factor on the left.
   int64_t place(int64_t t, int64_t step) const { return (step * 2 * panels_ + t) * 2 * kTile; }
   int64_t factor(int64_t t, int64_t step) const { return (step * 2 * panels_ + t) * kFactor; }
-  Side on_left(const V* of, int64_t t, int64_t step) const {
-    return {of + factor(t, step), kFactor, 2 * panels_ * kFactor};
-  }
+  Side on_left(const V* of) const { return {of, kFactor, 2 * panels_ * kFactor}; }
 
   // A layer's weights, or what is to be added to D alone.
   class Weights {
@@ -647,9 +560,15 @@ class Crew {
     auto finish_row = [&](int64_t t, int64_t step, int64_t i, const V* sums) {
       finish(step, place(t, step) + 2 * i, sums, to + factor(t, step) + i);
     };
-    auto left = [&](int64_t k) { return products.begin()[k].q; };
-    multiply(products.size(), left, source, finish_row);
+    Nothing nothing;
+    multiply({2 * panels_, steps_, steps_}, products.size(),
+             [&](int64_t k) { return on_left(products.begin()[k].q); }, source, nothing, finish_row);
   }
+
+  // Tiles of rows, steps of terms and of columns.
+  struct Extent {
+    int64_t rows, terms, columns;
+  };
 
   // Steps of terms and of columns.
   struct Block {
@@ -660,49 +579,60 @@ class Crew {
   };
 
   // The sum of products of left(k) by what source(k, block, to) makes ready, piece by piece: for every
-  // row of 16 examples and 32 columns finish(tile of rows, step of columns, row, sums). A block of
-  // columns takes all terms, some at a time, before the next one: its sums, what it reads on the left
-  // and two blocks of what it reads on the right are all that the second cache must hold.
-  template <class Left, class Source, class Finish>
-  void multiply(int64_t products, Left left, Source source, Finish finish) {
-    const int64_t blocks = parts(steps_, kSteps), passes = products * blocks;
-    const int64_t many = parts(steps_, kColumns), rows = 2 * panels_;
+  // row and 32 columns finish(tile of rows, step of columns, row, sums). A block of columns takes all
+  // terms, some at a time, before the next one: its sums, what it reads on the left and two blocks of
+  // what it reads on the right are all that the second cache must hold. The pieces of `beside` are
+  // done on the way.
+  template <class Left, class Source, class Beside, class Finish>
+  void multiply(const Extent& all, int64_t products, Left left, Source source, Beside& beside,
+                Finish& finish) {
+    const int64_t blocks = parts(all.terms, kSteps), passes = products * blocks;
+    const int64_t many = parts(all.columns, kColumns), pairs = parts(all.rows, 2);
     auto block = [&](int64_t pass) {
       const int64_t k = pass % blocks, column = pass / passes;
-      return Block{part(steps_, blocks, k), part(steps_, blocks, k + 1),
-                   part(steps_, many, column), part(steps_, many, column + 1)};
+      return Block{part(all.terms, blocks, k), part(all.terms, blocks, k + 1),
+                   part(all.columns, many, column), part(all.columns, many, column + 1)};
     };
-    V* ready[] = {weights_.data(), weights_.data() + 2 * kColumns * kSteps * kFactor};
+    V* ready[] = {right_.data(), right_.data() + 2 * kColumns * kSteps * kFactor};
     auto prepared = [&](int64_t pass, V* to) {
       return source(pass % passes / blocks, block(pass), to);
     };
     auto first = prepared(0, ready[0]);
     for (int64_t k = 0; k < first.pieces; ++k) first.piece();
     Finishing behind(finish);
+    Pace besides(beside.pieces, products * all.columns * pairs * all.terms * kSlots);
     for (int64_t pass = 0; pass < passes * many; ++pass) {
       const bool last = pass + 1 == passes * many, whole = pass % passes + 1 == passes;
       const Block now = block(pass);
       auto next = prepared(last ? pass : pass + 1, ready[1]);
-      Pace preparing(last ? 0 : next.pieces, now.columns() * panels_ * now.terms() * kSlots);
-      const V* q = left(pass % passes / blocks);
+      Pace preparing(last ? 0 : next.pieces, now.columns() * pairs * now.terms() * kSlots);
+      const Side from = left(pass % passes / blocks);
       const int64_t a_tile = now.terms() * kFactor;
       for (int64_t step = now.first; step < now.last; ++step)
-        for (int64_t t = 0; t < rows; t += 2) {
+        for (int64_t t = 0; t < all.rows; t += 2) {
           Pace finishing(behind.pieces(), now.terms() * kSlots);
           auto meanwhile = [&] {
             preparing([&] { next.piece(); });
             finishing([&] { behind.piece(); });
+            besides([&] { beside.piece(); });
           };
-          V* sums = sums_.data() + ((step - now.first) * rows + t) * 2 * kTile;
-          const V* right = ready[0] + 2 * (step - now.first) * a_tile;
-          product<2>(on_left(q, t, now.from), {right, a_tile, kFactor}, now.terms(),
-                     pass % passes == 0, meanwhile, sums);
-          if (whole) behind.next(t, step, 2, sums);
+          const Side rows{from.first + t * from.tile + now.from * from.step, from.tile, from.step};
+          const Side columns{ready[0] + 2 * (step - now.first) * a_tile, a_tile, kFactor};
+          V* sums = sums_.data() + ((step - now.first) * all.rows + t) * 2 * kTile;
+          const bool fresh = pass % passes == 0, two = t + 1 < all.rows;
+          if (two) product<2>(rows, columns, now.terms(), fresh, meanwhile, sums);
+          else product<1>(rows, columns, now.terms(), fresh, meanwhile, sums);
+          if (whole) behind.next(t, step, two ? 2 : 1, sums);
         }
       if (whole) behind.rest();  // or the next block's sums come to lie over them
       std::swap(ready[0], ready[1]);
     }
   }
+
+  struct Nothing {
+    int64_t pieces = 0;
+    void piece() {}
+  };
 
   // A block of weights as the factor on the right, a pair of rows' vector at a time.
   class Straight {
@@ -770,7 +700,6 @@ class Crew {
    public:
     explicit Finishing(Finish& finish) : finish_(finish) {}
 
-    V* other() { return own_[turn_]; }
     int64_t pieces() const { return rows_ - done_; }
 
     void piece() {
@@ -788,17 +717,11 @@ class Crew {
       done_ = 0;
       sums_ = sums;
     }
-    void next(int64_t t, int64_t step, int64_t tiles = 2) {
-      next(t, step, tiles, own_[turn_]);
-      turn_ = !turn_;
-    }
 
    private:
     Finish& finish_;
-    V own_[2][2 * kStep];
     const V* sums_ = nullptr;
     int64_t t_ = 0, step_ = 0, rows_ = 0, done_ = 0;
-    bool turn_ = false;
   };
   static void left_row(V a, V b, V* to) { put_left(Split(a), Split(b), to); }
 
@@ -835,52 +758,87 @@ class Crew {
       }
   }
 
-  // All examples' derivatives by some units, from factors on the left to ones on the right: pair of
+  // A block of all examples' derivatives, factors on the left, as the factor on the right: pair of
   // examples by pair of examples.
   class Columns {
    public:
-    Columns(const Crew& crew, const V* g) : s_(crew.s_), g_(g) {}
-
-    int64_t left = 0;  // pieces
-
-    // Those by the units of steps from ... end - 1.
-    void start(int64_t from, int64_t end, V* to) {
-      left = (end - from) * s_.panels * kTile;
-      step_ = from;
-      to_ = to;
-      enter(0);
+    Columns(const Shared& s, const V* g, const Block& block, V* to)
+        : pieces(block.terms() * block.columns() * kTile),
+          s_(s), g_(g), begin_(block.from), end_(block.end), a_tile_(block.terms() * kFactor),
+          step_(block.first), panel_(block.from), to_(to) {
+      enter();
     }
+
+    const int64_t pieces;
 
     void piece() {
       for (int64_t k = 0; k < kParts; ++k)
-        put_right(from_ + k * kTile, to_ + panel_ * kFactor + pair_ + k * kTile,
-                  to_ + (s_.panels + panel_) * kFactor + pair_ + k * kTile);
-      --left;
+        put_right(from_ + k * kTile, to_ + pair_ + k * kTile, to_ + a_tile_ + pair_ + k * kTile);
       from_ += 2;
       if (++pair_ % (kTile / 2) == 0) from_ += kFactor - kTile;
       if (pair_ < kTile) return;
       pair_ = 0;
-      if (++panel_ < end_) return;
-      if (panel_ < s_.panels) return enter(thread_ + 1);
-      to_ += 2 * s_.panels * kFactor;
-      ++step_;
-      enter(0);
+      to_ += kFactor;
+      if (++panel_ == end_) {
+        panel_ = begin_;
+        ++step_;
+        to_ += a_tile_;
+      } else if (panel_ < leaves_) {
+        return;
+      }
+      enter();
     }
 
    private:
-    // A thread's examples.
-    void enter(int64_t thread) {
-      thread_ = thread;
-      panel_ = part(s_.panels, s_.threads, thread);
-      end_ = part(s_.panels, s_.threads, thread + 1);
-      pair_ = 0;
-      from_ = g_ + 2 * (panel_ * s_.steps + step_ * (end_ - panel_)) * kFactor;
+    // The examples of the thread that has this panel.
+    void enter() {
+      int64_t thread = panel_ * s_.threads / s_.panels;
+      while (part(s_.panels, s_.threads, thread) > panel_) --thread;
+      while (part(s_.panels, s_.threads, thread + 1) <= panel_) ++thread;
+      const int64_t first = part(s_.panels, s_.threads, thread);
+      leaves_ = part(s_.panels, s_.threads, thread + 1);
+      const int64_t own = leaves_ - first;
+      from_ = g_ + 2 * (first * s_.steps + step_ * own + panel_ - first) * kFactor;
     }
 
     const Shared& s_;
     const V *g_, *from_ = nullptr;
-    V* to_ = nullptr;
-    int64_t step_ = 0, thread_ = 0, panel_ = 0, end_ = 0, pair_ = 0;
+    const int64_t begin_, end_, a_tile_;
+    int64_t step_, panel_, leaves_ = 0, pair_ = 0;
+    V* to_;
+  };
+
+  // Own q of a state h for a weight gradient, a vector of units and a panel of examples at a time; and
+  // one unit more, of ones, whose row of the gradient is that by the bias.
+  class Leaving {
+   public:
+    Leaving(const Crew& crew, const V* h, V* all)
+        : pieces(crew.s_.vectors * crew.panels_), crew_(crew), h_(h), all_(all) {}
+
+    const int64_t pieces;
+
+    void piece() {
+      const int64_t c = crew_.c_ - o_ * kTile;
+      V squares[2][kTile];
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t at = crew_.place(2 * panel_ + half, o_ / 2) + o_ % 2;
+        for (int64_t i = 0; i < kTile; ++i)
+          squares[half][i] = crew_.base_[at + 2 * i] + crew_.s_.column[o_] * h_[at + 2 * i];
+        transpose<float>(squares[half]);
+        if (c >= 0 && c < kTile) squares[half][c] = V{} + 1.0f;
+      }
+      V* to = all_ + (o_ * crew_.s_.panels + crew_.begin_ + panel_) * kFactor;
+      for (int64_t i = 0; i < kTile; ++i) left_row(squares[0][i], squares[1][i], to + i);
+      if (++panel_ < crew_.panels_) return;
+      panel_ = 0;
+      ++o_;
+    }
+
+   private:
+    const Crew& crew_;
+    const V* h_;
+    V* all_;
+    int64_t o_ = 0, panel_ = 0;
   };
 
   // Own examples of all that the threads leave for each other.

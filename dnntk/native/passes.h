@@ -107,8 +107,7 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const T* rate, T* h
           for (int64_t layer = end - 1; layer >= from; --layer) {
             V *all_q = shared.q[layer % 2].data(), *g = shared.g[layer % 3].data();
             const V* h = state(layer - from);
-            crew.leave(h, all_q);
-            crew.backward(layer, h, shared.g[(layer + 2) % 3].data());
+            crew.backward(layer, h, all_q, shared.g[(layer + 2) % 3].data());
             // All have left their examples here, and read the weights.
             shared.barrier.wait();
             T *k = kernel + layer * p.weights(), *b = bias + layer * c;

@@ -338,9 +338,6 @@ class Crew {
     });
   }
 
-  // Own q for a weight gradient, from the state h.
-  void leave(const V* h, V* all) const { read(h, own(all)); }
-
   // State and q of layer `layer` to those of the next.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
@@ -399,8 +396,9 @@ class Crew {
   }
 
   // From derivatives by a layer's z (in `g_`) to those by the state h that it read: masked, and by
-  // example in `g`, unless it is the lowest.
-  void backward(int64_t layer, const V* h, V* g) {
+  // example in `g`, unless it is the lowest. Own q of it goes to `q`, for a weight gradient.
+  void backward(int64_t layer, const V* h, V* q, V* g) {
+    read(h, own(q));
     const V* floor = own(s_.floor.data());
     const int64_t blocks = parts(s_.vectors, kTermsDown / kLanes<T>);
     auto start = [&](int64_t block) { return part(s_.vectors, blocks, block); };
