@@ -61,11 +61,11 @@ PRESETS = {
             depth=4000,
             scale=0.3,
             optimizer="adamw",
-            weight_decay=4.4,
-            lr=1.6e-4,
+            weight_decay=2.0,
+            lr=3e-4,
             warmup=100,
             batch_size=128,
-            steps=20_000,
+            steps=17_000,
         )
     ),
     "cnn-1000-small-c": Preset(
