@@ -16,8 +16,8 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     assert {p.suffix for p in (tmp_path / "w").glob("soak.*")} == {".png", ".pdf"}
 
 
-def test_a_mesh_that_does_not_fit_is_one_line(tmp_path):
-    bad = ("--meshes=depth:3", "--meshes=", "--meshes=3", "--kills=0")
+def test_a_mesh_that_is_none_is_one_line(tmp_path):
+    bad = ("--meshes=rows:3", "--meshes=", "--meshes=3", "--kills=0")
     cases = {flag: (flag, "--workdir=v") for flag in bad}
     for done in processes.outcomes("soak.py", cases, tmp_path).values():
         assert done.returncode == 2, done.stderr
