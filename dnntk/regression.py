@@ -207,8 +207,8 @@ class KernelFlow:
             disable=not self._progress,
         ):
             result[a * k : b * k] = sum(next(blocks) @ flat[c * k : d * k] for c, d in columns)
-        whole = shared.gathered(result.reshape(len(points), -1)).reshape(-1, flat.shape[1])
-        return self._shaped(whole, len(times), time) + start
+        whole = shared.gathered(result.reshape(len(points), k * flat.shape[1]))
+        return self._shaped(whole.reshape(-1, flat.shape[1]), len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
         """f_t at the training examples.
