@@ -167,6 +167,7 @@ def cost(problem: Problem, rates: Rates) -> Cost:
     vectors = 8.0 * n * columns  # bytes of a block
     steps, others = p.iterations, 1 - 1 / p.processes
     rows = n / p.processes if steps else float(n)  # of the basis, in a process
+    own = 8.0 * rows * columns  # bytes of a block there
     size = steps * columns if steps else n  # vectors in the basis
     entries = float(p.tiles * p.tile_entries)
     sweeps = 1 if p.stored else steps + (steps == 0)
@@ -175,21 +176,20 @@ def cost(problem: Problem, rates: Rates) -> Cost:
         p.tiles * rates.tile_seconds + (p.tile_bytes / rates.host if p.stored else 0.0),
     )
     looks = [columns * look for look in _looks(steps)] if steps else [n]
-    over_basis = WAYS_OVER_THE_BASIS * 8.0 * rows * columns * steps * (steps - 1) / 2
+    over_basis = WAYS_OVER_THE_BASIS * own * steps * (steps - 1) / 2
     answers = 2 * p.times * 8.0 * rows * size  # at the training examples, and the coefficients
     outputs = p.times * p.outputs
     new = float(-(-p.tests // p.processes)) * n
     product = p.tile_bytes / (rates.read if p.folder else rates.product) if p.stored else 0.0
     sent = 2 * steps * vectors + 8.0 * outputs * (2 * n * (steps > 0) + p.tests)
     traffic = others * (sent + (0 if steps else p.processes * 8.0 * n * n))
-    disk = (p.tile_bytes * p.stored + steps * 8.0 * rows * columns) if p.folder else 0.0
+    disk = (p.tile_bytes * p.stored + steps * own) if p.folder else 0.0
     return Cost(
         memory={
             "inputs": 8.0 * p.example_size * (2 * n + p.tests),
             "tiles": p.tile_bytes if p.stored and not p.folder else 0.0,
-            "basis": 8.0 * rows * (columns * steps if steps else EIGH_MATRICES * n),
-            "vectors": 8.0 * rows * columns * VECTORS_AT_WORK
-            + vectors * VECTORS_ON_THE_WAY * (p.processes > 1),
+            "basis": own * steps if steps else EIGH_MATRICES * 8.0 * n * n,
+            "vectors": own * VECTORS_AT_WORK + vectors * VECTORS_ON_THE_WAY * (p.processes > 1),
             "outputs": 8.0 * outputs * (3 * n + 2 * p.tests),
         },
         operations={
