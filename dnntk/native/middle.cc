@@ -5,12 +5,11 @@
 // than the layer: so one call goes through all of them, with a few images at a time, which stay in
 // the core's own cache, and every example sits in a SIMD lane of its own.
 //
-// Layout of a block of examples: [groups][rows][channels][columns + reach] vectors of 64 bytes, the
+// Layout of a block of examples: [groups][rows][channels][columns + reach] vectors, the
 // lanes of a vector being examples. `reach` = q / 2 zero vectors follow every row of an image, and so
 // precede the next one. A dense layer is an image of one row whose columns are vectors of examples.
 //
-// Every function is written for vectors of 64 bytes; the compiler splits them where registers are
-// shorter.
+// Vectors and tiles are as the processor's registers are: 32 of 64 bytes, 16 of 32, or 32 of 16.
 
 #include "xla/ffi/api/c_api.h"
 
@@ -20,7 +19,13 @@
 
 namespace {
 
-constexpr int kMaxTile = 28;  // accumulators that fit the registers
+constexpr bool kManyRegisters = kRegisters == 32;
+// Columns of the tiles of three and of four channels; they fit the registers, with what they are made
+// of.
+constexpr int kByThree = kManyRegisters ? 7 : 4, kByFour = kManyRegisters ? 6 : 3;
+// Steps of a product's terms that stand side by side: where registers are few, GCC would keep what
+// several of them read.
+constexpr int kUnrolled = kManyRegisters ? 8 : 1;
 constexpr int kChunk = 32;    // layers whose gradients are added up at a time
 constexpr int kSettle = 16;   // layers whose terms are added up at a time: dnntk.fused.SETTLED
 
@@ -98,15 +103,19 @@ void multiply(const Vec<T>* in, int64_t stride, int64_t terms, const T* w, Vec<T
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) acc[m][v] = tile[m * N + v];
   for (int64_t k = 0; k < terms; ++k, in += stride, w += SIDE * M) {
+#pragma GCC unroll kUnrolled
+    for (int dx = 0; dx < SIDE; ++dx) {
+      T factor[M];
 #pragma GCC unroll 8
-    for (int dx = 0; dx < SIDE; ++dx)
+      for (int m = 0; m < M; ++m) factor[m] = w[dx * M + m];
 #pragma GCC unroll 8
       for (int v = 0; v < N; ++v) {
         Vec<T> value = in[v + dx];
         hold(value);
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) acc[m][v] += value * w[dx * M + m];
+        for (int m = 0; m < M; ++m) acc[m][v] += value * factor[m];
       }
+    }
   }
 #pragma GCC unroll 8
   for (int m = 0; m < M; ++m)
@@ -114,45 +123,66 @@ void multiply(const Vec<T>* in, int64_t stride, int64_t terms, const T* w, Vec<T
     for (int v = 0; v < N; ++v) tile[m * N + v] = acc[m][v];
 }
 
-// sums[i][dx][m] += in[i][x + dx] out[m][x], over a row of `columns`.
+// sums[i][dx][m] = sum of in[i][x + dx] out[m][x], over the rows of all groups.
 template <class T, int SIDE, int I, int M>
-struct Outer {
-  Vec<T> sums[I][SIDE][M] = {};
-
-  void rows(const Vec<T>* in, const Vec<T>* out, int64_t stride, int64_t columns) {
-    Vec<T> acc[I][SIDE][M];
-    std::memcpy(acc, sums, sizeof acc);
-    for (int64_t x = 0; x < columns; ++x) {
-      Vec<T> g[M];
+void outer_sums(const Vec<T>* in, const Vec<T>* out, int64_t groups, int64_t a_group, int64_t rows,
+                int64_t a_row, int64_t columns, int64_t stride, Vec<T>* sums) {
+  Vec<T> acc[I][SIDE][M] = {};
+  for (int64_t g = 0; g < groups; ++g, in += a_group, out += a_group)
+    for (int64_t y = 0; y < rows; ++y) {
+      const Vec<T>*q = in + y * a_row, *gz = out + y * a_row;
+      for (int64_t x = 0; x < columns; ++x, ++q, ++gz) {
+        // The fewer ones stay in registers.
+        if constexpr (I * SIDE < M) {
+          Vec<T> value[I][SIDE];
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) g[m] = out[m * stride + x];
+          for (int i = 0; i < I; ++i)
 #pragma GCC unroll 8
-      for (int i = 0; i < I; ++i)
+            for (int dx = 0; dx < SIDE; ++dx) {
+              value[i][dx] = q[i * stride + dx];
+              hold(value[i][dx]);
+            }
 #pragma GCC unroll 8
-        for (int dx = 0; dx < SIDE; ++dx) {
-          Vec<T> value = in[i * stride + x + dx];
-          hold(value);
+          for (int m = 0; m < M; ++m) {
+            Vec<T> derivative = gz[m * stride];
+            hold(derivative);
 #pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) acc[i][dx][m] += value * g[m];
+            for (int i = 0; i < I; ++i)
+#pragma GCC unroll 8
+              for (int dx = 0; dx < SIDE; ++dx) acc[i][dx][m] += value[i][dx] * derivative;
+          }
+        } else {
+          Vec<T> derivative[M];
+#pragma GCC unroll 8
+          for (int m = 0; m < M; ++m) derivative[m] = gz[m * stride];
+#pragma GCC unroll 8
+          for (int i = 0; i < I; ++i)
+#pragma GCC unroll 8
+            for (int dx = 0; dx < SIDE; ++dx) {
+              Vec<T> value = q[i * stride + dx];
+              hold(value);
+#pragma GCC unroll 8
+              for (int m = 0; m < M; ++m) acc[i][dx][m] += value * derivative[m];
+            }
         }
+      }
     }
-    std::memcpy(sums, acc, sizeof acc);
-  }
-};
+  std::memcpy(sums, acc, sizeof acc);
+}
 
 template <class T>
 using Multiply = void (*)(const Vec<T>*, int64_t, int64_t, const T*, Vec<T>*);
 
-template <class T, int SIDE, int M>
+template <class T, int SIDE, int M, int MOST = M == 4 ? kByFour : kByThree>
 Multiply<T> multiply_for(int n) {
   switch (n) {
     case 1: return multiply<T, SIDE, M, 1>;
     case 2: return multiply<T, SIDE, M, 2>;
     case 3: return multiply<T, SIDE, M, 3>;
-    case 4: return multiply<T, SIDE, M, 4>;
-    case 5: return multiply<T, SIDE, M, 5>;
-    case 6: return multiply<T, SIDE, M, 6>;
-    default: return multiply<T, SIDE, M, 7>;
+    case 4: return multiply<T, SIDE, M, std::min(4, MOST)>;
+    case 5: return multiply<T, SIDE, M, std::min(5, MOST)>;
+    case 6: return multiply<T, SIDE, M, std::min(6, MOST)>;
+    default: return multiply<T, SIDE, M, MOST>;
   }
 }
 
@@ -185,10 +215,10 @@ class Worker {
         bias_(p.channels) {
     load(p_, b_, p_.base, base_.data());
     load(p_, b_, p_.floor, floor_.data());
-    // Tiles of 3 x 7 or, where that divides the channels better, 4 x 6.
+    // Tiles of three channels or, where that divides them better, of four.
     const bool by_four = p_.channels % 4 == 0 && p_.channels % 3 != 0;
     channel_parts_ = parts(p_.channels, by_four ? 4 : 3);
-    column_parts_ = parts(b_.columns, by_four ? 6 : 7);
+    column_parts_ = parts(b_.columns, by_four ? kByFour : kByThree);
   }
 
   // q = base + column h
@@ -252,7 +282,7 @@ class Worker {
             int64_t x = part(b_.columns, column_parts_, j);
             int64_t n = part(b_.columns, column_parts_, j + 1) - x;
             int64_t corner = b_.at(g, y - r + above, 0) + x - r;
-            V tile[kMaxTile] = {};
+            V tile[std::max(4 * kByFour, 3 * kByThree)] = {};
             Multiply<T> kernel = multiply_for<T, SIDE>(m, n);
             kernel(in + corner, b_.stride(), terms, w + skip, tile);
             if (in2 != nullptr) kernel(in2 + corner, b_.stride(), terms, w2 + skip, tile);
@@ -302,7 +332,7 @@ class Worker {
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x;
                    V term = tile[i * n + x] + bias_[o + i];
-                   __builtin_prefetch(h_next + k + ahead, 1, 2);
+                   if (k % kInLine == 0) __builtin_prefetch(h_next + k + ahead, 1, 2);
                    h_next[k] = add(o + i, h[k], term, floor_[k], lost + k);
                    q_next[k] = base_[k] + p_.column[o + i] * h_next[k];
                  }
@@ -353,7 +383,7 @@ class Worker {
                for (int64_t i = 0; i < m; ++i)
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x;
-                   __builtin_prefetch(h + k - 2 * b_.size(), 0, 2);
+                   if (k % kInLine == 0) __builtin_prefetch(h + k - 2 * b_.size(), 0, 2);
                    V g = p_.column[o + i] * tile[i * n + x] + p_.carry[o + i] * gz[k];
                    next[k] = masked ? (h[k] > floor_[k] ? g : V{}) : g;
                  }
@@ -464,7 +494,8 @@ class Worker {
   }
 
   void outer(const V* q, const V* gz, T* by_kernel, T* by_bias) {
-    constexpr int kIn = SIDE == 1 ? 6 : SIDE == 3 ? 3 : 1, kOut = SIDE == 1 ? 4 : SIDE == 3 ? 3 : 4;
+    constexpr int kIn = kManyRegisters ? (SIDE == 1 ? 6 : SIDE == 3 ? 3 : 1) : SIDE == 1 ? 4 : 1;
+    constexpr int kOut = kManyRegisters ? (SIDE == 3 ? 3 : 4) : SIDE == 1 ? 3 : SIDE == 3 ? 4 : 2;
     const int64_t c = p_.channels, in_parts = parts(c, kIn), out_parts = parts(c, kOut);
     for (int dy = 0; dy < SIDE; ++dy)
       for (int64_t j = 0; j < in_parts; ++j)
@@ -503,14 +534,15 @@ class Worker {
   template <int I, int M>
   void outer_block(const V* q, const V* gz, int dy, int64_t i, int64_t o, T* to) {
     const int64_t c = p_.channels, r = b_.reach;
-    Outer<T, SIDE, I, M> block;
-    for (int64_t g = 0; g < b_.groups; ++g)
-      for (int64_t y = std::max<int64_t>(0, r - dy); y < std::min(b_.rows, b_.rows + r - dy); ++y)
-        block.rows(q + b_.at(g, y + dy - r, i) - r, gz + b_.at(g, y, o), b_.stride(), b_.columns);
+    V sums[I][SIDE][M];
+    const int64_t y = std::max<int64_t>(0, r - dy), end = std::min(b_.rows, b_.rows + r - dy);
+    outer_sums<T, SIDE, I, M>(q + b_.at(0, y + dy - r, i) - r, gz + b_.at(0, y, o), b_.groups,
+                              b_.group(), end - y, c * b_.stride(), b_.columns, b_.stride(),
+                              &sums[0][0][0]);
     for (int k = 0; k < I; ++k)
       for (int dx = 0; dx < SIDE; ++dx)
         for (int m = 0; m < M; ++m)
-          to[(dx * c + k) * c + m] = sum<T>(block.sums[k][dx][m]) * p_.slope[o + m];
+          to[(dx * c + k) * c + m] = sum<T>(sums[k][dx][m]) * p_.slope[o + m];
   }
 
   const Problem<T>& p_;

@@ -22,21 +22,32 @@
 
 namespace {
 
-constexpr int kBytes = 64;  // of a vector
+constexpr int kLine = 64;  // bytes of a cache line
+
+// A vector fills a register, and no more: a longer one GCC takes to memory and back, a few bytes at a
+// time, for every operation.
+#if defined(__AVX512F__)
+constexpr int kBytes = 64, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kBytes = 32, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kBytes = 16, kRegisters = 32;
+#else
+constexpr int kBytes = 16, kRegisters = 16;
+#endif
+constexpr int kInLine = kLine / kBytes;  // vectors in a cache line
 
 template <class T>
 struct Simd;
 template <>
 struct Simd<float> {
   typedef float Vector __attribute__((vector_size(kBytes)));
-  typedef float Half __attribute__((vector_size(kBytes / 2)));
-  typedef float Quarter __attribute__((vector_size(kBytes / 4)));
+  typedef float Part __attribute__((vector_size(16)));
 };
 template <>
 struct Simd<double> {
   typedef double Vector __attribute__((vector_size(kBytes)));
-  typedef double Half __attribute__((vector_size(kBytes / 2)));
-  typedef double Quarter __attribute__((vector_size(kBytes / 4)));
+  typedef double Part __attribute__((vector_size(16)));
 };
 
 template <class T>
@@ -47,21 +58,26 @@ constexpr int kLanes = kBytes / sizeof(T);
 // Keep a vector in a register: a compiler may otherwise load it anew for every product it is in.
 template <class V>
 inline void hold(V& v) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
   __asm__("" : "+v"(v));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
 #endif
 }
 
 template <class T>
 inline T sum(const Vec<T>& v) {
-  typename Simd<T>::Half half[2];
-  std::memcpy(half, &v, sizeof v);
-  half[0] += half[1];
-  typename Simd<T>::Quarter quarter[2];
-  std::memcpy(quarter, half, sizeof quarter);
-  quarter[0] += quarter[1];
+  constexpr int parts = kBytes / 16, lanes = kLanes<T> / parts;
+  typename Simd<T>::Part part[parts];
+  std::memcpy(part, &v, sizeof v);
+#pragma GCC unroll 2
+  for (int n = parts / 2; n > 0; n /= 2)
+#pragma GCC unroll 2
+    for (int i = 0; i < n; ++i) part[i] += part[i + n];
   T total = 0;
-  for (int i = 0; i < kLanes<T> / 4; ++i) total += quarter[0][i];
+  for (int i = 0; i < lanes; ++i) total += part[0][i];
   return total;
 }
 
@@ -143,7 +159,7 @@ class Shelf {
         own.bytes_ -= bytes;
         return data;
       }
-    return std::aligned_alloc(kBytes, bytes);
+    return std::aligned_alloc(kLine, bytes);
   }
 
   static void give(void* data, size_t bytes) {
@@ -172,14 +188,14 @@ class Shelf {
   size_t bytes_ = 0;
 };
 
-// Memory aligned to a vector, set to zero unless it is to be written before it is read.
+// Memory aligned to a cache line, set to zero unless it is to be written before it is read.
 template <class X>
 class Buffer {
  public:
   explicit Buffer(size_t size, bool zero = true) {
     size_t bytes = std::max<size_t>(size, 1) * sizeof(X);
     large_ = bytes >= Pool::kLarge;
-    const size_t unit = large_ ? Pool::kPage : kBytes;
+    const size_t unit = large_ ? Pool::kPage : kLine;
     bytes_ = bytes = (bytes + unit - 1) / unit * unit;
     data_ = static_cast<X*>(large_ ? Pool::take(bytes) : Shelf::take(bytes));
     if (data_ == nullptr) throw std::bad_alloc();

@@ -2,7 +2,7 @@
 // and `passes.h` goes up and down through all layers with either.
 //
 // A layer of hundreds of units is three matrix products, so all depends on how near to the peak
-// they run. Every product is made of one kernel, a tile of 4 x 6 accumulators over a block of terms
+// they run. Every product is made of one kernel, a tile of 4 x 6 (or 3 x 4) accumulators over a block of terms
 // that stays in the first cache (`block`). Examples are the lanes of every vector but those of a
 // weight gradient, so of all operands only the derivatives are transposed:
 //
@@ -24,19 +24,15 @@
 #include "problem.h"
 #include "team.h"
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int kTall = 4, kBroad = 6;  // rows and vectors of a tile
-constexpr int kFew = 1;               // vectors of units that are gone through together
-#else
-constexpr int kTall = 3, kBroad = 2;
-constexpr int kFew = 3;
-#endif
+constexpr int kTall = kRegisters == 32 ? 4 : 3, kBroad = kRegisters == 32 ? 6 : 4;  // of a tile
+// Vectors of units that are gone through together: whole tiles, and a cache line at least.
+constexpr int kFew = kRegisters == 32 ? kInLine : 3;
 constexpr int64_t kTerms = 96, kTermsDown = 800;  // of a product at a time, on the way up and down
 constexpr int64_t kRows = 8;                      // of weights that are made ready together
 
@@ -50,7 +46,7 @@ class Ahead {
 
   Ahead(Use use, const T* first, int64_t rows, int64_t width, int64_t stride, int64_t terms)
       : first_(first), rows_(width > 0 ? rows : 0), width_(width), stride_(stride), use_(use) {
-    const int64_t lines = rows_ * (parts(width - 1, kLanes<T>) + 1);
+    const int64_t lines = rows_ * (parts(width - 1, kStep) + 1);
     every = lines > 0 ? std::max<int64_t>(1, terms / lines) : terms;
   }
 
@@ -59,8 +55,8 @@ class Ahead {
     const T* line = first_ + std::min(done_, width_ - 1);
     if (use_ == kWrite) __builtin_prefetch(line, 1, 2);
     else __builtin_prefetch(line, 0, 2);
-    done_ += kLanes<T>;
-    if (done_ < width_ + kLanes<T> - 1) return;
+    done_ += kStep;
+    if (done_ < width_ + kStep - 1) return;
     done_ = 0;
     first_ += stride_;
     --rows_;
@@ -69,6 +65,7 @@ class Ahead {
   int64_t every;  // terms from line to line
 
  private:
+  static constexpr int64_t kStep = kLine / sizeof(T);
   const T* first_;
   int64_t rows_, width_, stride_, done_ = 0;
   Use use_;
@@ -152,6 +149,16 @@ inline void over_panels(int64_t vectors, F f) {
   }
 }
 
+#if defined(__AVX__) && !defined(__AVX512F__)
+// All ones for the first `count` lanes.
+template <class T>
+inline __m256i first_lanes(int64_t count) {
+  alignas(kLine) static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const auto* start = ones + 8 - count * int64_t(sizeof(T) / 4);
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
+}
+#endif
+
 // `count` numbers, and zeros; a copy of less than a vector by way of memory would be waited for.
 template <class T>
 inline Vec<T> copied(const T* from, int64_t count) {
@@ -164,6 +171,10 @@ inline Vec<T> copied(const T* from, int64_t count) {
   const uint32_t mask = (uint32_t{1} << count) - 1;
   if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(mask, from));
   else return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(mask, from));
+#elif defined(__AVX__)
+  const __m256i mask = first_lanes<T>(count);
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm256_maskload_ps(from, mask));
+  else return reinterpret_cast<Vec<T>>(_mm256_maskload_pd(from, mask));
 #else
   std::memcpy(&v, from, count * sizeof(T));
   return v;
@@ -181,6 +192,10 @@ inline void put(const Vec<T>& v, int64_t count, T* to) {
   const uint32_t mask = (uint32_t{1} << count) - 1;
   if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(v));
   else _mm512_mask_storeu_pd(to, mask, reinterpret_cast<__m512d>(v));
+#elif defined(__AVX__)
+  const __m256i mask = first_lanes<T>(count);
+  if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(to, mask, reinterpret_cast<__m256>(v));
+  else _mm256_maskstore_pd(to, mask, reinterpret_cast<__m256d>(v));
 #else
   std::memcpy(to, &v, count * sizeof(T));
 #endif
