@@ -39,6 +39,10 @@ MIN_EXAMPLES_PER_DEVICE = 32
 MAX_REPLICATED_BYTES = 1 << 28
 # A step on more parameters than these takes milliseconds.
 MANY_AT_ONCE_BYTES = 1 << 20
+# Arrays up to this size are added up over the devices as one.
+JOINED_BYTES = 1 << 16
+# So many of them one device takes for all others of its process, which wait: XLA allows them 40 s.
+BY_FIRST = 16
 
 
 class TrainState(NamedTuple):
@@ -295,15 +299,47 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         rate, shift = cast(PlainSGD, optimizer).rate / examples, -weight[:, None] * y
         return cast(DeepNarrow, model), state.params, frozen, x, weight, shift, rate
 
+    def by_first(
+        state: TrainState, frozen: Any, batch: Batch, examples: jax.Array, count: jax.Array | int
+    ) -> tuple[TrainState, jax.Array]:
+        """Steps that the first device takes for all, with all cores, as if it were alone.
+
+        Devices that share the cores gain nothing by sharing the examples: to add up their gradients
+        and change every copy of the parameters takes a tenth of a short step.
+        """
+        everything = Batch(*(jax.lax.all_gather(a, DATA, tiled=True) for a in batch))
+        own = jax.lax.axis_index(DATA)
+
+        def some(k: jax.Array, at: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            def taken(params: Any) -> tuple[jax.Array, Any]:
+                operands = given(TrainState(params, ()), frozen, everything, examples)
+                many = jnp.minimum(BY_FIRST, count - k * BY_FIRST)
+                return fused.descents(*operands, many, fused.share(1))
+
+            nothing = lambda params: jax.tree.map(jnp.zeros_like, (everything.y, params))  # noqa: E731
+            f, params = _total(jax.lax.cond(own == 0, taken, nothing, at[0]), mesh)
+            return params, f
+
+        start = state.params, jnp.zeros_like(everything.y)
+        params, f = jax.lax.fori_loop(0, -(-count // BY_FIRST), some, start)
+        f = jax.lax.dynamic_slice_in_dim(f, own * len(batch.y), len(batch.y))
+        return TrainState(params, state.opt_state), f
+
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
     ) -> tuple[TrainState, jax.Array]:
         # Once: devices that wait for each other in every step would be half of a short one.
         examples = _total(batch.weight.sum(), mesh)
-        plain = isinstance(optimizer, PlainSGD) and mesh.size == 1
-        if plain and fused.repeats(model, state.params, batch.x):
-            f, params = fused.descents(*given(state, frozen, batch, examples), count, share)
-            return TrainState(params, state.opt_state), f
+        plain = isinstance(optimizer, PlainSGD)
+        shape = mesh.size * len(batch.x), *batch.x.shape[1:]
+        everything = jax.ShapeDtypeStruct(shape, batch.x.dtype)
+        if plain and fused.repeats(model, state.params, everything):
+            if mesh.size == 1:
+                f, params = fused.descents(*given(state, frozen, batch, examples), count, share)
+                return TrainState(params, state.opt_state), f
+            if mesh.local_mesh.size == mesh.size and many_at_once(state.params):
+                return by_first(state, frozen, batch, examples, count)
+        plain = plain and mesh.size == 1
         step = in_place if plain and fused.descends(model, state.params, batch.x) else one
         if isinstance(count, int) and count == 1:
             return step(state, frozen, batch, examples)
@@ -342,11 +378,17 @@ def _total(tree: Any, mesh: Mesh) -> Any:
     """The sum over ``mesh``; over one device it would be a copy of the whole gradient on CPU."""
     if mesh.size == 1:
         return tree
-    if not many_at_once(tree):
-        return jax.lax.psum(tree, DATA)
-    # Devices meet once for every array, which short steps would mostly consist of.
-    whole, back = ravel_pytree(tree)
-    return back(jax.lax.psum(whole, DATA))
+    # Devices meet once for every array, which short steps would mostly consist of; to join large
+    # ones costs more than a meeting.
+    leaves, treedef = jax.tree.flatten(tree)
+    small = [leaf.size * leaf.dtype.itemsize <= JOINED_BYTES for leaf in leaves]
+    whole, back = ravel_pytree([leaf for leaf, joined in zip(leaves, small, strict=True) if joined])
+    parts = iter(back(jax.lax.psum(whole, DATA)) if any(small) else ())
+    totals = [
+        next(parts) if joined else jax.lax.psum(leaf, DATA)
+        for leaf, joined in zip(leaves, small, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, totals)
 
 
 def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh) -> int:

@@ -254,6 +254,31 @@ def test_steps_in_one_call_are_those_of_the_plain_code(
         assert np.any(np.asarray(together[0][name]["kernel"]) != params[name]["kernel"])
 
 
+@pytest.mark.parametrize("init", ["deep_narrow", "he_uniform"])
+def test_host_devices_take_the_steps_of_one(init):
+    model, params, frozen, x, y = network((200, 2), 1, 40, "float32", {"init": init})
+
+    def after(devices, counts):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+        state = flow.TrainState(jax.tree.map(jnp.array, params), flow.sgd(0.01).init(params))
+        state, others = (flow.put_replicated(tree, mesh) for tree in (state, frozen))
+        step, batch = flow.make_steps(model, flow.sgd(0.01), mesh), flow.put_batch(x, y, mesh)
+        for count in counts:
+            state, loss = step(state, others, batch, count)
+        copies = [p.addressable_shards for p in jax.tree.leaves(state.params)]
+        assert all(len(shards) == devices for shards in copies)
+        return [[np.asarray(shard.data) for shard in shards] for shards in copies], loss
+
+    assert flow.BY_FIRST < 39
+    expected, loss = after(1, (39,))
+    for counts in ((39,), (1, 20, 18)):
+        found, its_loss = after(2, counts)
+        np.testing.assert_allclose(its_loss, loss, rtol=1e-6)
+        for (own,), copies in zip(expected, found, strict=True):
+            for copy in copies:  # save the sign of a zero
+                np.testing.assert_array_equal(copy, own)
+
+
 def test_a_wide_step_holds_its_parameters_once():
     model, params, frozen, x, y = network((64, 500), 3, 40, "float32", {})
     mesh = flow.data_mesh(len(x), 0, threaded=True)
