@@ -291,8 +291,10 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
     def in_place(
         state: TrainState, frozen: Any, batch: Batch, examples: jax.Array
     ) -> tuple[TrainState, jax.Array]:
-        f, params = fused.descent(*given(state, frozen, batch, examples), share)
-        return TrainState(params, state.opt_state), f
+        """A step that needs no gradient: of several devices the first one keeps the parameters."""
+        keep = (jax.lax.axis_index(DATA) == 0).astype(batch.y.dtype)
+        f, params = fused.descent(*given(state, frozen, batch, examples), share, keep)
+        return TrainState(_total(params, mesh), state.opt_state), f
 
     def given(state: TrainState, frozen: Any, batch: Batch, examples: jax.Array) -> _Descent:
         x, y, weight = batch
@@ -339,7 +341,6 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
                 return TrainState(params, state.opt_state), f
             if mesh.local_mesh.size == mesh.size and many_at_once(state.params):
                 return by_first(state, frozen, batch, examples, count)
-        plain = plain and mesh.size == 1
         step = in_place if plain and fused.descends(model, state.params, batch.x) else one
         if isinstance(count, int) and count == 1:
             return step(state, frozen, batch, examples)

@@ -168,8 +168,9 @@ def descent(
     shift: jax.Array,
     rate: jax.Array,
     share: Share,
+    keep: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, Any]:
-    """Outputs f and params - rate * gradient, the one that `gradient` returns.
+    """Outputs f and keep * params - rate * gradient, the one that `gradient` returns.
 
     In place where ``params`` are donated, without memory for the gradient of the middle layers;
     only for what `descends` says.
@@ -177,10 +178,11 @@ def descent(
     Returns:
       (f [n, d_out], a tree like ``params``).
     """
-    own = jnp.asarray(rate, x.dtype)
-    f, found = _down("descent", model, params, frozen, x, factor, shift, share, own)
+    rates = jnp.stack([jnp.asarray(r, x.dtype) for r in (rate, keep)])
+    f, found = _down("descent", model, params, frozen, x, factor, shift, share, rates)
     for name in ("first", "last"):
-        found[name] = jax.tree.map(lambda p, g: p - own * g, params[name], found[name])
+        change = lambda p, g: rates[1] * p - rates[0] * g  # noqa: E731
+        found[name] = jax.tree.map(change, params[name], found[name])
     return f, found
 
 

@@ -46,7 +46,7 @@ class One:
         self.step, seconds = contestant.compiled(
             lambda: make(model, optimizer, mesh).lower(*given).compile(), job["compiles"]
         )
-        in_place = mesh.size == 1 and fused.descends(model, params, x)
+        in_place = fused.descends(model, params, x[: len(x) // mesh.size])
         self.facts = {
             "compile_seconds": seconds,
             "gradient_bytes": 0 if in_place else mesh.size * held,

@@ -279,6 +279,26 @@ def test_host_devices_take_the_steps_of_one(init):
                 np.testing.assert_array_equal(copy, own)
 
 
+def test_of_several_devices_the_first_keeps_the_parameters(x64):
+    model, params, frozen, x, y = network((50, 130), 2, 9, "float64", {})
+    found, need = {}, {}
+    for devices, kind in ((1, optax.sgd), (2, flow.sgd), (2, optax.sgd)):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+        state = flow.TrainState(jax.tree.map(jnp.array, params), kind(0.01).init(params))
+        state, others = (flow.put_replicated(tree, mesh) for tree in (state, frozen))
+        batch = flow.put_batch(x, y, mesh)
+        step = flow.make_step(model, kind(0.01), mesh).lower(state, others, batch).compile()
+        need[devices, kind] = flow.step_bytes(step, model, params, x, mesh)
+        for _ in range(3):
+            state, loss = step(state, others, batch)
+        found[devices, kind] = state.params, loss
+    assert_close(found[2, flow.sgd], found[1, optax.sgd], 1e-12)
+    moved = found[2, flow.sgd][0]["middle"]["kernel"] - params["middle"]["kernel"]
+    assert np.abs(moved).max() > 1e-6
+    held = sum(p.nbytes for p in jax.tree.leaves(params))
+    assert need[2, flow.sgd] < need[2, optax.sgd] - held
+
+
 def test_a_wide_step_holds_its_parameters_once():
     model, params, frozen, x, y = network((64, 500), 3, 40, "float32", {})
     mesh = flow.data_mesh(len(x), 0, threaded=True)

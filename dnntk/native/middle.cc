@@ -132,6 +132,7 @@ void outer_sums(const Vec<T>* in, const Vec<T>* out, int64_t groups, int64_t a_g
     for (int64_t y = 0; y < rows; ++y) {
       const Vec<T>*q = in + y * a_row, *gz = out + y * a_row;
       for (int64_t x = 0; x < columns; ++x, ++q, ++gz) {
+        forget(q);
         // The fewer ones stay in registers.
         if constexpr (I * SIDE < M) {
           Vec<T> value[I][SIDE];
@@ -678,7 +679,7 @@ struct Scratch {
 // The layers' gradients, `kChunk` layers at a time, added up over the blocks in the order of their
 // numbers, whichever thread has them.
 //
-// Given a rate, the last block takes a step of gradient descent in `kernel` and `bias` instead, which
+// Given rates, the last block takes a step of gradient descent in `kernel` and `bias` instead, which
 // are the problem's own: nobody reads a chunk's any more once all blocks have added to it. Where all
 // blocks are at work at once, they then stay within a few chunks of one another, and no more than
 // those chunks' gradients exist. There may be step after step, none of which a block begins before
@@ -686,15 +687,15 @@ struct Scratch {
 template <class T>
 class Sums {
  public:
-  Sums(const Problem<T>& p, const T* rate, T* kernel, T* bias)
+  Sums(const Problem<T>& p, const Rates<T>* rates, T* kernel, T* bias)
       : p_(p),
-        rate_(rate),
+        rates_(rates),
         results_{kernel, bias},
         a_layer_{p.weights(), p.channels},
         chunks_(parts(p.layers, kChunk)),
         kept_(p.blocks > p.threads ? chunks_ : std::min(chunks_, ahead(a_layer_[0]))),
-        kernels_(rate ? kept_ * kChunk * a_layer_[0] : 0, false),
-        biases_(rate ? kept_ * kChunk * a_layer_[1] : 0, false),
+        kernels_(rates ? kept_ * kChunk * a_layer_[0] : 0, false),
+        biases_(rates ? kept_ * kChunk * a_layer_[1] : 0, false),
         added_(new std::atomic<int64_t>[chunks_]()) {}
 
   // Add block `number`'s gradients of a chunk; false where another block has failed.
@@ -702,7 +703,7 @@ class Sums {
            const std::atomic<bool>& failed) {
     const int64_t before = step * p_.blocks;
     if (!wait(chunk, before + number, failed)) return false;
-    const bool taken = rate_ != nullptr && chunk + kept_ < chunks_;
+    const bool taken = rates_ != nullptr && chunk + kept_ < chunks_;
     if (number == 0 && taken && !wait(chunk + kept_, before + p_.blocks, failed)) return false;
     const T* own[] = {by_kernel, by_bias};
     T* stored[] = {kernels_.data(), biases_.data()};
@@ -710,11 +711,12 @@ class Sums {
     for (int k = 0; k < 2; ++k) {
       const int64_t n = layers * a_layer_[k];
       T* result = results_[k] + from * a_layer_[k];
-      T* sum = rate_ ? stored[k] + chunk % kept_ * kChunk * a_layer_[k] : result;
+      T* sum = rates_ ? stored[k] + chunk % kept_ * kChunk * a_layer_[k] : result;
       if (number == 0) std::copy(own[k], own[k] + n, sum);
       else for (int64_t i = 0; i < n; ++i) sum[i] += own[k][i];
-      if (rate_ && number == p_.blocks - 1)
-        for (int64_t i = 0; i < n; ++i) result[i] -= *rate_ * sum[i];
+      if (rates_ && number == p_.blocks - 1)
+        for (int64_t i = 0; i < n; ++i)
+          result[i] = rates_->keep * result[i] - rates_->rate * sum[i];
     }
     added_[chunk].store(before + number + 1, std::memory_order_release);
     return true;
@@ -737,7 +739,7 @@ class Sums {
   }
 
   const Problem<T>& p_;
-  const T* rate_;
+  const Rates<T>* rates_;
   T* results_[2];
   int64_t a_layer_[2], chunks_, kept_;
   Buffer<T> kernels_, biases_;
@@ -801,10 +803,10 @@ Vec<T>* up_and_down(const Problem<T>& p, Worker<T, SIDE>& worker, Scratch<T>& ow
 }
 
 template <class T, int SIDE>
-void gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0, T* dk,
-              T* db) {
+void gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
+              T* dk, T* db) {
   using V = Vec<T>;
-  Sums<T> sums(p, rate, dk, db);
+  Sums<T> sums(p, rates, dk, db);
   over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,
                                  const Failed& failed) {
     Worker<T, SIDE> worker(p, block);
@@ -915,11 +917,11 @@ struct Descent {
     Problem<T> p = problem<T>(call);
     p.outputs = call.in(k).dims[0];
     Head<T> head{call.arg<T>(k), call.arg<T>(k + 1), call.arg<T>(k + 2), call.arg<T>(k + 3)};
-    const T* rate = call.arg<T>(k + 4);
+    const Rates<T> rates{call.arg<T>(k + 4)[0], call.arg<T>(k + 4)[1]};
     T *h = call.result<T>(0), *dh0 = call.result<T>(1), *kernel = call.result<T>(2),
       *bias = call.result<T>(3);
-    if (p.wide) return wide_gradient<T>(p, head, rate, h, dh0, kernel, bias);
-    gradient<T, SIDE>(p, head, rate, h, dh0, kernel, bias);
+    if (p.wide) return wide_gradient<T>(p, head, &rates, h, dh0, kernel, bias);
+    gradient<T, SIDE>(p, head, &rates, h, dh0, kernel, bias);
   }
 };
 

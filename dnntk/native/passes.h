@@ -70,10 +70,10 @@ void tangent_with(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
       });
 }
 
-// The gradient goes to `kernel` and `bias`; with a rate they are the parameters themselves, which
+// The gradient goes to `kernel` and `bias`; with rates they are the parameters themselves, which
 // make a step.
 template <class Crew, class T>
-void gradient_with(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0,
+void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
                    T* kernel, T* bias) {
   using V = typename Crew::Vector;
   typename Crew::Shared shared(p, true);
@@ -114,7 +114,7 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const T* rate, T* h
             auto change = [&](V value, V slope, int64_t o, T* at) {
               const int64_t lanes = crew.lanes(o);
               value *= slope;
-              if (rate != nullptr) value = copied<T>(at, lanes) - *rate * value;
+              if (rates) value = rates->keep * copied<T>(at, lanes) - rates->rate * value;
               put<T>(value, lanes, at);
             };
             crew.outer(
@@ -169,10 +169,10 @@ void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
 }
 
 template <class T>
-void wide_gradient(const Problem<T>& p, const Head<T>& head, const T* rate, T* h_out, T* dh0,
+void wide_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
                    T* kernel, T* bias) {
   with_crew(p, [&](auto* crew) {
-    gradient_with<std::decay_t<decltype(*crew)>>(p, head, rate, h_out, dh0, kernel, bias);
+    gradient_with<std::decay_t<decltype(*crew)>>(p, head, rates, h_out, dh0, kernel, bias);
   });
 }
 

@@ -67,6 +67,15 @@ inline void hold(V& v) {
 #endif
 }
 
+// Where a pointer leads is not to be told from where it led before: GCC otherwise keeps what it expects
+// to read once more, and pushes the rest out of the registers.
+template <class T>
+inline void forget(T*& pointer) {
+#ifdef __GNUC__
+  __asm__("" : "+r"(pointer));
+#endif
+}
+
 template <class T>
 inline T sum(const Vec<T>& v) {
   constexpr int parts = kBytes / 16, lanes = kLanes<T> / parts;
@@ -239,6 +248,13 @@ struct Problem {
   int64_t weights() const { return int64_t{side} * side * channels * channels; }
   // Examples in vectors.
   int64_t vectors() const { return (examples + kLanes<T> - 1) / kLanes<T>; }
+};
+
+// A step of gradient descent: parameters become keep * parameters - rate * gradient. One of several
+// devices keeps the parameters, and all add up what they have made.
+template <class T>
+struct Rates {
+  T rate, keep;
 };
 
 // How `size` splits into parts of at most `most`, as even as can be: where part `k` begins.

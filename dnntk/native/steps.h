@@ -189,7 +189,8 @@ void steps(const Problem<T>& p, const Ends<T>& ends, const T* rate, int64_t coun
   if (!p.dense() || p.blocks > p.threads)
     throw std::invalid_argument("dnntk: steps at once are for dense layers and a thread a block");
   const int64_t size = OwnEnds<T>::size(p, ends);
-  Sums<T> sums(p, rate, results[1], results[2]);
+  const Rates<T> rates{*rate, 1};
+  Sums<T> sums(p, &rates, results[1], results[2]);
   // One step's are still read where another thread has begun the next.
   Buffer<T> at_ends(2 * p.blocks * size);
   Barrier barrier(p.blocks);

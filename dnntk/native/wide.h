@@ -14,7 +14,7 @@
 // their way from memory; whatever is done to a result is done to each few units of it at once.
 //
 // Every thread takes its own examples up and down, and its own rows of the weight gradient: the
-// threads meet once a layer on the way down. With a rate the gradient is never stored: a layer's
+// threads meet once a layer on the way down. With rates the gradient is never stored: a layer's
 // weights change as soon as no thread needs them any more.
 //
 // Sums go over the same terms in the same order whatever the number of threads.
