@@ -293,39 +293,13 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
     ) -> tuple[TrainState, jax.Array]:
         """A step that needs no gradient: of several devices the first one keeps the parameters."""
         keep = (jax.lax.axis_index(DATA) == 0).astype(batch.y.dtype)
-        f, params = fused.descent(*given(state, frozen, batch, examples), share, keep)
+        f, params = fused.descent(*given(state.params, frozen, batch, examples), share, keep)
         return TrainState(_total(params, mesh), state.opt_state), f
 
-    def given(state: TrainState, frozen: Any, batch: Batch, examples: jax.Array) -> _Descent:
+    def given(params: Any, frozen: Any, batch: Batch, examples: jax.Array) -> _Descent:
         x, y, weight = batch
         rate, shift = cast(PlainSGD, optimizer).rate / examples, -weight[:, None] * y
-        return cast(DeepNarrow, model), state.params, frozen, x, weight, shift, rate
-
-    def by_first(
-        state: TrainState, frozen: Any, batch: Batch, examples: jax.Array, count: jax.Array | int
-    ) -> tuple[TrainState, jax.Array]:
-        """Steps that the first device takes for all, with all cores, as if it were alone.
-
-        Devices that share the cores gain nothing by sharing the examples: to add up their gradients
-        and change every copy of the parameters takes a tenth of a short step.
-        """
-        everything = Batch(*(jax.lax.all_gather(a, DATA, tiled=True) for a in batch))
-        own = jax.lax.axis_index(DATA)
-
-        def some(k: jax.Array, at: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-            def taken(params: Any) -> tuple[jax.Array, Any]:
-                operands = given(TrainState(params, ()), frozen, everything, examples)
-                many = jnp.minimum(BY_FIRST, count - k * BY_FIRST)
-                return fused.descents(*operands, many, fused.share(1))
-
-            nothing = lambda params: jax.tree.map(jnp.zeros_like, (everything.y, params))  # noqa: E731
-            f, params = _total(jax.lax.cond(own == 0, taken, nothing, at[0]), mesh)
-            return params, f
-
-        start = state.params, jnp.zeros_like(everything.y)
-        params, f = jax.lax.fori_loop(0, -(-count // BY_FIRST), some, start)
-        f = jax.lax.dynamic_slice_in_dim(f, own * len(batch.y), len(batch.y))
-        return TrainState(params, state.opt_state), f
+        return cast(DeepNarrow, model), params, frozen, x, weight, shift, rate
 
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
@@ -336,11 +310,15 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         shape = mesh.size * len(batch.x), *batch.x.shape[1:]
         everything = jax.ShapeDtypeStruct(shape, batch.x.dtype)
         if plain and fused.repeats(model, state.params, everything):
+            taken = lambda params, batch, many, share: fused.descents(  # noqa: E731
+                *given(params, frozen, batch, examples), many, share
+            )
             if mesh.size == 1:
-                f, params = fused.descents(*given(state, frozen, batch, examples), count, share)
+                f, params = taken(state.params, batch, count, share)
                 return TrainState(params, state.opt_state), f
             if mesh.local_mesh.size == mesh.size and many_at_once(state.params):
-                return by_first(state, frozen, batch, examples, count)
+                f, params = _by_first(taken, state.params, batch, count, mesh)
+                return TrainState(params, state.opt_state), f
         step = in_place if plain and fused.descends(model, state.params, batch.x) else one
         if isinstance(count, int) and count == 1:
             return step(state, frozen, batch, examples)
@@ -349,6 +327,30 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         return jax.lax.fori_loop(0, count, body, start)
 
     return steps
+
+
+def _by_first(
+    taken: Any, params: Any, batch: Batch, count: jax.Array | int, mesh: Mesh
+) -> tuple[jax.Array, Any]:
+    """Steps that the first device takes for all, with all cores, as if it were alone.
+
+    Devices that share the cores gain nothing by sharing the examples: to add up their gradients
+    and change every copy of the parameters takes a tenth of a short step. ``taken(params, batch,
+    count, share)`` takes ``count`` steps on the examples of all; returned are f of this device's
+    own examples, before the last step, and the new parameters.
+    """
+    everything = Batch(*(jax.lax.all_gather(a, DATA, tiled=True) for a in batch))
+    own = jax.lax.axis_index(DATA)
+
+    def some(k: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        many = jnp.minimum(BY_FIRST, count - k * BY_FIRST)
+        first = lambda params: taken(params, everything, many, fused.share(1))  # noqa: E731
+        others = lambda params: jax.tree.map(jnp.zeros_like, (everything.y, params))  # noqa: E731
+        return _total(jax.lax.cond(own == 0, first, others, at[1]), mesh)
+
+    start = jnp.zeros_like(everything.y), params
+    f, params = jax.lax.fori_loop(0, -(-count // BY_FIRST), some, start)
+    return jax.lax.dynamic_slice_in_dim(f, own * len(batch.y), len(batch.y)), params
 
 
 def _updated(
