@@ -388,7 +388,7 @@ def _total(tree: Any, mesh: Mesh) -> Any:
     whole, back = ravel_pytree([leaf for leaf, joined in zip(leaves, small, strict=True) if joined])
     parts = iter(back(jax.lax.psum(whole, DATA)) if any(small) else ())
     totals = [
-        next(parts) if joined else jax.lax.psum(leaf, DATA)
+        next(parts) if joined else pipeline.summed(leaf, DATA)
         for leaf, joined in zip(leaves, small, strict=True)
     ]
     return jax.tree.unflatten(treedef, totals)

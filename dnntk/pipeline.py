@@ -24,6 +24,8 @@ from dnntk.models import DeepNarrow
 DATA, DEPTH = "data", "depth"
 # Micro-batches a stage: a fifth of the time is then idle, at most.
 MICRO_BATCHES = 4
+# Of a large array, to be added up at a time over the devices of a CPU.
+PART_BYTES, LARGE_BYTES = 1 << 20, 1 << 24
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -136,7 +138,32 @@ def idle_share(stages: int, count: int) -> float:
 def total(gradient: Layers) -> Layers:
     """The sum over a mesh of what each device has of a gradient by all parameters."""
     axes = {name: DATA if name == "middle" else (DATA, DEPTH) for name in gradient}
-    return {name: jax.lax.psum(g, axes[name]) for name, g in gradient.items()}
+    return {name: summed(g, axes[name]) for name, g in gradient.items()}
+
+
+def summed(tree: Any, axes: str | tuple[str, ...]) -> Any:
+    """The sum over the devices along ``axes``.
+
+    In parts on CPU, where a sum of whole large arrays takes memory for all of them once more, and
+    several times as long.
+    """
+    if jax.lax.axis_size(axes) == 1:
+        return tree
+    return jax.tree.map(lambda array: _summed(array, axes), tree)
+
+
+def _summed(array: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    if jax.default_backend() != "cpu" or array.nbytes <= LARGE_BYTES:
+        return jax.lax.psum(array, axes)
+    part = PART_BYTES // array.dtype.itemsize
+
+    def with_sum(array: jax.Array, at: jax.Array | int, size: int) -> jax.Array:
+        own = jax.lax.dynamic_slice_in_dim(array, at, size)
+        return jax.lax.dynamic_update_slice_in_dim(array, jax.lax.psum(own, axes), at, 0)
+
+    count, rest = divmod(array.size, part)
+    flat = jax.lax.fori_loop(0, count, lambda k, a: with_sum(a, k * part, part), array.ravel())
+    return (with_sum(flat, count * part, rest) if rest else flat).reshape(array.shape)
 
 
 def outputs(

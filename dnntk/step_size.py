@@ -102,12 +102,12 @@ def _products(
         share = fused.share(mesh.local_mesh.size)
         none = jnp.zeros(len(x), v.dtype)
         _, gradient = fused.gradient(model, params, frozen, x, none, v, share)
-        gradient = jax.lax.psum(gradient, DATA)
+        gradient = pipeline.summed(gradient, DATA)
         image = fused.tangent(model, params, frozen, x, gradient, share)
     else:
         outputs_at = lambda params: apply(model, params, frozen, x)  # noqa: E731
         _, pull_back = jax.vjp(outputs_at, params)
-        (gradient,) = jax.lax.psum(pull_back(v), DATA)
+        (gradient,) = pipeline.summed(pull_back(v), DATA)
         _, image = jax.jvp(outputs_at, (params,), (gradient,))
     return image, _square(gradient)
 

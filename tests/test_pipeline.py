@@ -165,6 +165,22 @@ def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
     np.testing.assert_allclose(ended[1][1], ended[0][1], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("shape", [(32, 64), (7, 11, 29), (5,)])
+def test_a_large_sum_over_devices_takes_no_memory_of_its_size(monkeypatch, shape):
+    monkeypatch.setattr(pipeline, "LARGE_BYTES", 1 << 10)
+    monkeypatch.setattr(pipeline, "PART_BYTES", 1 << 8)
+    mesh = jax.make_mesh((2,), (pipeline.DATA,))
+    own, over = jax.sharding.PartitionSpec(pipeline.DATA), {"mesh": mesh, "check_vma": False}
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+    sums = jax.shard_map(
+        lambda x: pipeline.summed(x[0], pipeline.DATA)[None], in_specs=own, out_specs=own, **over
+    )
+    given = jax.device_put(x, jax.sharding.NamedSharding(mesh, own))
+    compiled = jax.jit(sums, donate_argnums=0).lower(given).compile()
+    np.testing.assert_array_equal(compiled(given), np.broadcast_to(x[0] + x[1], x.shape))
+    assert compiled.memory_analysis().temp_size_in_bytes < 1 << 11
+
+
 @pytest.mark.parametrize(
     "text", ["depth", "data:0", "data:2,data:2", "rows:2", "data:-1", "data:2;depth:2", "data:1e9"]
 )
