@@ -41,9 +41,8 @@ MAX_REPLICATED_BYTES = 1 << 28
 MANY_AT_ONCE_BYTES = 1 << 20
 # Arrays up to this size are added up over the devices as one.
 JOINED_BYTES = 1 << 16
-# Floating-point operations that one device does for all others of its process, which wait: XLA
-# allows them 40 s.
-BY_FIRST = 4e10
+# So many of them one device takes for all others of its process, which wait: XLA allows them 40 s.
+BY_FIRST = 16
 
 
 class TrainState(NamedTuple):
@@ -277,18 +276,14 @@ def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
 
 def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Steps as one device of ``mesh`` takes them: to the new state and f before the last one."""
+    share = fused.share(mesh.local_mesh.size)
 
     def one(
         state: TrainState, frozen: Any, batch: Batch, examples: jax.Array
     ) -> tuple[TrainState, jax.Array]:
         def at(params: Any) -> tuple[jax.Array, Any]:
-            own = functools.partial(outputs_and_gradient, model, params, frozen)
-            if _steps_by_first(model, params, batch.x, mesh) > 0:
-                f, gradient = _by_first(lambda everything: own(everything, 1), batch, mesh)
-            else:
-                f, gradient = own(batch, mesh.local_mesh.size)
-                gradient = _total(gradient, mesh)
-            return f, jax.tree.map(lambda g: g / examples, gradient)
+            f, gradient = outputs_and_gradient(model, params, frozen, batch, mesh.local_mesh.size)
+            return f, jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
 
         f, new = _updated(optimizer, state, at)
         return new, f
@@ -298,7 +293,6 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
     ) -> tuple[TrainState, jax.Array]:
         """A step that needs no gradient: of several devices the first one keeps the parameters."""
         keep = (jax.lax.axis_index(DATA) == 0).astype(batch.y.dtype)
-        share = fused.share(mesh.local_mesh.size)
         f, params = fused.descent(*given(state.params, frozen, batch, examples), share, keep)
         return TrainState(_total(params, mesh), state.opt_state), f
 
@@ -313,13 +307,17 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         # Once: devices that wait for each other in every step would be half of a short one.
         examples = _total(batch.weight.sum(), mesh)
         plain = isinstance(optimizer, PlainSGD)
-        if plain and fused.repeats(model, state.params, _of_all(batch.x, mesh)):
-            most = _steps_by_first(model, state.params, batch.x, mesh)
-            if mesh.size == 1 or most > 0:
-                taken = lambda params, batch, many: fused.descents(  # noqa: E731
-                    *given(params, frozen, batch, examples), many, fused.share(1)
-                )
-                f, params = _repeated(taken, state.params, batch, count, most, mesh)
+        shape = mesh.size * len(batch.x), *batch.x.shape[1:]
+        everything = jax.ShapeDtypeStruct(shape, batch.x.dtype)
+        if plain and fused.repeats(model, state.params, everything):
+            taken = lambda params, batch, many, share: fused.descents(  # noqa: E731
+                *given(params, frozen, batch, examples), many, share
+            )
+            if mesh.size == 1:
+                f, params = taken(state.params, batch, count, share)
+                return TrainState(params, state.opt_state), f
+            if mesh.local_mesh.size == mesh.size and many_at_once(state.params):
+                f, params = _by_first(taken, state.params, batch, count, mesh)
                 return TrainState(params, state.opt_state), f
         step = in_place if plain and fused.descends(model, state.params, batch.x) else one
         if isinstance(count, int) and count == 1:
@@ -331,47 +329,28 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
     return steps
 
 
-def _repeated(
-    taken: Any, params: Any, batch: Batch, count: jax.Array | int, most: int, mesh: Mesh
+def _by_first(
+    taken: Any, params: Any, batch: Batch, count: jax.Array | int, mesh: Mesh
 ) -> tuple[jax.Array, Any]:
-    """``taken(params, batch, count)``; of several devices by the first, at most so many at once."""
-    if mesh.size == 1:
-        return cast(tuple[jax.Array, Any], taken(params, batch, count))
+    """Steps that the first device takes for all, with all cores, as if it were alone.
 
-    def some(k: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        many = jnp.minimum(most, count - k * most)
-        return _by_first(lambda everything: taken(at[1], everything, many), batch, mesh)
-
-    start = jnp.zeros_like(batch.y), params
-    return cast(tuple[jax.Array, Any], jax.lax.fori_loop(0, -(-count // most), some, start))
-
-
-def _steps_by_first(model: nn.Module, params: Any, x: jax.Array, mesh: Mesh) -> int:
-    """How many steps the first device takes for all at a time; 0: each has its own examples."""
-    everything = _of_all(x, mesh)
-    if mesh.size == 1 or mesh.local_mesh.size < mesh.size or not many_at_once(params):
-        return 0
-    if not fused.supports(model, params, everything):
-        return 0
-    return int(BY_FIRST // fused.operations(model, params, everything))
-
-
-def _by_first(own: Any, batch: Batch, mesh: Mesh) -> tuple[jax.Array, Any]:
-    """``own(batch of all)``, f and a tree, by the first device for all, as if it were alone.
-
-    Devices that share the cores gain nothing by sharing the examples: to add up their gradients and
-    change every copy of the parameters takes a tenth of a short step, and the slower core decides.
-    Returned are f of this device's own examples, and the tree.
+    Devices that share the cores gain nothing by sharing the examples: to add up their gradients
+    and change every copy of the parameters takes a tenth of a short step. ``taken(params, batch,
+    count, share)`` takes ``count`` steps on the examples of all; returned are f of this device's
+    own examples, before the last step, and the new parameters.
     """
     everything = Batch(*(jax.lax.all_gather(a, DATA, tiled=True) for a in batch))
-    index = jax.lax.axis_index(DATA)
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(own, everything))
-    f, tree = _total(jax.lax.cond(index == 0, own, lambda _: nothing, everything), mesh)
-    return jax.lax.dynamic_slice_in_dim(f, index * len(batch.y), len(batch.y)), tree
+    own = jax.lax.axis_index(DATA)
 
+    def some(k: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        many = jnp.minimum(BY_FIRST, count - k * BY_FIRST)
+        first = lambda params: taken(params, everything, many, fused.share(1))  # noqa: E731
+        others = lambda params: jax.tree.map(jnp.zeros_like, (everything.y, params))  # noqa: E731
+        return _total(jax.lax.cond(own == 0, first, others, at[1]), mesh)
 
-def _of_all(x: jax.Array, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((mesh.size * len(x), *x.shape[1:]), x.dtype)
+    start = jnp.zeros_like(everything.y), params
+    f, params = jax.lax.fori_loop(0, -(-count // BY_FIRST), some, start)
+    return jax.lax.dynamic_slice_in_dim(f, own * len(batch.y), len(batch.y)), params
 
 
 def _updated(

@@ -93,15 +93,6 @@ def repeats(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
     return descends(model, params, x) and x.ndim == 2 and Blocks.for_batch(model, x).number > 0
 
 
-def operations(model: DeepNarrow, params: Any, x: Any) -> float:
-    """Floating-point operations of a gradient on inputs like ``x``, without recomputation."""
-    weights = params["middle"]["kernel"].size
-    positions = 1.0
-    if x.ndim == 4:
-        positions = x.shape[1] * x.shape[2] / getattr(model, "pool", 1) ** 2
-    return 6 * len(x) * positions * max(weights, 1)
-
-
 class Share(NamedTuple):
     """What of this machine a call may take.
 

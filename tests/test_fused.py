@@ -254,43 +254,29 @@ def test_steps_in_one_call_are_those_of_the_plain_code(
         assert np.any(np.asarray(together[0][name]["kernel"]) != params[name]["kernel"])
 
 
-@pytest.mark.parametrize(
-    ("shape", "kind", "init"),
-    [
-        ((200, 2), flow.sgd, "deep_narrow"),
-        ((200, 2), flow.sgd, "he_uniform"),
-        ((200, 2), optax.adam, "deep_narrow"),
-        ((90, 5, 4, 1), flow.sgd, "deep_narrow"),
-    ],
-)
-def test_host_devices_take_the_steps_of_one(monkeypatch, shape, kind, init):
-    model, params, frozen, x, y = network(shape, 1, 40, "float32", {"init": init})
-    monkeypatch.setattr(flow, "BY_FIRST", 16.5 * fused.operations(model, params, x))
+@pytest.mark.parametrize("init", ["deep_narrow", "he_uniform"])
+def test_host_devices_take_the_steps_of_one(init):
+    model, params, frozen, x, y = network((200, 2), 1, 40, "float32", {"init": init})
 
     def after(devices, counts):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-        assert flow._steps_by_first(model, params, x[: len(x) // devices], mesh) == (
-            16 if devices == 2 else 0
-        )
-        state = flow.TrainState(jax.tree.map(jnp.array, params), kind(0.01).init(params))
+        state = flow.TrainState(jax.tree.map(jnp.array, params), flow.sgd(0.01).init(params))
         state, others = (flow.put_replicated(tree, mesh) for tree in (state, frozen))
-        step, batch = flow.make_steps(model, kind(0.01), mesh), flow.put_batch(x, y, mesh)
+        step, batch = flow.make_steps(model, flow.sgd(0.01), mesh), flow.put_batch(x, y, mesh)
         for count in counts:
             state, loss = step(state, others, batch, count)
         copies = [p.addressable_shards for p in jax.tree.leaves(state.params)]
         assert all(len(shards) == devices for shards in copies)
         return [[np.asarray(shard.data) for shard in shards] for shards in copies], loss
 
+    assert flow.BY_FIRST < 39
     expected, loss = after(1, (39,))
     for counts in ((39,), (1, 20, 18)):
         found, its_loss = after(2, counts)
         np.testing.assert_allclose(its_loss, loss, rtol=1e-6)
         for (own,), copies in zip(expected, found, strict=True):
-            np.testing.assert_array_equal(copies[1], copies[0])
-            # An image's first and last layer XLA adds up in another order. Else to the bit, save
-            # the sign of a zero.
-            tolerance = 2e-6 if len(shape) == 4 else 0
-            np.testing.assert_allclose(copies[0], own, rtol=tolerance, atol=tolerance)
+            for copy in copies:  # save the sign of a zero
+                np.testing.assert_array_equal(copy, own)
 
 
 def test_of_several_devices_the_first_keeps_the_parameters(x64):
