@@ -59,7 +59,7 @@ def run(main: Callable[[], None]) -> None:
     except Diverged as error:
         _stop(str(error), 1)
     except KeyboardInterrupt:
-        _stop("interrupted; go on with --resume and the same --workdir", 130)
+        _stop(f"interrupted; {_go_on()}", 130)
     except Stopped as stopped:
         _stop(stopped.message, 143)
     except jax.errors.JaxRuntimeError as error:
@@ -69,7 +69,7 @@ def run(main: Callable[[], None]) -> None:
         os._exit(1)  # to end in order would be to wait for the others
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _stop(f"{error.strerror or error}{where}; mend it, and go on with --resume", 1)
+        _stop(f"{error.strerror or error}{where}; mend it, and {_go_on()}", 1)
 
 
 def words(values: tuple[float, ...]) -> list[str]:
@@ -96,7 +96,13 @@ def depths(name: str, least: int) -> list[int]:
 
 
 def _stopped(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped("SIGTERM: stopped; go on with --resume and the same --workdir")
+    raise Stopped(f"SIGTERM: stopped; {_go_on()}")
+
+
+def _go_on() -> str:
+    # Some scripts look for themselves whether the workdir has anything.
+    resume = "--resume and " if "resume" in flags.FLAGS else ""
+    return f"go on with {resume}the same --workdir"
 
 
 def _stop(message: str, status: int) -> NoReturn:
