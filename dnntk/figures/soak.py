@@ -36,6 +36,6 @@ def soak_figure(rows: Sequence[dict[str, Any]], steps: int) -> Figure:
     axes.set_ylabel("newest checkpoint when killed (step)")
     axes.set_ylim(-0.03 * steps, 1.03 * steps)
     axes.set_title(f"{len(rows)} runs, {sum(row['kills'] for row in rows)} kills, {wrong} wrong")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")  # kills are everywhere
     axes.grid(alpha=0.3)
     return figure
