@@ -42,7 +42,7 @@ MANY_AT_ONCE_BYTES = 1 << 20
 # Arrays up to this size are added up over the devices as one.
 JOINED_BYTES = 1 << 16
 # So many of them one device takes for all others of its process, which wait: XLA allows them 40 s.
-BY_FIRST = 16
+BY_FIRST = 32
 
 
 class TrainState(NamedTuple):
