@@ -310,11 +310,11 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         shape = mesh.size * len(batch.x), *batch.x.shape[1:]
         everything = jax.ShapeDtypeStruct(shape, batch.x.dtype)
         if plain and fused.repeats(model, state.params, everything):
-            taken = lambda params, batch, many, share: fused.descents(  # noqa: E731
-                *given(params, frozen, batch, examples), many, share
+            taken = lambda params, batch, many: fused.descents(  # noqa: E731
+                *given(params, frozen, batch, examples), many, fused.share(1)
             )
             if mesh.size == 1:
-                f, params = taken(state.params, batch, count, share)
+                f, params = taken(state.params, batch, count)
                 return TrainState(params, state.opt_state), f
             if mesh.local_mesh.size == mesh.size and many_at_once(state.params):
                 f, params = _by_first(taken, state.params, batch, count, mesh)
@@ -336,15 +336,15 @@ def _by_first(
 
     Devices that share the cores gain nothing by sharing the examples: to add up their gradients
     and change every copy of the parameters takes a tenth of a short step. ``taken(params, batch,
-    count, share)`` takes ``count`` steps on the examples of all; returned are f of this device's
-    own examples, before the last step, and the new parameters.
+    count)`` takes ``count`` steps on the examples of all; returned are f of this device's own
+    examples, before the last step, and the new parameters.
     """
     everything = Batch(*(jax.lax.all_gather(a, DATA, tiled=True) for a in batch))
     own = jax.lax.axis_index(DATA)
 
     def some(k: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         many = jnp.minimum(BY_FIRST, count - k * BY_FIRST)
-        first = lambda params: taken(params, everything, many, fused.share(1))  # noqa: E731
+        first = lambda params: taken(params, everything, many)  # noqa: E731
         others = lambda params: jax.tree.map(jnp.zeros_like, (everything.y, params))  # noqa: E731
         return _total(jax.lax.cond(own == 0, first, others, at[1]), mesh)
 
