@@ -31,6 +31,14 @@ CHECKSUMS = "checksums.json"
 _PIECE = 1 << 26
 # Of the list of files, in bytes; and of arrays for each byte in files where no shapes are known.
 _MOST_CHECKSUMS, _MOST_EXPANSION, _CHUNK = 1 << 22, 1000, 1 << 20
+# What writing takes in memory beside the state, and keeps for the next time, for each of its bytes
+# and at most: pieces on their way into files. Measured on 20 to 1,400 MB (BUILD_NOTES.md).
+_MEMORY_A_BYTE, _MOST_MEMORY = 1.5, 950_000_000
+
+
+def memory_to_write(state_bytes: int) -> int:
+    """Bytes that writing a state of so many takes beside it, about."""
+    return int(min(_MEMORY_A_BYTE * state_bytes, _MOST_MEMORY))
 
 
 class Checkpoints:

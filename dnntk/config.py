@@ -245,6 +245,11 @@ def evaluation_steps(config: TrainConfig, steps: int) -> list[int]:
     return sorted({0, steps} | {s for s in early if s < steps} | set(range(every, steps, every)))
 
 
+def checkpoint_interval(config: TrainConfig, steps: int) -> int:
+    """Steps from one checkpoint to the next of a run of ``steps``, which ends with one."""
+    return config.checkpoint_every or max(1, steps // EVALUATIONS)
+
+
 def parse_classes(text: str) -> tuple[int, ...] | str:
     """``all``, or integers separated by commas.
 

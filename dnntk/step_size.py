@@ -64,6 +64,22 @@ def largest_eigenvalue(
     outputs = jax.eval_shape(model.apply, whole, x[:1])
     vector = np.abs(np.random.default_rng(seed).standard_normal((len(x), outputs.shape[1])))
     batch = put_batch(x, vector.astype(outputs.dtype), mesh)
+    apply_kernel = kernel_product(model, params, frozen, mesh)
+    image, previous = batch.y, 0.0
+    for iteration in range(1, max_iterations + 1):
+        image, value = apply_kernel(params, frozen, batch.x, image, batch.weight)
+        value = float(value)
+        if not value > 0 or abs(value - previous) <= tolerance * value:
+            return Eigenvalue(value, value > 0, iteration)
+        previous = value
+    return Eigenvalue(previous, False, max_iterations)
+
+
+def kernel_product(model: nn.Module, params: Any, frozen: Any, mesh: Mesh) -> Any:
+    """A turn of the power iteration: (params, frozen, x, v, weight) -> (K v, v^T K v / N).
+
+    ``params`` and ``frozen`` may be shapes alone; v is brought to norm 1 where weight is not 0.
+    """
     products = _staged_products if pipeline.stages_of(mesh) > 1 else _products
 
     def product(params: Any, frozen: Any, x: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
@@ -75,7 +91,7 @@ def largest_eigenvalue(
 
     data = P(DATA)
     held = pipeline.specs(params, mesh), pipeline.specs(frozen, mesh)
-    apply_kernel = jax.jit(
+    return jax.jit(
         jax.shard_map(
             product,
             mesh=mesh,
@@ -84,14 +100,6 @@ def largest_eigenvalue(
             check_vma=False,
         )
     )
-    image, previous = batch.y, 0.0
-    for iteration in range(1, max_iterations + 1):
-        image, value = apply_kernel(params, frozen, batch.x, image, batch.weight)
-        value = float(value)
-        if not value > 0 or abs(value - previous) <= tolerance * value:
-            return Eigenvalue(value, value > 0, iteration)
-        previous = value
-    return Eigenvalue(previous, False, max_iterations)
 
 
 def _products(

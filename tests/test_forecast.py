@@ -1,6 +1,11 @@
 """What a run is said to take, against what it takes."""
 
+import dataclasses
+import json
+import re
+
 import jax
+import processes
 import pytest
 
 from dnntk import TrainConfig, native, train
@@ -41,12 +46,24 @@ def test_arithmetic_is_two_operations_a_weight_position_and_example():
 def test_it_needs_no_memory_for_the_depth(monkeypatch):
     """The network itself is never made: a billion layers would take 80 GB."""
     monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.002)
-    config = TrainConfig(depth=10**9, dataset="toy", steps=10, scale=1e12)
+    config = TrainConfig(depth=10**9, dataset="toy", steps=10, scale=1e12, lr=1e-3)
     told = forecast(config)
     # Parameters once, since a step changes them in place, and the states of sqrt(depth) layers.
     assert 80e9 < told.memory_bytes < 120e9
+    # To choose the step takes a gradient beside them.
+    assert 160e9 < forecast(dataclasses.replace(config, lr=None)).memory_bytes < 200e9
     assert max(told.calibrated_at) < 10**7
     assert all(array.size < 10**8 for array in jax.live_arrays())
+
+
+def test_memory_is_that_of_the_run_checkpoints_included(tmp_path):
+    settings = "--depth=5000", "--steps=6", "--time_step=0.1"  # 88 MB of parameters
+    told = processes.outcome("train.py", *settings, "--dry_run", cwd=tmp_path)
+    run = processes.outcome("train.py", *settings, f"--workdir={tmp_path / 'run'}", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    memory = float(re.search(r"memory: +([0-9.]+) GB", told.stdout)[1])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert memory == pytest.approx(summary["peak_memory_bytes"] / 1e9, rel=0.15)
 
 
 def test_steps_follow_from_the_kernel_time_of_the_shallower_network():

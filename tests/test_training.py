@@ -97,7 +97,7 @@ def test_a_workdir_holds_what_the_readme_says(small_run):
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary == result.summary
     promised = """train_loss train_accuracy test_accuracy steps time seconds steps_per_second
-    compile_seconds peak_memory_bytes parameters versions""".split()
+    sitting_seconds compile_seconds peak_memory_bytes parameters versions""".split()
     assert set(promised) <= set(summary)
     assert summary["parameters"] == 64 * 66 + 66 + 18 * (66 * 66 + 66) + 66 + 1
     saved = json.loads((workdir / "config.json").read_text())

@@ -1,8 +1,9 @@
 """What a training run will take, told before it begins: parameters, memory, arithmetic, time.
 
-Time is that of the same step, on this device and this data, of two shallower networks: a step takes
-a + b depth, and b is what counts. Memory is what the compiler says that the whole step needs, what
-`dnntk.fused` keeps beside it, and what this process holds already.
+Time is that of the same work, on this device and this data, of two shallower networks: a step takes
+a + b depth, and b is what counts. Memory is what the compiler says that the whole step, and the
+choice of its size, need, what `dnntk.fused` and a checkpoint's writing keep beside it, and what
+this process holds already.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +20,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnntk import figures, flow, fused, hosts, pipeline
-from dnntk.checkpoints import Checkpoints
+from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import (
     DEFAULT_STEPS,
     EVALUATED_ON_THE_WAY,
     EVALUATIONS,
     TrainConfig,
+    checkpoint_interval,
     evaluation_steps,
 )
 from dnntk.data import Dataset
@@ -34,7 +37,7 @@ from dnntk.initializers import layer_shapes
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job
 from dnntk.results import resident_bytes
-from dnntk.step_size import Eigenvalue, largest_eigenvalue
+from dnntk.step_size import Eigenvalue, kernel_product, largest_eigenvalue
 
 # A step of the deeper of the two networks takes at least so long, if the run's own does.
 CALIBRATION_SECONDS = 0.3
@@ -54,7 +57,8 @@ class Forecast:
       step_operations: floating-point operations of a step, recomputation included.
       step_seconds: of a training step.
       steps: how many there will be.
-      total_seconds: of all that the run does, evaluations included.
+      total_seconds: of all that `dnntk.train` does with a workdir: data, initialization, choice
+        of the step, compilation, steps, evaluations, checkpoints and pictures.
       calibrated_at: depths of the two networks that were timed.
       device: what they were timed on.
     """
@@ -72,14 +76,15 @@ class Forecast:
     def __str__(self) -> str:
         """Some lines to read."""
         rate = self.step_operations / self.step_seconds / 1e9
+        whole = _duration(self.total_seconds)
         each = f"{self.step_bytes / 1e9:.2f} GB for the step"
         return "\n".join(
             (
                 f"parameters:  {self.parameters:,}",
                 f"memory:      {self.memory_bytes / 1e9:.2f} GB at the peak; on each device {each}",
                 f"arithmetic:  {self.step_operations / 1e9:.4g} Gflop a step ({rate:.3g} Gflop/s)",
-                f"time:        {self.step_seconds:.3g} s a step; {self.steps:,} steps and their "
-                f"evaluations: {_duration(self.total_seconds)}",
+                f"time:        {self.step_seconds:.3g} s a step; {whole} for "
+                f"{self.steps:,} steps, their evaluations and checkpoints",
                 "calibrated:  on depths {:,} and {:,}, {}".format(*self.calibrated_at, self.device),
             )
         )
@@ -105,14 +110,16 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
             f"{jax.process_count()}; ask without the flags or variables that join processes"
         )
     with jax.enable_x64(config.dtype == "float64"):
+        begun = time.perf_counter()
         data = load_dataset_for(config) if dataset is None else dataset
         arrays = as_trained(data, config.arch == "mlp", config.dtype)
-        return _Calibration(config, dataclasses.replace(data, **arrays)).forecast()
+        reading = time.perf_counter() - begun
+        return _Calibration(config, dataclasses.replace(data, **arrays), reading).forecast()
 
 
 class _Calibration:
-    def __init__(self, config: TrainConfig, data: Dataset) -> None:
-        self.config, self.data = config, data
+    def __init__(self, config: TrainConfig, data: Dataset, reading: float) -> None:
+        self.config, self.data, self.reading = config, data, reading
         examples = len(data.x_train)
         self.batch_size = min(config.batch_size or examples, examples)
         self.x = data.x_train[: self.batch_size]
@@ -122,29 +129,36 @@ class _Calibration:
 
     def forecast(self) -> Forecast:
         first, second = self._timed()
-        below, above = first.depth, second.depth
-        if below == above:
-            step, evaluation, product = second.step, second.evaluation, second.product
-        else:
-            line = lambda a, b: b + max(b - a, 0) / (above - below) * (self.model.depth - above)  # noqa: E731
-            step = line(first.step, second.step)
-            evaluation = line(first.evaluation, second.evaluation)
-            product = line(first.product, second.product)
+        took = _Timed.at(self.model.depth, first, second)
         job = Job(self.config, self.model, len(self.data.x_train), self.batch_size)
         plan = job.planned(lambda: second.eigenvalue)
-        step_bytes = self._step_bytes()
-        # The step is chosen from an eigenvalue unless it is given.
-        settling = second.eigenvalue.iterations * product if plan.lambda_max else 0.0
-        looks = sum(self._batches_a_look(plan.steps)) * evaluation
+        step_bytes, settling_bytes = self._step_bytes(), 0
+        settling = 0.0
+        if plan.lambda_max:  # the step is chosen from an eigenvalue unless it is given
+            settling = took.compiling + second.eigenvalue.iterations * took.product
+            settling_bytes = self._settling_bytes()
+        state = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(self._state()))
+        looks = sum(self._batches_a_look(plan.steps)) * took.evaluation
+        checkpoints = math.ceil(plan.steps / checkpoint_interval(self.config, plan.steps))
+        total = (
+            self.reading
+            + took.initialization
+            + settling
+            + 2 * took.compiling  # the step and the evaluation
+            + plan.steps * took.step
+            + looks
+            + checkpoints * took.checkpoint
+            + self.drawing
+        )
         return Forecast(
             parameters=self._parameters(),
-            memory_bytes=self.held + step_bytes,
+            memory_bytes=self.held + max(step_bytes + memory_to_write(state), settling_bytes),
             step_bytes=step_bytes // self._mesh(self.model).size,
             step_operations=self._operations(),
-            step_seconds=step,
+            step_seconds=took.step,
             steps=plan.steps,
-            total_seconds=settling + second.compiling + plan.steps * step + looks,
-            calibrated_at=(below, above),
+            total_seconds=total,
+            calibrated_at=(first.depth, second.depth),
             device=f"{self._mesh(self.model).size} x {jax.devices()[0].device_kind}",
         )
 
@@ -152,8 +166,10 @@ class _Calibration:
         """Two depths, the second large enough for its time to tell."""
         depth = self.model.depth
         second = self._time(self._near(64))
+        begun = time.perf_counter()
+        _draw_once()
+        self.drawing = time.perf_counter() - begun
         # What a process holds that has compiled and written everything once, as the run will.
-        _write_once()
         self.held = resident_bytes()
         while second.depth < depth and second.step < CALIBRATION_SECONDS:
             factor = min(16.0, 1.5 * CALIBRATION_SECONDS / second.step)
@@ -184,7 +200,10 @@ class _Calibration:
 
     def _time_model(self, model: DeepNarrow) -> "_Timed":
         mesh = self._mesh(model)
+        begun = time.perf_counter()
         variables = jax.jit(model.init)(jax.random.key(self.config.seed), self.x[:1])
+        jax.block_until_ready(variables)
+        initialization = time.perf_counter() - begun
         begun = time.perf_counter()
         found = largest_eigenvalue(model, variables, self.x, mesh)
         eigenvalue_seconds = time.perf_counter() - begun
@@ -195,10 +214,9 @@ class _Calibration:
         state = flow.TrainState(params, opt_state)
         batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         begun = time.perf_counter()
-        step = flow.make_step(model, optimizer, mesh)
-        state, loss = step(state, frozen, batch)
-        loss.block_until_ready()
+        step = flow.make_step(model, optimizer, mesh).lower(state, frozen, batch).compile()
         compiling = time.perf_counter() - begun
+        state, _ = step(state, frozen, batch)
         predict = flow.make_predict(model, mesh)
         predict(state.params, frozen, self.x, self.batch_size)
         seconds: list[float] = []
@@ -216,14 +234,15 @@ class _Calibration:
             state, loss = step(state, frozen, batch)
             loss.block_until_ready()
             seconds.append(time.perf_counter() - begun)
-        product = max(eigenvalue_seconds - compiling, 0.0) / max(found.iterations, 1)
         return _Timed(
-            model.depth,
-            float(np.mean(seconds)),
-            float(np.mean(looks)),
-            product,
-            2 * compiling,
-            found,
+            depth=model.depth,
+            step=float(np.mean(seconds)),
+            evaluation=float(np.mean(looks)),
+            product=max(eigenvalue_seconds - compiling, 0.0) / max(found.iterations, 1),
+            compiling=compiling,
+            initialization=initialization,
+            checkpoint=_checkpoint_seconds({"state": state._asdict(), "frozen": frozen}),
+            eigenvalue=found,
         )
 
     def _parameters(self) -> int:
@@ -251,18 +270,31 @@ class _Calibration:
         gradients = 2 if self.config.sam_radius else 1
         return 2 * gradients * ways * products * positions * self.batch_size
 
-    def _step_bytes(self) -> int:
-        """On all devices, from the whole step, compiled for arrays that are not there."""
-        mesh = self._mesh(self.model)
+    def _state(self) -> tuple[flow.TrainState, Any]:
+        """Shapes of all that a checkpoint holds: what is trained, and what is not."""
         optimizer = optimizer_of(self.config, 1e-3, DEFAULT_STEPS)
         variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
         params = variables["params"]
         frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        state = flow.TrainState(params, jax.eval_shape(optimizer.init, params))
+        return flow.TrainState(params, jax.eval_shape(optimizer.init, params)), frozen
+
+    def _step_bytes(self) -> int:
+        """On all devices, from the whole step, compiled for arrays that are not there."""
+        mesh = self._mesh(self.model)
+        state, frozen = self._state()
         batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
-        step = flow.make_step(self.model, optimizer, mesh)
+        step = flow.make_step(self.model, optimizer_of(self.config, 1e-3, DEFAULT_STEPS), mesh)
         need = step.lower(state, frozen, batch).compile()
-        return flow.step_bytes(need, self.model, params, self.x, mesh)
+        return flow.step_bytes(need, self.model, state.params, self.x, mesh)
+
+    def _settling_bytes(self) -> int:
+        """The same of a turn of the power iteration, which holds a whole gradient."""
+        mesh = self._mesh(self.model)
+        state, frozen = self._state()
+        batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        product = kernel_product(self.model, state.params, frozen, mesh)
+        need = product.lower(state.params, frozen, *batch).compile()
+        return flow.step_bytes(need, self.model, state.params, self.x, mesh)
 
     def _batches_a_look(self, steps: int) -> Iterator[int]:
         """Batches that each evaluation of the run goes through."""
@@ -276,14 +308,29 @@ class _Calibration:
 
 @dataclasses.dataclass(frozen=True)
 class _Timed:
-    """Seconds of one depth."""
+    """Seconds of one depth: each of a step, a product with the kernel, a compilation, ..."""
 
     depth: int
     step: float
     evaluation: float
     product: float
     compiling: float
+    initialization: float
+    checkpoint: float
     eigenvalue: Eigenvalue
+
+    @classmethod
+    def at(cls, depth: int, first: "_Timed", second: "_Timed") -> "_Timed":
+        """What grows with depth on the line through two; the rest is the deeper one's."""
+        if first.depth == second.depth:
+            return second
+        far = (depth - second.depth) / (second.depth - first.depth)
+        line = {
+            name: getattr(second, name)
+            + far * max(getattr(second, name) - getattr(first, name), 0.0)
+            for name in ("step", "evaluation", "product", "initialization", "checkpoint")
+        }
+        return dataclasses.replace(second, depth=depth, **line)
 
 
 def _duration(seconds: float) -> str:
@@ -293,11 +340,23 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _write_once() -> None:
-    """Write a checkpoint and a picture: what a run loads for that stays in its memory."""
+def _checkpoint_seconds(tree: Any) -> float:
+    """Of writing a checkpoint, the first one of a folder apart; the mean of two."""
+    seconds: list[float] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Checkpoints(Path(folder, "checkpoints")) as checkpoints,
+    ):
+        for step in range(3):
+            begun = time.perf_counter()
+            checkpoints.save(step, tree)
+            seconds.append(time.perf_counter() - begun)
+    return float(np.mean(seconds[1:]))
+
+
+def _draw_once() -> None:
+    """Make a picture: what a run loads for that stays in its memory."""
     look = {"time": 1.0, "loss": 1.0, "test_loss": 1.0, "train_accuracy": 1.0, "test_accuracy": 1.0}
     history = [{"step": step, **look} for step in range(2)]
     with tempfile.TemporaryDirectory() as folder:
-        with Checkpoints(Path(folder, "checkpoints")) as checkpoints:
-            checkpoints.save(0, {"state": np.zeros(1)})
         figures.save(figures.loss_figure(history, ""), Path(folder, "loss"))

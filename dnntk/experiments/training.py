@@ -22,12 +22,12 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from dnntk import flow, fused, hosts, pipeline
-from dnntk.checkpoints import Checkpoints
+from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import (
     EVALUATED_ON_THE_WAY,
-    EVALUATIONS,
     RESUMABLE,
     TrainConfig,
+    checkpoint_interval,
     evaluation_steps,
 )
 from dnntk.data import Dataset, load_dataset
@@ -123,7 +123,7 @@ class _Run:
         progress: bool,
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress and hosts.first()
-        self.begun = time.perf_counter()
+        self.begun = self.called = time.perf_counter()
         arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
         self.dataset = dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
@@ -263,8 +263,10 @@ class _Run:
         log.info("compiled: the training step, %.1f s", self.compile_seconds)
         params, x = self.state.params, self.dataset.x_train[: self.batch_size]
         need = flow.step_bytes(self.step, self.model, params, x, self.mesh)
-        held = sum(a.nbytes for a in jax.tree.leaves((self.state, self.frozen)))
-        total = max(resident_bytes() - held, 0) + need
+        sizes = [a.nbytes for a in jax.tree.leaves((self.state, self.frozen))]
+        total = max(resident_bytes() - sum(sizes), 0) + need
+        if self.folder:
+            total += memory_to_write(sum(sizes))
         log.info("memory: about %.2f GB expected at the peak", total / 1e9)
 
     def _batch(self, chosen: np.ndarray) -> flow.Batch:
@@ -282,9 +284,8 @@ class _Run:
     def _train(self, start: int, checkpoints: Checkpoints | None) -> float:
         """Take the steps; the seconds that they alone took."""
         steps, batches, stepping = self.plan.steps, self._batches(start), 0.0
-        every = max(1, steps // EVALUATIONS)
         looks = set(evaluation_steps(self.config, steps))
-        checkpoint_every = self.config.checkpoint_every or every
+        checkpoint_every = checkpoint_interval(self.config, steps)
         bar = tqdm(
             total=steps, initial=start, desc="training", unit="step", disable=not self.progress
         )
@@ -381,6 +382,7 @@ class _Run:
             "time_step": self.plan.time_step,
             "lambda_max": self.plan.lambda_max,
             "seconds": last["seconds"],
+            "sitting_seconds": round(time.perf_counter() - self.called, 3),
             "steps_per_second": steps / stepping if stepping else None,
             "compile_seconds": self.compile_seconds,
             "peak_memory_bytes": peak_memory_bytes(),
