@@ -15,6 +15,7 @@ Block Lanczos: Golub & Underwood (1977). The defect of the differential equation
 a matrix function: Botchev, Grimm & Hochbruck (2013).
 """
 
+import contextlib
 import dataclasses
 import zipfile
 from collections.abc import Callable
@@ -24,11 +25,11 @@ from typing import Protocol
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from dnntk import hosts
 from dnntk.gram import PROGRESS_DELAY
+from dnntk.threads import by_rows, one_blas_thread
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -113,7 +114,7 @@ class Eigendecomposition:
         self.name = "eigendecomposition"
         self.iterations = 0
         # Threads would only wait for each other over a small matrix.
-        with threadpool_limits(None if len(matrix) > SMALL else 1, "blas"):
+        with one_blas_thread() if len(matrix) <= SMALL else contextlib.nullcontext():
             values, self._vectors = scipy.linalg.eigh(
                 matrix, driver="evd", overwrite_a=True, check_finite=False
             )
@@ -217,12 +218,14 @@ class Krylov:
 
     def expand(self, components: Array) -> Array:
         """[d, c] by eigenvector of Q^T A Q -> [m, c]."""
-        return self._rows.gathered(self._basis.combine(self._vectors @ components))
+        with one_blas_thread():
+            return self._rows.gathered(self._basis.combine(self._vectors @ components))
 
     def applied(self, components: Array) -> Array:
         """A times what `expand` gives, without another product."""
-        inside = self._basis.combine(self._vectors @ (self.values[:, None] * components))
-        return self._rows.gathered(inside + self._new @ self.outside(components))
+        with one_blas_thread():
+            inside = self._basis.combine(self._vectors @ (self.values[:, None] * components))
+            return self._rows.gathered(inside + self._new @ self.outside(components))
 
     def outside(self, components: Array) -> Array:
         """What A moves out of the basis, in coordinates of the next block."""
@@ -234,7 +237,8 @@ class Krylov:
         saved = self._saved()
         # Of several processes one may have been killed before it wrote what another has.
         if hosts.any_of(saved is None) or saved is None:
-            saved = self._iterated()
+            with one_blas_thread():  # see `dnntk.threads`
+                saved = self._iterated()
         corner, new, below = saved
         size, width, last = len(self._small), len(corner), self._below.shape[1]
         small = np.zeros((size + width, size + width))
@@ -318,14 +322,19 @@ class _Vectors:
     def remove_from(self, new: Array) -> None:
         """Subtract from columns [m, b], in place, their projections on these."""
         if self._count:
-            inside = np.concatenate([columns.T @ new for columns in self._filled()])
-            new -= self.combine(hosts.summed(inside))
+            inside = lambda rows: [columns[rows].T @ new[rows] for columns in self._filled()]  # noqa: E731
+            parts = [np.concatenate(part) for part in by_rows(self._m, inside)]
+            new -= self.combine(hosts.summed(np.sum(parts, axis=0)))
 
     def combine(self, coordinates: Array) -> Array:
         """[d, c] -> [m, c]."""
         result = np.zeros((self._m, coordinates.shape[1]))
-        for number, columns in enumerate(self._filled()):
-            result += columns @ coordinates[number * CHUNK :][: columns.shape[1]]
+
+        def add(rows: slice) -> None:
+            for number, columns in enumerate(self._filled()):
+                result[rows] += columns[rows] @ coordinates[number * CHUNK :][: columns.shape[1]]
+
+        by_rows(self._m, add)
         return result
 
     def _filled(self) -> list[Array]:
@@ -338,7 +347,7 @@ def _orthonormal(block: Array, least: float, most: int) -> tuple[Array, Array]:
     Of several processes, own rows to own rows: each makes its own orthonormal, and all the same of
     what is left of everyone's (Demmel, Grigori, Hoemmen & Langou, 2012).
     """
-    with threadpool_limits(1, "blas"):  # a few columns: threads would only wait for each other
+    with one_blas_thread():  # a few columns: threads would only wait for each other
         own, whole = _shared_triangles(block) if hosts.several() else (None, block)
         q, triangle, order = scipy.linalg.qr(
             whole, mode="economic", pivoting=True, check_finite=False

@@ -11,11 +11,9 @@ devices of one process compute its tiles in turn (`dnntk.devices`).
 import hashlib
 import logging
 import math
-import os
 import tokenize
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from dnntk import hosts
@@ -32,6 +29,7 @@ from dnntk.devices import Devices
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
 from dnntk.results import parsed, replace_json
+from dnntk.threads import cores, on_cores, one_blas_thread
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 TILES, PROGRESS = "gram.npy", "gram.json"
@@ -157,10 +155,9 @@ class SymmetricGram:
             return self._recomputed_product(count, vectors)
         # A core takes every so-manieth tile: threads that share one small product wait for each
         # other, for ever on a busy machine.
-        cores = min(_cores(), count)
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
-            parts = pool.map(lambda a: self._part(range(a, count, cores), vectors), range(cores))
-            return sum(parts, np.zeros(vectors.shape))
+        shares = min(cores(), count)
+        part = lambda first: self._part(range(first, count, shares), vectors)  # noqa: E731
+        return sum(on_cores(part, range(shares)), np.zeros(vectors.shape))
 
     def _part(self, numbers: Iterable[int], vectors: np.ndarray) -> np.ndarray:
         """What some of the stored tiles contribute to a product."""
@@ -194,7 +191,7 @@ class SymmetricGram:
 
         result = np.zeros(vectors.shape)
         # One thread, as above: and the cores may be the devices.
-        with threadpool_limits(1, "blas"):
+        with one_blas_thread():
             parts = self.cross.devices.map(begin, finish, count)
             for number, halves in zip(self._shown(count, "product"), parts, strict=True):
                 self._add(result, number, halves)
@@ -433,7 +430,3 @@ def _checksum(tile: np.ndarray) -> int:
 def _flush(data: np.ndarray) -> None:
     if isinstance(data, np.memmap):
         data.flush()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import scipy.linalg
-from threadpoolctl import threadpool_limits
 
 from dnntk import hosts
 from dnntk.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
@@ -29,6 +28,7 @@ from dnntk.experiments.prediction import CURVE_POINTS, Prediction
 from dnntk.regression import MOST_ITERATIONS, MOST_ROWS_FOR_EIGH, KernelFlow, fits, usual_memory
 from dnntk.results import resident_bytes
 from dnntk.solvers import BLOCK, CHUNK, Krylov
+from dnntk.threads import one_blas_thread
 from dnntk.tiles import CrossKernel, SymmetricGram, balanced
 
 SECONDS = 2.0  # that the kernel is tried for, about
@@ -228,7 +228,7 @@ class _Calibration:
             assert len(kept) == count
 
         def multiply() -> None:
-            with threadpool_limits(1, "blas"):
+            with one_blas_thread():
                 for block in self.cross.blocks([tile] * count):
                     assert len(block @ vectors) == len(block.T @ vectors)
 

@@ -1,0 +1,36 @@
+"""Products on threads of our own."""
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+from dnntk import threads
+
+
+def limits():
+    pools = threadpoolctl.threadpool_info()
+    return {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"}
+
+
+def test_every_row_is_taken_once_in_order():
+    for m in (0, 1, threads.ROWS_A_CORE, 7 * threads.ROWS_A_CORE + 3):
+        parts = threads.by_rows(m, lambda rows: np.arange(m)[rows])
+        assert np.array_equal(np.concatenate(parts), np.arange(m))
+
+
+def test_blas_takes_one_thread_meanwhile_and_as_many_as_before_afterwards():
+    before = limits()
+    with threads.one_blas_thread():
+        assert limits() == {1}
+        assert set().union(*threads.on_cores(lambda _: limits(), range(3))) == {1}
+        assert limits() == {1}
+    assert limits() == before
+
+
+def test_an_error_of_one_core_is_raised_and_leaves_the_others_usable():
+    def fail(rows):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        threads.by_rows(10, fail)
+    assert threads.on_cores(abs, [-1, -2]) == [1, 2]
