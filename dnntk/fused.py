@@ -315,7 +315,8 @@ class Blocks(NamedTuple):
         if not self.number:
             below = layers - self.kept
             states = max(self.kept, min(self.segment, below)) + 1 + -(-below // self.segment)
-            return (states + _WIDE_STATES) * self.state_bytes
+            group = min(layers, _TOGETHER, max(1, _TOGETHER_BYTES // self.state_bytes))
+            return (states + _WIDE_STATES + 4 * (group - 1)) * self.state_bytes
         states = self.segment + 1 + 2 * -(-layers // self.segment)
         return min(threads, self.number) * states * self.state_bytes
 
@@ -323,6 +324,8 @@ class Blocks(NamedTuple):
 # Of the whole batch, that wide layers need beside those kept, at most: two constants, sums, q twice
 # for each of the two ways and g three times, where these are of three bfloat16 a number.
 _WIDE_STATES = 14
+# As `kTogether` and `kTogetherBytes` of the library.
+_TOGETHER, _TOGETHER_BYTES = 64, 1 << 20
 
 
 class _Operands(NamedTuple):

@@ -242,7 +242,8 @@ struct Shared {
   const int64_t vectors;  // of units
   const int64_t threads;
   Buffer<V> slope, bias_slope, column, carry;
-  Buffer<V> q[2], g[3];  // of a layer: it takes turns, so that a slower thread may still read
+  const int64_t group;  // layers between two meetings on the way down
+  Ring<V> q, g;         // of two groups, so that a slower thread may still read
   Barrier barrier;
 
   Shared(const Problem<float>& p, bool down)
@@ -252,9 +253,9 @@ struct Shared {
         vectors(2 * steps),
         threads(std::min<int64_t>(p.threads, panels)),
         slope(vectors), bias_slope(vectors), column(vectors), carry(vectors),
-        q{Buffer<V>(down ? factors() : 1), Buffer<V>(down ? factors() : 1)},
-        g{Buffer<V>(down ? factors() : 1), Buffer<V>(down ? factors() : 1),
-          Buffer<V>(down ? factors() : 1)},
+        group(together(p.layers, factors() * sizeof(V))),
+        q(2 * group, down ? factors() : 0),
+        g(2 * group + 1, down ? factors() : 0),
         barrier(threads) {
     const float* from[] = {p.slope, p.bias_slope, p.column, p.carry};
     Buffer<V>* to[] = {&slope, &bias_slope, &column, &carry};

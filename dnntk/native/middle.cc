@@ -731,10 +731,8 @@ class Sums {
 
   // Until a chunk has been added to so many times.
   bool wait(int64_t chunk, int64_t times, const std::atomic<bool>& failed) {
-    while (added_[chunk].load(std::memory_order_acquire) != times) {
+    for (Waiting waiting; added_[chunk].load(std::memory_order_acquire) != times; waiting.pause())
       if (failed) return false;
-      std::this_thread::yield();
-    }
     return true;
   }
 

@@ -103,27 +103,34 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
             crew.forward(layer, state(k), q, state(keep ? k + 1 : 0), q_next);
           }
         };
+        // Own rows of a layer's gradient, from what all threads have left.
+        auto change = [&](int64_t layer) {
+          T *k = kernel + layer * p.weights(), *b = bias + layer * c;
+          auto put_changed = [&](V value, V slope, int64_t o, T* at) {
+            const int64_t lanes = crew.lanes(o);
+            value *= slope;
+            if (rates) value = rates->keep * copied<T>(at, lanes) - rates->rate * value;
+            put<T>(value, lanes, at);
+          };
+          crew.outer(
+              shared.q[layer], shared.g[layer], k,
+              [&](int64_t in, int64_t o, int n, const V* sums) {
+                for (int v = 0; v < n; ++v)
+                  put_changed(sums[v], shared.slope[o + v], o + v,
+                              k + in * c + (o + v) * kLanes<T>);
+              },
+              [&](int64_t o, V sum) {
+                put_changed(sum, shared.bias_slope[o], o, b + o * kLanes<T>);
+              });
+        };
         auto down = [&](int64_t from, int64_t end) {
-          for (int64_t layer = end - 1; layer >= from; --layer) {
-            V *all_q = shared.q[layer % 2].data(), *g = shared.g[layer % 3].data();
-            const V* h = state(layer - from);
-            crew.backward(layer, h, all_q, shared.g[(layer + 2) % 3].data());
-            // All have left their examples here, and read the weights.
+          for (int64_t above = end; above > from; above -= shared.group) {
+            const int64_t lowest = std::max(from, above - shared.group);
+            for (int64_t layer = above - 1; layer >= lowest; --layer)
+              crew.backward(layer, state(layer - from), shared.q[layer], shared.g[layer - 1]);
+            // All have left their examples of these layers, and read their weights.
             shared.barrier.wait();
-            T *k = kernel + layer * p.weights(), *b = bias + layer * c;
-            auto change = [&](V value, V slope, int64_t o, T* at) {
-              const int64_t lanes = crew.lanes(o);
-              value *= slope;
-              if (rates) value = rates->keep * copied<T>(at, lanes) - rates->rate * value;
-              put<T>(value, lanes, at);
-            };
-            crew.outer(
-                all_q, g, k,
-                [&](int64_t in, int64_t o, int n, const V* sums) {
-                  for (int v = 0; v < n; ++v)
-                    change(sums[v], shared.slope[o + v], o + v, k + in * c + (o + v) * kLanes<T>);
-                },
-                [&](int64_t o, V sum) { change(sum, shared.bias_slope[o], o, b + o * kLanes<T>); });
+            for (int64_t layer = above - 1; layer >= lowest; --layer) change(layer);
           }
         };
         crew.arrange(p.h0, state(0));
@@ -133,7 +140,7 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
         }
         run(below, p.layers, true);
         crew.store(state(p.kept), h_out);
-        crew.descend(head, state(p.kept), shared.g[(p.layers - 1) % 3].data());
+        crew.descend(head, state(p.kept), shared.g[p.layers - 1]);
         down(below, p.layers);
         for (int64_t k = segments - 1; k >= 0; --k) {
           const int64_t from = k * p.segment, end = std::min(below, from + p.segment);

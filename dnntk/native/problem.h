@@ -227,6 +227,19 @@ class Buffer {
   bool large_;
 };
 
+// An array a layer, of the last so many layers gone through.
+template <class X>
+class Ring {
+ public:
+  Ring(int64_t layers, size_t size) : layers_(layers), size_(size), all_(layers * size) {}
+  X* operator[](int64_t layer) { return all_.data() + (layer + layers_) % layers_ * size_; }
+
+ private:
+  int64_t layers_;
+  size_t size_;
+  Buffer<X> all_;
+};
+
 // Where the initial values of the weights come from, beside the trained D.
 enum Initial { kNone = 0, kMatrices = 1, kFeatures = 2 };
 

@@ -65,6 +65,33 @@ struct Place {
 };
 #endif
 
+// What a thread does between two looks at what it waits for: nothing at first, then it gives way to
+// others, and after a while it sleeps. Whoever only gives way uses up its share of a busy machine,
+// and then is not there when the others wait for it.
+class Waiting {
+ public:
+  explicit Waiting(int spins = 0) : spins_(spins) {}
+
+  void pause() {
+    if (spins_ > 0) {
+      --spins_;
+      return;
+    }
+    const auto now = std::chrono::steady_clock::now();
+    if (!late_) {
+      late_ = true;
+      end_ = now + std::chrono::microseconds(200);
+    }
+    if (now < end_) std::this_thread::yield();
+    else std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+
+ private:
+  int spins_;
+  bool late_ = false;
+  std::chrono::steady_clock::time_point end_;
+};
+
 class Team {
  public:
   // work(0) on this thread, and work(1), ..., work(count - 1) each on one of its own, all at the
@@ -85,8 +112,9 @@ class Team {
     for (int64_t k = 1; k < count; ++k)
       helpers[k - 1]->start({call, &work, k, &working, place, mode});
     work(0);
+    Waiting waiting;
     for (Patience patience; working.load(std::memory_order_acquire) != 0;)
-      if (!patience.left()) std::this_thread::yield();
+      if (!patience.left()) waiting.pause();
     give(helpers);
   }
 
@@ -208,10 +236,8 @@ class Barrier {
       turn_.store(turn + 1, std::memory_order_release);
       return true;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins) {
+    for (Waiting waiting(1000); turn_.load(std::memory_order_acquire) == turn; waiting.pause())
       if (failed != nullptr && *failed) return false;
-      if (spins > 1000) std::this_thread::yield();
-    }
     return true;
   }
 

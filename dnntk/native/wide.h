@@ -13,9 +13,11 @@
 // Weights are made ready a few at a time, [terms] x [units], while those that come next are on
 // their way from memory; whatever is done to a result is done to each few units of it at once.
 //
-// Every thread takes its own examples up and down, and its own rows of the weight gradient: the
-// threads meet once a layer on the way down. With rates the gradient is never stored: a layer's
-// weights change as soon as no thread needs them any more.
+// Every thread takes its own examples up and down, and its own rows of the weight gradient: on the
+// way down the threads meet once in a few layers, as many as fit a part of a cache. Whoever is taken
+// off its core stops the others there; where a layer is short, that would be most of the time. With
+// rates the gradient is never stored: layers' weights change as soon as no thread needs them any
+// more.
 //
 // Sums go over the same terms in the same order whatever the number of threads.
 
@@ -35,6 +37,13 @@ constexpr int kTall = kRegisters == 32 ? 4 : 3, kBroad = kRegisters == 32 ? 6 : 
 constexpr int kFew = kRegisters == 32 ? kInLine : 3;
 constexpr int64_t kTerms = 96, kTermsDown = 800;  // of a product at a time, on the way up and down
 constexpr int64_t kRows = 8;                      // of weights that are made ready together
+constexpr int64_t kTogether = 64, kTogetherBytes = 1 << 20;  // between two meetings, at most
+
+// How many layers are gone down before the threads meet, if one's q takes so many bytes.
+inline int64_t together(int64_t layers, size_t bytes) {
+  const int64_t fit = kTogetherBytes / std::max<size_t>(bytes, 1);
+  return std::max<int64_t>(1, std::min({fit, kTogether, layers}));
+}
 
 // What is needed next, on its way from memory while something else is multiplied: `rows` of `width`
 // numbers, `stride` apart, a line every few of so many terms. All at once would hold up the
@@ -244,7 +253,8 @@ struct Shared {
   const int64_t examples;  // in whole vectors
   const int64_t threads;
   Buffer<V> slope, bias_slope, base, floor;
-  Buffer<V> q[2], g[3];  // of a layer: it takes turns, so that a slower thread may still read
+  const int64_t group;  // layers between two meetings on the way down
+  Ring<V> q, g;         // of two groups, so that a slower thread may still read
   Barrier barrier;
 
   Shared(const Problem<T>& p, bool down)
@@ -253,9 +263,9 @@ struct Shared {
         examples(p.vectors() * kLanes<T>),
         threads(std::min<int64_t>(p.threads, p.vectors())),
         slope(vectors), bias_slope(vectors), base(by_unit()), floor(by_unit()),
-        q{Buffer<V>(down ? by_unit() : 1), Buffer<V>(down ? by_unit() : 1)},
-        g{Buffer<V>(down ? examples * vectors : 1), Buffer<V>(down ? examples * vectors : 1),
-          Buffer<V>(down ? examples * vectors : 1)},
+        group(together(p.layers, by_unit() * sizeof(V))),
+        q(2 * group, down ? by_unit() : 0),
+        g(2 * group + 1, down ? examples * vectors : 0),
         barrier(threads) {
     std::memcpy(slope.data(), p.slope, p.channels * sizeof(T));
     std::memcpy(bias_slope.data(), p.bias_slope, p.channels * sizeof(T));
