@@ -210,6 +210,8 @@ class Worker {
         base_(b_.size()),
         floor_(b_.size()),
         origin_(few() ? b_.size() : 0),
+        read_(few() ? b_.size() : 0),
+        least_(few() ? b_.size() : 0),
         weights_(p.weights()),
         packed_(p.weights()),
         tangents_(p.weights()),
@@ -297,33 +299,36 @@ class Worker {
   bool few() const { return p_.dense() && p_.channels >= 3 && p_.channels <= 6; }
 
   // Before the first of some layers, whose state is `h`.
-  void begin(const V* h) {
-    if (few()) std::copy(h, h + b_.size(), origin_.data());
-  }
-
-  // Behind the last of them: what the sum of all layers so far has lost to `lost`.
-  void settle(const V* h, V* lost) {
+  void begin(const V* h, V* lost) {
     if (!few()) return;
-    for (int64_t k = 0; k < b_.size(); ++k) {
-      lost[k] -= h[k] - origin_[k];
-      origin_[k] = h[k];
-    }
+    each([&](int64_t k, int64_t c) {
+      const bool carried = p_.carry[c] != 0;
+      origin_[k] = carried ? h[k] : V{};
+      if (!carried) lost[k] = h[k];
+      read_[k] = base_[k] + p_.column[c] * origin_[k];
+      least_[k] = floor_[k] - origin_[k];
+    });
   }
 
   // State and q of layer `layer` to those of the next. Millions of layers each add less to the state
   // than its last digit: what the sum has lost is kept in `lost`, and added to the next term. Where
-  // there are `few` channels, `lost` is all that was added since the state was `origin_`.
+  // there are `few` channels, `lost` is all that was added since the state was `origin_`, and where the
+  // next state is not to be `seen`, `lost` alone tells it until it settles: every `kSettle` layers,
+  // where segments end, and behind the last one.
   // A state that is kept is written to memory that no cache may hold: the next one's is fetched
   // meanwhile, as `backward` fetches the state two layers below.
-  void forward(int64_t layer, const V* h, const V* q, V* lost, V* h_next, V* q_next) {
+  void forward(int64_t layer, const V* h, const V* q, V* lost, V* h_next, V* q_next, bool seen) {
     const int64_t ahead = h_next == h ? 0 : b_.size();
     if (few()) {
+      V* next = seen ? h_next : nullptr;
       switch (p_.channels) {
-        case 3: return forward_few<3>(layer, h, lost, h_next);
-        case 4: return forward_few<4>(layer, h, lost, h_next);
-        case 5: return forward_few<5>(layer, h, lost, h_next);
-        default: return forward_few<6>(layer, h, lost, h_next);
+        case 3: forward_few<3>(layer, lost, next); break;
+        case 4: forward_few<4>(layer, lost, next); break;
+        case 5: forward_few<5>(layer, lost, next); break;
+        default: forward_few<6>(layer, lost, next);
       }
+      if ((layer + 1) % kSettle == 0 || layer + 1 == p_.layers) settle(h_next, lost);
+      return;
     }
     prepare(layer);
     pack(weights_.data(), false, packed_.data());
@@ -344,7 +349,7 @@ class Worker {
   void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
                const V* dq, V* lost, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     const int64_t c = p_.channels;
-    forward(layer, h, q, lost, h_next, q_next);
+    forward(layer, h, q, lost, h_next, q_next, true);
     if (few()) {
       read(h_next, q_next);
       prepare(layer);
@@ -402,6 +407,27 @@ class Worker {
         }
   }
 
+  // Of `few` channels: the state to `h`, what the sum of all layers so far has lost to `lost`.
+  void settle(V* h, V* lost) {
+    const V *base = base_.data(), *floors = floor_.data();
+    V *origin = origin_.data(), *read = read_.data(), *least = least_.data();
+    for (int64_t c = 0, k = 0; c < p_.channels; ++c) {
+      const T column = p_.column[c];
+      const bool carried = p_.carry[c] != 0;
+      for (const int64_t end = k + b_.columns; k < end; ++k) {
+        const V z = origin[k] + lost[k], floor = floors[k];
+        // Where the sum was cut off at its least, z may be a digit beside the floor.
+        const V state = lost[k] > least[k] && z > floor ? z : floor;
+        h[k] = state;
+        if (!carried) continue;
+        lost[k] -= state - origin[k];
+        origin[k] = state;
+        read[k] = base[k] + column * state;
+        least[k] = floor - state;
+      }
+    }
+  }
+
   // The state of channel `o` above `h`, to whose z the layer adds `term`, and what the sum loses.
   V add(int64_t o, const V& h, V term, const V& floor, V* lost) {
     V old = p_.carry[o] * h;
@@ -416,15 +442,16 @@ class Worker {
   template <int C>
   void prepare_few(int64_t from) {
     const int64_t layers = std::min<int64_t>(kSettle, p_.layers - from), inputs = p_.inputs;
-    T slope[C], bias_slope[C];
-    std::copy(p_.slope, p_.slope + C, slope);
-    std::copy(p_.bias_slope, p_.bias_slope + C, bias_slope);
+    T slopes[(C + 1) * C];
+    for (int i = 0; i < C; ++i) std::copy(p_.slope, p_.slope + C, slopes + i * C);
+    std::copy(p_.bias_slope, p_.bias_slope + C, slopes + C * C);
     const T *d = p_.kernel + from * C * C, *b = p_.bias + from * C;
     T* to = ready_;
     for (int64_t k = 0; k < layers; ++k, d += C * C, b += C, to += (C + 1) * C) {
-      for (int i = 0; i < C; ++i)
-        for (int o = 0; o < C; ++o) to[i * C + o] = d[i * C + o] * slope[o];
-      for (int o = 0; o < C; ++o) to[C * C + o] = b[o] * bias_slope[o];
+#pragma GCC ivdep
+      for (int i = 0; i < C * C; ++i) to[i] = d[i] * slopes[i];
+#pragma GCC ivdep
+      for (int o = 0; o < C; ++o) to[C * C + o] = b[o] * slopes[C * C + o];
       if (p_.initial == kMatrices) {
         const T *w = p_.initial_kernel + (from + k) * C * C, *v = p_.initial_bias + (from + k) * C;
         for (int i = 0; i < C * C; ++i) to[i] += w[i];
@@ -437,35 +464,40 @@ class Worker {
     }
   }
 
-  // `forward` of a dense layer of `C` channels, all of which are in registers at once. It neither
-  // reads nor writes q.
+  // A number for all lanes: up to 4 channels leave it in its register.
   template <int C>
-  void forward_few(int64_t layer, const V* h, V* lost, V* h_next) {
-    if (layer % kSettle == 0) {
-      settle(h, lost);
-      prepare_few<C>(layer);
-    }
+  static V held(T value) {
+    V all = value - V{};
+    if (C <= 4) hold(all);
+    return all;
+  }
+
+  // `forward` of a dense layer of `C` channels, all of which are in registers at once. It neither
+  // reads nor writes q. A unit that carries nothing has zero for its origin.
+  template <int C>
+  void forward_few(int64_t layer, V* lost, V* h_next) {
+    if (layer % kSettle == 0) prepare_few<C>(layer);
+    return h_next != nullptr ? forward_few<C, true>(layer, lost, h_next)
+                             : forward_few<C, false>(layer, lost, h_next);
+  }
+
+  template <int C, bool SEEN>
+  void forward_few(int64_t layer, V* lost, [[maybe_unused]] V* h_next) {
     const T *own = ready_ + layer % kSettle * (C + 1) * C, *bias = own + C * C;
     // Loads are what this loop takes its time for: up to 4 channels, all that is the same for every
     // example stays in registers.
     V weights[C][C], biases[C], column[C];
     bool carried[C];
+#pragma GCC unroll 8
     for (int i = 0; i < C; ++i) {
-      for (int o = 0; o < C; ++o) weights[i][o] = own[i * C + o] - V{};
-      biases[i] = bias[i] - V{};
-      column[i] = p_.column[i] - V{};
+#pragma GCC unroll 8
+      for (int o = 0; o < C; ++o) weights[i][o] = held<C>(own[i * C + o]);
+      biases[i] = held<C>(bias[i]);
+      column[i] = held<C>(p_.column[i]);
       carried[i] = p_.carry[i] != 0;
     }
-    if (C <= 4) {
-#pragma GCC unroll 8
-      for (int i = 0; i < C; ++i) {
-#pragma GCC unroll 8
-        for (int o = 0; o < C; ++o) hold(weights[i][o]);
-        hold(biases[i]);
-        hold(column[i]);
-      }
-    }
-    const V *base = base_.data(), *floors = floor_.data(), *origins = origin_.data();
+    const V *reads = read_.data(), *leasts = least_.data();
+    [[maybe_unused]] const V *floors = floor_.data(), *origins = origin_.data();
     for (int64_t x = 0; x < b_.columns; ++x) {
       V term[C];
 #pragma GCC unroll 8
@@ -473,22 +505,19 @@ class Worker {
 #pragma GCC unroll 8
       for (int i = 0; i < C; ++i) {
         const int64_t k = i * b_.columns + x;
-        V q = base[k] + column[i] * h[k];
+        V q = reads[k] + column[i] * lost[k];
 #pragma GCC unroll 8
         for (int o = 0; o < C; ++o) term[o] += q * weights[i][o];
       }
 #pragma GCC unroll 8
       for (int o = 0; o < C; ++o) {
         const int64_t k = o * b_.columns + x;
-        const V floor = floors[k];
-        if (carried[o]) {
-          V origin = origins[k];
-          hold(origin);
-          const V added = lost[k] + term[o], z = origin + added, least = floor - origin;
-          lost[k] = added > least ? added : least;
+        const V added = carried[o] ? lost[k] + term[o] : term[o], least = leasts[k];
+        lost[k] = added > least ? added : least;
+        if constexpr (SEEN) {
+          const V floor = floors[k];
+          const V z = origins[k] + added;
           h_next[k] = z > floor ? z : floor;
-        } else {
-          h_next[k] = term[o] > floor ? term[o] : floor;
         }
       }
     }
@@ -548,7 +577,9 @@ class Worker {
 
   const Problem<T>& p_;
   Block<T> b_;
-  Buffer<V> base_, floor_, origin_;
+  Buffer<V> base_, floor_;
+  // Of `few` channels: a state, q of it, and what brings it down to the floor.
+  Buffer<V> origin_, read_, least_;
   Buffer<T> weights_, packed_, tangents_, bias_;
   T ready_[kSettle * 7 * 6];  // weights and biases of layers of `few` channels
   int64_t channel_parts_, column_parts_;
@@ -597,9 +628,9 @@ void forward(const Problem<T>& p, T* h_out) {
     load(p, block, p.h0, h.data());
     worker.read(h.data(), q0.data());
     Vec<T>*q = q0.data(), *next = q1.data();
-    worker.begin(h.data());
+    worker.begin(h.data(), lost.data());
     for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
-      worker.forward(layer, h.data(), q, lost.data(), h.data(), next);
+      worker.forward(layer, h.data(), q, lost.data(), h.data(), next, false);
     store(p, block, h.data(), h_out);
   });
 }
@@ -616,7 +647,7 @@ void tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_o
     load(p, block, dh0, dh.data());
     worker.read(h.data(), q);
     worker.column(dh.data(), dq);
-    worker.begin(h.data());
+    worker.begin(h.data(), lost.data());
     for (int64_t layer = 0; layer < p.layers; ++layer) {
       worker.tangent(layer, dk, db, h.data(), q, dh.data(), dq, lost.data(), h.data(), q_next,
                      dh.data(), dq_next);
@@ -762,11 +793,10 @@ Vec<T>* up_and_down(const Problem<T>& p, Worker<T, SIDE>& worker, Scratch<T>& ow
   auto run = [&](int64_t segment, bool keep) {
     const int64_t from = segment * length, end = std::min(p.layers, from + length);
     worker.read(state(0), q);
-    worker.begin(state(0));
+    worker.begin(state(0), lost);
     for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next))
       worker.forward(layer, state(keep ? layer - from : 0), q,
-                     lost, state(keep ? layer - from + 1 : 0), q_next);
-    worker.settle(state(keep ? end - from : 0), lost);
+                     lost, state(keep ? layer - from + 1 : 0), q_next, keep);
     return end - from;
   };
   // A segment starts from its state and what that has lost.
