@@ -58,6 +58,8 @@ class TrainConfig:
       steps, epochs, time: how long to train, in steps, passes over the data or kernel time; at
         most one of them. None of them is `DEFAULT_STEPS` steps.
       batch_size: examples a step, at most; 0 is all of them.
+      shift: pixels, before the average pool, by which a step's images are moved at random, each its
+        own way, at most (data augmentation); evaluations see them where they are. 0 is without.
       eval_every, checkpoint_every: in steps; 0 is `EVALUATIONS` times over the run.
       eval_examples: of each split that an evaluation looks at, at most; 0 is `EVALUATED_ON_THE_WAY`
         on the way and all of them after the last step.
@@ -94,6 +96,7 @@ class TrainConfig:
     epochs: int | None = None
     time: float | None = None
     batch_size: int = 512
+    shift: int = 0
     eval_every: int = 0
     checkpoint_every: int = 0
     eval_examples: int = 0
@@ -110,6 +113,7 @@ class TrainConfig:
         _one_of("dtype", self.dtype, DTYPES)
         for name, least in (
             ("batch_size", 0),
+            ("shift", 0),
             ("eval_every", 0),
             ("checkpoint_every", 0),
             ("eval_examples", 0),
@@ -128,6 +132,8 @@ class TrainConfig:
             raise InputError(f"momentum: expected a number in [0, 1), got {self.momentum}")
         if self.arch == "cnn" and self.dataset == "toy":
             raise InputError("dataset: toy has no images for arch=cnn; use arch=mlp")
+        if self.shift and self.dataset == "toy":
+            raise InputError(f"shift: toy has no images to move, got {self.shift}; leave it out")
         self._check_optimizer()
         if sum(value is not None for value in (self.steps, self.epochs, self.time)) > 1:
             raise InputError("steps, epochs, time: expected at most one of them, got several")
@@ -221,8 +227,8 @@ class TrainConfig:
         """
         names = [field.name for field in dataclasses.fields(cls)]
         try:
-            # Runs of earlier versions had constant steps, and no mesh of their own.
-            fields = {"schedule": "constant", "warmup": 0, "mesh": "", **fields}
+            # Runs of earlier versions had constant steps, no mesh of their own and moved nothing.
+            fields = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0, **fields}
             values = {name: fields[name] for name in names}
             if values["scale"] is not None:
                 values["scale"] = float(values["scale"])

@@ -22,6 +22,21 @@ DATASETS = ("digits", "toy", *CLASS_NAMES)
 
 
 @dataclass(frozen=True, eq=False)
+class Unpooled:
+    """Images as they were read.
+
+    Attributes:
+        images: [n, H, W] whole numbers from 0 to ``maximum``.
+        maximum: what becomes 1.
+        pool: side of the windows over which they are averaged.
+    """
+
+    images: NDArray[Any]
+    maximum: int
+    pool: int
+
+
+@dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and test examples with their targets.
 
@@ -36,6 +51,7 @@ class Dataset:
         labels_test: [m] int32; None for ``toy``.
         classes: the classes in the order of the labels, by number or published name; empty for
             ``toy``.
+        unpooled: the training images before they were averaged, if they were kept.
     """
 
     name: str
@@ -47,6 +63,41 @@ class Dataset:
     labels_train: NDArray[np.int32] | None = None
     labels_test: NDArray[np.int32] | None = None
     classes: tuple[str | int, ...] = ()
+    unpooled: Unpooled | None = None
+
+    def shifted(
+        self, chosen: NDArray[np.intp], most: int, rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Training images, each moved up or down and to a side by whole pixels; zeros come in.
+
+        Args:
+            chosen: [k] which of them.
+            most: pixels, before they are averaged if ``unpooled`` is there, by which they are moved
+                either way; every distance is as likely, the two independent.
+            rng: gives the distances.
+
+        Returns:
+            [k, H, W, channels], as ``x_train[chosen]`` is.
+
+        Raises:
+            InputError: ``x_train`` has no images, or none of so many pixels.
+        """
+        images = self.x_train if self.unpooled is None else self.unpooled.images
+        if self.x_train.ndim != 4 or most >= min(images.shape[1:3]):
+            raise InputError(
+                f"shift: expected images of more than {most} x {most} pixels, got examples of "
+                f"shape {images.shape[1:]}; choose a smaller one or 0"
+            )
+        height, width = images.shape[1:3]
+        sides = ((0, 0), (most, most), (most, most), (0, 0))
+        padded = np.pad(images[chosen], sides[: images.ndim])
+        down, right = rng.integers(0, 2 * most, (2, len(chosen), 1), endpoint=True)
+        rows, columns = down + np.arange(height), right + np.arange(width)
+        each = np.arange(len(chosen))[:, None, None]
+        moved = padded[each, rows[:, :, None], columns[:, None, :]]
+        if self.unpooled is None:
+            return moved
+        return _pooled(moved, self.unpooled.pool, self.unpooled.maximum)
 
 
 def load_dataset(
@@ -56,6 +107,7 @@ def load_dataset(
     data_dir: str | os.PathLike[str] | None = None,
     pool: int = 1,
     seed: int = 0,
+    keep_unpooled: bool = False,
 ) -> Dataset:
     """Load a dataset.
 
@@ -69,6 +121,8 @@ def load_dataset(
             width. 4 makes MNIST 7 x 7, as in the thesis.
         seed: chooses the third of ``digits`` that is held out for testing; the other sets have a
             split of their own.
+        keep_unpooled: keep the training images as they were read too, a byte a pixel, for
+            `Dataset.shifted`.
 
     Returns:
         The dataset, in NumPy arrays. 60,000 MNIST images take 3 to 4 s from tensorflow-datasets,
@@ -87,10 +141,13 @@ def load_dataset(
         raise InputError(
             f"--dataset={name}: expected one of {', '.join(DATASETS)}, found {name!r}; choose one"
         )
-    return _dataset(name, images, _class_numbers(classes, len(images.class_names)), pool)
+    numbers = _class_numbers(classes, len(images.class_names))
+    return _dataset(name, images, numbers, pool, keep_unpooled)
 
 
-def _dataset(name: str, images: LabelledImages, numbers: tuple[int, ...], pool: int) -> Dataset:
+def _dataset(
+    name: str, images: LabelledImages, numbers: tuple[int, ...], pool: int, keep_unpooled: bool
+) -> Dataset:
     """Keep the chosen classes, pool and scale the images, and make the targets."""
     x_train, labels_train = _select(
         images.x_train, images.labels_train, numbers, "the training images"
@@ -106,6 +163,7 @@ def _dataset(name: str, images: LabelledImages, numbers: tuple[int, ...], pool: 
         labels_train=labels_train,
         labels_test=labels_test,
         classes=tuple(images.class_names[number] for number in numbers),
+        unpooled=Unpooled(x_train, images.maximum, pool) if keep_unpooled else None,
     )
     return replace(data, description=_describe(data, images, pool))
 

@@ -26,15 +26,16 @@ def confusion(outputs: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarr
     return counts
 
 
+def inputs_as_trained(x: np.ndarray, flat: bool, dtype: str) -> np.ndarray:
+    """Examples in a network's dtype, images flattened for an MLP."""
+    return (x.reshape(len(x), -1) if flat else x).astype(dtype)
+
+
 def as_trained(dataset: Dataset, flat: bool, dtype: str) -> dict[str, Any]:
     """The dataset's arrays in a network's dtype, images flattened for an MLP."""
-
-    def shaped(x: np.ndarray) -> np.ndarray:
-        return (x.reshape(len(x), -1) if flat else x).astype(dtype)
-
     return {
-        "x_train": shaped(dataset.x_train),
-        "x_test": shaped(dataset.x_test),
+        "x_train": inputs_as_trained(dataset.x_train, flat, dtype),
+        "x_test": inputs_as_trained(dataset.x_test, flat, dtype),
         "y_train": dataset.y_train.astype(dtype),
         "y_test": dataset.y_test.astype(dtype),
     }

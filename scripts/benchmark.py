@@ -41,7 +41,9 @@ flags.DEFINE_list("benchmarks", ["all"], "Benchmarks to run, or 'all'.")
 flags.DEFINE_integer("repeats", 7, "Turns of work and peer.", lower_bound=1)
 flags.DEFINE_integer("compiles", 3, "How often everything is compiled.", lower_bound=1)
 flags.DEFINE_list("depths", ["25", "100", "400", "1000", "10000"], "ntk: depths.")
-flags.DEFINE_integer("peer_depth", 400, "ntk: largest depth of the peer, which unrolls it.")
+flags.DEFINE_integer(
+    "peer_depth", 400, "ntk: largest depth of the peer, which unrolls it.", lower_bound=0
+)
 flags.DEFINE_integer("points", 200, "ntk: points on the arc.", lower_bound=1)
 flags.DEFINE_integer("memory_depth", 100, "ntk_memory: depth.", lower_bound=2)
 flags.DEFINE_integer("memory_images", 64, "ntk_memory: images of 28 x 28.", lower_bound=1)

@@ -49,6 +49,7 @@ flags.DEFINE_integer("steps", None, "Steps to train. None: 300, unless --epochs 
 flags.DEFINE_integer("epochs", None, "Passes over the data, instead of --steps.")
 flags.DEFINE_float("time", None, "Kernel time to train for, instead of --steps.")
 flags.DEFINE_integer("batch_size", 512, "Examples a step, at most; 0 is all.")
+flags.DEFINE_integer("shift", 0, "Pixels by which a step's images are moved at random, at most.")
 flags.DEFINE_integer("eval_every", 0, "Steps between evaluations; 0 is 20 a run.")
 flags.DEFINE_integer("checkpoint_every", 0, "Steps between checkpoints; 0 is 20 a run.")
 flags.DEFINE_integer("eval_examples", 0, "Of each split, at most. 0: 2048; at the end all.")

@@ -39,6 +39,7 @@ flags.DEFINE_list("rates", words(DEFAULT.rates), "Learning rates of the figure."
 flags.DEFINE_enum("optimizer", DEFAULT.optimizer, OPTIMIZERS, "Of the figure's runs.")
 flags.DEFINE_integer("steps", DEFAULT.steps, "Steps of each of the figure's runs.")
 flags.DEFINE_integer("batch_size", None, "Examples a step; 0 is all. None: the preset's, or 512.")
+flags.DEFINE_integer("shift", None, "Pixels that images are moved by, at most. None: the preset's.")
 flags.DEFINE_float("budget_minutes", 0.0, "For the whole: run what fits. 0: no limit.")
 flags.DEFINE_integer("limit_examples", DEFAULT.limit_examples, "Of a row's limit; 0: no limit.")
 flags.DEFINE_integer("eval_examples", 0, "Of each split, at most. 0: 2048; at the end all.")

@@ -25,10 +25,16 @@ flags.DEFINE_integer("wide_depth", 1000, "train_mlp_wide: depth.", lower_bound=3
 flags.DEFINE_integer("trials", 10, "train_toy: networks side by side.", lower_bound=1)
 flags.DEFINE_list("mlp_depths", ["10", "100", "1000", "10000", "100000", "1000000"], "cost_mlp.")
 flags.DEFINE_list("cnn_depths", ["10", "100", "1000", "10000", "100000"], "cost_cnn: depths.")
-flags.DEFINE_integer("torch_depth", 20_000, "cost: largest depth of the PyTorch loop.")
-flags.DEFINE_integer("unrolled_depth", 100, "cost: largest depth of the unrolled network.")
+flags.DEFINE_integer(
+    "torch_depth", 20_000, "cost: largest depth of the PyTorch loop.", lower_bound=0
+)
+flags.DEFINE_integer(
+    "unrolled_depth", 100, "cost: largest depth of the unrolled network.", lower_bound=0
+)
 flags.DEFINE_float("step_seconds", 120.0, "Most for a peer's compilation or turn.", lower_bound=0.1)
-flags.DEFINE_float("peer_gigabytes", 8.0, "cost: a peer that needs more is left out.")
+flags.DEFINE_float(
+    "peer_gigabytes", 8.0, "cost: a peer that needs more is left out.", lower_bound=0
+)
 flags.DEFINE_float("train_scale", 2.0, "C of the trained networks.", lower_bound=0.01)
 flags.DEFINE_float(
     "depth_seconds", 30.0, "Least time for the turns of all depths with one another.", lower_bound=0

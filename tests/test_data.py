@@ -470,3 +470,50 @@ def test_prepared_mnist_equals_the_idx_files(tmp_path: Path) -> None:
 def test_the_published_files_of_one_set_are_not_taken_for_the_other(mnist_folder):
     with pytest.raises(InputError, match="--dataset=mnist"):
         load_dataset("fashion_mnist", data_dir=mnist_folder)
+
+
+# Images that are moved
+
+
+def test_shifted_images_are_the_pooled_ones_of_moved_pixels(tmp_path: Path) -> None:
+    arrays = made_up_set(3, (8, 12))
+    write_set(tmp_path, arrays, "")
+    data = load_dataset("mnist", classes="all", data_dir=tmp_path, pool=4, keep_unpooled=True)
+    assert data.unpooled is not None
+    chosen = np.random.default_rng(0).integers(0, 40, 500)
+    found = data.shifted(chosen, 2, np.random.default_rng(5))
+    assert found.shape == (500, 2, 3, 1) and found.dtype == np.float32
+    ways = {}
+    for down in range(-2, 3):
+        for right in range(-2, 3):
+            moved = np.zeros((40, 8, 12))
+            to = np.s_[:, max(down, 0) : 8 + down, max(right, 0) : 12 + right]
+            source = np.s_[:, max(-down, 0) : 8 - down, max(-right, 0) : 12 - right]
+            moved[to] = data.unpooled.images[source]
+            pooled = moved.reshape(40, 2, 4, 3, 4).mean(axis=(2, 4)) / 255
+            ways[down, right] = pooled.astype(np.float32)[..., None]
+    counts = dict.fromkeys(ways, 0)
+    for image, number in zip(found, chosen, strict=True):
+        same = [way for way, x in ways.items() if np.allclose(x[number], image, atol=1e-6)]
+        assert len(same) == 1
+        counts[same[0]] += 1
+    assert min(counts.values()) > 5  # of 20 expected each
+    np.testing.assert_array_equal(
+        data.shifted(chosen, 0, np.random.default_rng(5)), data.x_train[chosen]
+    )
+
+
+def test_images_of_ones_own_are_shifted_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(6, 5, 4, 3)).astype(np.float32)
+    y = np.zeros((6, 1), np.float32)
+    data = Dataset("own", "own", x, y, x, y)
+    moved = data.shifted(np.arange(6), 1, rng)
+    assert moved.shape == x.shape and not np.array_equal(moved, x)
+    # Whatever is left of an image is in it unchanged.
+    np.testing.assert_array_equal(np.isin(moved, np.append(x, 0)), True)
+    with pytest.raises(InputError, match="more than 4 x 4 pixels"):
+        data.shifted(np.arange(6), 4, rng)
+    points = Dataset("own", "own", x[:, 0, 0], y, x[:, 0, 0], y)
+    with pytest.raises(InputError, match="expected images"):
+        points.shifted(np.arange(6), 1, rng)

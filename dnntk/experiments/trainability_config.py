@@ -61,10 +61,11 @@ PRESETS = {
             depth=4000,
             scale=0.3,
             optimizer="adamw",
-            weight_decay=2.0,
+            weight_decay=0.3,
             lr=3e-4,
             warmup=100,
             batch_size=128,
+            shift=1,
             steps=17_000,
         )
     ),
@@ -105,6 +106,7 @@ class TrainabilityConfig:
         allows, and are most at home at a small C.
       steps: of each of the figure's runs.
       batch_size: examples a step; None is the preset's own, 512 for the thesis's.
+      shift: as in `TrainConfig`; None is the preset's own: 0, but 1 for the MLP at a small C.
       budget_minutes: for the whole; 0 is no limit.
       limit_examples: training examples of the limit that a row is set beside, at most; 0 leaves
         the limit out.
@@ -131,6 +133,7 @@ class TrainabilityConfig:
     optimizer: str = "sgd"
     steps: int = 500
     batch_size: int | None = None
+    shift: int | None = None
     budget_minutes: float = 0.0
     limit_examples: int = 4000
     eval_examples: int = 0
@@ -154,7 +157,7 @@ class TrainabilityConfig:
         check_count("steps", self.steps)
         if self.limit_examples < 0:
             raise InputError(f"limit_examples: expected a number >= 0, got {self.limit_examples}")
-        for name in ("batch_size", "eval_examples", "seed"):
+        for name in ("batch_size", "shift", "eval_examples", "seed"):
             if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
         if not 0 <= self.budget_minutes < math.inf:
@@ -173,7 +176,7 @@ def _given(config: TrainabilityConfig, names: tuple[str, ...]) -> dict[str, Any]
     return {name: value for name, value in values.items() if value is not None}
 
 
-_SHARED = ("dataset", "data_dir", "batch_size", "eval_examples", "dtype", "seed")
+_SHARED = ("dataset", "data_dir", "batch_size", "shift", "eval_examples", "dtype", "seed")
 _OWN = ("pool", "depth", "scale", "rho", "beta")
 
 

@@ -6,6 +6,7 @@ workdir. Data flows one way: configuration, data, network, step size, gradient f
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -32,7 +33,7 @@ from dnntk.config import (
 )
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, Stopped
-from dnntk.evaluation import as_trained, confusion, scores
+from dnntk.evaluation import as_trained, confusion, inputs_as_trained, scores
 from dnntk.interruption import told_to_stop
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
@@ -124,8 +125,10 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.progress = config, folder, progress and hosts.first()
         self.begun = self.called = time.perf_counter()
+        if config.shift:
+            dataset.shifted(np.arange(1), config.shift, np.random.default_rng())  # can it be?
         arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
-        self.dataset = dataclasses.replace(dataset, **arrays)
+        self.given, self.dataset = dataset, dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
         examples = len(self.dataset.x_train)
         self.batch_size = min(config.batch_size or examples, examples)
@@ -253,8 +256,7 @@ class _Run:
     def _compile(self) -> None:
         begun = time.perf_counter()
         batch = self._batch(np.arange(self.batch_size))
-        whole = self.batch_size == len(self.dataset.x_train)
-        self.at_once = whole and flow.many_at_once(self.state.params)
+        self.at_once = self._same_batch() and flow.many_at_once(self.state.params)
         make = flow.make_steps if self.at_once else flow.make_step
         step = make(self.model, self.optimizer, self.mesh)
         count = (np.int32(1),) if self.at_once else ()
@@ -269,17 +271,27 @@ class _Run:
             total += memory_to_write(sum(sizes))
         log.info("memory: about %.2f GB expected at the peak", total / 1e9)
 
-    def _batch(self, chosen: np.ndarray) -> flow.Batch:
-        return flow.put_batch(self.dataset.x_train[chosen], self.dataset.y_train[chosen], self.mesh)
+    def _batch(self, chosen: np.ndarray, step: int | None = None) -> flow.Batch:
+        """Of training examples, as step ``step`` sees them; None is as they are."""
+        config = self.config
+        if config.shift and step is not None:
+            rng = np.random.default_rng((config.seed, step, config.shift))
+            moved = self.given.shifted(chosen, config.shift, rng)
+            x = inputs_as_trained(moved, config.arch == "mlp", config.dtype)
+        else:
+            x = self.dataset.x_train[chosen]
+        return flow.put_batch(x, self.dataset.y_train[chosen], self.mesh)
+
+    def _same_batch(self) -> bool:
+        return self.batch_size == len(self.dataset.x_train) and not self.config.shift
 
     def _batches(self, start: int) -> Iterator[flow.Batch]:
         examples = len(self.dataset.x_train)
-        if self.batch_size == examples:
-            whole = self._batch(np.arange(examples))
-            while True:
-                yield whole
-        for chosen in flow.mini_batches(examples, self.batch_size, self.config.seed, start):
-            yield self._batch(chosen)
+        if self._same_batch():
+            yield from itertools.repeat(self._batch(np.arange(examples)))
+        orders = flow.mini_batches(examples, self.batch_size, self.config.seed, start)
+        for step, chosen in zip(itertools.count(start), orders, strict=False):
+            yield self._batch(chosen, step)
 
     def _train(self, start: int, checkpoints: Checkpoints | None) -> float:
         """Take the steps; the seconds that they alone took."""
@@ -424,6 +436,7 @@ def load_dataset_for(config: TrainConfig) -> Dataset:
         data_dir=config.data_dir,
         pool=config.pool_or_default,
         seed=config.seed,
+        keep_unpooled=config.shift > 0,
     )
 
 
