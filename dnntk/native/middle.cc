@@ -222,6 +222,11 @@ class Worker {
     const bool by_four = p_.channels % 4 == 0 && p_.channels % 3 != 0;
     channel_parts_ = parts(p_.channels, by_four ? 4 : 3);
     column_parts_ = parts(b_.columns, by_four ? kByFour : kByThree);
+    if (!few()) return;
+    const int64_t c = p_.channels;
+    for (int64_t i = 0; i < kSettle * c; ++i) std::copy(p_.slope, p_.slope + c, slopes_ + i * c);
+    for (int64_t k = 0; k < kSettle; ++k)
+      std::copy(p_.bias_slope, p_.bias_slope + c, bias_slopes_ + k * c);
   }
 
   // q = base + column h
@@ -437,29 +442,26 @@ class Worker {
     return z > floor ? z : floor;
   }
 
-  // Weights and biases of layer `from` and those behind it that share a `settle`, one layer after
-  // another: so many layers do not wait for one another, as a layer's own product would for them.
+  // Weights and biases of layer `from` and those behind it up to the next `settle`, all in one: so many
+  // layers do not wait for one another, as a layer's own product would for them.
   template <int C>
   void prepare_few(int64_t from) {
     const int64_t layers = std::min<int64_t>(kSettle, p_.layers - from), inputs = p_.inputs;
-    T slopes[(C + 1) * C];
-    for (int i = 0; i < C; ++i) std::copy(p_.slope, p_.slope + C, slopes + i * C);
-    std::copy(p_.bias_slope, p_.bias_slope + C, slopes + C * C);
     const T *d = p_.kernel + from * C * C, *b = p_.bias + from * C;
-    T* to = ready_;
-    for (int64_t k = 0; k < layers; ++k, d += C * C, b += C, to += (C + 1) * C) {
+    T *weights = ready_, *biases = ready_bias_;
 #pragma GCC ivdep
-      for (int i = 0; i < C * C; ++i) to[i] = d[i] * slopes[i];
+    for (int64_t i = 0; i < layers * C * C; ++i) weights[i] = d[i] * slopes_[i];
 #pragma GCC ivdep
-      for (int o = 0; o < C; ++o) to[C * C + o] = b[o] * slopes[C * C + o];
-      if (p_.initial == kMatrices) {
-        const T *w = p_.initial_kernel + (from + k) * C * C, *v = p_.initial_bias + (from + k) * C;
-        for (int i = 0; i < C * C; ++i) to[i] += w[i];
-        for (int o = 0; o < C; ++o) to[C * C + o] += v[o];
-      } else if (p_.initial == kFeatures) {
-        const T* u = p_.initial_kernel + (from + k) * inputs;
-        for (int64_t i = 0; i < inputs; ++i) to[i * C + inputs] += u[i];
-        to[C * C + inputs] += p_.initial_bias[from + k];
+    for (int64_t i = 0; i < layers * C; ++i) biases[i] = b[i] * bias_slopes_[i];
+    if (p_.initial == kMatrices) {
+      const T *w = p_.initial_kernel + from * C * C, *v = p_.initial_bias + from * C;
+      for (int64_t i = 0; i < layers * C * C; ++i) weights[i] += w[i];
+      for (int64_t i = 0; i < layers * C; ++i) biases[i] += v[i];
+    } else if (p_.initial == kFeatures) {
+      const T *u = p_.initial_kernel + from * inputs, *v = p_.initial_bias + from;
+      for (int64_t k = 0; k < layers; ++k) {
+        for (int64_t i = 0; i < inputs; ++i) weights[(k * C + i) * C + inputs] += u[k * inputs + i];
+        biases[k * C + inputs] += v[k];
       }
     }
   }
@@ -483,7 +485,7 @@ class Worker {
 
   template <int C, bool SEEN>
   void forward_few(int64_t layer, V* lost, [[maybe_unused]] V* h_next) {
-    const T *own = ready_ + layer % kSettle * (C + 1) * C, *bias = own + C * C;
+    const T *own = ready_ + layer % kSettle * C * C, *bias = ready_bias_ + layer % kSettle * C;
     // Loads are what this loop takes its time for: up to 4 channels, all that is the same for every
     // example stays in registers.
     V weights[C][C], biases[C], column[C];
@@ -581,7 +583,9 @@ class Worker {
   // Of `few` channels: a state, q of it, and what brings it down to the floor.
   Buffer<V> origin_, read_, least_;
   Buffer<T> weights_, packed_, tangents_, bias_;
-  T ready_[kSettle * 7 * 6];  // weights and biases of layers of `few` channels
+  // Weights and biases of `kSettle` layers of `few` channels, and their slopes once for each layer.
+  T ready_[kSettle * 6 * 6], ready_bias_[kSettle * 6];
+  T slopes_[kSettle * 6 * 6], bias_slopes_[kSettle * 6];
   int64_t channel_parts_, column_parts_;
 };
 
