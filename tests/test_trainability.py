@@ -11,6 +11,7 @@ import pytest
 from dnntk.errors import InputError
 from dnntk.experiments import trainability as t
 from dnntk.experiments.trainability_config import TrainabilityConfig, row_of, runs_of
+from dnntk.figures.trainability import trainability_figure
 
 SMALL = TrainabilityConfig(
     dataset="digits", archs=("mlp",), depth=12, steps=6, rates=(1e-3, 30.0), eval_examples=64
@@ -120,3 +121,19 @@ def test_a_row_that_diverges_is_a_row_all_the_same(tmp_path):
 def test_bad_settings_are_refused(fields):
     with pytest.raises(InputError, match=next(iter(fields))):
         TrainabilityConfig(**fields)
+
+
+@pytest.mark.parametrize("archs", [("mlp",), ("mlp", "cnn")])
+def test_the_legend_fits_the_picture(archs):
+    runs = runs_of(TrainabilityConfig(archs=archs, steps=10))
+    rows = [
+        {"arch": run.arch, "init": run.init, "lr": run.lr, "ended": "diverged"}
+        | {"history": [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.4}]}
+        for _, run in runs
+    ]
+    figure = trainability_figure(rows, dict.fromkeys(archs, 0.45))
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert len(legend.get_texts()) == 11  # the kernel's step, 3 initializations, 6 rates, diverged
+    assert 0 <= box.x0 and box.x1 <= whole.x1 and 0 <= box.y0 and box.y1 <= whole.y1

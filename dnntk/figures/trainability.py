@@ -93,7 +93,8 @@ def _legend(
         handles += axes.plot([], [], marker, color=shades[rate], ms=5, label=f"rate {rate:g}")
     if any(row["ended"] == "diverged" for row in rows):
         handles += axes.plot([], [], "x", color="gray", ms=7, mew=2, label="diverged")
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize="small")
+    columns = 3 if len(figure.axes) == 1 else 4  # as many as are no wider than the panels
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")
 
 
 def row_figure(
