@@ -84,6 +84,7 @@ def test_a_row_is_set_beside_the_thesis_and_the_limit(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "w" / "summary.json").read_text())
     thesis, own, limit = summary["rows"]
+    assert summary["steps"] == own["steps"] < 1000
     assert thesis["train_mse"] == 0.031257 and limit["time"] == own["time"] > 0
     assert abs(own["train_mse"] - limit["train_mse"]) < 0.25 * limit["train_mse"]
     assert "of 1,000 steps" in done.stdout and summary["left_out"]

@@ -289,7 +289,7 @@ def _measured(config: AccumulationConfig, run: TrainResult, chosen: np.ndarray) 
 def _label(data: Dataset, index: int) -> str:
     if data.labels_test is None:
         point = data.x_test[index]
-        return rf"$\gamma = {math.atan2(point[1], point[0]):.2f}$"
+        return f"γ = {math.atan2(point[1], point[0]):.2f}"
     return f"class {data.classes[data.labels_test[index]]}, test image {index}"
 
 
@@ -334,7 +334,7 @@ def _say(found: Accumulation) -> None:
         log.info(
             "%s: output %.4f, target %.4f; depth x share: mean %.3f (predicted %.3f), standard "
             "deviation %.3f (predicted %.3f)",
-            *(point["label"].replace("$", "").replace("\\", ""), point["trained"], point["target"]),
+            *(point["label"], point["trained"], point["target"]),
             *(mean["measured"], mean["predicted"], std["measured"], std["predicted"]),
         )
 

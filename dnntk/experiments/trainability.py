@@ -212,7 +212,9 @@ class _Row(_Experiment):
             curve, chosen = limit.curve, limit.chosen
             told = Preset(config, chosen["train_mse"], chosen["test_accuracy"])
             rows.append(_line("infinitely deep", "infinite", told) | {"time": chosen["time"]})
-        found = self.write(rows, {"preset": name, "test_accuracy": own["test_accuracy"]})
+        found = self.write(
+            rows, {"preset": name} | {key: own[key] for key in ("steps", "test_accuracy")}
+        )
         if self.folder is not None:
             reported = preset.train_mse, preset.test_accuracy
             save(row_figure(history, curve, reported, d_out, name), self.folder.path / "row")
