@@ -126,7 +126,7 @@ class _Run:
         self.config, self.folder, self.progress = config, folder, progress and hosts.first()
         self.begun = self.called = time.perf_counter()
         if config.shift:
-            dataset.shifted(np.arange(1), config.shift, np.random.default_rng())  # can it be?
+            dataset.shifted(np.arange(1), config.shift, np.random.default_rng())  # or an error now
         arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
         self.given, self.dataset = dataset, dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
