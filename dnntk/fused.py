@@ -46,8 +46,10 @@ WIDE = 128
 # examples' vectors, and to add up their gradients over the lanes, then takes as long as the work.
 # In deeper ones, what sums over the layers lose is kept, which only the vectors' way does.
 WEIGHTS_AN_EXAMPLE, MOST_LAYERS = 14, 10_000
-# Bytes of states that wide layers keep, for every byte of their parameters.
-KEPT = 0.36
+# Bytes of states that wide layers keep, for every byte of their parameters, and at least.
+KEPT, ROOM = 0.36, 128 << 20
+# What the states take of their size, as the library keeps them: 0.34 to 0.57 in training.
+PACKED = 0.5
 # Bytes of states that a thread may keep: more than its share of the cache is slower than computing
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20
@@ -251,7 +253,7 @@ class Blocks(NamedTuple):
       number: of blocks of examples that go up and down one by one; 0 for wide layers.
       segment: layers that are recomputed together on the way down.
       state_bytes: of a block's state; of the whole batch's for wide layers.
-      kept: last layers, of wide ones, whose states are all kept.
+      kept: last layers, of wide ones, whose states are all kept; more where they take fewer bytes.
     """
 
     number: int
@@ -274,7 +276,7 @@ class Blocks(NamedTuple):
         vectors = -(-examples * itemsize // VECTOR)
         if wide:
             state = vectors * units * VECTOR
-            held = BUDGET + KEPT * layers * units**2 * itemsize
+            held = max(ROOM, BUDGET + KEPT * layers * units**2 * itemsize)
             kept = min(layers, max(1, int(held / state)))
             return cls(0, max(1, round(math.sqrt(layers - kept))), state, kept)
         a_vector = units * positions * VECTOR
@@ -307,14 +309,18 @@ class Blocks(NamedTuple):
         return cls.of(layers, units, positions, len(x), x.dtype.itemsize, wide)
 
     def recomputed(self, layers: int) -> int:
-        """How many of ``layers`` layers are gone through twice on the way to a gradient."""
-        return max(0, layers - (self.segment if self.number else self.kept))
+        """How many of ``layers`` layers are gone through twice on the way to a gradient.
+
+        Of wide ones about as many: it depends on the states.
+        """
+        return max(0, layers - (self.segment if self.number else round(self.kept / PACKED)))
 
     def scratch_bytes(self, layers: int, threads: int) -> int:
-        """What ``threads`` threads keep of states."""
+        """What ``threads`` threads keep of states, at most."""
         if not self.number:
             below = layers - self.kept
-            states = max(self.kept, min(self.segment, below)) + 1 + -(-below // self.segment)
+            packed = max(self.kept, min(self.segment, below)) * (1 + 1 / VECTOR)
+            states = math.ceil(packed) + 3 + -(-below // self.segment)
             group = min(layers, _TOGETHER, max(1, _TOGETHER_BYTES // self.state_bytes))
             return (states + _WIDE_STATES + 4 * (group - 1)) * self.state_bytes
         states = self.segment + 1 + 2 * -(-layers // self.segment)

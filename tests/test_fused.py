@@ -122,9 +122,35 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
     expected = gradient(1)
     for threads in (2, 7):
         assert_close(gradient(threads), expected, 0)
-    monkeypatch.setattr(fused, "BUDGET", 0)
-    monkeypatch.setattr(fused, "KEPT", 0.0)
+    for name in ("BUDGET", "ROOM", "KEPT"):
+        monkeypatch.setattr(fused, name, 0)
     assert_close(gradient(2), expected, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(0.0, {}), (1e-3, {}), (1.0, {}), (1.0, {"init": "he_uniform"}), (1e18, {"negative": True})],
+    ids=["nothing trained", "little", "much", "no state like another", "beyond all bounds"],
+)
+def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
+    model, params, frozen, x, y = network((75, 126), 2, 40, dtype, options)
+    params = jax.tree.map(lambda p: (size * p).astype(dtype), params)
+    of = fused.Blocks.of
+
+    def gradient(**split):
+        # At most as many states as that below the highest of a segment are kept, in fewer bytes.
+        monkeypatch.setattr(fused.Blocks, "of", lambda *shapes: of(*shapes)._replace(**split))
+        given = model, params, frozen, x, np.ones_like(y[:, 0]), -y, fused.Share(2)
+        return jax.jit(lambda: fused.gradient(*given))()
+
+    # Two layers together: the state that the higher one read was computed, the other one stored.
+    expected = gradient(kept=1, segment=2)
+    assert np.isfinite(jax.tree.leaves(expected)[0]).all() == (size < 1e18)
+    for kept, segment in ((38, 1), (20, 4), (13, 7), (4, 36), (1, 37)):
+        found = gradient(kept=kept, segment=segment)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 # Root mean square error of an output and of every gradient in float32, of the largest in float64.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "amx.h"
+#include "states.h"
 #include "wide.h"
 
 namespace {
@@ -79,28 +80,28 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
   typename Crew::Shared shared(p, true);
   const int64_t below = p.layers - p.kept, segments = parts(below, p.segment), c = p.channels;
   struct Own {
-    Own(int64_t size, int64_t reading, int64_t starts, int64_t states)
-        : states(states * size, false), starts(starts * size, false), scratch(2 * reading) {
-      std::fill(this->states.data(), this->states.data() + size, V{});
-    }
-    Buffer<V> states, starts, scratch;
+    Own(int64_t size, int64_t reading, int64_t starts, int64_t kept, int64_t layers)
+        : states(size, kept, layers), starts(starts * size, false), scratch(2 * reading) {}
+    States<T> states;
+    Buffer<V> starts, scratch;
   };
+  // All threads begin to go through layers once more where the first of them has none left.
+  std::atomic<int64_t> kept{p.layers};
   over_crews<Crew>(
       shared, true,
       [&](Crew& crew) {
         const int64_t most = std::max(p.kept, std::min(p.segment, below));
-        return std::unique_ptr<Own>(new Own(crew.size, crew.reading, segments, most + 1));
+        return std::unique_ptr<Own>(new Own(crew.size, crew.reading, segments, most, p.layers));
       },
       [&](Crew& crew, Own& own) {
-        const int64_t size = crew.size;
+        States<T>& states = own.states;
         V *q = own.scratch.data(), *q_next = q + crew.reading;
-        auto state = [&](int64_t k) { return own.states.data() + k * size; };
-        auto start = [&](int64_t k) { return own.starts.data() + k * size; };
-        auto run = [&](int64_t from, int64_t end, bool keep) {
-          crew.read(state(0), q);
+        auto start = [&](int64_t k) { return own.starts.data() + k * crew.size; };
+        // From the state in `top` on.
+        auto run = [&](int64_t from, int64_t end) {
           for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next)) {
-            const int64_t k = keep ? layer - from : 0;
-            crew.forward(layer, state(k), q, state(keep ? k + 1 : 0), q_next);
+            crew.forward(layer, states.top(), q, states.next(), q_next);
+            states.push();
           }
         };
         // Own rows of a layer's gradient, from what all threads have left.
@@ -123,30 +124,43 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
                 put_changed(sum, shared.bias_slope[o], o, b + o * kLanes<T>);
               });
         };
+        // With the state below layer `end - 1` in `top`.
         auto down = [&](int64_t from, int64_t end) {
           for (int64_t above = end; above > from; above -= shared.group) {
             const int64_t lowest = std::max(from, above - shared.group);
-            for (int64_t layer = above - 1; layer >= lowest; --layer)
-              crew.backward(layer, state(layer - from), shared.q[layer], shared.g[layer - 1]);
+            for (int64_t layer = above - 1; layer >= lowest; --layer) {
+              crew.backward(layer, states.top(), shared.q[layer], shared.g[layer - 1]);
+              if (layer > from) states.pop();
+            }
             // All have left their examples of these layers, and read their weights.
             shared.barrier.wait();
             for (int64_t layer = above - 1; layer >= lowest; --layer) change(layer);
           }
         };
-        crew.arrange(p.h0, state(0));
+        crew.arrange(p.h0, states.top());
+        crew.read(states.top(), q);
+        states.restart();
         for (int64_t k = 0; k < segments; ++k) {
-          std::copy(state(0), state(1), start(k));
-          run(k * p.segment, std::min(below, (k + 1) * p.segment), false);
+          std::copy(states.top(), states.top() + crew.size, start(k));
+          run(k * p.segment, std::min(below, (k + 1) * p.segment));
         }
-        run(below, p.layers, true);
-        crew.store(state(p.kept), h_out);
-        crew.descend(head, state(p.kept), shared.g[p.layers - 1]);
-        down(below, p.layers);
-        for (int64_t k = segments - 1; k >= 0; --k) {
-          const int64_t from = k * p.segment, end = std::min(below, from + p.segment);
-          std::copy(start(k), start(k) + size, state(0));
-          run(from, end, true);
+        run(below, p.layers);
+        crew.store(states.top(), h_out);
+        crew.descend(head, states.top(), shared.g[p.layers - 1]);
+        int64_t own_kept = states.below(), least = kept;
+        while (own_kept < least && !kept.compare_exchange_weak(least, own_kept)) {}
+        shared.barrier.wait();
+        int64_t end = p.layers - kept;
+        states.pop();
+        down(end, p.layers);
+        for (int64_t k = parts(end, p.segment) - 1; k >= 0; --k) {
+          const int64_t from = k * p.segment;
+          std::copy(start(k), start(k) + crew.size, states.top());
+          crew.read(states.top(), q);
+          states.restart();
+          run(from, end - 1);
           down(from, end);
+          end = from;
         }
         crew.store_derivatives(dh0);
       });

@@ -1,0 +1,224 @@
+// States of a wide network on its way up, kept for the way down in as few bytes as they need.
+//
+// From layer to layer a state hardly changes, and its change hardly does either: of a number's 32 bits
+// some 20 follow from the two layers above it. Only what does not is kept, as the difference of two
+// bit patterns, in whole quarters of a number for every vector. Nothing is lost.
+
+#pragma once
+
+#include "problem.h"
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// Vectors of `size` numbers as differences from what two others let expect.
+//
+// A vector's differences are put in order of weight: the lowest quarter of all its lanes' bits first. As
+// many quarters are kept as it takes until all others are zero; how many is written in front of all.
+template <class T>
+class Differences {
+ public:
+  using V = Vec<T>;
+
+  // Bytes of an array of `size` vectors, at most.
+  static size_t most(int64_t size) { return counts(size) + size * sizeof(V) + kLine; }
+
+  // `low` as seen from the next two above it. Returns where its bytes end.
+  static char* pack(const V* low, const V* middle, const V* high, int64_t size, char* to) {
+    auto* count = reinterpret_cast<uint8_t*>(to);
+    to += counts(size);
+    for (int64_t i = 0; i < size; ++i) {
+      const Bits change = bits(low[i]) - bits(expected(middle[i], high[i]));
+      // The sign goes to the lowest bit, so that what is small has zeros above.
+      const Bits folded = (change << 1) ^ (Bits{} - (change >> (kWidth - 1)));
+      const int quarters = quarters_of(any(folded));
+      const Bits sorted = by_weight(folded);
+      std::memcpy(to, &sorted, sizeof sorted);  // what is too much is written over, or not counted
+      to += quarters * kQuarter;
+      count[i] = quarters;
+    }
+    return to + kBytes;
+  }
+
+  // `low` again, in place of `high`.
+  static void unpack(const char* from, const V* middle, V* high, int64_t size) {
+    const auto* count = reinterpret_cast<const uint8_t*>(from);
+    from += counts(size);
+    for (int64_t i = 0; i < size; ++i) {
+      const int bytes = count[i] * kQuarter;
+      Bits sorted, there;
+      std::memcpy(&sorted, from, sizeof sorted);
+      std::memcpy(&there, kOnes.bytes + kBytes - bytes, sizeof there);
+      from += bytes;
+      const Bits folded = by_lane(sorted & there);
+      const Bits change = (folded >> 1) ^ (Bits{} - (folded & 1));
+      const Bits low = bits(expected(middle[i], high[i])) + change;
+      std::memcpy(&high[i], &low, sizeof low);
+    }
+  }
+
+ private:
+  typedef typename std::conditional<sizeof(T) == 4, uint32_t, uint64_t>::type Whole;
+  typedef Whole Bits __attribute__((vector_size(kBytes)));
+  typedef uint8_t Bytes __attribute__((vector_size(kBytes)));
+  typedef uint32_t Words __attribute__((vector_size(kBytes)));
+  static constexpr int kWidth = 8 * sizeof(T), kQuarter = kBytes / 4, kWords = kBytes / 4;
+
+  struct Ones {
+    alignas(kLine) uint8_t bytes[2 * kBytes];
+    constexpr Ones() : bytes() {
+      for (int i = 0; i < kBytes; ++i) bytes[i] = 255;
+    }
+  };
+  static constexpr Ones kOnes{};
+
+  static size_t counts(int64_t size) { return (size + kLine - 1) / kLine * kLine; }
+
+  static V expected(const V& middle, const V& high) { return middle + (middle - high); }
+
+  static Bits bits(const V& v) { return reinterpret_cast<const Bits&>(v); }
+
+  // All lanes' bits together.
+  static Whole any(const Bits& v) {
+#ifdef __AVX512F__
+    if constexpr (sizeof(T) == 4) return _mm512_reduce_or_epi32(reinterpret_cast<__m512i>(v));
+    else return _mm512_reduce_or_epi64(reinterpret_cast<__m512i>(v));
+#else
+    uint64_t words[kBytes / 8], all = 0;
+    std::memcpy(words, &v, sizeof words);
+    for (uint64_t word : words) all |= word;
+    return sizeof(T) == 8 ? all : all | all >> 32;
+#endif
+  }
+
+  static int quarters_of(Whole bits) {
+    const int used = bits == 0 ? 0 : 64 - __builtin_clzll(bits);
+    return (used + kWidth / 4 - 1) / (kWidth / 4);
+  }
+
+  // Of every 16 bytes those of the same weight together, then those of the whole vector; and back.
+  static Bits by_weight(const Bits& v) {
+    Bytes within;
+    Words across;
+#pragma GCC unroll 64
+    for (int i = 0; i < kBytes; ++i) within[i] = i / 16 * 16 + place(i % 16);
+#pragma GCC unroll 16
+    for (int i = 0; i < kWords; ++i) across[i] = i % kQuarterWords * 4 + i / kQuarterWords;
+    return (Bits)shuffled((Words)shuffled((Bytes)v, within), across);
+  }
+  static Bits by_lane(const Bits& v) {
+    Bytes within;
+    Words across;
+#pragma GCC unroll 64
+    for (int i = 0; i < kBytes; ++i) within[i / 16 * 16 + place(i % 16)] = i;
+#pragma GCC unroll 16
+    for (int i = 0; i < kWords; ++i) across[i % kQuarterWords * 4 + i / kQuarterWords] = i;
+    return (Bits)shuffled((Bytes)shuffled((Words)v, across), within);
+  }
+  static constexpr int kQuarterWords = kWords / 4;
+
+  // Where the byte is that goes to `i` of 16: [quarter][number][byte] from [number][quarter][byte].
+  static constexpr int place(int i) {
+    constexpr int bytes = sizeof(T) / 4;
+    return i % 4 / bytes * sizeof(T) + i / 4 * bytes + i % bytes;
+  }
+
+  template <class X>
+  static X shuffled(const X& v, const X& from) {
+#if defined(__GNUC__) && !defined(__clang__)
+    return __builtin_shuffle(v, from);
+#else
+    X to;
+    constexpr int many = sizeof(X) / sizeof(v[0]);
+#pragma clang loop unroll(full)
+    for (int i = 0; i < many; ++i) to[i] = v[from[i]];
+    return to;
+#endif
+  }
+};
+
+// A thread's last state, and below it as many as there is memory for.
+template <class T>
+class States {
+ public:
+  using V = Vec<T>;
+
+  // Of up to `layers` layers; below the last state there is memory for `many` of `size` vectors each,
+  // and for more where they take less.
+  States(int64_t size, int64_t many, int64_t layers)
+      : size_(size),
+        bytes_(std::max<int64_t>(many, 1) * Differences<T>::most(size)),
+        whole_(3 * size),
+        packed_(bytes_, false),
+        top_(whole_.data()),
+        second_(top_ + size),
+        next_(second_ + size) {
+    starts_.reserve(layers);
+  }
+
+  V* top() { return top_; }
+  const V* top() const { return top_; }
+
+  // Where the next one goes, before `push`.
+  V* next() { return next_; }
+
+  // What is now in `top` is the lowest of all.
+  void restart() {
+    below_ = 0;
+    end_ = 0;
+    starts_.clear();
+  }
+
+  void push() {
+    if (below_ > 0) {
+      // In one piece; it replaces the oldest where there is no more room.
+      const size_t left = bytes_ - end_ % bytes_;
+      if (left < Differences<T>::most(size_)) end_ += left;
+      starts_.push_back(end_);
+      char* to = packed_.data() + end_ % bytes_;
+      const int64_t written = Differences<T>::pack(second_, top_, next_, size_, to) - to;
+      end_ += parts(written, kLine) * kLine;
+    }
+    ++below_;
+    V* free = second_;
+    second_ = top_;
+    top_ = next_;
+    next_ = free;
+  }
+
+  // How many below `top` are there still.
+  int64_t below() const {
+    if (below_ == 0) return 0;
+    return 1 + std::count_if(starts_.begin(), starts_.end(), [&](size_t s) { return there(s); });
+  }
+
+  // The one below becomes `top`; no more often than `below` says.
+  void pop() {
+    if (!starts_.empty()) {
+      const size_t start = starts_.back();
+      starts_.pop_back();
+      const char* from = packed_.data() + start % bytes_;
+      if (there(start)) Differences<T>::unpack(from, second_, top_, size_);
+    }
+    --below_;
+    std::swap(top_, second_);
+  }
+
+ private:
+  // Has nothing replaced what starts there?
+  bool there(size_t start) const { return end_ - start <= bytes_; }
+
+  const int64_t size_;
+  const size_t bytes_;
+  Buffer<V> whole_;
+  Buffer<char> packed_;
+  V *top_, *second_, *next_;
+  std::vector<size_t> starts_;  // of what is packed, the lowest first, as if nothing were replaced
+  size_t end_ = 0;
+  int64_t below_ = 0;
+};
+
+}  // namespace
