@@ -52,6 +52,7 @@ def test_finished_runs_are_kept(figure):
     again = t.trainability(SMALL, workdir, resume=True, progress=False)
     *kept, last = (row["seconds"] for row in found.rows)
     assert [row["seconds"] for row in again.rows][:-1] == kept
+    assert again.summary["seconds"] >= sum(kept)  # of both sittings
     for row, other in zip(found.rows, again.rows, strict=True):
         assert row["history"][-1]["loss"] == other["history"][-1]["loss"]
 

@@ -130,6 +130,7 @@ class _Figure(_Experiment):
     def result(self) -> TrainabilityResult:
         held = self.folder.keep_lines(ROWS_FILE) if self.folder and self.resume else []
         done = {row["name"]: row for row in held}
+        self.begun -= sum(row["seconds"] for row in held)  # of earlier sittings
         runs = runs_of(self.config)
         data, steps = self._prepared(runs)
         rows = []
@@ -245,6 +246,8 @@ class _Row(_Experiment):
             own = {key: last[key] for key in ("test_accuracy", "time", "seconds")}
             own |= {"train_loss": last["loss"], "steps": last["step"], "ended": "diverged"}
             return own, history
+        if resume:
+            self.begun -= max(0.0, found.summary["seconds"] - found.summary["sitting_seconds"])
         return {**found.summary, "ended": "finished"}, found.history
 
     def _limit(self, config: TrainConfig, at: float, data: Dataset) -> PredictConfig:
