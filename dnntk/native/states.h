@@ -79,7 +79,7 @@ class Differences {
 
   static V expected(const V& middle, const V& high) { return middle + (middle - high); }
 
-  static Bits bits(const V& v) { return reinterpret_cast<const Bits&>(v); }
+  static Bits bits(const V& v) { return (Bits)v; }
 
   // All lanes' bits together.
   static Whole any(const Bits& v) {
