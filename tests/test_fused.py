@@ -102,14 +102,61 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
 
 
 @pytest.mark.parametrize(
-    ("shape", "depth"),
+    ("examples", "d_in", "d_out", "scale"),
+    [(70, 140, 3, 1e5), (9, 97, 2, 1e5), (300, 129, 40, 1e5), (300, 129, 40, math.inf)],
+)
+def test_what_rounding_hides_is_left_out_and_nothing_else(examples, d_in, d_out, scale, x64):
+    rng = np.random.default_rng(2)
+    positive = rng.uniform(0.02, 1, (examples, d_in)).astype(np.float32)
+    zero = rng.uniform(size=positive.shape) < 0.5
+    given = network((examples, d_in), d_out, 20, "float32", {"scale": scale})
+    model, trained, frozen, _, y = given
+    weight = np.ones_like(y[:, 0]) / len(y)
+
+    def blocks(f, gradient):
+        """Each kind of unit for itself, though most are 1 / C of the others."""
+        by_unit = ((0, d_in), (d_in, d_in + 1), (d_in + 1, None))
+        names = ("kernel", "bias")
+        parts = [gradient["middle"][name][..., a:b] for name in names for a, b in by_unit]
+        ends = [gradient[end][name] for end in ("first", "last") for name in names]
+        return f, parts, ends
+
+    @jax.jit
+    def plain(params, x):
+        v = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), frozen)
+        f, pull = jax.vjp(lambda p: flow.apply(model, p, v, x), params)
+        return blocks(f, pull(weight[:, None].astype(x.dtype) * (f - y))[0])
+
+    @jax.jit
+    def fast(params, x):
+        shift, share = -weight[:, None] * y, fused.Share(2)
+        found = fused.gradient(model, params, frozen, x, weight, shift, share)
+        return fused.outputs(model, params, frozen, x, share), blocks(*found)
+
+    for size in (1e-3, 1.0, 300.0):
+        for x in (positive, np.where(zero, 0, positive)):
+            params = jax.tree.map(lambda p, size=size: (size * p).astype(np.float32), trained)
+            wide = jax.tree.map(lambda p: p.astype(np.float64), (params, x))
+            outputs, found = fast(params, x)
+            exact, reference = plain(*wide), plain(params, x)
+            for a, b, c in zip(*map(jax.tree.leaves, (found, reference, exact)), strict=True):
+                a, b, c = (np.asarray(part, np.float64) for part in (a, b, c))
+                # The plain code too takes a number near zero for one of the other sign.
+                most = 2 * np.linalg.norm(b - c) + 5e-7 * np.linalg.norm(c)
+                assert np.linalg.norm(a - c) <= most
+            assert_close(outputs, np.asarray(exact[0], np.float32), 3e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "depth", "options"),
     [
-        *(((150, 3), 70), ((150, 4, 5, 1), 70), ((150, 126), 20), ((150, 126), 70)),
-        *(((290, 132), 12), ((290, 126), 12)),
+        *(((150, 3), 70, {}), ((150, 4, 5, 1), 70, {}), ((150, 126), 20, {}), ((150, 126), 70, {})),
+        *(((290, 132), 12, {}), ((290, 126), 12, {}), ((290, 132), 12, {"scale": 1e5})),
+        *(((150, 126), 70, {"scale": 1e5}), ((150, 126), 70, {"scale": 3e3, "negative": True})),
     ],
 )
-def test_neither_threads_nor_segments_change_a_bit(shape, depth, monkeypatch):
-    model, params, frozen, x, y = network(shape, 1, depth, "float32", {})
+def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkeypatch):
+    model, params, frozen, x, y = network(shape, 1, depth, "float32", options)
 
     def gradient(threads):
         call = jax.jit(

@@ -283,6 +283,7 @@ class Crew {
         ins_(part(s_.vectors, s_.threads, number + 1) - in_),
         size(2 * panels_ * steps_ * 2 * kTile),
         reading(2 * panels_ * steps_ * kFactor),
+        still_(p_, kStep, down),
         base_(size),
         floor_(size),
         bias_(s_.vectors),
@@ -339,6 +340,9 @@ class Crew {
   // State and q of layer `layer` to those of the next.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     for (int64_t o = 0; o < s_.vectors; ++o) bias_[o] = bias(layer, o);
+    const int64_t first = still_.up(layer) / kStep;
+    if (h_next != h) std::copy(h, h + place(0, first), h_next);
+    std::copy(q, q + factor(0, first), q_next);
     auto finish = [&](int64_t step, int64_t at, const V* sums, V* left) {
       V reads[2];
       for (int v = 0; v < 2; ++v) {
@@ -350,7 +354,7 @@ class Crew {
       }
       left_row(reads[0], reads[1], left);
     };
-    times_weights({{q, p_.kernel, true}}, layer, finish, q_next);
+    times_weights({{q, p_.kernel, true}}, layer, first, finish, q_next);
   }
 
   // The same with tangents: of the parameters dk, db and of the state and q.
@@ -370,7 +374,7 @@ class Crew {
       }
       left_row(reads[0], reads[1], left);
     };
-    times_weights({{dq, p_.kernel, true}, {q, dk, false}}, layer, finish, dq_next);
+    times_weights({{dq, p_.kernel, true}, {q, dk, false}}, layer, 0, finish, dq_next);
   }
 
   // Derivatives by the state h above the last layer, masked, to `g`.
@@ -414,9 +418,15 @@ class Crew {
     };
     const Weights all(*this, p_.kernel, layer, true);
     Leaving leaving(*this, h, q);
-    multiply({2 * panels_, steps_, steps_}, 1, [&](int64_t) { return on_left(g_); },
-             [&](int64_t, const Block& block, V* to) { return Transposed(all, block, to); }, leaving,
-             finish);
+    Nothing nothing;
+    auto down = [&](Range terms, Range columns, auto& beside) {
+      multiply({2 * panels_, terms, columns}, 1, [&](int64_t) { return on_left(g_); },
+               [&](int64_t, const Block& block, V* to) { return Transposed(all, block, to); }, beside,
+               finish);
+    };
+    const int64_t still = still_.down(layer) / kStep;
+    down({0, steps_}, {still, steps_}, leaving);
+    if (still > 0) down({still, steps_}, {0, still}, nothing);
     g_ = below;
   }
 
@@ -438,7 +448,11 @@ class Crew {
       for (int64_t line = 0; line < 3; ++line) __builtin_prefetch(at + line * kTile, 1, 2);
     };
     Nothing nothing;
-    multiply({ins_, s_.panels, steps_}, 1,
+    const int64_t without = still_.without() / kStep;
+    const V none[2] = {};
+    for (int64_t step = 0; step < without; ++step)
+      for (int64_t i = 0; i < ins_ * kTile; ++i) finish_row(i / kTile, step, i % kTile, none);
+    multiply({ins_, {0, s_.panels}, {without, steps_}}, 1,
              [&](int64_t) { return Side{q + in_ * tile, tile, kFactor}; },
              [&](int64_t, const Block& block, V* to) { return Columns(s_, g, block, to); }, nothing,
              finish_row);
@@ -459,6 +473,7 @@ class Crew {
   const int64_t reading;  // and of its q
 
  private:
+  Still<float> still_;
   Buffer<V> base_, floor_, bias_, right_, sums_, head_;
   V* g_ = nullptr;  // derivatives by a layer's z, as factors
 
@@ -550,10 +565,12 @@ class Crew {
     bool whole;
   };
 
-  // The sum of products: for every example and 32 units, finish(step, place of the first of two
-  // vectors, sums, where they come to lie as a factor on the left in `to`).
+  // The sum of products: for every example and 32 units, from step `first` of the units on,
+  // finish(step, place of the first of two vectors, sums, where they come to lie as a factor on the left
+  // in `to`).
   template <class Finish>
-  void times_weights(std::initializer_list<Factors> products, int64_t layer, Finish finish, V* to) {
+  void times_weights(std::initializer_list<Factors> products, int64_t layer, int64_t first,
+                     Finish finish, V* to) {
     auto source = [&](int64_t k, const Block& block, V* ready) {
       const Factors& of = products.begin()[k];
       return Straight(Weights(*this, of.kernel, layer, of.whole), block, ready);
@@ -562,13 +579,22 @@ class Crew {
       finish(step, place(t, step) + 2 * i, sums, to + factor(t, step) + i);
     };
     Nothing nothing;
-    multiply({2 * panels_, steps_, steps_}, products.size(),
+    multiply({2 * panels_, {0, steps_}, {first, steps_}}, products.size(),
              [&](int64_t k) { return on_left(products.begin()[k].q); }, source, nothing, finish_row);
   }
 
+  struct Range {
+    int64_t first, end;
+
+    int64_t count() const { return end - first; }
+    // Part `k` of `many`.
+    int64_t begin(int64_t many, int64_t k) const { return first + part(count(), many, k); }
+  };
+
   // Tiles of rows, steps of terms and of columns.
   struct Extent {
-    int64_t rows, terms, columns;
+    int64_t rows;
+    Range terms, columns;
   };
 
   // Steps of terms and of columns.
@@ -587,12 +613,12 @@ class Crew {
   template <class Left, class Source, class Beside, class Finish>
   void multiply(const Extent& all, int64_t products, Left left, Source source, Beside& beside,
                 Finish& finish) {
-    const int64_t blocks = parts(all.terms, kSteps), passes = products * blocks;
-    const int64_t many = parts(all.columns, kColumns), pairs = parts(all.rows, 2);
+    const int64_t blocks = parts(all.terms.count(), kSteps), passes = products * blocks;
+    const int64_t many = parts(all.columns.count(), kColumns), pairs = parts(all.rows, 2);
     auto block = [&](int64_t pass) {
       const int64_t k = pass % blocks, column = pass / passes;
-      return Block{part(all.terms, blocks, k), part(all.terms, blocks, k + 1),
-                   part(all.columns, many, column), part(all.columns, many, column + 1)};
+      return Block{all.terms.begin(blocks, k), all.terms.begin(blocks, k + 1),
+                   all.columns.begin(many, column), all.columns.begin(many, column + 1)};
     };
     V* ready[] = {right_.data(), right_.data() + 2 * kColumns * kSteps * kFactor};
     auto prepared = [&](int64_t pass, V* to) {
@@ -601,7 +627,7 @@ class Crew {
     auto first = prepared(0, ready[0]);
     for (int64_t k = 0; k < first.pieces; ++k) first.piece();
     Finishing behind(finish);
-    Pace besides(beside.pieces, products * all.columns * pairs * all.terms * kSlots);
+    Pace besides(beside.pieces, products * all.columns.count() * pairs * all.terms.count() * kSlots);
     for (int64_t pass = 0; pass < passes * many; ++pass) {
       const bool last = pass + 1 == passes * many, whole = pass % passes + 1 == passes;
       const Block now = block(pass);

@@ -20,6 +20,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int kLine = 64;  // bytes of a cache line
@@ -88,6 +92,58 @@ inline T sum(const Vec<T>& v) {
   T total = 0;
   for (int i = 0; i < lanes; ++i) total += part[0][i];
   return total;
+}
+
+#if defined(__AVX__) && !defined(__AVX512F__)
+// All ones for the first `count` lanes.
+template <class T>
+inline __m256i first_lanes(int64_t count) {
+  alignas(kLine) static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  const auto* start = ones + 8 - count * int64_t(sizeof(T) / 4);
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
+}
+#endif
+
+// `count` numbers, and zeros; a copy of less than a vector by way of memory would be waited for.
+template <class T>
+inline Vec<T> copied(const T* from, int64_t count) {
+  Vec<T> v = {};
+  if (count == kLanes<T>) {
+    std::memcpy(&v, from, kBytes);
+    return v;
+  }
+#ifdef __AVX512F__
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(mask, from));
+  else return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(mask, from));
+#elif defined(__AVX__)
+  const __m256i mask = first_lanes<T>(count);
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm256_maskload_ps(from, mask));
+  else return reinterpret_cast<Vec<T>>(_mm256_maskload_pd(from, mask));
+#else
+  std::memcpy(&v, from, count * sizeof(T));
+  return v;
+#endif
+}
+
+// The first `count` numbers of a vector, to memory.
+template <class T>
+inline void put(const Vec<T>& v, int64_t count, T* to) {
+  if (count == kLanes<T>) {
+    std::memcpy(to, &v, kBytes);
+    return;
+  }
+#ifdef __AVX512F__
+  const uint32_t mask = (uint32_t{1} << count) - 1;
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(v));
+  else _mm512_mask_storeu_pd(to, mask, reinterpret_cast<__m512d>(v));
+#elif defined(__AVX__)
+  const __m256i mask = first_lanes<T>(count);
+  if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(to, mask, reinterpret_cast<__m256>(v));
+  else _mm256_maskstore_pd(to, mask, reinterpret_cast<__m256d>(v));
+#else
+  std::memcpy(to, &v, count * sizeof(T));
+#endif
 }
 
 // Large memory that is kept from one call to the next: what the system hands out page by page, and

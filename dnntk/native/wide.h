@@ -24,11 +24,8 @@
 #pragma once
 
 #include "problem.h"
+#include "still.h"
 #include "team.h"
-
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -158,58 +155,6 @@ inline void over_panels(int64_t vectors, F f) {
   }
 }
 
-#if defined(__AVX__) && !defined(__AVX512F__)
-// All ones for the first `count` lanes.
-template <class T>
-inline __m256i first_lanes(int64_t count) {
-  alignas(kLine) static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-  const auto* start = ones + 8 - count * int64_t(sizeof(T) / 4);
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start));
-}
-#endif
-
-// `count` numbers, and zeros; a copy of less than a vector by way of memory would be waited for.
-template <class T>
-inline Vec<T> copied(const T* from, int64_t count) {
-  Vec<T> v = {};
-  if (count == kLanes<T>) {
-    std::memcpy(&v, from, kBytes);
-    return v;
-  }
-#ifdef __AVX512F__
-  const uint32_t mask = (uint32_t{1} << count) - 1;
-  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_ps(mask, from));
-  else return reinterpret_cast<Vec<T>>(_mm512_maskz_loadu_pd(mask, from));
-#elif defined(__AVX__)
-  const __m256i mask = first_lanes<T>(count);
-  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm256_maskload_ps(from, mask));
-  else return reinterpret_cast<Vec<T>>(_mm256_maskload_pd(from, mask));
-#else
-  std::memcpy(&v, from, count * sizeof(T));
-  return v;
-#endif
-}
-
-// The first `count` numbers of a vector, to memory.
-template <class T>
-inline void put(const Vec<T>& v, int64_t count, T* to) {
-  if (count == kLanes<T>) {
-    std::memcpy(to, &v, kBytes);
-    return;
-  }
-#ifdef __AVX512F__
-  const uint32_t mask = (uint32_t{1} << count) - 1;
-  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, mask, reinterpret_cast<__m512>(v));
-  else _mm512_mask_storeu_pd(to, mask, reinterpret_cast<__m512d>(v));
-#elif defined(__AVX__)
-  const __m256i mask = first_lanes<T>(count);
-  if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(to, mask, reinterpret_cast<__m256>(v));
-  else _mm256_maskstore_pd(to, mask, reinterpret_cast<__m256d>(v));
-#else
-  std::memcpy(to, &v, count * sizeof(T));
-#endif
-}
-
 // A square of vectors, transposed in place.
 template <class T>
 void transpose(Vec<T>* v) {
@@ -328,6 +273,7 @@ class Crew {
         ins_(part(c_, s_.threads, number + 1) - in_),
         out_(part(s_.vectors, s_.threads, number)),
         outs_(part(s_.vectors, s_.threads, number + 1) - out_),
+        still_(p_, kFewUnits, down),
         sums_(std::max(c_ * count_, kFewUnits * kBroad), false),
         weights_(std::max<int64_t>(kTerms * s_.vectors, kFew * kTermsDown), false),
         derivatives_(down ? 2 * c_ * count_ : 1, false),
@@ -366,7 +312,13 @@ class Crew {
   // State and q of layer `layer` to those of the next.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
-    times_weights({{q, p_.kernel, true}}, layer, [&](int64_t c, int64_t at, int w, const V* sums) {
+    const int64_t first = still_.up(layer);
+    over_panels(count_, [&](int64_t v, int w) {
+      const int64_t at = c_ * v, end = at + first * w;
+      if (h_next != h) std::copy(h + at, h + end, h_next + at);
+      std::copy(q + at, q + end, q_next + at);
+    });
+    auto finish = [&](int64_t c, int64_t at, int w, const V* sums) {
       const T bias = this->bias(p_.bias, layer, true, c);
       for (int64_t i = at; i < at + w; ++i) {
         V z = p_.carry[c] * h[i] + (*sums++ + bias);
@@ -374,7 +326,8 @@ class Crew {
         h_next[i] = next;
         q_next[i] = base[i] + p_.column[c] * next;
       }
-    });
+    };
+    times_weights({{q, p_.kernel, true}}, layer, first, finish);
   }
 
   // The same with tangents: of the parameters dk, db and of the state and q.
@@ -391,7 +344,7 @@ class Crew {
         dq_next[i] = p_.column[c] * next;
       }
     };
-    times_weights({{dq, p_.kernel, true}, {q, dk, false}}, layer, finish);
+    times_weights({{dq, p_.kernel, true}, {q, dk, false}}, layer, 0, finish);
   }
 
   // Derivatives by the state h above the last layer, masked: to `g_`, and by example to `g`.
@@ -424,39 +377,11 @@ class Crew {
   // example in `g`, unless it is the lowest. Own q of it goes to `q`, for a weight gradient.
   void backward(int64_t layer, const V* h, V* q, V* g) {
     read(h, own(q));
-    const V* floor = own(s_.floor.data());
-    const int64_t blocks = parts(s_.vectors, kTermsDown / kLanes<T>);
-    auto start = [&](int64_t block) { return part(s_.vectors, blocks, block); };
-    for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t o = start(block), from = o * kLanes<T>;
-      const int n = start(block + 1) - o;
-      const int64_t count = std::min(c_, from + n * kLanes<T>) - from;
-      for (int64_t c = 0; c < c_; c += kFewUnits) {
-        const int64_t few = std::min(kFewUnits, c_ - c);
-        weights(p_.kernel, layer, true, c, c + few, o, n, weights_.data());
-        const T* next = p_.kernel + layer * p_.weights() +
-                        (c + few < c_ ? (c + few) * c_ + from : from + n * kLanes<T>);
-        over_panels(count_, [&](int64_t v, int w) {
-          const int64_t first = part(kFewUnits, count_, v), end = part(kFewUnits, count_, v + w);
-          Ahead<T> ahead(Ahead<T>::kRead, next + first * c_, end - first, n * kLanes<T>, c_,
-                         tiles(few) * count);
-          const T* ready = reinterpret_cast<const T*>(weights_.data());
-          const Terms<T> terms{ready, n * kLanes<T>, 1, count};
-          product<T>(&terms, 1, 0, few, w, g_ + c_ * v + from * w, block == 0, ahead,
-                     g_next_ + c_ * v + c * w);
-          if (block < blocks - 1) return;
-          for (int64_t k = c; k < c + few; ++k) {
-            const int64_t at = c_ * v + k * w;
-            for (int64_t i = at; i < at + w; ++i) {
-              V value = p_.column[k] * g_next_[i] + p_.carry[k] * g_[i];
-              g_next_[i] = layer == 0 || h[i] > floor[i] ? value : V{};
-            }
-          }
-          if (layer > 0)
-            for (int64_t k = c; k < c + few; k += kLanes<T>)
-              by_example(g_next_, k / kLanes<T>, v, w, g);
-        });
-      }
+    if (const int64_t units = still_.down(layer)) {
+      down(layer, h, g, 0, units, units / kLanes<T>);
+      down(layer, h, g, units, c_, 0);
+    } else {
+      down(layer, h, g, 0, c_, 0);
     }
     std::swap(g_, g_next_);
   }
@@ -469,6 +394,13 @@ class Crew {
     for (size_t k = 0; k < stretches_.size(); ++k)
       stretches_[k].a = reinterpret_cast<const T*>(q + starts_[k]);
     over_panels(s_.vectors, [&](int64_t o, int n) {
+      if ((o + n) * kLanes<T> <= still_.without()) {
+        const Buffer<V> none(n);
+        for (int64_t i = 0; i < ins_; ++i) finish(in_ + i, o, n, none.data());
+        for (int v = 0; v < n; ++v)
+          if (o + v >= out_ && o + v < out_ + outs_) finish_bias(o + v, none[v]);
+        return;
+      }
       const V* derivatives = g + s_.examples * o;
       for (int64_t i = 0; i < ins_; i += kFewUnits) {
         const int64_t few = std::min(kFewUnits, ins_ - i);
@@ -500,6 +432,7 @@ class Crew {
   Shared& s_;
   const Problem<T>& p_;
   const int64_t number_, c_, begin_, count_, in_, ins_, out_, outs_;
+  Still<T> still_;
   Buffer<V> sums_, weights_, derivatives_;
   V *g_, *g_next_;  // by a layer's z, and by that of the layer below
   std::vector<Terms<T>> stretches_;  // of all examples: panel by panel
@@ -520,6 +453,46 @@ class Crew {
     });
   }
 
+  // Of `backward` the units from `first` to `last`, from derivatives of the vectors of units from
+  // `lowest` on.
+  void down(int64_t layer, const V* h, V* g, int64_t first, int64_t last, int64_t lowest) {
+    const V* floor = own(s_.floor.data());
+    const int64_t blocks = parts(s_.vectors - lowest, kTermsDown / kLanes<T>);
+    auto start = [&](int64_t block) { return lowest + part(s_.vectors - lowest, blocks, block); };
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t o = start(block), from = o * kLanes<T>;
+      const int n = start(block + 1) - o;
+      const int64_t count = std::min(c_, from + n * kLanes<T>) - from;
+      for (int64_t c = first; c < last; c += kFewUnits) {
+        const int64_t few = std::min(kFewUnits, last - c);
+        weights(p_.kernel, layer, true, c, c + few, o, n, weights_.data());
+        const T* next = p_.kernel + layer * p_.weights() +
+                        (c + few < last ? (c + few) * c_ + from : from + n * kLanes<T>);
+        over_panels(count_, [&](int64_t v, int w) {
+          const int64_t ahead_from = part(kFewUnits, count_, v);
+          const int64_t ahead_end = part(kFewUnits, count_, v + w);
+          Ahead<T> ahead(Ahead<T>::kRead, next + ahead_from * c_, ahead_end - ahead_from,
+                         n * kLanes<T>, c_, tiles(few) * count);
+          const T* ready = reinterpret_cast<const T*>(weights_.data());
+          const Terms<T> terms{ready, n * kLanes<T>, 1, count};
+          product<T>(&terms, 1, 0, few, w, g_ + c_ * v + from * w, block == 0, ahead,
+                     g_next_ + c_ * v + c * w);
+          if (block < blocks - 1) return;
+          for (int64_t k = c; k < c + few; ++k) {
+            const int64_t at = c_ * v + k * w;
+            for (int64_t i = at; i < at + w; ++i) {
+              V value = p_.column[k] * g_next_[i] + p_.carry[k] * g_[i];
+              g_next_[i] = layer == 0 || h[i] > floor[i] ? value : V{};
+            }
+          }
+          if (layer > 0)
+            for (int64_t k = c; k < c + few; k += kLanes<T>)
+              by_example(g_next_, k / kLanes<T>, v, w, g);
+        });
+      }
+    }
+  }
+
   // A layer's weights, or what is to be added to D alone, and what they are multiplied by.
   struct Factors {
     const V* q;
@@ -527,35 +500,37 @@ class Crew {
     bool whole;
   };
 
-  // The sum of products; as soon as a unit's are there,
+  // The sum of products, for units from `first` on; as soon as a unit's are there,
   // finish(unit, place of its first vector, vectors, sums).
   template <class Finish>
-  void times_weights(std::initializer_list<Factors> products, int64_t layer, Finish finish) {
+  void times_weights(std::initializer_list<Factors> products, int64_t layer, int64_t first,
+                     Finish finish) {
     const int64_t blocks = parts(c_, kTerms), passes = products.size() * blocks;
+    const int64_t lowest = first / kLanes<T>;
     int64_t pass = 0;
     for (const Factors& of : products)
       for (int64_t block = 0; block < blocks; ++block, ++pass) {
         const int64_t from = part(c_, blocks, block), end = part(c_, blocks, block + 1);
         const int64_t terms = end - from;
         for (int64_t k = from; k < end; k += kRows)
-          for (int64_t o = 0; o < s_.vectors; o += kFew) {
+          for (int64_t o = lowest; o < s_.vectors; o += kFew) {
             const int n = std::min<int64_t>(kFew, s_.vectors - o);
             weights(of.kernel, layer, of.whole, k, std::min(end, k + kRows), o, n,
                     weights_.data() + o * terms + (k - from) * n);
           }
         // The next block's rows follow.
-        const int64_t next = part(c_, blocks, std::min(block + 2, blocks)) - end;
+        const int64_t next = first > 0 ? 0 : part(c_, blocks, std::min(block + 2, blocks)) - end;
         const T* rows = of.kernel + layer * p_.weights() + end * c_;
         over_panels(count_, [&](int64_t v, int w) {
-          for (int64_t o = 0; o < s_.vectors; o += kFew) {
+          for (int64_t o = lowest; o < s_.vectors; o += kFew) {
             const int n = std::min<int64_t>(kFew, s_.vectors - o);
             const int64_t c = o * kLanes<T>, few = std::min(kFewUnits, c_ - c);
             const int64_t at = c_ * v + c * w;
             const T* ready = reinterpret_cast<const T*>(weights_.data() + o * terms);
             const int64_t place = v * s_.vectors + w * o, places = count_ * s_.vectors;
-            const int64_t first = part(next * c_, places, place);
-            const int64_t width = part(next * c_, places, place + w * n) - first;
-            Ahead<T> ahead(Ahead<T>::kRead, rows + first, 1, width, 0, tiles(few) * terms);
+            const int64_t begin = part(next * c_, places, place);
+            const int64_t width = part(next * c_, places, place + w * n) - begin;
+            Ahead<T> ahead(Ahead<T>::kRead, rows + begin, 1, width, 0, tiles(few) * terms);
             V* sums = sums_.data() + at;
             const Terms<T> all{ready, 1, n * kLanes<T>, terms};
             product<T>(&all, 1, 0, few, w, of.q + c_ * v + from * w, pass == 0, ahead, sums);

@@ -1,0 +1,182 @@
+// Which products of a wide dense layer rounding hides, so that nobody need compute them.
+//
+// In the theorems' regime C is large. What a layer then does to the deviations alpha of its input
+// units reaches q = x + alpha / C divided by C once more, and C^2 is beyond the digits of x; the same
+// on the way down, where the derivatives by alpha pass such a layer as they are. What is left of
+// either product are the few units besides, d_out + 1 of them, whatever they read or tell.
+//
+// That is decided layer by layer from the parameters as they are, not from C: by the Frobenius norm of
+// the weights, against a budget that all layers share. Up: what layers leave out may change no input,
+// of which the smallest counts, by more than half its last digit; so every input must be positive, as
+// the thesis has them, for at zero a ReLU asks for the sign of alpha, however small. Down: it may
+// change the derivatives by alpha, seen as one vector an example, by no more than half their last
+// digit. Both are bounds for the worst case; what happens is some hundred times less.
+//
+// All threads decide alike, from all examples: so results do not depend on how many there are.
+
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "problem.h"
+
+namespace {
+
+template <class T>
+class Still {
+ public:
+  using V = Vec<T>;
+
+  // Units are left out by whole `granules`; `descends`: is there a way down?
+  Still(const Problem<T>& p, int64_t granule, bool descends) : p_(p) {
+    const int64_t units = p.inputs / granule * granule;
+    if (units == 0 || p.initial == kMatrices || !eligible(units)) return;
+    column_ = p.column[0];
+    if (column_ == 0) {
+      units_ = units;
+      return;
+    }
+    smallest_ = std::numeric_limits<T>::infinity();
+    Buffer<T> square(p.examples);
+    for (int64_t c = 0; c < units; ++c)
+      for (int64_t n = 0; n < p.examples; ++n) {
+        const T q = p.base[c * p.examples + n] + column_ * p.h0[c * p.examples + n];
+        smallest_ = std::min(smallest_, q);
+        square[n] += q * q;
+      }
+    leaves_ = smallest_ > 0;
+    if (!leaves_ && !descends) return;
+    units_ = units;
+    for (int64_t n = 0; n < p.examples; ++n) inputs_ = std::max(inputs_, square[n]);
+    for (int64_t c = units; c < p.channels; ++c) {
+      Other other = {};
+      for (int64_t n = 0; n < p.examples; ++n) {
+        other.base = std::max(other.base, std::abs(p.base[c * p.examples + n]));
+        other.state = std::max(other.state, std::abs(p.h0[c * p.examples + n]));
+      }
+      others_.push_back(other);
+    }
+    read_ = reading();
+  }
+
+  // How many units, from the first on, a layer leaves as they are. To be asked of one layer after the
+  // other, and then of any once more.
+  int64_t up(int64_t layer) {
+    if (units_ == 0) return 0;
+    if (column_ == 0) return units_;
+    if (layer == static_cast<int64_t>(layers_.size())) see(layer);
+    return layers_[layer].up ? units_ : 0;
+  }
+
+  // How many units' derivatives are told by those of the other units and by their own, unmultiplied;
+  // after the way up.
+  int64_t down(int64_t layer) {
+    if (units_ == 0 || column_ == 0) return units_;
+    if (lowest_ < 0) {
+      T spent = 0;
+      for (lowest_ = p_.layers; lowest_ > 0; --lowest_) {
+        spent += layers_[lowest_ - 1].down;
+        if (!(spent <= kBudget)) break;
+      }
+    }
+    return layer >= lowest_ ? units_ : 0;
+  }
+
+  // Units by which no derivative is but zero: C is infinite.
+  int64_t without() const { return column_ == 0 ? units_ : 0; }
+
+ private:
+  static constexpr T kBudget = std::numeric_limits<T>::epsilon() / 2;
+  struct Layer {
+    bool up;
+    T down;  // its share of the budget
+  };
+  struct Other {
+    T base, state;  // at most
+  };
+
+  // Do all of so many units only add to what they are, and count so little in what is read of them?
+  bool eligible(int64_t units) const {
+    for (int64_t c = 0; c < units; ++c)
+      if (p_.carry[c] != 1 || p_.column[c] != p_.column[0] || p_.slope[c] != p_.slope[0]) return false;
+    return p_.column[0] * p_.column[0] <= std::numeric_limits<T>::epsilon();
+  }
+
+  // The largest norm of an example's q.
+  T reading() const {
+    T total = inputs_;
+    const T* column = p_.column + units_;
+    for (size_t k = 0; k < others_.size(); ++k) {
+      const T q = others_[k].base + column[k] * others_[k].state;
+      total += q * q;
+    }
+    return std::sqrt(total) * (1 + T(1e-3));  // for what the sums have lost
+  }
+
+  void see(int64_t layer) {
+    const int64_t c = p_.channels, vectors = units_ / kLanes<T>;
+    const int64_t rest = parts(c - units_, kLanes<T>);
+    const T *d = p_.kernel + layer * p_.weights(), *bias = p_.bias + layer * c;
+    constexpr int kSums = 4;
+    V sums[kSums] = {};
+    Buffer<V> other(rest);
+    for (int64_t k = 0; k < c; ++k, d += c) {
+      int64_t o = 0;
+      for (; o + kSums <= vectors; o += kSums)
+#pragma GCC unroll 4
+        for (int s = 0; s < kSums; ++s) {
+          const V value = copied<T>(d + (o + s) * kLanes<T>, kLanes<T>);
+          sums[s] += value * value;
+        }
+      for (; o < vectors; ++o) {
+        const V value = copied<T>(d + o * kLanes<T>, kLanes<T>);
+        sums[0] += value * value;
+      }
+      for (int64_t v = 0; v < rest; ++v) {
+        const int64_t at = units_ + v * kLanes<T>;
+        const V value = copied<T>(d + at, std::min<int64_t>(kLanes<T>, c - at));
+        other[v] += value * value;
+      }
+    }
+    T constant = 0, features = 0;
+    for (int64_t o = 0; o < units_; ++o) {
+      const T value = bias[o] * p_.bias_slope[o];
+      constant += value * value;
+    }
+    if (p_.initial == kFeatures)
+      for (int64_t k = 0; k < p_.inputs; ++k) {
+        const T u = p_.initial_kernel[layer * p_.inputs + k];
+        features += u * u;
+      }
+    const T squares = sum<T>(sums[0] + sums[1] + (sums[2] + sums[3]));
+    const T norm = std::abs(p_.slope[0]) * std::sqrt(squares);
+    spent_ += column_ * (norm * read_ + std::sqrt(constant));
+    leaves_ = leaves_ && spent_ <= kBudget * smallest_;
+    layers_.push_back({leaves_, column_ * norm});
+    if (!leaves_) return;
+    const T* by_unit = reinterpret_cast<const T*>(other.data());
+    for (int64_t o = units_; o < c; ++o) {
+      T weight = std::abs(p_.slope[o]) * std::sqrt(by_unit[o - units_]);
+      T start = std::abs(bias[o] * p_.bias_slope[o]);
+      if (p_.initial == kFeatures && o == p_.inputs) {
+        weight += std::sqrt(features);
+        start += std::abs(p_.initial_bias[layer]);
+      }
+      T& state = others_[o - units_].state;
+      state = p_.carry[o] * state + weight * read_ + start;
+    }
+    read_ = reading();
+  }
+
+  const Problem<T>& p_;
+  int64_t units_ = 0, lowest_ = -1;
+  bool leaves_ = false;         // has no layer done anything to the units so far?
+  T column_ = 1, smallest_ = 0, spent_ = 0;
+  T inputs_ = 0;                // the largest sum of squares over an example's units
+  T read_ = 0;
+  std::vector<Other> others_;   // the units besides
+  std::vector<Layer> layers_;   // those seen
+};
+
+}  // namespace
