@@ -54,7 +54,7 @@ class Task:
     """A network and its data: what all contestants of a race train.
 
     ``shape`` is that of one input: (2,) means points on the quarter circle with target x1 x2,
-    anything else random pixels in [0, 1) with random classes.
+    anything else random pixels in [0, 1) with random classes. A share of ``zeros`` of the pixels is 0.
     """
 
     arch: str
@@ -63,6 +63,7 @@ class Task:
     shape: tuple[int, ...]
     examples: int
     scale: float
+    zeros: float = 0.0
 
 
 @dataclasses.dataclass
@@ -286,6 +287,8 @@ def _data(task: Task) -> tuple[np.ndarray, np.ndarray]:
     else:
         generator = np.random.default_rng(SEED)
         x = generator.random((task.examples, *task.shape))
+        if task.zeros > 0:
+            x *= generator.random(x.shape) >= task.zeros
         classes = generator.integers(0, max(2, task.d_out), task.examples)
         y = classes[:, None] == np.arange(task.d_out)
         y = classes[:, None] if task.d_out == 1 else y

@@ -6,11 +6,11 @@
 // either product are the few units besides, d_out + 1 of them, whatever they read or tell.
 //
 // That is decided layer by layer from the parameters as they are, not from C: by the Frobenius norm of
-// the weights, against a budget that all layers share. Up: what layers leave out may change no input,
-// of which the smallest counts, by more than half its last digit; so every input must be positive, as
-// the thesis has them, for at zero a ReLU asks for the sign of alpha, however small. Down: it may
-// change the derivatives by alpha, seen as one vector an example, by no more than half their last
-// digit. Both are bounds for the worst case; what happens is some hundred times less.
+// the weights, against a budget that all layers share. Up: what layers leave out may change no unit's
+// input, in the mean over examples, by more than half its last digit, and take none to zero; so every
+// input must be positive, as the thesis has them, for at zero a ReLU asks for the sign of alpha, however
+// small. Down: it may change the derivatives by alpha, seen as one vector an example, by no more than
+// half their last digit. Both are bounds for the worst case; what happens is some hundred times less.
 //
 // All threads decide alike, from all examples: so results do not depend on how many there are.
 
@@ -37,15 +37,20 @@ class Still {
       units_ = units;
       return;
     }
-    smallest_ = std::numeric_limits<T>::infinity();
+    T smallest = std::numeric_limits<T>::infinity(), least = smallest;
     Buffer<T> square(p.examples);
-    for (int64_t c = 0; c < units; ++c)
+    for (int64_t c = 0; c < units; ++c) {
+      T total = 0;
       for (int64_t n = 0; n < p.examples; ++n) {
         const T q = p.base[c * p.examples + n] + column_ * p.h0[c * p.examples + n];
-        smallest_ = std::min(smallest_, q);
+        smallest = std::min(smallest, q);
         square[n] += q * q;
+        total += q * q;
       }
-    leaves_ = smallest_ > 0;
+      least = std::min(least, std::sqrt(total / p.examples));
+    }
+    most_ = std::min(smallest / 2, kBudget * least);
+    leaves_ = most_ > 0;
     if (!leaves_ && !descends) return;
     units_ = units;
     for (int64_t n = 0; n < p.examples; ++n) inputs_ = std::max(inputs_, square[n]);
@@ -152,7 +157,7 @@ class Still {
     const T squares = sum<T>(sums[0] + sums[1] + (sums[2] + sums[3]));
     const T norm = std::abs(p_.slope[0]) * std::sqrt(squares);
     spent_ += column_ * (norm * read_ + std::sqrt(constant));
-    leaves_ = leaves_ && spent_ <= kBudget * smallest_;
+    leaves_ = leaves_ && spent_ <= most_;
     layers_.push_back({leaves_, column_ * norm});
     if (!leaves_) return;
     const T* by_unit = reinterpret_cast<const T*>(other.data());
@@ -172,7 +177,8 @@ class Still {
   const Problem<T>& p_;
   int64_t units_ = 0, lowest_ = -1;
   bool leaves_ = false;         // has no layer done anything to the units so far?
-  T column_ = 1, smallest_ = 0, spent_ = 0;
+  T column_ = 1;
+  T spent_ = 0, most_ = 0;      // of what q of the units may change
   T inputs_ = 0;                // the largest sum of squares over an example's units
   T read_ = 0;
   std::vector<Other> others_;   // the units besides

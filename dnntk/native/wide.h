@@ -313,11 +313,7 @@ class Crew {
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
     const int64_t first = still_.up(layer);
-    over_panels(count_, [&](int64_t v, int w) {
-      const int64_t at = c_ * v, end = at + first * w;
-      if (h_next != h) std::copy(h + at, h + end, h_next + at);
-      std::copy(q + at, q + end, q_next + at);
-    });
+    if (first > 0) leave(first, h, q, h_next, q_next);
     auto finish = [&](int64_t c, int64_t at, int w, const V* sums) {
       const T bias = this->bias(p_.bias, layer, true, c);
       for (int64_t i = at; i < at + w; ++i) {
@@ -450,6 +446,15 @@ class Crew {
   void units(F f) const {
     over_panels(count_, [&](int64_t v, int w) {
       for (int64_t c = 0; c < c_; ++c) f(c, c_ * v + c * w, w);
+    });
+  }
+
+  // What a layer leaves as it is: the units before `end`.
+  void leave(int64_t end, const V* h, const V* q, V* h_next, V* q_next) const {
+    over_panels(count_, [&](int64_t v, int w) {
+      const int64_t at = c_ * v, beyond = at + end * w;
+      if (h_next != h) std::copy(h + at, h + beyond, h_next + at);
+      std::copy(q + at, q + beyond, q_next + at);
     });
   }
 
