@@ -54,7 +54,8 @@ class Task:
     """A network and its data: what all contestants of a race train.
 
     ``shape`` is that of one input: (2,) means points on the quarter circle with target x1 x2,
-    anything else random pixels in [0, 1) with random classes. A share of ``zeros`` of the pixels is 0.
+    anything else random pixels in [0, 1) with random classes. A share of ``zeros`` of the
+    pixels is 0.
     """
 
     arch: str
