@@ -84,10 +84,7 @@ def train_mlp_regime(folder: Path) -> list[Row]:
     rows = []
     for zeros in (0.0, ZEROS):
         task = dataclasses.replace(_wide(), scale=float(FLAGS.wide_depth) ** 2.2, zeros=zeros)
-        words = f"{_words(task)}, C = {task.scale:.3g}, " + (
-            f"{zeros:.0%} of the pixels 0" if zeros else "all pixels positive"
-        )
-        rows += _beside_loop(task, 1.7, None, folder, memory=2, words=words)
+        rows += _beside_loop(task, 1.7, None, folder, memory=2)
     return rows
 
 
@@ -96,7 +93,7 @@ def train_toy(folder: Path) -> list[Row]:
     task, trials = _toy(FLAGS.toy_depth), FLAGS.trials
     records = race(task, ["network", "ensemble", LOOP], _rules(), folder, trials)
     own, many, loop = (records[name] for name in ("network", "ensemble", LOOP))
-    one = _time(_words(task), own, loop)
+    one = _time(task, own, loop)
     _faster(one, 12)
     together = measured(f"{_words(task)}, {trials} trials together: step", "s", many.seconds)
     _beside(together, f"{trials} x {LOOP}", trials, many, loop)
@@ -169,7 +166,9 @@ def _wide() -> Task:
 def _words(task: Task) -> str:
     width = task.shape[-1] + 1 + task.d_out
     units = "channels" if task.arch == "cnn" else "units"
-    return f"{task.arch.upper()}, {width} {units}, depth {task.depth:,}, {task.examples} inputs"
+    words = f"{task.arch.upper()}, {width} {units}, depth {task.depth:,}, {task.examples} inputs"
+    zeros = f", {task.zeros:.0%} of the pixels 0" if task.zeros else ""
+    return f"{words}, C = {task.scale:.3g}{zeros}"
 
 
 def _rules(seconds_allowed: float = float("inf")) -> Rules:
@@ -192,25 +191,23 @@ def _beside_loop(
     folder: Path,
     memory: float | None = None,
     others: Sequence[str] = (),
-    words: str | None = None,
 ) -> list[Row]:
     """Time and memory, each with its promise, and the time beside ``others``, with none."""
-    words = words or _words(task)
     records = race(task, ["network", LOOP, *others], _rules(), folder)
     own, loop = records["network"], records[LOOP]
-    step = _time(words, own, loop)
+    step = _time(task, own, loop)
     _faster(step, promised, aim)
-    peak = measured(f"{words}: peak resident memory", "bytes", [own.peak_bytes])
+    peak = measured(f"{_words(task)}: peak resident memory", "bytes", [own.peak_bytes])
     _set_or_missing(peak, loop, [loop.peak_bytes])
     if memory and "peer" in peak:
-        promised_words = f"at most 1/{memory:g} of the memory"
-        promise(peak, promised_words, peak["ratio"]["median"] <= 1 / memory)
+        words = f"at most 1/{memory:g} of the memory"
+        promise(peak, words, peak["ratio"]["median"] <= 1 / memory)
     more = [records[name] for name in others if records[name].missing is None]
-    return [step, *(_time(words, own, other) for other in more), peak]
+    return [step, *(_time(task, own, other) for other in more), peak]
 
 
-def _time(words: str, own: Record, peer: Record) -> Row:
-    return _beside(measured(f"{words}: step", "s", own.seconds), peer.name, 1, own, peer)
+def _time(task: Task, own: Record, peer: Record) -> Row:
+    return _beside(measured(f"{_words(task)}: step", "s", own.seconds), peer.name, 1, own, peer)
 
 
 def _beside(step: Row, name: str, times: int, own: Record, peer: Record) -> Row:

@@ -207,6 +207,14 @@ def test_time_and_memory_are_judged_by_the_plain_loop_alone(monkeypatch):
         assert row["peer_missing"] and "peer" not in row and row["promise"] is None
 
 
+def test_the_share_of_zeros_is_that_of_the_pixels():
+    task = dataclasses.replace(TASK, shape=(784,), d_out=10, zeros=0.8)
+    x, _ = racing._data(task)
+    assert abs((x == 0).mean() - 0.8) < 0.02
+    assert (racing._data(dataclasses.replace(task, zeros=0.0))[0] > 0).all()
+    assert training_benchmarks._words(task).endswith("8 inputs, C = 2, 80% of the pixels 0")
+
+
 def test_losses_that_differ_or_do_not_fall_stop_a_race():
     own, allowed = record("network", [1.0, 0.5]), racing.tolerance(TASK)
     racing._check(TASK, [own, record("unrolled", [1.0, 0.5 + allowed / 2])])

@@ -31,6 +31,7 @@ CASES = {
     "toy": ((200, 2), 1, 40, "float32", {"negative": True}),
     "digits, baseline": ((47, 64), 1, 7, "float64", {"init": "torch_default", "literal": True}),
     "wide, odd batch": ((37, 130), 3, 9, "float64", {}),
+    "wide, few digits matter": ((37, 130), 3, 9, "float64", {"scale": 1e9}),
     "wide, matrices": ((70, 200), 1, 8, "float64", {"init": "he_uniform", "negative": True}),
     "wide, literal": ((5, 301), 10, 7, "float64", {"literal": True, "scale": 30.0}),
     "wide": ((130, 255), 10, 12, "float32", {"scale": math.inf}),

@@ -283,7 +283,7 @@ class Crew {
         ins_(part(s_.vectors, s_.threads, number + 1) - in_),
         size(2 * panels_ * steps_ * 2 * kTile),
         reading(2 * panels_ * steps_ * kFactor),
-        still_(p_, kStep, down),
+        negligible_(p_, kStep, down),
         base_(size),
         floor_(size),
         bias_(s_.vectors),
@@ -340,7 +340,7 @@ class Crew {
   // State and q of layer `layer` to those of the next.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     for (int64_t o = 0; o < s_.vectors; ++o) bias_[o] = bias(layer, o);
-    const int64_t first = still_.up(layer) / kStep;
+    const int64_t first = negligible_.up(layer) / kStep;
     if (h_next != h) std::copy(h, h + place(0, first), h_next);
     std::copy(q, q + factor(0, first), q_next);
     auto finish = [&](int64_t step, int64_t at, const V* sums, V* left) {
@@ -424,9 +424,9 @@ class Crew {
                [&](int64_t, const Block& block, V* to) { return Transposed(all, block, to); }, beside,
                finish);
     };
-    const int64_t still = still_.down(layer) / kStep;
-    down({0, steps_}, {still, steps_}, leaving);
-    if (still > 0) down({still, steps_}, {0, still}, nothing);
+    const int64_t left_out = negligible_.down(layer) / kStep;
+    down({0, steps_}, {left_out, steps_}, leaving);
+    if (left_out > 0) down({left_out, steps_}, {0, left_out}, nothing);
     g_ = below;
   }
 
@@ -448,7 +448,7 @@ class Crew {
       for (int64_t line = 0; line < 3; ++line) __builtin_prefetch(at + line * kTile, 1, 2);
     };
     Nothing nothing;
-    const int64_t without = still_.without() / kStep;
+    const int64_t without = negligible_.without_gradient() / kStep;
     const V none[2] = {};
     for (int64_t step = 0; step < without; ++step)
       for (int64_t i = 0; i < ins_ * kTile; ++i) finish_row(i / kTile, step, i % kTile, none);
@@ -473,7 +473,7 @@ class Crew {
   const int64_t reading;  // and of its q
 
  private:
-  Still<float> still_;
+  Negligible<float> negligible_;
   Buffer<V> base_, floor_, bias_, right_, sums_, head_;
   V* g_ = nullptr;  // derivatives by a layer's z, as factors
 

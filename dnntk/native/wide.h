@@ -23,8 +23,8 @@
 
 #pragma once
 
+#include "negligible.h"
 #include "problem.h"
-#include "still.h"
 #include "team.h"
 
 namespace {
@@ -273,7 +273,7 @@ class Crew {
         ins_(part(c_, s_.threads, number + 1) - in_),
         out_(part(s_.vectors, s_.threads, number)),
         outs_(part(s_.vectors, s_.threads, number + 1) - out_),
-        still_(p_, kFewUnits, down),
+        negligible_(p_, kFewUnits, down),
         sums_(std::max(c_ * count_, kFewUnits * kBroad), false),
         weights_(std::max<int64_t>(kTerms * s_.vectors, kFew * kTermsDown), false),
         derivatives_(down ? 2 * c_ * count_ : 1, false),
@@ -312,8 +312,8 @@ class Crew {
   // State and q of layer `layer` to those of the next.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
-    const int64_t first = still_.up(layer);
-    if (first > 0) leave(first, h, q, h_next, q_next);
+    const int64_t first = negligible_.up(layer);
+    if (first > 0) pass_on(first, h, q, h_next, q_next);
     auto finish = [&](int64_t c, int64_t at, int w, const V* sums) {
       const T bias = this->bias(p_.bias, layer, true, c);
       for (int64_t i = at; i < at + w; ++i) {
@@ -373,7 +373,7 @@ class Crew {
   // example in `g`, unless it is the lowest. Own q of it goes to `q`, for a weight gradient.
   void backward(int64_t layer, const V* h, V* q, V* g) {
     read(h, own(q));
-    if (const int64_t units = still_.down(layer)) {
+    if (const int64_t units = negligible_.down(layer)) {
       down(layer, h, g, 0, units, units / kLanes<T>);
       down(layer, h, g, units, c_, 0);
     } else {
@@ -390,7 +390,7 @@ class Crew {
     for (size_t k = 0; k < stretches_.size(); ++k)
       stretches_[k].a = reinterpret_cast<const T*>(q + starts_[k]);
     over_panels(s_.vectors, [&](int64_t o, int n) {
-      if ((o + n) * kLanes<T> <= still_.without()) {
+      if ((o + n) * kLanes<T> <= negligible_.without_gradient()) {
         const Buffer<V> none(n);
         for (int64_t i = 0; i < ins_; ++i) finish(in_ + i, o, n, none.data());
         for (int v = 0; v < n; ++v)
@@ -428,7 +428,7 @@ class Crew {
   Shared& s_;
   const Problem<T>& p_;
   const int64_t number_, c_, begin_, count_, in_, ins_, out_, outs_;
-  Still<T> still_;
+  Negligible<T> negligible_;
   Buffer<V> sums_, weights_, derivatives_;
   V *g_, *g_next_;  // by a layer's z, and by that of the layer below
   std::vector<Terms<T>> stretches_;  // of all examples: panel by panel
@@ -449,8 +449,8 @@ class Crew {
     });
   }
 
-  // What a layer leaves as it is: the units before `end`.
-  void leave(int64_t end, const V* h, const V* q, V* h_next, V* q_next) const {
+  // The units before `end`, which a layer leaves as they are.
+  void pass_on(int64_t end, const V* h, const V* q, V* h_next, V* q_next) const {
     over_panels(count_, [&](int64_t v, int w) {
       const int64_t at = c_ * v, beyond = at + end * w;
       if (h_next != h) std::copy(h + at, h + beyond, h_next + at);

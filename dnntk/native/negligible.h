@@ -24,12 +24,12 @@
 namespace {
 
 template <class T>
-class Still {
+class Negligible {
  public:
   using V = Vec<T>;
 
   // Units are left out by whole `granules`; `descends`: is there a way down?
-  Still(const Problem<T>& p, int64_t granule, bool descends) : p_(p) {
+  Negligible(const Problem<T>& p, int64_t granule, bool descends) : p_(p) {
     const int64_t units = p.inputs / granule * granule;
     if (units == 0 || p.initial == kMatrices || !eligible(units)) return;
     column_ = p.column[0];
@@ -70,7 +70,7 @@ class Still {
   int64_t up(int64_t layer) {
     if (units_ == 0) return 0;
     if (column_ == 0) return units_;
-    if (layer == static_cast<int64_t>(layers_.size())) see(layer);
+    if (layer == static_cast<int64_t>(layers_.size())) measure(layer);
     return layers_[layer].up ? units_ : 0;
   }
 
@@ -89,7 +89,7 @@ class Still {
   }
 
   // Units by which no derivative is but zero: C is infinite.
-  int64_t without() const { return column_ == 0 ? units_ : 0; }
+  int64_t without_gradient() const { return column_ == 0 ? units_ : 0; }
 
  private:
   static constexpr T kBudget = std::numeric_limits<T>::epsilon() / 2;
@@ -119,7 +119,7 @@ class Still {
     return std::sqrt(total) * (1 + T(1e-3));  // for what the sums have lost
   }
 
-  void see(int64_t layer) {
+  void measure(int64_t layer) {
     const int64_t c = p_.channels, vectors = units_ / kLanes<T>;
     const int64_t rest = parts(c - units_, kLanes<T>);
     const T *d = p_.kernel + layer * p_.weights(), *bias = p_.bias + layer * c;
@@ -182,7 +182,7 @@ class Still {
   T inputs_ = 0;                // the largest sum of squares over an example's units
   T read_ = 0;
   std::vector<Other> others_;   // the units besides
-  std::vector<Layer> layers_;   // those seen
+  std::vector<Layer> layers_;   // those measured
 };
 
 }  // namespace
