@@ -325,7 +325,7 @@ class Crew {
   }
 
   // q = base + column h, as the factor on the left.
-  void read(const V* h, V* q) const {
+  void read(int64_t, const V* h, V* q) const {
     rows([&](int64_t step, int64_t at, V* left) {
       left_row(base_[at] + s_.column[2 * step] * h[at],
                base_[at + 1] + s_.column[2 * step + 1] * h[at + 1], left);
@@ -430,17 +430,19 @@ class Crew {
     g_ = below;
   }
 
-  // Own rows of a layer's gradient from all examples: for every row and two vectors of units,
-  // finish(in, first vector of out, vectors, sums), which goes to `to`. Then its bias, of which one
-  // thread has all: finish_bias(out vector, sum).
-  template <class Finish, class FinishBias>
-  void outer(const V* q, const V* g, const float* to, Finish finish, FinishBias finish_bias) {
+  // Own rows of the gradient by a layer's D from all examples: for every row and two vectors of units,
+  // put(in, first of out, values, how many), which goes to `to`. Then its bias, of which one thread
+  // has all: put_bias(first of out, values, how many).
+  template <class Put, class PutBias>
+  void outer(int64_t, const V* q, const V* g, const float* to, bool, Put put, PutBias put_bias) {
     const int64_t tile = s_.panels * kFactor;
     auto finish_row = [&](int64_t t, int64_t step, int64_t i, const V* sums) {
       const int64_t row = (in_ + t) * kTile + i;
-      if (row < c_) finish(row, 2 * step, 2, sums);
-      if (row == c_)
-        for (int64_t v = 0; v < 2; ++v) finish_bias(2 * step + v, sums[v]);
+      for (int64_t v = 0, out = step * kStep; v < 2; ++v, out += kTile) {
+        const int64_t o = 2 * step + v;
+        if (row < c_) put(row, out, sums[v] * s_.slope[o], lanes(o));
+        if (row == c_) put_bias(out, sums[v] * s_.bias_slope[o], lanes(o));
+      }
       // What comes after the next tiles, on its way from memory.
       const bool down = t + 2 < ins_;
       const int64_t then = std::min(down ? row + kStep : row % kStep + in_ * kTile, c_ - 1);

@@ -36,7 +36,7 @@ void forward_with(const Problem<T>& p, T* h_out) {
       [&](Crew& crew, Buffer<V>& own) {
         V *h = own.data(), *q = h + crew.size, *next = q + crew.reading;
         crew.arrange(p.h0, h);
-        crew.read(h, q);
+        crew.read(0, h, q);
         for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
           crew.forward(layer, h, q, h, next);
         crew.store(h, h_out);
@@ -59,7 +59,7 @@ void tangent_with(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
           *dq = q_next + reading, *dq_next = dq + reading;
         crew.arrange(p.h0, h);
         crew.arrange(dh0, dh);
-        crew.read(h, q);
+        crew.read(0, h, q);
         crew.column(dh, dq);
         for (int64_t layer = 0; layer < p.layers; ++layer) {
           crew.tangent(layer, dk, db, h, q, dh, dq, h, q_next, dh, dq_next);
@@ -107,22 +107,16 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
         // Own rows of a layer's gradient, from what all threads have left.
         auto change = [&](int64_t layer) {
           T *k = kernel + layer * p.weights(), *b = bias + layer * c;
-          auto put_changed = [&](V value, V slope, int64_t o, T* at) {
-            const int64_t lanes = crew.lanes(o);
-            value *= slope;
+          auto put_changed = [&](V value, T* at, int64_t lanes) {
             if (rates) value = rates->keep * copied<T>(at, lanes) - rates->rate * value;
             put<T>(value, lanes, at);
           };
           crew.outer(
-              shared.q[layer], shared.g[layer], k,
-              [&](int64_t in, int64_t o, int n, const V* sums) {
-                for (int v = 0; v < n; ++v)
-                  put_changed(sums[v], shared.slope[o + v], o + v,
-                              k + in * c + (o + v) * kLanes<T>);
+              layer, shared.q[layer], shared.g[layer], k, rates && rates->keep == 1,
+              [&](int64_t in, int64_t out, V value, int64_t lanes) {
+                put_changed(value, k + in * c + out, lanes);
               },
-              [&](int64_t o, V sum) {
-                put_changed(sum, shared.bias_slope[o], o, b + o * kLanes<T>);
-              });
+              [&](int64_t out, V value, int64_t lanes) { put_changed(value, b + out, lanes); });
         };
         // With the state below layer `end - 1` in `top`.
         auto down = [&](int64_t from, int64_t end) {
@@ -138,7 +132,7 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
           }
         };
         crew.arrange(p.h0, states.top());
-        crew.read(states.top(), q);
+        crew.read(0, states.top(), q);
         states.restart();
         for (int64_t k = 0; k < segments; ++k) {
           std::copy(states.top(), states.top() + crew.size, start(k));
@@ -156,7 +150,7 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
         for (int64_t k = parts(end, p.segment) - 1; k >= 0; --k) {
           const int64_t from = k * p.segment;
           std::copy(start(k), start(k) + crew.size, states.top());
-          crew.read(states.top(), q);
+          crew.read(from, states.top(), q);
           states.restart();
           run(from, end - 1);
           down(from, end);

@@ -19,10 +19,13 @@
 // rates the gradient is never stored: layers' weights change as soon as no thread needs them any
 // more.
 //
+// Units that are at zero in all examples take no part (`active.h`).
+//
 // Sums go over the same terms in the same order whatever the number of threads.
 
 #pragma once
 
+#include "active.h"
 #include "negligible.h"
 #include "problem.h"
 #include "team.h"
@@ -43,28 +46,31 @@ inline int64_t together(int64_t layers, size_t bytes) {
 }
 
 // What is needed next, on its way from memory while something else is multiplied: `rows` of `width`
-// numbers, `stride` apart, a line every few of so many terms. All at once would hold up the
-// processor, which waits as soon as some ten are under way.
+// numbers, `stride` apart, or those `listed`, a line every few of so many terms. All at once would hold
+// up the processor, which waits as soon as some ten are under way.
 template <class T>
 class Ahead {
  public:
   enum Use { kRead, kWrite };
 
-  Ahead(Use use, const T* first, int64_t rows, int64_t width, int64_t stride, int64_t terms)
-      : first_(first), rows_(width > 0 ? rows : 0), width_(width), stride_(stride), use_(use) {
+  Ahead(Use use, const T* first, int64_t rows, int64_t width, int64_t stride, int64_t terms,
+        const int32_t* listed = nullptr)
+      : first_(first), listed_(listed), rows_(width > 0 ? rows : 0), width_(width), stride_(stride),
+        use_(use) {
     const int64_t lines = rows_ * (parts(width - 1, kStep) + 1);
     every = lines > 0 ? std::max<int64_t>(1, terms / lines) : terms;
   }
 
   void next() {
     if (rows_ <= 0) return;
-    const T* line = first_ + std::min(done_, width_ - 1);
+    const T* line = first_ + (listed_ ? *listed_ * stride_ : 0) + std::min(done_, width_ - 1);
     if (use_ == kWrite) __builtin_prefetch(line, 1, 2);
     else __builtin_prefetch(line, 0, 2);
     done_ += kStep;
     if (done_ < width_ + kStep - 1) return;
     done_ = 0;
-    first_ += stride_;
+    if (listed_) ++listed_;
+    else first_ += stride_;
     --rows_;
   }
 
@@ -73,19 +79,22 @@ class Ahead {
  private:
   static constexpr int64_t kStep = kLine / sizeof(T);
   const T* first_;
+  const int32_t* listed_;
   int64_t rows_, width_, stride_, done_ = 0;
   Use use_;
 };
 
-// Some terms of a sum: a[m row + k column] for the rows m of a tile.
+// Some terms of a sum: a[m row + k column] for the rows m of a tile, of k from 0 on or as listed.
 template <class T>
 struct Terms {
   const T* a;
   int64_t row, column, count;
+  const int32_t* listed = nullptr;
 };
 
-// c[m][v] = or += sum over terms k of a[m row + k column] b[k][v], of `many` stretches of them.
-template <class T, int M, int N>
+// c[m][v] = or += sum over terms k of a[m row + k column] b[k][v], of `many` stretches of them, or one
+// that is listed.
+template <class T, bool kListed, int M, int N>
 void block(const Terms<T>* terms, int64_t many, int64_t first, const Vec<T>* b, bool fresh,
            Ahead<T>& ahead, Vec<T>* c) {
   Vec<T> acc[M][N];
@@ -96,18 +105,27 @@ void block(const Terms<T>* terms, int64_t many, int64_t first, const Vec<T>* b, 
   for (int64_t s = 0; s < many; ++s) {
     const int64_t row = terms[s].row, column = terms[s].column;
     const T* a = terms[s].a + first * row;
+    const int32_t* listed = terms[s].listed;
     for (int64_t left = terms[s].count; left > 0; left -= ahead.every) {
       ahead.next();
-      for (int64_t k = std::min(left, ahead.every); k > 0; --k, a += column, b += N) {
+      for (int64_t k = std::min(left, ahead.every); k > 0; --k) {
+        const T* at = kListed ? a + *listed * column : a;
+        const Vec<T>* with = kListed ? b + *listed * N : b;
         T factor[M];
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) factor[m] = a[m * row];
+        for (int m = 0; m < M; ++m) factor[m] = at[m * row];
 #pragma GCC unroll 8
         for (int v = 0; v < N; ++v) {
-          Vec<T> value = b[v];
+          Vec<T> value = with[v];
           hold(value);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) acc[m][v] += value * factor[m];
+        }
+        if (kListed) {
+          ++listed;
+        } else {
+          a += column;
+          b += N;
         }
       }
     }
@@ -119,30 +137,42 @@ void block(const Terms<T>* terms, int64_t many, int64_t first, const Vec<T>* b, 
 }
 
 // The same for rows first ... end: c is [m][N], from the first on.
-template <class T, int N>
+template <class T, bool kListed, int N>
 void rows_of(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, const Vec<T>* b,
              bool fresh, Ahead<T>& ahead, Vec<T>* c) {
+  auto rows = [&](auto m) {
+    block<T, kListed, std::min<int>(m, kTall), N>(terms, many, first, b, fresh, ahead, c);
+  };
   for (; end - first >= kTall; first += kTall, c += kTall * N)
-    block<T, kTall, N>(terms, many, first, b, fresh, ahead, c);
+    rows(std::integral_constant<int, kTall>());
   switch (end - first) {
-    case 3: return block<T, std::min(3, kTall), N>(terms, many, first, b, fresh, ahead, c);
-    case 2: return block<T, 2, N>(terms, many, first, b, fresh, ahead, c);
-    case 1: return block<T, 1, N>(terms, many, first, b, fresh, ahead, c);
+    case 3: return rows(std::integral_constant<int, 3>());
+    case 2: return rows(std::integral_constant<int, 2>());
+    case 1: return rows(std::integral_constant<int, 1>());
   }
 }
 
 // And for any number of vectors n <= kBroad.
+template <class T, bool kListed>
+void product_of(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, int n,
+                const Vec<T>* b, bool fresh, Ahead<T>& ahead, Vec<T>* c) {
+  auto vectors = [&](auto most) {
+    rows_of<T, kListed, std::min<int>(most, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
+  };
+  switch (n) {
+    case 1: return vectors(std::integral_constant<int, 1>());
+    case 2: return vectors(std::integral_constant<int, 2>());
+    case 3: return vectors(std::integral_constant<int, 3>());
+    case 4: return vectors(std::integral_constant<int, 4>());
+    case 5: return vectors(std::integral_constant<int, 5>());
+    default: return vectors(std::integral_constant<int, kBroad>());
+  }
+}
 template <class T>
 void product(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, int n,
              const Vec<T>* b, bool fresh, Ahead<T>& ahead, Vec<T>* c) {
-  switch (n) {
-    case 1: return rows_of<T, 1>(terms, many, first, end, b, fresh, ahead, c);
-    case 2: return rows_of<T, std::min(2, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
-    case 3: return rows_of<T, std::min(3, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
-    case 4: return rows_of<T, std::min(4, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
-    case 5: return rows_of<T, std::min(5, kBroad)>(terms, many, first, end, b, fresh, ahead, c);
-    default: return rows_of<T, kBroad>(terms, many, first, end, b, fresh, ahead, c);
-  }
+  if (terms->listed) product_of<T, true>(terms, many, first, end, n, b, fresh, ahead, c);
+  else product_of<T, false>(terms, many, first, end, n, b, fresh, ahead, c);
 }
 
 // f(first, how many) for panels of `vectors`, at most kBroad each.
@@ -188,7 +218,8 @@ void transpose(Vec<T>* v) {
 // What all threads read, and where they leave for each other what a weight gradient needs.
 //
 // Arrays by unit are [thread][panel of its examples][unit][vectors of the panel]; derivatives are
-// also there by example, [panel of units][example][vectors of the panel], zero beyond the units.
+// also there by example, [panel of units][example][vectors of the panel], zero beyond the units. On the
+// way down `q` and `g` are of active units alone, those of all threads.
 template <class T>
 struct Shared {
   using V = Vec<T>;
@@ -200,6 +231,7 @@ struct Shared {
   Buffer<V> slope, bias_slope, base, floor;
   const int64_t group;  // layers between two meetings on the way down
   Ring<V> q, g;         // of two groups, so that a slower thread may still read
+  Active active;
   Barrier barrier;
 
   Shared(const Problem<T>& p, bool down)
@@ -211,6 +243,7 @@ struct Shared {
         group(together(p.layers, by_unit() * sizeof(V))),
         q(2 * group, down ? by_unit() : 0),
         g(2 * group + 1, down ? examples * vectors : 0),
+        active(threads, down ? p.layers + 1 : 2, p.channels),
         barrier(threads) {
     std::memcpy(slope.data(), p.slope, p.channels * sizeof(T));
     std::memcpy(bias_slope.data(), p.bias_slope, p.channels * sizeof(T));
@@ -269,10 +302,6 @@ class Crew {
         c_(p_.channels),
         begin_(s_.begin(number)),
         count_(s_.count(number)),
-        in_(part(c_, s_.threads, number)),
-        ins_(part(c_, s_.threads, number + 1) - in_),
-        out_(part(s_.vectors, s_.threads, number)),
-        outs_(part(s_.vectors, s_.threads, number + 1) - out_),
         negligible_(p_, kFewUnits, down),
         sums_(std::max(c_ * count_, kFewUnits * kBroad), false),
         weights_(std::max<int64_t>(kTerms * s_.vectors, kFew * kTermsDown), false),
@@ -296,11 +325,13 @@ class Crew {
   void store(const V* from, T* to) const { s_.store(from, number_, to); }
   void store_derivatives(T* to) const { store(g_, to); }
 
-  // q = base + column h
-  void read(const V* h, V* q) const {
-    const V* base = own(s_.base.data());
+  // q = base + column h, of state `layer`
+  void read(int64_t layer, const V* h, V* q) {
+    const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
+    Notes notes(*this, layer);
     units([&](int64_t c, int64_t at, int w) {
       for (int64_t i = at; i < at + w; ++i) q[i] = base[i] + p_.column[c] * h[i];
+      notes.take(c, w, h + at, floor + at, q + at);
     });
   }
   void column(const V* dh, V* dq) const {
@@ -313,7 +344,8 @@ class Crew {
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
     const int64_t first = negligible_.up(layer);
-    if (first > 0) pass_on(first, h, q, h_next, q_next);
+    Notes notes(*this, layer + 1);
+    if (first > 0) pass_on(first, h, q, h_next, q_next, notes);
     auto finish = [&](int64_t c, int64_t at, int w, const V* sums) {
       const T bias = this->bias(p_.bias, layer, true, c);
       for (int64_t i = at; i < at + w; ++i) {
@@ -322,7 +354,9 @@ class Crew {
         h_next[i] = next;
         q_next[i] = base[i] + p_.column[c] * next;
       }
+      notes.take(c, w, h_next + at, floor + at, q_next + at);
     };
+    s_.active.list(number_, number_ + 1, layer, reads_);
     times_weights({{q, p_.kernel, true}}, layer, first, finish);
   }
 
@@ -340,12 +374,14 @@ class Crew {
         dq_next[i] = p_.column[c] * next;
       }
     };
+    s_.active.list_all(reads_);
     times_weights({{dq, p_.kernel, true}, {q, dk, false}}, layer, 0, finish);
   }
 
   // Derivatives by the state h above the last layer, masked: to `g_`, and by example to `g`.
   void descend(const Head<T>& head, const V* h, V* g) {
     const V* floor = own(s_.floor.data());
+    list(p_.layers, above_);
     over_panels(count_, [&](int64_t v, int w) {
       const int64_t first = c_ * v;
       std::fill(g_ + first, g_ + first + c_ * w, V{});
@@ -365,14 +401,26 @@ class Crew {
         }
       }
       for (int64_t i = first; i < first + c_ * w; ++i) g_[i] = h[i] > floor[i] ? g_[i] : V{};
-      for (int64_t o = 0; o < s_.vectors; ++o) by_example(g_, o, v, w, g);
+      for (int64_t o = 0; o < s_.vectors; ++o) by_example(g_, above_, o, v, w, g);
     });
   }
 
   // From derivatives by a layer's z (in `g_`) to those by the state h that it read: masked, and by
   // example in `g`, unless it is the lowest. Own q of it goes to `q`, for a weight gradient.
   void backward(int64_t layer, const V* h, V* q, V* g) {
-    read(h, own(q));
+    list(layer, reads_);
+    list(layer + 1, above_);
+    if (layer > 0) list(layer, makes_);
+    else s_.active.list_all(makes_);
+    const V* base = own(s_.base.data());
+    over_panels(count_, [&](int64_t v, int w) {
+      V* to = own(q) + c_ * v;
+      for (int64_t c : reads_.units) {
+        const int64_t at = c_ * v + c * w;
+        for (int64_t i = at; i < at + w; ++i) *to++ = base[i] + p_.column[c] * h[i];
+      }
+    });
+    if (!makes_.all) std::fill(g_next_, g_next_ + size, V{});
     if (const int64_t units = negligible_.down(layer)) {
       down(layer, h, g, 0, units, units / kLanes<T>);
       down(layer, h, g, units, c_, 0);
@@ -382,38 +430,68 @@ class Crew {
     std::swap(g_, g_next_);
   }
 
-  // Own rows of a layer's gradient from all examples: for every row and panel of units,
-  // finish(in, first vector of out, vectors, sums), which goes to `to`. Then its bias:
-  // finish_bias(out vector, sum).
-  template <class Finish, class FinishBias>
-  void outer(const V* q, const V* g, const T* to, Finish finish, FinishBias finish_bias) {
+  // Own rows of the gradient by a layer's D from all examples: put(in, first of out, values, how many),
+  // which goes to `to`; then its bias, put_bias(first of out, values, how many). Zeros may be left out
+  // where they change nothing.
+  template <class Put, class PutBias>
+  void outer(int64_t layer, const V* q, const V* g, const T* to, bool leave_zeros, Put put,
+             PutBias put_bias) {
+    list(layer, reads_);
+    list(layer + 1, above_);
+    if (!leave_zeros) {
+      over_others(reads_, [&](int64_t in) {
+        for (int64_t o = 0; o < s_.vectors; ++o) put(in, o * kLanes<T>, V{}, lanes(o));
+      });
+      over_others(above_, [&](int64_t out) { put_bias(out, V{}, 1); });
+    }
     for (size_t k = 0; k < stretches_.size(); ++k)
       stretches_[k].a = reinterpret_cast<const T*>(q + starts_[k]);
-    over_panels(s_.vectors, [&](int64_t o, int n) {
-      if ((o + n) * kLanes<T> <= negligible_.without_gradient()) {
-        const Buffer<V> none(n);
-        for (int64_t i = 0; i < ins_; ++i) finish(in_ + i, o, n, none.data());
-        for (int v = 0; v < n; ++v)
-          if (o + v >= out_ && o + v < out_ + outs_) finish_bias(o + v, none[v]);
+    const int64_t in = part(reads_.count(), s_.threads, number_);
+    const int64_t ins = part(reads_.count(), s_.threads, number_ + 1) - in;
+    const int32_t* rows = reads_.units.data() + in;
+    const int64_t vectors = parts(above_.count(), kLanes<T>);
+    // f(vector, unit, lane) of own ones among n vectors of units.
+    auto over_own = [&](int64_t o, int n, auto f) {
+      const int64_t first = part(vectors, s_.threads, number_), end = part(vectors, s_.threads, number_ + 1);
+      for (int64_t v = std::max<int64_t>(first - o, 0); v < std::min<int64_t>(end - o, n); ++v)
+        for (int64_t lane = 0, k = (o + v) * kLanes<T>; lane < kLanes<T> && k < above_.count(); ++lane, ++k)
+          f(v, above_.units[k], lane);
+    };
+    over_panels(vectors, [&](int64_t o, int n) {
+      const int64_t end = set_pieces(o, n), width = end - pieces_[0].first;
+      if (end <= negligible_.without_gradient()) {
+        if (leave_zeros) return;
+        for (const Piece& piece : pieces_)
+          for (int64_t i = 0; i < ins; ++i) put(rows[i], piece.first, V{}, piece.lanes);
+        over_own(o, n, [&](int64_t, int64_t out, int64_t) { put_bias(out, V{}, 1); });
         return;
       }
       const V* derivatives = g + s_.examples * o;
-      for (int64_t i = 0; i < ins_; i += kFewUnits) {
-        const int64_t few = std::min(kFewUnits, ins_ - i);
-        const int64_t next = i + few < ins_ ? i + few : 0, then = next > 0 ? o : o + n;
-        Ahead<T> ahead(Ahead<T>::kWrite, to + (in_ + next) * c_ + then * kLanes<T>,
-                       std::min(kFewUnits, ins_ - next), n * kLanes<T>, c_,
-                       tiles(few) * s_.examples);
-        product<T>(stretches_.data(), stretches_.size(), in_ + i, in_ + i + few, n, derivatives,
+      for (int64_t i = 0; i < ins; i += kFewUnits) {
+        const int64_t few = std::min(kFewUnits, ins - i);
+        const int64_t next = i + few < ins ? i + few : 0;
+        Ahead<T> ahead(Ahead<T>::kWrite, to + (next > 0 ? pieces_[0].first : end),
+                       std::min(kFewUnits, ins - next), width, c_, tiles(few) * s_.examples,
+                       rows + next);
+        product<T>(stretches_.data(), stretches_.size(), in + i, in + i + few, n, derivatives,
                    true, ahead, sums_.data());
-        for (int64_t k = 0; k < few; ++k) finish(in_ + i + k, o, n, sums_.data() + k * n);
+        for (int64_t k = 0; k < few; ++k) {
+          const V* sums = sums_.data() + k * n;
+          if (above_.all) {
+            for (int64_t v = 0, out = o * kLanes<T>; v < n; ++v, out += kLanes<T>)
+              put(rows[i + k], out, sums[v] * s_.slope[o + v], lanes(o + v));
+          } else {
+            for (const Piece& piece : pieces_)
+              put(rows[i + k], piece.first, piece.among(sums) * piece.slope, piece.lanes);
+          }
+        }
       }
-      for (int v = 0; v < n; ++v) {
-        if (o + v < out_ || o + v >= out_ + outs_) continue;
-        V total = {};
-        for (int64_t e = 0; e < s_.examples; ++e) total += derivatives[e * n + v];
-        finish_bias(o + v, total);
-      }
+      Buffer<V> totals(n);
+      over_own(o, n, [&](int64_t v, int64_t out, int64_t lane) {
+        if (lane == 0)
+          for (int64_t e = 0; e < s_.examples; ++e) totals[v] += derivatives[e * n + v];
+        put_bias(out, V{} + totals[v][lane] * p_.bias_slope[out], 1);
+      });
     });
   }
 
@@ -427,10 +505,12 @@ class Crew {
 
   Shared& s_;
   const Problem<T>& p_;
-  const int64_t number_, c_, begin_, count_, in_, ins_, out_, outs_;
+  const int64_t number_, c_, begin_, count_;
   Negligible<T> negligible_;
   Buffer<V> sums_, weights_, derivatives_;
   V *g_, *g_next_;  // by a layer's z, and by that of the layer below
+  Listing reads_, above_, makes_;  // a layer's units: read, of the state above, and with derivatives to be made
+  int64_t noted_ = -1;             // the last state whose active units are known
   std::vector<Terms<T>> stretches_;  // of all examples: panel by panel
   std::vector<int64_t> starts_;      // where a panel begins among all threads'
 
@@ -441,6 +521,72 @@ class Crew {
  private:
   static int64_t tiles(int64_t rows) { return parts(rows, kTall); }
 
+  // Notes which units of a state are active in own examples, unless that is known.
+  class Notes {
+   public:
+    Notes(Crew& crew, int64_t state)
+        : active_(state > crew.noted_ ? &crew.s_.active : nullptr), number_(crew.number_), state_(state) {
+      if (!active_) return;
+      active_->clear(number_, state);
+      crew.noted_ = state;
+    }
+
+    void take(int64_t unit, int w, const V* h, const V* floor, const V* q) {
+      if (!active_ || active_->has(number_, state_, unit)) return;
+      for (int x = 0; x < w; ++x)
+        if (active<T>(h[x], floor[x], q[x])) return active_->note(number_, state_, unit);
+    }
+
+   private:
+    Active* active_;
+    const int64_t number_, state_;
+  };
+
+  // Active units of the state below layer `state`; the last layer's are taken to be all.
+  void list(int64_t state, Listing& to) const {
+    if (state == p_.layers) s_.active.list_all(to);
+    else s_.active.list(0, s_.threads, state, to);
+  }
+
+  // f(unit) of own units that are not in a list.
+  template <class F>
+  void over_others(const Listing& of, F f) const {
+    const int64_t first = part(c_, s_.threads, number_), end = part(c_, s_.threads, number_ + 1);
+    auto next = of.units.begin() + of.before(first);
+    for (int64_t unit = first; unit < end; ++unit) {
+      if (next != of.units.end() && *next == unit) ++next;
+      else f(unit);
+    }
+  }
+
+  // Units from `first` on, and where the numbers of those that are active begin.
+  struct Piece {
+    V slope;
+    int64_t first, lanes, from;
+    uint32_t mask;
+
+    V among(const V* active) const { return spread<T>(reinterpret_cast<const T*>(active) + from, mask); }
+  };
+  std::vector<Piece> pieces_;
+
+  // Sets `pieces_` to what lies between n vectors of active units, from the o-th on. Returns its end.
+  int64_t set_pieces(int64_t o, int n) {
+    const std::vector<int32_t>& units = above_.units;
+    const int64_t begin = o * kLanes<T>;
+    const int64_t last = std::min(begin + n * kLanes<T>, above_.count());
+    const int64_t end = last < above_.count() ? units[last] : c_;
+    pieces_.clear();
+    int64_t k = begin;
+    for (int64_t first = begin > 0 ? units[begin] : 0; first < end; first += kLanes<T>) {
+      const int64_t lanes = std::min<int64_t>(kLanes<T>, end - first);
+      Piece piece{copied<T>(p_.slope + first, lanes), first, lanes, k - begin, 0};
+      for (; k < last && units[k] < first + lanes; ++k)
+        piece.mask |= uint32_t{1} << (units[k] - first);
+      pieces_.push_back(piece);
+    }
+    return end;
+  }
+
   // f(unit, place of its first vector, vectors) of all units, panel by panel.
   template <class F>
   void units(F f) const {
@@ -450,11 +596,13 @@ class Crew {
   }
 
   // The units before `end`, which a layer leaves as they are.
-  void pass_on(int64_t end, const V* h, const V* q, V* h_next, V* q_next) const {
+  void pass_on(int64_t end, const V* h, const V* q, V* h_next, V* q_next, Notes& notes) const {
+    const V* floor = own(s_.floor.data());
     over_panels(count_, [&](int64_t v, int w) {
       const int64_t at = c_ * v, beyond = at + end * w;
       if (h_next != h) std::copy(h + at, h + beyond, h_next + at);
       std::copy(q + at, q + beyond, q_next + at);
+      for (int64_t c = 0, i = at; c < end; ++c, i += w) notes.take(c, w, h_next + i, floor + i, q_next + i);
     });
   }
 
@@ -463,40 +611,58 @@ class Crew {
   void down(int64_t layer, const V* h, V* g, int64_t first, int64_t last, int64_t lowest) {
     const V* floor = own(s_.floor.data());
     const int64_t blocks = parts(s_.vectors - lowest, kTermsDown / kLanes<T>);
+    const int64_t begin = makes_.before(first), end = makes_.before(last);
     auto start = [&](int64_t block) { return lowest + part(s_.vectors - lowest, blocks, block); };
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t o = start(block), from = o * kLanes<T>;
       const int n = start(block + 1) - o;
-      const int64_t count = std::min(c_, from + n * kLanes<T>) - from;
-      for (int64_t c = first; c < last; c += kFewUnits) {
-        const int64_t few = std::min(kFewUnits, last - c);
-        weights(p_.kernel, layer, true, c, c + few, o, n, weights_.data());
-        const T* next = p_.kernel + layer * p_.weights() +
-                        (c + few < last ? (c + few) * c_ + from : from + n * kLanes<T>);
+      Product of(above_, from, std::min(c_, from + n * kLanes<T>));
+      for (int64_t k = begin; k < end; k += kFewUnits) {
+        const int64_t few = std::min(kFewUnits, end - k);
+        const int32_t* ins = makes_.units.data() + k;
+        weights(p_.kernel, layer, true, ins, few, kPacked, o, n, weights_.data());
+        const int64_t next = k + few < end ? k + few : begin;
+        const int64_t there = std::min(kFewUnits, end - next);
+        const T* then = p_.kernel + layer * p_.weights() + (next > begin ? from : from + n * kLanes<T>);
         over_panels(count_, [&](int64_t v, int w) {
-          const int64_t ahead_from = part(kFewUnits, count_, v);
-          const int64_t ahead_end = part(kFewUnits, count_, v + w);
-          Ahead<T> ahead(Ahead<T>::kRead, next + ahead_from * c_, ahead_end - ahead_from,
-                         n * kLanes<T>, c_, tiles(few) * count);
+          const int64_t ahead_from = part(there, count_, v), ahead_end = part(there, count_, v + w);
+          Ahead<T> ahead(Ahead<T>::kRead, then, ahead_end - ahead_from, n * kLanes<T>, c_,
+                         tiles(few) * of.count, makes_.units.data() + next + ahead_from);
           const T* ready = reinterpret_cast<const T*>(weights_.data());
-          const Terms<T> terms{ready, n * kLanes<T>, 1, count};
-          product<T>(&terms, 1, 0, few, w, g_ + c_ * v + from * w, block == 0, ahead,
-                     g_next_ + c_ * v + c * w);
+          const Terms<T> terms{ready - of.shift, n * kLanes<T>, 1, of.count, of.listed};
+          // What is not all yet stays until the last block.
+          V* sums = sums_.data() + (blocks > 1 ? c_ * v + (k - begin) * w : 0);
+          product<T>(&terms, 1, 0, few, w, g_ + c_ * v + (from - of.shift) * w, block == 0, ahead,
+                     sums);
           if (block < blocks - 1) return;
-          for (int64_t k = c; k < c + few; ++k) {
-            const int64_t at = c_ * v + k * w;
-            for (int64_t i = at; i < at + w; ++i) {
-              V value = p_.column[k] * g_next_[i] + p_.carry[k] * g_[i];
-              g_next_[i] = layer == 0 || h[i] > floor[i] ? value : V{};
+          for (int64_t i = 0; i < few; ++i) {
+            const int64_t c = ins[i], at = c_ * v + c * w;
+            for (int64_t x = at; x < at + w; ++x) {
+              V value = p_.column[c] * *sums++ + p_.carry[c] * g_[x];
+              g_next_[x] = layer == 0 || h[x] > floor[x] ? value : V{};
             }
           }
-          if (layer > 0)
-            for (int64_t k = c; k < c + few; k += kLanes<T>)
-              by_example(g_next_, k / kLanes<T>, v, w, g);
+          if (layer == 0) return;
+          const int64_t done = k + few;  // whole vectors of them, or what is left
+          const int64_t whole = done < makes_.count() ? done / kLanes<T> : parts(done, kLanes<T>);
+          for (int64_t x = k / kLanes<T>; x < whole; ++x) by_example(g_next_, makes_, x, v, w, g);
         });
       }
     }
   }
+
+  // The active ones of units `from` to `end` as terms of a product, counted from `from` on where
+  // nothing is listed, and from `shift` before it otherwise.
+  struct Product {
+    Product(const Listing& units, int64_t from, int64_t end)
+        : first(units.before(from)),
+          count(units.before(end) - first),
+          listed(units.all ? nullptr : units.units.data() + first),
+          shift(units.all ? 0 : from) {}
+    const int64_t first, count;
+    const int32_t* const listed;
+    const int64_t shift;
+  };
 
   // A layer's weights, or what is to be added to D alone, and what they are multiplied by.
   struct Factors {
@@ -517,11 +683,12 @@ class Crew {
       for (int64_t block = 0; block < blocks; ++block, ++pass) {
         const int64_t from = part(c_, blocks, block), end = part(c_, blocks, block + 1);
         const int64_t terms = end - from;
-        for (int64_t k = from; k < end; k += kRows)
+        const Product read(reads_, from, end);
+        for (int64_t k = 0; k < read.count; k += kRows)
           for (int64_t o = lowest; o < s_.vectors; o += kFew) {
             const int n = std::min<int64_t>(kFew, s_.vectors - o);
-            weights(of.kernel, layer, of.whole, k, std::min(end, k + kRows), o, n,
-                    weights_.data() + o * terms + (k - from) * n);
+            weights(of.kernel, layer, of.whole, reads_.units.data() + read.first + k,
+                    std::min(kRows, read.count - k), from, o, n, weights_.data() + o * terms);
           }
         // The next block's rows follow.
         const int64_t next = first > 0 ? 0 : part(c_, blocks, std::min(block + 2, blocks)) - end;
@@ -535,10 +702,12 @@ class Crew {
             const int64_t place = v * s_.vectors + w * o, places = count_ * s_.vectors;
             const int64_t begin = part(next * c_, places, place);
             const int64_t width = part(next * c_, places, place + w * n) - begin;
-            Ahead<T> ahead(Ahead<T>::kRead, rows + begin, 1, width, 0, tiles(few) * terms);
+            Ahead<T> ahead(Ahead<T>::kRead, rows + begin, 1, width, 0, tiles(few) * read.count);
             V* sums = sums_.data() + at;
-            const Terms<T> all{ready, 1, n * kLanes<T>, terms};
-            product<T>(&all, 1, 0, few, w, of.q + c_ * v + from * w, pass == 0, ahead, sums);
+            const int64_t step = n * kLanes<T>;
+            const Terms<T> all{ready - read.shift * step, 1, step, read.count, read.listed};
+            product<T>(&all, 1, 0, few, w, of.q + c_ * v + (from - read.shift) * w, pass == 0, ahead,
+                       sums);
             if (pass == passes - 1)
               for (int64_t k = 0; k < few; ++k) finish(c + k, at + k * w, w, sums + k * w);
           }
@@ -546,26 +715,30 @@ class Crew {
       }
   }
 
-  // Rows [from, end) of the vectors o ... o + n of a layer's weights, zero beyond the units.
-  void weights(const T* kernel, int64_t layer, bool whole, int64_t from, int64_t end, int64_t o,
-               int n, V* to) const {
+  // `count` rows of the vectors o ... o + n of a layer's weights, zero beyond the units: one after the
+  // other, or each where it is from row `from` on.
+  static constexpr int64_t kPacked = -1;
+  void weights(const T* kernel, int64_t layer, bool whole, const int32_t* rows, int64_t count,
+               int64_t from, int64_t o, int n, V* to) const {
     const bool matrices = whole && p_.initial == kMatrices;
-    const T* d = kernel + layer * p_.weights() + from * c_ + o * kLanes<T>;
-    const T* w = p_.initial_kernel + layer * p_.weights() + from * c_ + o * kLanes<T>;
+    auto place = [&](int64_t k) { return to + (from == kPacked ? k : rows[k] - from) * n; };
     const int64_t last = lanes(o + n - 1);
-    for (int64_t k = from; k < end; ++k, d += c_, w += c_)
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t row = layer * p_.weights() + rows[k] * c_ + o * kLanes<T>;
+      const T *d = kernel + row, *w = p_.initial_kernel + row;
+      V* at = place(k);
       for (int v = 0; v < n; ++v) {
-        const int64_t at = v * kLanes<T>, count = v == n - 1 ? last : kLanes<T>;
-        V value = copied<T>(d + at, count), start = {};
-        if (matrices) start = copied<T>(w + at, count);
-        *to++ = value * s_.slope[o + v] + start;
+        const int64_t lane = v * kLanes<T>, count = v == n - 1 ? last : kLanes<T>;
+        V value = copied<T>(d + lane, count), start = {};
+        if (matrices) start = copied<T>(w + lane, count);
+        *at++ = value * s_.slope[o + v] + start;
       }
+    }
     const int64_t random = p_.inputs - o * kLanes<T>;
     if (whole && p_.initial == kFeatures && random >= 0 && random < n * kLanes<T>) {
-      T* start = reinterpret_cast<T*>(to - (end - from) * n) + random;
       const T* u = p_.initial_kernel + layer * p_.inputs;
-      for (int64_t k = from; k < std::min(end, p_.inputs); ++k)
-        start[(k - from) * n * kLanes<T>] += u[k];
+      for (int64_t k = 0; k < count && rows[k] < p_.inputs; ++k)
+        reinterpret_cast<T*>(place(k))[random] += u[rows[k]];
     }
   }
 
@@ -576,19 +749,21 @@ class Crew {
     return value;
   }
 
-  // Vector `o` of the units of own examples v ... v + w, from [unit] to [example].
-  void by_example(const V* from, int64_t o, int64_t v, int w, V* to) const {
+  // Vector `o` of the listed units of own examples v ... v + w, from [unit] to [example].
+  void by_example(const V* from, const Listing& of, int64_t o, int64_t v, int w, V* to) const {
     constexpr int kSquare = kLanes<T>;
-    const int64_t count = lanes(o), panels = parts(s_.vectors, kBroad);
-    int64_t panel = o * panels / s_.vectors;
-    while (part(s_.vectors, panels, panel + 1) <= o) ++panel;
-    const int64_t first = part(s_.vectors, panels, panel);
-    const int64_t n = part(s_.vectors, panels, panel + 1) - first;
+    const int32_t* units = of.units.data() + o * kSquare;
+    const int64_t count = std::min<int64_t>(kSquare, of.count() - o * kSquare);
+    const int64_t vectors = parts(of.count(), kSquare), panels = parts(vectors, kBroad);
+    int64_t panel = o * panels / vectors;
+    while (part(vectors, panels, panel + 1) <= o) ++panel;
+    const int64_t first = part(vectors, panels, panel);
+    const int64_t n = part(vectors, panels, panel + 1) - first;
     for (int x = 0; x < w; ++x) {
       V square[kSquare];
-      const V* next = from + c_ * v + o * kSquare * w + x;
+      const V* next = from + c_ * v + x;
 #pragma GCC unroll 16
-      for (int i = 0; i < kSquare; ++i) square[i] = i < count ? next[i * w] : V{};
+      for (int i = 0; i < kSquare; ++i) square[i] = i < count ? next[units[i] * w] : V{};
       transpose<T>(square);
       V* rows = to + s_.examples * first + (begin_ + v + x) * kSquare * n + o - first;
 #pragma GCC unroll 16

@@ -1,0 +1,112 @@
+// Which units of a wide network do anything at all.
+//
+// A pixel that is dark in all examples leaves its unit at zero, until a layer lights it: in digits that
+// is a fifth of them. Where a unit is at zero in every example, what weighs it multiplies nothing and
+// has no gradient; where it is at its floor, no derivative passes either. So products leave such units out,
+// of what they read and, on the way down, of what they make. Nothing changes, not a bit: what is left out
+// is zero.
+//
+// The way up notes which units of a thread's own examples are active; the way down takes those that are
+// in any thread's, so that results do not depend on how many there are.
+
+#pragma once
+
+#include "problem.h"
+
+namespace {
+
+// Some of a layer's units, in order.
+struct Listing {
+  std::vector<int32_t> units;
+  bool all = true;
+
+  int64_t count() const { return units.size(); }
+
+  // Nothing where there is no choice.
+  const int32_t* listed() const { return all ? nullptr : units.data(); }
+
+  // How many come before `unit`.
+  int64_t before(int64_t unit) const {
+    return std::lower_bound(units.begin(), units.end(), unit) - units.begin();
+  }
+};
+
+// By thread and by the state that a layer reads, or the last one leaves.
+class Active {
+ public:
+  // Of the last `states` gone through.
+  Active(int64_t threads, int64_t states, int64_t units)
+      : states_(states), units_(units), words_(parts(units, kBits)), bits_(threads * states * words_) {}
+
+  bool has(int64_t thread, int64_t state, int64_t unit) const {
+    return row(thread, state)[unit / kBits] >> unit % kBits & 1;
+  }
+  void note(int64_t thread, int64_t state, int64_t unit) {
+    row(thread, state)[unit / kBits] |= uint64_t{1} << unit % kBits;
+  }
+  void clear(int64_t thread, int64_t state) {
+    std::fill_n(row(thread, state), words_, uint64_t{0});
+  }
+
+  // Those of threads `first` to `end`.
+  void list(int64_t first, int64_t end, int64_t state, Listing& to) const {
+    to.units.clear();
+    for (int64_t w = 0; w < words_; ++w) {
+      uint64_t word = 0;
+      for (int64_t t = first; t < end; ++t) word |= row(t, state)[w];
+      for (; word != 0; word &= word - 1)
+        to.units.push_back(w * kBits + __builtin_ctzll(word));
+    }
+    to.all = false;
+    if (to.count() > units_ - units_ / kFew) list_all(to);
+  }
+  void list_all(Listing& to) const {
+    to.units.resize(units_);
+    for (int64_t k = 0; k < units_; ++k) to.units[k] = k;
+    to.all = true;
+  }
+
+ private:
+  static constexpr int64_t kBits = 64;
+  static constexpr int64_t kFew = 32;  // less than one unit in so many is not worth a choice
+
+  uint64_t* row(int64_t thread, int64_t state) {
+    return bits_.data() + (thread * states_ + state % states_) * words_;
+  }
+  const uint64_t* row(int64_t thread, int64_t state) const {
+    return bits_.data() + (thread * states_ + state % states_) * words_;
+  }
+
+  const int64_t states_, units_, words_;
+  Buffer<uint64_t> bits_;
+};
+
+// Is a unit active in any of these examples?
+template <class T>
+inline bool active(const Vec<T>& h, const Vec<T>& floor, const Vec<T>& q) {
+  const auto lanes = (h > floor) | (q != Vec<T>{});
+  uint64_t words[kBytes / 8], any = 0;
+  std::memcpy(words, &lanes, sizeof words);
+  for (uint64_t word : words) any |= word;
+  return any != 0;
+}
+
+// Numbers for the lanes in `mask`, one after the other; zeros for the others.
+template <class T>
+inline Vec<T> spread(const T* from, uint32_t mask) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_expandloadu_ps(mask, from));
+  else return reinterpret_cast<Vec<T>>(_mm512_maskz_expandloadu_pd(mask, from));
+#else
+  T lanes[kLanes<T>];
+  for (int l = 0; l < kLanes<T>; ++l) {
+    lanes[l] = mask >> l & 1 ? *from : T(0);
+    from += mask >> l & 1;
+  }
+  Vec<T> v;
+  std::memcpy(&v, lanes, sizeof v);
+  return v;
+#endif
+}
+
+}  // namespace
