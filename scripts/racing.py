@@ -21,7 +21,8 @@ import numpy as np
 from contestant import Contestant, Gone
 from measuring import busy_cores
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, flow, to_standard
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, flow, to_standard
+from dnntk.data import load_dataset
 from dnntk.kernel import limit_ntk
 from dnntk.models import DeepNarrow
 
@@ -55,7 +56,8 @@ class Task:
 
     ``shape`` is that of one input: (2,) means points on the quarter circle with target x1 x2,
     anything else random pixels in [0, 1) with random classes. A share of ``zeros`` of the
-    pixels is 0.
+    pixels is 0. With a ``dataset``, its first training images and their classes instead, from
+    ``data_dir``.
     """
 
     arch: str
@@ -65,6 +67,8 @@ class Task:
     examples: int
     scale: float
     zeros: float = 0.0
+    dataset: str | None = None
+    data_dir: str | None = None
 
 
 @dataclasses.dataclass
@@ -285,6 +289,15 @@ def _data(task: Task) -> tuple[np.ndarray, np.ndarray]:
         angles = np.linspace(0, np.pi / 2, task.examples + 20)[10:-10]
         x = np.stack([np.cos(angles), np.sin(angles)], 1)
         y = x[:, :1] * x[:, 1:]
+    elif task.dataset:
+        data = load_dataset(task.dataset, classes="all", data_dir=task.data_dir)
+        if len(data.x_train) < task.examples:
+            raise InputError(
+                f"--batch={task.examples}: expected at most {len(data.x_train)}, the training "
+                f"images of {task.dataset}, got {task.examples}; choose fewer"
+            )
+        x = data.x_train[: task.examples].reshape(task.examples, *task.shape)
+        y = data.y_train[: task.examples]
     else:
         generator = np.random.default_rng(SEED)
         x = generator.random((task.examples, *task.shape))

@@ -35,6 +35,7 @@ flags.DEFINE_float("step_seconds", 120.0, "Most for a peer's compilation or turn
 flags.DEFINE_float(
     "peer_gigabytes", 8.0, "cost: a peer that needs more is left out.", lower_bound=0
 )
+flags.DEFINE_string("data_dir", None, "train_mlp_mnist: folder of raw IDX files or of tfds sets.")
 flags.DEFINE_float("train_scale", 2.0, "C of the trained networks.", lower_bound=0.01)
 flags.DEFINE_float(
     "depth_seconds", 30.0, "Least time for the turns of all depths with one another.", lower_bound=0
@@ -88,6 +89,15 @@ def train_mlp_regime(folder: Path) -> list[Row]:
     return rows
 
 
+def train_mlp_mnist(folder: Path) -> list[Row]:
+    """The same on the first images of MNIST, with either C; of 'all' only with --data_dir."""
+    rows = []
+    for scale in (FLAGS.train_scale, float(FLAGS.wide_depth) ** 2.2):
+        task = dataclasses.replace(_wide(), scale=scale, dataset="mnist", data_dir=FLAGS.data_dir)
+        rows += _beside_loop(task, 1.7, None, folder, memory=2)
+    return rows
+
+
 def train_toy(folder: Path) -> list[Row]:
     """A training step of the 4-wide MLP on the arc: one network, and ten side by side."""
     task, trials = _toy(FLAGS.toy_depth), FLAGS.trials
@@ -136,6 +146,7 @@ BENCHMARKS: dict[str, Callable[[Path], list[Row]]] = {
     "train_toy": train_toy,
     "train_mlp_wide": train_mlp_wide,
     "train_mlp_regime": train_mlp_regime,
+    "train_mlp_mnist": train_mlp_mnist,
     "train_devices": train_devices,
     "cost_mlp": cost_mlp,
     "cost_cnn": cost_cnn,
@@ -168,6 +179,7 @@ def _words(task: Task) -> str:
     units = "channels" if task.arch == "cnn" else "units"
     words = f"{task.arch.upper()}, {width} {units}, depth {task.depth:,}, {task.examples} inputs"
     zeros = f", {task.zeros:.0%} of the pixels 0" if task.zeros else ""
+    zeros += f", {task.dataset}" if task.dataset else ""
     return f"{words}, C = {task.scale:.3g}{zeros}"
 
 

@@ -10,6 +10,9 @@ import processes
 import pytest
 from absl import flags
 
+from dnntk import InputError
+from dnntk.data import load_dataset
+
 sys.path.insert(0, str(processes.SCRIPTS))
 import contestant  # noqa: E402
 import racing  # noqa: E402
@@ -213,6 +216,17 @@ def test_the_share_of_zeros_is_that_of_the_pixels():
     assert abs((x == 0).mean() - 0.8) < 0.02
     assert (racing._data(dataclasses.replace(task, zeros=0.0))[0] > 0).all()
     assert training_benchmarks._words(task).endswith("8 inputs, C = 2, 80% of the pixels 0")
+
+
+def test_images_of_a_data_set_are_its_first_ones():
+    digits = load_dataset("digits", classes="all")
+    task = dataclasses.replace(TASK, shape=(64,), d_out=10, examples=20, dataset="digits")
+    x, y = racing._data(task)
+    np.testing.assert_array_equal(x, digits.x_train[:20].reshape(20, 64))
+    np.testing.assert_array_equal(y, digits.y_train[:20])
+    assert training_benchmarks._words(task).endswith("20 inputs, C = 2, digits")
+    with pytest.raises(InputError, match="--batch=2000: expected at most 1198"):
+        racing._data(dataclasses.replace(task, examples=2000))
 
 
 def test_losses_that_differ_or_do_not_fall_stop_a_race():

@@ -32,7 +32,19 @@ CASES = {
     "digits, baseline": ((47, 64), 1, 7, "float64", {"init": "torch_default", "literal": True}),
     "wide, odd batch": ((37, 130), 3, 9, "float64", {}),
     "wide, few digits matter": ((37, 130), 3, 9, "float64", {"scale": 1e9}),
+    "wide, dark pixels": ((37, 130), 3, 9, "float64", {"dark": True}),
+    "wide, dark pixels, many examples": ((290, 1300), 2, 6, "float32", {"dark": True}),
+    "wide, dark pixels in the regime": ((37, 130), 1, 9, "float32", {"dark": True, "scale": 1e5}),
+    "wide, dark pixels, C infinite": (
+        (130, 255),
+        2,
+        9,
+        "float64",
+        {"dark": True, "scale": math.inf},
+    ),
     "wide, matrices": ((70, 200), 1, 8, "float64", {"init": "he_uniform", "negative": True}),
+    "wide, one example": ((1, 201), 2, 9, "float64", {"init": "he_uniform", "negative": True}),
+    "wide, two examples": ((2, 290), 4, 9, "float32", {"init": "he_uniform", "negative": True}),
     "wide, literal": ((5, 301), 10, 7, "float64", {"literal": True, "scale": 30.0}),
     "wide": ((130, 255), 10, 12, "float32", {"scale": math.inf}),
     "wide, many examples": ((257, 150), 1, 8, "float32", {"init": "he_uniform", "negative": True}),
@@ -49,6 +61,9 @@ def network(shape, d_out, depth, dtype, options):
     options = dict(options)
     rng = np.random.default_rng(0)
     x = rng.uniform(-1 if options.pop("negative", False) else 0, 1, shape).astype(dtype)
+    dark = options.pop("dark", False)
+    if dark:
+        x[:, ::3] = 0
     y = rng.standard_normal((len(x), d_out)).astype(dtype)
     literal = options.pop("literal", False)
     fields = {"scale": 20.0, "parametrization": "standard" if literal else "ntk"} | options
@@ -60,6 +75,13 @@ def network(shape, d_out, depth, dtype, options):
     params = jax.tree.map(
         lambda p: (p + size * rng.standard_normal(p.shape)).astype(dtype), variables.pop("params")
     )
+    if dark:
+        # No layer lights every second of these pixels; the others are lit further up.
+        d_in = shape[-1]
+        for leaf in params["first"].values():
+            leaf[..., :d_in:3] = 0
+        for leaf in params["middle"].values():
+            leaf[..., :d_in:6] = -np.abs(leaf[..., :d_in:6])
     return model, params, variables, x, y
 
 
@@ -100,6 +122,14 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
     found, outputs = fast(params)
     assert_close(found, expected, tolerance)
     assert_close(outputs, expected[0], tolerance)
+    if "dark" in case:
+        d_in = x.shape[1]
+        for gradient in (found[1], expected[1]):
+            read = gradient["middle"]["kernel"].any(-1)[:, :d_in]
+            lit = read[:, 3::6]
+            assert not read[:, ::6].any() and not lit[0].any() and read[:, 1::3].any()
+            assert math.isinf(model.scale) or lit[1:].any()
+            assert not gradient["middle"]["bias"][:-1, :d_in:6].any()
 
 
 @pytest.mark.parametrize(
@@ -154,6 +184,7 @@ def test_what_rounding_hides_is_left_out_and_nothing_else(examples, d_in, d_out,
         *(((150, 3), 70, {}), ((150, 4, 5, 1), 70, {}), ((150, 126), 20, {}), ((150, 126), 70, {})),
         *(((290, 132), 12, {}), ((290, 126), 12, {}), ((290, 132), 12, {"scale": 1e5})),
         *(((150, 126), 70, {"scale": 1e5}), ((150, 126), 70, {"scale": 3e3, "negative": True})),
+        *(((290, 132), 12, {"dark": True}), ((290, 132), 12, {"dark": True, "scale": 1e5})),
     ],
 )
 def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkeypatch):
@@ -256,9 +287,11 @@ def test_few_examples_take_the_matrix_products_sooner(shape, depth, products):
     assert (fused.Blocks.for_batch(DeepNarrowMLP(depth, 1, 2.0), x).number == 0) == products
 
 
-@pytest.mark.parametrize(("examples", "kept"), [(70, 0.0), (260, 0.5), (70, 9.0)])
-def test_descent_without_a_stored_gradient_is_the_same_step(examples, kept, monkeypatch):
-    model, params, frozen, x, y = network((examples, 140), 3, 23, "float32", {})
+@pytest.mark.parametrize(
+    ("examples", "kept", "dark"), [(70, 0.0, False), (260, 0.5, True), (70, 9.0, True)]
+)
+def test_descent_without_a_stored_gradient_is_the_same_step(examples, kept, dark, monkeypatch):
+    model, params, frozen, x, y = network((examples, 140), 3, 23, "float32", {"dark": dark})
     monkeypatch.setattr(fused, "BUDGET", 0)
     monkeypatch.setattr(fused, "KEPT", kept)
     assert fused.descends(model, params, x)
@@ -275,6 +308,17 @@ def test_descent_without_a_stored_gradient_is_the_same_step(examples, kept, monk
     assert_close(moved[flow.sgd], moved[optax.sgd], 1e-6)
     change = jax.tree.map(lambda a, b: np.abs(a - b).max(), moved[flow.sgd][0], params)
     assert min(jax.tree.leaves(change)) > 0
+
+
+@pytest.mark.parametrize("scale", [20.0, math.inf])
+def test_what_weighs_dark_pixels_decays_as_all_else(scale, x64):
+    given = network((150, 133), 2, 7, "float64", {"dark": True, "scale": scale})
+    model, params, frozen, x, y = given
+    given = model, params, frozen, x, np.ones(len(x)), -y
+    f, gradient = jax.jit(lambda: fused.gradient(*given, fused.Share(2)))()
+    moved = jax.jit(lambda: fused.descent(*given, 0.01, fused.Share(2), 0.75))()
+    expected = jax.tree.map(lambda p, g: 0.75 * p - 0.01 * np.asarray(g), params, gradient)
+    assert_close(moved, (f, expected), 1e-14)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
