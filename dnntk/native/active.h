@@ -50,20 +50,25 @@ class Active {
 
   // Those of threads `first` to `end`.
   void list(int64_t first, int64_t end, int64_t state, Listing& to) const {
-    to.units.clear();
-    for (int64_t w = 0; w < words_; ++w) {
-      uint64_t word = 0;
-      for (int64_t t = first; t < end; ++t) word |= row(t, state)[w];
-      for (; word != 0; word &= word - 1)
-        to.units.push_back(w * kBits + __builtin_ctzll(word));
-    }
+    auto word = [&](int64_t w) {
+      uint64_t any = 0;
+      for (int64_t t = first; t < end; ++t) any |= row(t, state)[w];
+      return any;
+    };
+    int64_t count = 0;
+    for (int64_t w = 0; w < words_; ++w) count += __builtin_popcountll(word(w));
+    if (count > units_ - units_ / kFew) return list_all(to);
     to.all = false;
-    if (to.count() > units_ - units_ / kFew) list_all(to);
+    to.units.clear();
+    for (int64_t w = 0; w < words_; ++w)
+      for (uint64_t left = word(w); left != 0; left &= left - 1)
+        to.units.push_back(w * kBits + __builtin_ctzll(left));
   }
   void list_all(Listing& to) const {
+    if (to.all && to.count() == units_) return;
+    to.all = true;
     to.units.resize(units_);
     for (int64_t k = 0; k < units_; ++k) to.units[k] = k;
-    to.all = true;
   }
 
  private:
@@ -84,6 +89,14 @@ class Active {
 // Is a unit active in any of these examples?
 template <class T>
 inline bool active(const Vec<T>& h, const Vec<T>& floor, const Vec<T>& q) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(T) == 4) {
+    const auto a = reinterpret_cast<__m512>(h), b = reinterpret_cast<__m512>(floor);
+    const auto c = reinterpret_cast<__m512>(q);
+    return (_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) |
+            _mm512_cmp_ps_mask(c, _mm512_setzero_ps(), _CMP_NEQ_UQ)) != 0;
+  }
+#endif
   const auto lanes = (h > floor) | (q != Vec<T>{});
   uint64_t words[kBytes / 8], any = 0;
   std::memcpy(words, &lanes, sizeof words);
