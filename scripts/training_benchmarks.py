@@ -178,9 +178,9 @@ def _words(task: Task) -> str:
     width = task.shape[-1] + 1 + task.d_out
     units = "channels" if task.arch == "cnn" else "units"
     words = f"{task.arch.upper()}, {width} {units}, depth {task.depth:,}, {task.examples} inputs"
-    zeros = f", {task.zeros:.0%} of the pixels 0" if task.zeros else ""
-    zeros += f", {task.dataset}" if task.dataset else ""
-    return f"{words}, C = {task.scale:.3g}{zeros}"
+    data = f", {task.zeros:.0%} of the pixels 0" if task.zeros else ""
+    data += f", {task.dataset}" if task.dataset else ""
+    return f"{words}, C = {task.scale:.3g}{data}"
 
 
 def _rules(seconds_allowed: float = float("inf")) -> Rules:

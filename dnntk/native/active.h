@@ -22,9 +22,6 @@ struct Listing {
 
   int64_t count() const { return units.size(); }
 
-  // Nothing where there is no choice.
-  const int32_t* listed() const { return all ? nullptr : units.data(); }
-
   // How many come before `unit`.
   int64_t before(int64_t unit) const {
     return std::lower_bound(units.begin(), units.end(), unit) - units.begin();

@@ -542,7 +542,7 @@ class Crew {
     const int64_t number_, state_;
   };
 
-  // Active units of the state below layer `state`; the last layer's are taken to be all.
+  // Active units of the state that layer `state` reads; those that the last one leaves are taken to be all.
   void list(int64_t state, Listing& to) const {
     if (state == p_.layers) s_.active.list_all(to);
     else s_.active.list(0, s_.threads, state, to);
