@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from dnntk.checkpoints import Checkpoints
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
+from dnntk.mnist import LabelledImages, prepare, read_images
 from dnntk.models import DeepNarrow
 from dnntk.results import RunFolder, peak_memory_bytes
 from dnntk.step_size import largest_eigenvalue
@@ -280,6 +282,30 @@ def kill(folder: Path) -> dict[str, Any]:
     }
 
 
+def prepared_mnist(folder: Path) -> dict[str, Any]:
+    """MNIST's published files, prepared for tensorflow-datasets, read back example by example."""
+    if FLAGS.data_dir is None:
+        raise InputError("data_dir: expected a folder with MNIST's four published files, got none")
+
+    def counted(images: LabelledImages) -> Counter[tuple[str, bytes, int]]:
+        examples: Counter[tuple[str, bytes, int]] = Counter()
+        for split in ("train", "test"):
+            x, labels = (getattr(images, f"{kind}_{split}") for kind in ("x", "labels"))
+            examples.update((split, p.tobytes(), int(n)) for p, n in zip(x, labels, strict=True))
+        return examples
+
+    begun = time.perf_counter()
+    directory = prepare("mnist", folder, FLAGS.data_dir)
+    seconds = time.perf_counter() - begun
+    raw, found = (counted(read_images("mnist", where)) for where in (FLAGS.data_dir, directory))
+    return {
+        "examples": raw.total(),
+        "examples_that_differ": ((raw - found) + (found - raw)).total(),
+        "seconds_to_prepare": seconds,
+        "promised": "none differs",
+    }
+
+
 CHECKS: dict[str, Check] = {
     "default": default_run,
     "precision": precision,
@@ -293,6 +319,7 @@ CHECKS: dict[str, Check] = {
     "table_row_3": table_row_3,
     "mnist_limit": mnist_limit,
     "limit_depth": limit_depth,
+    "prepared_mnist": prepared_mnist,
 }
 
 

@@ -459,14 +459,6 @@ def test_published_mnist_has_the_published_counts() -> None:
     assert images.x_train.shape == (60000, 28, 28) and images.x_test.shape == (10000, 28, 28)
 
 
-@needs_mnist
-def test_prepared_mnist_equals_the_idx_files(tmp_path: Path) -> None:
-    folder = os.environ["DNNTK_MNIST"]
-    directory = prepare("mnist", tmp_path, folder)
-    raw = read_images("mnist", folder)
-    assert_same_examples(read_images("mnist", directory), {key: getattr(raw, key) for key in FILES})
-
-
 def test_the_published_files_of_one_set_are_not_taken_for_the_other(mnist_folder):
     with pytest.raises(InputError, match="--dataset=mnist"):
         load_dataset("fashion_mnist", data_dir=mnist_folder)

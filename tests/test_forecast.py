@@ -80,7 +80,7 @@ def test_steps_follow_from_the_kernel_time_of_the_shallower_network():
 
 
 def test_depths_that_are_timed_split_into_stages_as_the_runs_own(monkeypatch):
-    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.01)
+    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.0)
     told = forecast(TrainConfig(depth=1002, dataset="toy", steps=10, mesh="depth:2"))
     assert all(depth < 1002 and depth % 2 == 0 for depth in told.calibrated_at)
     assert told.calibrated_at[0] < told.calibrated_at[1]

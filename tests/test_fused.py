@@ -33,7 +33,7 @@ CASES = {
     "wide, odd batch": ((37, 130), 3, 9, "float64", {}),
     "wide, few digits matter": ((37, 130), 3, 9, "float64", {"scale": 1e9}),
     "wide, dark pixels": ((37, 130), 3, 9, "float64", {"dark": True}),
-    "wide, dark pixels, many examples": ((290, 1300), 2, 6, "float32", {"dark": True}),
+    "wide, dark pixels, many examples": ((290, 1300), 2, 4, "float32", {"dark": True}),
     "wide, dark pixels in the regime": ((37, 130), 1, 9, "float32", {"dark": True, "scale": 1e5}),
     "wide, dark pixels, C infinite": (
         (130, 255),
