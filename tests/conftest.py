@@ -49,7 +49,7 @@ LONGEST = (
 
 
 def pytest_collection_finish():
-    """Collect garbage seldom, and never in what was imported: 5% of the suite's time."""
+    """Collect garbage seldom, and never in what was imported: 2 to 5% of the time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 1000)
 
