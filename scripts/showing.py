@@ -57,7 +57,7 @@ def ntk_figure(rows: Sequence[Row]) -> Figure:
 
 def cost_figure(rows: Sequence[Row], title: str) -> Figure:
     """A training step's time and compilation (left) and its memory (right) against depth."""
-    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(10.4, 5.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, color, marker in STYLES:
         style: dict[str, Any] = {"color": color, "capsize": 2, "markersize": 5}
@@ -77,7 +77,14 @@ def cost_figure(rows: Sequence[Row], title: str) -> Figure:
         axes.set_yscale("log")
         axes.set_xlabel("depth $L$")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    legend = {
+        label: handle
+        for axes in (left, right)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside lower center", ncols=5, fontsize="small"
+    )
     left.set_ylabel("time of a training step (s): median, quartiles")
     right.set_ylabel("peak memory of a step beyond\nparameters and gradient (MB)")
     figure.suptitle(title)
