@@ -3,6 +3,7 @@
 Beside what orbax writes lie the sizes and SHA-256 of its files, written last. A checkpoint without
 them was cut short; one that differs from them is damaged, and gives way to the one before it.
 Nothing of a checkpoint is read before that, and no array made before its shape is the run's own.
+A checkpoint that cannot be read again as it was just written is an error at once.
 """
 
 import contextlib
@@ -34,6 +35,11 @@ _MOST_CHECKSUMS, _MOST_EXPANSION, _CHUNK = 1 << 22, 1000, 1 << 20
 # What writing takes in memory beside the state, and keeps for the next time, for each of its bytes
 # and at most: pieces on their way into files. Measured on 20 to 1,400 MB (BUILD_NOTES.md).
 _MEMORY_A_BYTE, _MOST_MEMORY = 1.5, 950_000_000
+# Where Linux shows a process its open files, folders among them.
+_OPEN_FILES = Path("/proc/self/fd")
+# orbax looks for its files by a pattern with the folder's path in it; tensorstore takes a backslash
+# for a slash.
+_PATTERN = frozenset("*?[]\\")
 
 
 def memory_to_write(state_bytes: int) -> int:
@@ -49,7 +55,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        """Open ``folder``, making it where it is missing."""
+        """Open ``folder``, making it where it is missing.
+
+        Raises:
+          InputError: orbax cannot work with its name.
+        """
         # Of several processes the first one writes; each reads by itself.
         alone = ocp.options.MultiprocessingOptions()
         if hosts.several():
@@ -61,15 +71,23 @@ class Checkpoints:
             max_to_keep=keep,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=hosts.first(),
-            create=not hosts.several(),
+            create=False,
             multiprocessing_options=alone,
         )
-        if hosts.several() and hosts.first():
-            folder.mkdir(parents=True, exist_ok=True)
+        if hosts.first():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"workdir: expected a folder that can be made, got {folder} ({error.strerror})"
+                ) from None
         hosts.wait("checkpoints")
         self._folder = folder.absolute()
+        self._resources = contextlib.ExitStack()
+        self._place = self._resources.enter_context(_plainly_named(self._folder))
         handler = ocp.PyTreeCheckpointHandler()
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
+        self._manager = ocp.CheckpointManager(self._place, options=options, item_handlers=handler)
+        self._resources.callback(self._manager.close)
 
     def __enter__(self) -> "Checkpoints":
         """Return itself."""
@@ -77,7 +95,7 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         """Close the folder."""
-        self._manager.close()
+        self._resources.close()
 
     def save(self, step: int, state: Any) -> None:
         """Write ``state`` under ``step``; a state already kept under it stays.
@@ -85,7 +103,7 @@ class Checkpoints:
         Of several processes all must call it.
 
         Raises:
-          InputError: there is no room for it; those already kept stay.
+          InputError: there is no room for it, or it cannot be read again; those already kept stay.
         """
         if step in self._manager.all_steps():
             return
@@ -97,17 +115,50 @@ class Checkpoints:
         try:
             if needed > free:
                 raise OSError(f"{free / 1e6:.0f} MB are free")
-            with _silent_threads():
+            with _failing_threads() as failures:
                 self._manager.save(step, args=_in_pieces(_without_empty(host)))
+            if failures:
+                raise OSError(self._reason(failures[0]))
             _write_checksums(self._folder / str(step))
         except (OSError, ValueError) as error:  # tensorstore raises the latter
-            with contextlib.suppress(Exception):
-                self._manager.delete(step)
+            self._discard(step)
             raise InputError(
                 f"workdir: expected room for a checkpoint of {needed / 1e6:.0f} MB in "
-                f"{self._folder} ({_first_line(error)}); make room and --resume: the checkpoint "
+                f"{self._folder} ({self._reason(error)}); make room and --resume: the checkpoint "
                 "before it is kept"
             ) from None
+        try:
+            self._check_readable(step, _without_empty(host))
+        except Exception as error:  # orbax and its backends raise many kinds
+            self._discard(step)
+            raise InputError(
+                f"workdir: expected a folder in which checkpoints can be read again, "
+                f"{self._folder} is none ({self._reason(error)}); choose another"
+            ) from None
+
+    def _reason(self, error: BaseException) -> str:
+        """The first line of what orbax says, about the folder as the user knows it."""
+        line = str(error).strip().partition("\n")[0]
+        return line.replace(str(self._place), str(self._folder))[:160]
+
+    def _discard(self, step: int) -> None:
+        with contextlib.suppress(Exception):
+            self._manager.delete(step)
+
+    def _check_readable(self, step: int, state: Any) -> None:
+        """By the way that restores it: all shapes, and the values of the smallest array.
+
+        The checksums have read the files themselves.
+        """
+        self._check_shapes(step, state)
+        leaves, tree = jax.tree.flatten(state)
+        place = min(range(len(leaves)), key=lambda i: leaves[i].nbytes)
+        like = [ocp.PLACEHOLDER] * len(leaves)
+        like[place] = jax.ShapeDtypeStruct(leaves[place].shape, leaves[place].dtype)
+        like = jax.tree.unflatten(tree, like)
+        read = jax.tree.leaves(self._manager.restore(step, args=_as_numpy(like, like)))[place]
+        if not np.array_equal(read, leaves[place], equal_nan=True):
+            raise ValueError(f"step {step} has other values than were written")
 
     def newest(self) -> Any:
         """The newest state, NumPy arrays in plain containers, None for an empty one; or None.
@@ -151,7 +202,7 @@ class Checkpoints:
                 reason = reason or str(error)
                 unfinished.append(step)
             except Exception as error:  # orbax and its backends raise many kinds on damaged files
-                reason = reason or _first_line(error)
+                reason = reason or self._reason(error)
             else:
                 hosts.wait("restored")
                 for damaged in (newer for newer in steps if newer > step and hosts.first()):
@@ -164,7 +215,7 @@ class Checkpoints:
             return None
         if steps:
             raise InputError(
-                f"resume: no checkpoint under {self._manager.directory} can be read ({reason}); "
+                f"resume: no checkpoint under {self._folder} can be read ({reason}); "
                 "start again in another workdir"
             )
         return None
@@ -199,12 +250,35 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _silent_threads() -> Iterator[None]:
-    """What fails in a thread of orbax's is raised again in the caller: once is enough."""
-    before = threading.excepthook
-    threading.excepthook = lambda args: None
+def _plainly_named(folder: Path) -> Iterator[Path]:
+    """A name of ``folder`` that is its own whatever characters its path has.
+
+    Raises:
+      InputError: the system gives none, and the path would be taken for another.
+    """
+    if not _OPEN_FILES.is_dir():
+        if found := _PATTERN & set(str(folder)):
+            raise InputError(
+                f"workdir: expected a path without {' '.join(sorted(found))}, got {folder}; "
+                "choose another"
+            )
+        yield folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield
+        yield _OPEN_FILES / str(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _failing_threads() -> Iterator[list[BaseException]]:
+    """What is raised in threads meanwhile, orbax's; it is not printed as well."""
+    before = threading.excepthook
+    failures: list[BaseException] = []
+    threading.excepthook = lambda args: failures.append(args.exc_value or args.exc_type())
+    try:
+        yield failures
     finally:
         threading.excepthook = before
 
@@ -240,10 +314,6 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:160]
 
 
 def _in_pieces(state: Any) -> ocp.args.PyTreeSave:

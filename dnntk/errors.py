@@ -1,4 +1,4 @@
-"""The package's own exceptions: input to be mended, a run gone astray, a run told to stop."""
+"""The package's own exceptions: input to be mended, a run gone astray, a run that was stopped."""
 
 from typing import Any
 
@@ -30,4 +30,17 @@ class Stopped(SystemExit):
     def __init__(self, message: str) -> None:
         """Keep ``message``; a process in which nobody catches this ends silently."""
         super().__init__(143)
+        self.message = message
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGINT: everything is written; a script ends with status 128 + 2.
+
+    Attributes:
+      message: one line that says how to go on.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Keep ``message``; a notebook shows it."""
+        super().__init__(message)
         self.message = message

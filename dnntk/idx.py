@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnntk.errors import InputError
+from dnntk.paths import as_path
 
 # The published names: images and labels for training, then for testing.
 MNIST_FILES = (
@@ -49,7 +50,7 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> NDArray[np.uint8]:
         InputError: the file is missing, unreadable, damaged, of another type or rank, or shorter
             or longer than its header says. One line.
     """
-    path = Path(path)
+    path = as_path("path", path)
     size = _file_size(path)
     zipped = path.suffix == ".gz"
     try:
@@ -111,12 +112,12 @@ def find_idx(folder: str | os.PathLike[str], name: str) -> Path | None:
     Returns:
         The file, a plain one before a gzipped one; None if there is none.
     """
-    stems = (name, name.replace("-idx", ".idx"))
-    candidates = [Path(folder, stem + suffix) for suffix in ("", ".gz") for stem in stems]
+    folder, stems = as_path("folder", folder), (name, name.replace("-idx", ".idx"))
+    candidates = [folder / (stem + suffix) for suffix in ("", ".gz") for stem in stems]
     # Some unpackers make a directory of that name: a file beside it wins, but if there is none
     # the directory is returned, for read_idx to say what is wrong with it.
-    found = [path for path in candidates if path.is_file()]
-    found += [path for path in candidates if path.exists()]
+    found = [path for path in candidates if os.path.isfile(path)]
+    found += [path for path in candidates if os.path.exists(path)]
     return found[0] if found else None
 
 

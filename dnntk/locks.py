@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,13 +25,18 @@ class FolderLock:
     claims again is shared: in a notebook, a run that failed is held by its traceback.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, made: Sequence[Path] = ()) -> None:
         """Hold ``folder``, which exists.
+
+        Args:
+          folder: to be held.
+          made: folders that were made for it, itself first; those that are empty when it is
+            released go again.
 
         Raises:
           InputError: another process holds it, or no file can be written there.
         """
-        self._file = folder.resolve() / LOCK
+        self._file, self._made = folder.resolve() / LOCK, [f.absolute() for f in made]
         if _claims.lists:
             _claims.lists[-1].append(self)
         self._held = False
@@ -54,6 +60,9 @@ class FolderLock:
                 with contextlib.suppress(OSError):
                     self._file.unlink()
                 entry[0].close()
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
 
     def __del__(self) -> None:
         """As `release`."""
@@ -102,7 +111,7 @@ if hasattr(os, "register_at_fork"):
 def _locked(file: Path) -> TextIO:
     while True:
         try:
-            stream = file.open("a+")
+            stream = file.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise InputError(
                 f"workdir: expected a folder that can be written to, got {file.parent} "

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dnntk.errors import InputError
 from dnntk.idx import MNIST_FILES, find_idx, read_pair
+from dnntk.paths import as_path
 
 CLASS_NAMES: dict[str, tuple[str | int, ...]] = {
     "mnist": tuple(range(10)),
@@ -92,8 +93,8 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> La
     """
     if data_dir is None:
         return _read_prepared(name, prepare(name))
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
+    folder = as_path("data_dir", data_dir)
+    if not os.path.isdir(folder):  # where a parent cannot be entered, `Path.is_dir` raises
         raise InputError(f"--data_dir={data_dir}: expected a folder, found none; check the path")
     paths = [find_idx(folder, file) for file in MNIST_FILES]
     if all(paths):
@@ -132,10 +133,10 @@ def prepare(
         InputError: a failed download, a wrong checksum, a file missing from ``manual_dir``, or a
             directory that cannot be written.
     """
-    directory = _default_dir() if data_dir is None else Path(data_dir).expanduser()
+    directory = _default_dir() if data_dir is None else as_path("data_dir", data_dir)
     if _is_prepared(name, directory):
         return directory
-    manual = None if manual_dir is None else Path(manual_dir).expanduser()
+    manual = None if manual_dir is None else as_path("manual_dir", manual_dir)
     tfds = _import_tfds(name)
     import requests
 
@@ -176,8 +177,8 @@ def prepare(
 
 
 def _read_folder(name: str, folder: Path, paths: list[Path]) -> LabelledImages:
-    _refuse_another_set(name, paths[1])
     x_train, labels_train = read_pair(*paths[:2])
+    _refuse_another_set(name, paths[1])
     x_test, labels_test = read_pair(*paths[2:])
     if x_train.shape[1:] != x_test.shape[1:]:
         raise InputError(
@@ -315,7 +316,15 @@ def _import_tfds(name: str) -> Any:
 
 def _default_dir() -> Path:
     """tensorflow-datasets' own rule, which that library applies once, when it is imported."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    if named := os.environ.get("TFDS_DATA_DIR"):
+        return as_path("TFDS_DATA_DIR", named)
+    try:
+        return as_path("data_dir", "~/tensorflow_datasets")
+    except InputError:
+        raise InputError(
+            "data_dir: expected a folder to read, or a home folder to download to, found neither; "
+            "give data_dir, or set HOME or TFDS_DATA_DIR"
+        ) from None
 
 
 def _is_prepared(name: str, directory: Path) -> bool:

@@ -16,7 +16,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +33,7 @@ from dnntk.checks import (
 )
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
+from dnntk.paths import as_path
 from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual
 from dnntk.tiles import CrossKernel, Kernel, SymmetricGram, balanced
 
@@ -142,7 +142,7 @@ class KernelFlow:
         self.ridge, self._tolerance, self._most = float(ridge), tolerance, max_iterations
         self._memory = usual_memory() if memory is None else float(memory)
         self._chosen, self._block_size, self._progress = solver, block_size, progress
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else as_path("folder", folder)
         self._gram = gram
         self._cross = CrossKernel(kernel, self._x, dtype) if gram is None else gram.cross
         if gram is not None and not np.array_equal(

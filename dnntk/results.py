@@ -1,9 +1,11 @@
 """The folder of a run: configuration, metrics, summary. Every file is whole at any moment."""
 
 import json
+import logging
 import math
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Callable, Collection
@@ -15,17 +17,27 @@ import jax
 
 from dnntk import hosts
 from dnntk.errors import InputError
-from dnntk.locks import FolderLock
+from dnntk.locks import LOCK, FolderLock
+from dnntk.paths import as_path
+
+log = logging.getLogger("dnntk")
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+# Why a run ended before its last step, and will again.
+DIVERGED = "diverged.json"
 
 
 class RunFolder:
     """Reads and writes what a run leaves in its workdir; of several processes the first writes."""
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
-        """Name the folder; nothing is touched yet."""
-        self.path = Path(workdir)
+        """Name the folder; nothing is touched yet.
+
+        Raises:
+          InputError: ``workdir`` is no path.
+        """
+        self.path = as_path("workdir", workdir)
+        self._made: list[Path] = []
         self._lock: FolderLock | None = None
 
     def make(self) -> None:
@@ -35,6 +47,7 @@ class RunFolder:
           InputError: it cannot be made, or is not a folder that can be written to.
         """
         try:
+            self._made = [p for p in (self.path, *self.path.parents) if not os.path.lexists(p)]
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
@@ -48,39 +61,59 @@ class RunFolder:
         """Has a run been started here?"""
         return (self.path / CONFIG).exists()
 
-    def claim(self, config: dict[str, Any], resume: bool, free: Collection[str] = ()) -> None:
+    @property
+    def ended(self) -> bool:
+        """Has its run come to an end, a good one or not?"""
+        return any((self.path / name).exists() for name in (SUMMARY, DIVERGED))
+
+    @property
+    def vacant(self) -> bool:
+        """Is it missing, or left by a run that was killed before its first write?"""
+        try:
+            return all(map(_is_leftover, os.listdir(self.path)))
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+
+    def claim(self, config: dict[str, Any], resume: bool, free: Collection[str] = ()) -> bool:
         """Start a run of ``config`` here, or, to ``resume``, check that the one here is the same.
 
-        The folder is then this run's alone until the object is gone.
+        The folder is then this run's alone until the object is gone; if it was made for the run and
+        is empty then, it goes as well. All processes of a job must call it.
 
         Args:
           config: the run's configuration, as JSON keeps it.
-          resume: expect a run of it in the folder; else none.
+          resume: expect a run of it in the folder, or nothing; else none.
           free: names that may differ from the ones saved.
+
+        Returns:
+          Whether there is a run to go on with. A job that is submitted again by the same command
+          may have been stopped before it had written anything: ``resume`` then starts it.
 
         Raises:
           InputError: the folder cannot be used, or holds another run, or one that is at work.
         """
-        saved = self.read_config() if resume else None
+        starts = not resume or bool(hosts.agreed(int(self.vacant)))
+        saved = None if starts else self.read_config()
         if hosts.first():
-            if saved is None:
+            if starts:
                 self.make()
-            self._lock = FolderLock(self.path)
-        elif saved is None:
-            return
+            self._lock = FolderLock(self.path, self._made)
         if saved is None:
-            if self.holds_run:
+            if hosts.first() and self.holds_run:
                 raise InputError(
                     f"workdir: expected one without a run, {self.path} holds one; "
                     "add --resume to go on with it, or choose another"
                 )
-            return
+            if resume:
+                log.info("resume: %s holds no run yet; starting one", self.path)
+            return False
         for name, value in json.loads(json.dumps(config)).items():
             if name not in free and saved.get(name, value) != value:
                 raise InputError(
                     f"resume: {self.path} was started with {name}={saved[name]}, got {value}; "
                     "leave it out, or use another workdir"
                 )
+        return True
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replace ``name`` in one move."""
@@ -95,7 +128,7 @@ class RunFolder:
         """
         file = self.path / CONFIG
         try:
-            content = parsed(file.read_text())
+            content = parsed(file.read_bytes())
         except FileNotFoundError:
             raise InputError(
                 f"resume: expected a run in {self.path}, found no {CONFIG}; "
@@ -124,7 +157,7 @@ class RunFolder:
         """Add a line of JSON to ``name``, on disk before this returns."""
         if not hosts.first():
             return
-        with (self.path / name).open("a") as file:
+        with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(as_json(line)) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -145,16 +178,25 @@ class RunFolder:
         if not hosts.first():
             return lines
         partial = file.with_name(f".{name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        partial.write_text(content, encoding="utf-8")
         partial.replace(file)
         return lines
 
 
 def replace_json(file: Path, content: dict[str, Any]) -> None:
-    """Write ``file`` in one move."""
+    """Write ``file`` in one move, on disk before this returns."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(content, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
     partial.replace(file)
+
+
+def _is_leftover(name: str) -> bool:
+    """Does a run that was killed before its first write leave a file of this name?"""
+    return name == LOCK or bool(re.fullmatch(r"\..+\.partial|\.nfs.+", name))
 
 
 def parsed(text: str | bytes) -> Any:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnntk.errors import InputError
+from dnntk.paths import as_path
 
 FORMAT, VERSION = "dnntk", "1"
 _DTYPE, _WIDTH = "F64", 8
@@ -45,7 +46,7 @@ def write(path: PathLike, kind: str, arrays: Mapping[str, Any], about: dict[str,
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
+    path = as_path("path", path)
     exact = {name: np.ascontiguousarray(arrays[name], "<f8") for name in sorted(arrays)}
     header = _header({name: a.shape for name, a in exact.items()}, kind, json.dumps(about))
     digest = hashlib.sha256(_encoded(header))
@@ -84,7 +85,7 @@ def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray[np.float64]], dic
     Raises:
         InputError: there is no such file; it is damaged, of another kind, or of another version.
     """
-    path = Path(path)
+    path = as_path("path", path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for for ever

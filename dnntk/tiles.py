@@ -336,13 +336,19 @@ class SymmetricGram:
             InputError: it holds another matrix, or is damaged.
         """
         folder = file.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"folder: expected a folder that can be made, got {folder} ({error.strerror}); "
+                "give another"
+            ) from None
         if not file.exists() or not note.exists():
             return []
         advice = "remove both files, or give another folder"
         damaged = InputError(f"gram: expected a stored matrix in {folder}, found damage; {advice}")
         try:
-            content = parsed(note.read_text())
+            content = parsed(note.read_bytes())
             probes = np.array(content.pop("probes"), np.float64)
             sums = content.pop("checksums", None)
             done = content.pop("done", None)  # of a matrix stored before there were checksums

@@ -39,6 +39,7 @@ from dnntk.checkpoints import Checkpoints
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
+from dnntk.locks import freeing_folders
 from dnntk.mnist import LabelledImages, prepare, read_images
 from dnntk.models import DeepNarrow
 from dnntk.results import RunFolder, peak_memory_bytes
@@ -331,7 +332,7 @@ def _run_script(folder: Path, *options: str) -> dict[str, Any]:
     begun = time.perf_counter()
     subprocess.run([*TRAIN, *options, f"--workdir={folder}"], check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - begun
-    return _summary(json.loads((folder / "summary.json").read_text())) | {"process_seconds": wall}
+    return _summary(json.loads((folder / "summary.json").read_bytes())) | {"process_seconds": wall}
 
 
 def _limit_accuracy(config: TrainConfig, examples: int) -> float:
@@ -374,7 +375,7 @@ def _descend(
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_bytes().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
@@ -383,6 +384,7 @@ def _last_step(folder: Path) -> int:
     return max(steps, default=0)
 
 
+@freeing_folders()
 def main() -> None:
     """Run the checks that have no result yet, then show all results."""
     names = FLAGS.checks
@@ -396,8 +398,8 @@ def main() -> None:
             "data_dir: prepared_mnist expects MNIST's four published files, got none; "
             "give their folder as --data_dir=FOLDER"
         )
-    folder = RunFolder(FLAGS.workdir)
-    folder.make()
+    folder = RunFolder(command_line.workdir())
+    folder.claim({}, resume=False)
     for name in names:
         file = folder.path / f"{name}.json"
         if not file.exists():

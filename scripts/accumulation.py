@@ -50,7 +50,7 @@ def _config() -> AccumulationConfig:
 
 def main() -> None:
     """Flags to configuration, then the experiment."""
-    accumulate(_config(), FLAGS.workdir, resume=FLAGS.resume)
+    accumulate(_config(), command_line.workdir(), resume=FLAGS.resume)
     print(f"results: {FLAGS.workdir}")
 
 

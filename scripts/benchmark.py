@@ -33,6 +33,7 @@ from measuring import Call, Row, check_same, machine, measured, promise, set_pee
 
 from dnntk import DeepNarrowMLP, InputError, empirical_ntk, figures, to_standard
 from dnntk.kernel import limit_ntk
+from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow, Variables
 from dnntk.results import RunFolder, peak_memory_bytes, versions
 
@@ -207,6 +208,7 @@ def _in_own_process(
             return None
 
 
+@freeing_folders()
 def main() -> None:
     """Run the benchmarks that have no result yet, then show all results."""
     names = FLAGS.benchmarks
@@ -222,8 +224,8 @@ def main() -> None:
     # from the next.
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    folder = RunFolder(FLAGS.workdir)
-    folder.make()
+    folder = RunFolder(command_line.workdir())
+    folder.claim({}, resume=False)
     results = {}
     for name in names:
         file = folder.path / f"{name}.json"
@@ -232,7 +234,7 @@ def main() -> None:
         else:
             print(f"--- {name}: {BENCHMARKS[name].__doc__}", flush=True)
             folder.write_json(file.name, _result(name, folder.path))
-        results[name] = json.loads(file.read_text())
+        results[name] = json.loads(file.read_bytes())
     if "ntk" in results:
         figures.save(showing.ntk_figure(results["ntk"]["rows"]), Path(folder.path, "ntk"))
     for name, title in COST.items():

@@ -4,9 +4,11 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,7 +17,8 @@ import jax
 from absl import flags
 
 from dnntk import Diverged, InputError, hosts
-from dnntk.errors import Stopped
+from dnntk.errors import Interrupted, Stopped
+from dnntk.paths import as_path
 from dnntk.pipeline import parse_mesh
 
 # More host devices than this only cut the batch thinner.
@@ -38,10 +41,21 @@ def define_processes() -> None:
     flags.DEFINE_string("coordinator", None, "First process's host:port, where no cluster says.")
     flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
     flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.", lower_bound=0)
+    for name in ("distributed", "coordinator", "processes", "process"):  # they go into its --help
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def workdir(default: Callable[[], Path] | None = None) -> Path:
+    """The folder for all results: what ``--workdir`` says, else ``default()``."""
+    given = flags.FLAGS.workdir
+    path = default() if given is None and default else as_path("workdir", given)
+    flags.FLAGS["workdir"].value = str(path)  # for the line that says how to go on
+    return path
 
 
 def run(main: Callable[[], None]) -> None:
     """Parse the flags and call ``main``; bad input ends with exit status 2 and one line."""
+    _print_anything()
     if HELP & set(sys.argv[1:]):
         print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
         return
@@ -54,14 +68,18 @@ def run(main: Callable[[], None]) -> None:
         _one_host_device_a_core()
         _join_others()
         main()
-    except (flags.Error, InputError) as error:
+    except InputError as error:
+        _stop(_naming_flags(str(error)), 2)
+    except flags.Error as error:
         _stop(str(error), 2)
     except Diverged as error:
         _stop(str(error), 1)
+    except Interrupted as interrupted:
+        _stop(_naming_workdir(interrupted.message), 130)
     except KeyboardInterrupt:
         _stop(f"interrupted; {_go_on()}", 130)
     except Stopped as stopped:
-        _stop(stopped.message, 143)
+        _stop(_naming_workdir(stopped.message), 143)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several() or not any(word in str(error) for word in GONE):
             raise
@@ -101,12 +119,42 @@ def _stopped(number: int, frame: FrameType | None) -> NoReturn:
 
 def _go_on() -> str:
     # Some scripts look for themselves whether the workdir has anything.
-    resume = "--resume and " if "resume" in flags.FLAGS else ""
-    return f"go on with {resume}the same --workdir"
+    resume = ["--resume"] if "resume" in flags.FLAGS else []
+    values = flags.FLAGS.flag_values_dict() if flags.FLAGS.is_parsed() else {}
+    if values.get("workdir") is None:
+        return f"go on with {' and '.join([*resume, 'the same --workdir'])}"
+    named = f"--workdir={shlex.quote(values['workdir'])}"
+    return f"go on with {' '.join([*resume, named])}"
+
+
+def _naming_workdir(message: str) -> str:
+    """A run inside an experiment names a folder of its own; the user goes on with the outer one."""
+    done, kept, _ = message.partition("; go on with")
+    return f"{done}; {_go_on()}" if kept else message
+
+
+def _naming_flags(message: str) -> str:
+    """The library's line, which begins with names of arguments, with ``--`` where they are flags.
+
+    As in "lr, time_step: expected ..." and "pool=3: expected ...".
+    """
+    names, found, rest = message.partition(":")
+    arguments = [part.partition("=")[0].strip() for part in names.split(",")]
+    if not found or not all(name in flags.FLAGS for name in arguments):
+        return message
+    return f"{', '.join('--' + part.strip() for part in names.split(','))}:{rest}"
+
+
+def _print_anything() -> None:
+    """What a terminal's encoding does not have is printed as its number, and ends no run."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # None where it is closed
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _stop(message: str, status: int) -> NoReturn:
-    print(f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}", file=sys.stderr)
+    if sys.stderr is not None:
+        print(f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 

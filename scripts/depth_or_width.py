@@ -58,7 +58,7 @@ def _config() -> DepthOrWidthConfig:
 
 def main() -> None:
     """Flags to configuration, then the experiment and what it says."""
-    found = compare(_config(), FLAGS.workdir, resume=FLAGS.resume)
+    found = compare(_config(), command_line.workdir(), resume=FLAGS.resume)
     for statement in found.statements:
         print(statement)
     print(f"results: {FLAGS.workdir}")

@@ -25,7 +25,7 @@ def main() -> None:
     """Flags to configuration, then a line a statement."""
     fields = dataclasses.fields(ErrataConfig)
     values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields}
-    rows = errata(ErrataConfig(**values), FLAGS.workdir)
+    rows = errata(ErrataConfig(**values), command_line.workdir())
     for row in rows:
         print(
             f"{row['statement']} ({row['setting']}): printed {row['printed']:.4g}, corrected "

@@ -44,7 +44,7 @@ def _config() -> InitializationConfig:
 
 def main() -> None:
     """Flags to configuration, then the figures and a table of the styles in them."""
-    found = initialize(_config(), FLAGS.workdir, resume=FLAGS.resume)
+    found = initialize(_config(), command_line.workdir(), resume=FLAGS.resume)
     for arch, network in found.items():
         summary = network.summary()
         for kind in ("lines", "boxes"):

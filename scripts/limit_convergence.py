@@ -52,7 +52,7 @@ def _config() -> LimitConfig:
 
 def main() -> None:
     """Flags to configuration, then the experiment and a table of its powers of depth."""
-    found = converge_to_limit(_config(), FLAGS.workdir, resume=FLAGS.resume)
+    found = converge_to_limit(_config(), command_line.workdir(), resume=FLAGS.resume)
     for arch, comparison in found.items():
         for time, fit in zip(comparison.times, comparison.fits, strict=True):
             if fit is not None:

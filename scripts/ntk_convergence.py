@@ -45,7 +45,7 @@ def _config() -> ConvergenceConfig:
 
 def main() -> None:
     """Flags to configuration, then the experiment and a table of its rates."""
-    result = converge(_config(), FLAGS.workdir, resume=FLAGS.resume)
+    result = converge(_config(), command_line.workdir(), resume=FLAGS.resume)
     for rule, fits in result.fits.items():
         for quantity, fit in fits.items():
             if fit is not None:

@@ -13,7 +13,6 @@ best, one kernel a layer that reads and writes the state; a sweep is 3 kernels a
 import json
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import command_line
@@ -27,6 +26,8 @@ from dnntk import TrainConfig, figures, parallel, train
 from dnntk.config import ARCHITECTURES
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
+from dnntk.locks import freeing_folders
+from dnntk.results import RunFolder
 
 FLAGS = flags.FLAGS
 
@@ -127,21 +128,23 @@ def picture(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
+@freeing_folders()
 def main() -> None:
     """A row for every depth and C, kept as soon as it is there, and a picture."""
     depths = command_line.depths("depths", 3)
     scales = command_line.listed("scales", float, "numbers like 5,50")
     if not scales:
         raise InputError("scales: expected numbers like 5,50, got none")
-    folder = Path(FLAGS.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
+    held = RunFolder(command_line.workdir())
+    held.claim({}, resume=False)
+    folder = held.path
     rows: list[dict[str, Any]] = []
     print("depth        C  sweeps  error (loop's)       modelled ms (loop's)   times faster")
     for depth in depths:
         for scale in scales:
             one = row(depth, scale)
             rows.append(one)
-            (folder / "parallel_depth.json").write_text(json.dumps(rows, indent=1))
+            (folder / "parallel_depth.json").write_text(json.dumps(rows, indent=1), "utf-8")
             print(
                 f"{depth:<9,} {scale:>5g}  {one['sweeps']:>6}  {one['error']:.1e} "
                 f"({one['loop_error']:.1e})  {1e3 * one['modelled_seconds']:>8.3g} "

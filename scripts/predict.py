@@ -83,7 +83,7 @@ def main() -> None:
         if hosts.first():
             print(told)
         return
-    workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir(config)
+    workdir = command_line.workdir(lambda: _new_workdir(config))
     result = predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
     if not hosts.first():
         return

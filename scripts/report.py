@@ -20,7 +20,7 @@ flags.DEFINE_string("workdir", "runs/report", "Folder for report.html.")
 def main() -> None:
     """Flags to the page."""
     runs = [run for run in FLAGS.runs if run]
-    print(f"report: {write_report(runs, FLAGS.workdir, heading=FLAGS.title)}")
+    print(f"report: {write_report(runs, command_line.workdir(), heading=FLAGS.title)}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from dnntk import InputError, TrainConfig, figures, train
 from dnntk.figures.soak import soak_figure
+from dnntk.locks import freeing_folders
 from dnntk.pipeline import parse_mesh
 from dnntk.results import RunFolder
 
@@ -112,7 +113,7 @@ def _final(workdir: Path) -> list[np.ndarray]:
 
 
 def _curve(workdir: Path) -> list[tuple[Any, ...]]:
-    lines = (json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines())
+    lines = (json.loads(text) for text in (workdir / "metrics.jsonl").read_bytes().splitlines())
     return [(line["step"], line["loss"], line["test_loss"]) for line in lines]
 
 
@@ -208,13 +209,13 @@ def _meshes() -> list[str]:
     return meshes
 
 
+@freeing_folders()
 def main() -> None:
     """Kill and resume until there have been so many kills; then the table and the picture."""
     meshes = _meshes()
-    folder = RunFolder(FLAGS.workdir)
+    folder = RunFolder(command_line.workdir())
     settings = {name: FLAGS[name].value for name in ("meshes", "depth", "steps", "seed")}
-    folder.claim(settings, FLAGS.resume)
-    if not FLAGS.resume:
+    if not folder.claim(settings, FLAGS.resume):
         folder.write_json("config.json", settings)
     rows = folder.keep_lines(ROWS)
     whole = {mesh: _undisturbed(folder.path, mesh) for mesh in meshes}

@@ -7,6 +7,7 @@ python scripts/train.py --depth=1000000 --dataset=toy --dry_run
 python scripts/train.py --dataset=mnist --classes=all --depth=1000 --time=100
 """
 
+import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
@@ -21,7 +22,7 @@ from dnntk.data import DATASETS
 from dnntk.experiments.forecast import forecast
 from dnntk.initializers import INITS
 from dnntk.models import PARAMETRIZATIONS
-from dnntk.results import RunFolder
+from dnntk.results import CONFIG, RunFolder
 
 FLAGS = flags.FLAGS
 
@@ -89,10 +90,19 @@ def _new_workdir() -> Path:
 
 
 def _newest_workdir() -> Path:
-    runs = sorted(Path("runs").glob("*/config.json"), key=lambda file: file.stat().st_mtime)
-    if not runs:
-        raise InputError("resume: expected a run under runs/, found none; give its --workdir")
-    return runs[-1].parent
+    """That of the run under runs/ that was started last, of those that are not at their end."""
+    found = Path("runs").glob(f"*/{CONFIG}")
+    for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
+        with contextlib.suppress(InputError):  # an experiment's, or a damaged one
+            TrainConfig.from_json(RunFolder(file.parent).read_config())
+            if not RunFolder(file.parent).ended:
+                if hosts.first():
+                    print(f"resume: {file.parent}, the newest run under runs/ not at its end")
+                return file.parent
+    raise InputError(
+        "resume: expected a run under runs/ that neither is finished nor diverged, found none; "
+        "give its --workdir"
+    )
 
 
 def _suffixes() -> itertools.chain[str]:
@@ -102,11 +112,11 @@ def _suffixes() -> itertools.chain[str]:
 def main() -> None:
     """Flags to configuration, then train."""
     if FLAGS.resume:
-        workdir = Path(FLAGS.workdir) if FLAGS.workdir else _newest_workdir()
-        config = _resumed_config(workdir)
+        workdir = command_line.workdir(_newest_workdir)
+        config = _config() if RunFolder(workdir).vacant else _resumed_config(workdir)
     else:
         config = _config()
-        workdir = Path(FLAGS.workdir) if FLAGS.workdir else _new_workdir()
+        workdir = command_line.workdir(_new_workdir)
     if FLAGS.dry_run:
         print(forecast(config))
         return

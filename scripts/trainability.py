@@ -9,6 +9,7 @@ python scripts/trainability.py --preset=cnn-20000-binary --resume
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import command_line
@@ -60,7 +61,7 @@ def _config() -> TrainabilityConfig:
 
 def main() -> None:
     """Flags to configuration, then the experiment and a table of its runs."""
-    workdir = FLAGS.workdir or f"runs/trainability-{FLAGS.preset}"
+    workdir = command_line.workdir(lambda: Path(f"runs/trainability-{FLAGS.preset}"))
     found = trainability(_config(), workdir, resume=FLAGS.resume)
     for row in found.summary["rows"]:
         named = ((key, value) for key, value in row.items() if value is not None)

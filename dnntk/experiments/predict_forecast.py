@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,6 +24,7 @@ from dnntk.devices import COMPILING, HOST_SHARE, worth
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import CURVE_POINTS, Prediction
+from dnntk.paths import as_path
 from dnntk.regression import MOST_ITERATIONS, MOST_ROWS_FOR_EIGH, KernelFlow, fits, usual_memory
 from dnntk.results import resident_bytes
 from dnntk.solvers import BLOCK, CHUNK, Krylov
@@ -327,7 +327,7 @@ class _Calibration:
         return (hosts.count() - 1) * own.nbytes / _together(lambda: rows.gathered(own))
 
     def _disk(self) -> float:
-        folder = Path(self.config.gram_dir or ".").absolute()
+        folder = as_path("gram_dir", self.config.gram_dir or ".").absolute()
         while not folder.is_dir():
             folder = folder.parent
         content = self.rng.bytes(FILE_BYTES)

@@ -26,6 +26,7 @@ from dnntk.experiments.selection import Selection, usable
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
+from dnntk.paths import as_path
 from dnntk.regression import KernelFlow
 from dnntk.results import (
     CONFIG,
@@ -90,7 +91,7 @@ def predict(
       InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
     """
     config = config or PredictConfig()
-    trained = None if compare is None else _Trained(Path(compare), config)
+    trained = None if compare is None else _Trained(as_path("compare", compare), config)
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
         folder.claim(config.to_json(), resume, free=FREE)
@@ -113,7 +114,7 @@ class _Trained:
         self.depth = RunFolder(workdir).read_config()["depth"]
         file = workdir / METRICS
         try:
-            lines = [parsed(text) for text in file.read_text().splitlines()]
+            lines = [parsed(text) for text in file.read_bytes().splitlines()]
             self.history = [line for line in lines if line["time"] is not None]
             if not self.history:
                 raise KeyError
@@ -137,6 +138,8 @@ class Prediction:
         """Read the data."""
         self.config, self.folder, self.trained = config, folder, trained
         self.progress, self.begun = progress, time.perf_counter()
+        named = config.gram_dir
+        self.gram_dir = None if named is None else as_path("gram_dir", named)
         self.data = _prepared(config)
         log.info("data: %s", self.data.description)
 
@@ -147,12 +150,12 @@ class Prediction:
         if (held_out := self.held_out()) > 0:
             selection = Selection(self.data, held_out, config.times, self.folder)
             rho, beta = selection.kernel(config.rho, config.beta, self.flow, config.search_examples)
-            flow = self.flow(rho, beta, n, config.gram_dir)
+            flow = self.flow(rho, beta, n, self.gram_dir)
             # The examples held out come last: the Gram matrix of the rest is part of the whole.
-            part = partial(self.flow, folder=config.gram_dir, gram=flow.gram)
+            part = partial(self.flow, folder=self.gram_dir, gram=flow.gram)
             selected = selection.best(rho, beta, selection.rest, part)["time"]
         else:
-            flow = self.flow(rho, beta, n, config.gram_dir)
+            flow = self.flow(rho, beta, n, self.gram_dir)
         times = usable(flow, config.times)
         # The kernel between test and training examples is computed once, for every time.
         outputs = flow.predict(self.data.x_test, times + self._curve_times())
@@ -188,7 +191,7 @@ class Prediction:
         rho: float,
         beta: float,
         examples: int,
-        folder: str | None = None,
+        folder: Path | None = None,
         gram: SymmetricGram | None = None,
     ) -> KernelFlow:
         """The flow of one kernel on the first training examples."""
@@ -302,7 +305,8 @@ class Prediction:
         np.savez(
             path / "predictions.npz", times=times, test_outputs=outputs, coefficients=coefficients
         )
-        (path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+        lines = "".join(json.dumps(line) + "\n" for line in curve)
+        (path / "curve.jsonl").write_text(lines, encoding="utf-8")
         self.folder.write_json(SUMMARY, summary)
         title = f"infinitely deep {config.arch.upper()}, {data.name}"
         history = self.trained.history if self.trained else []

@@ -79,9 +79,7 @@ def trainability(
     config = config or TrainabilityConfig()
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
-        folder.claim(config.to_json(), resume, free=("budget_minutes",))
-        if not resume:
-            folder.write_json(CONFIG, {**config.to_json(), "versions": versions()})
+        resume = folder.claim(config.to_json(), resume, free=("budget_minutes",))
     run = _Figure if config.preset == FIGURE else _Row
     return run(config, folder, progress, resume).result()
 
@@ -93,6 +91,11 @@ class _Experiment:
         self.config, self.folder, self.progress, self.resume = config, folder, progress, resume
         self.begun = time.perf_counter()
         self.left_out: list[str] = []
+
+    def keep_config(self) -> None:
+        """Once the data are read: what is refused before leaves no run behind."""
+        if self.folder is not None and not self.resume:
+            self.folder.write_json(CONFIG, {**self.config.to_json(), "versions": versions()})
 
     def fitted(self, name: str, config: TrainConfig, data: Dataset, seconds: float) -> TrainConfig:
         """The run with as many steps as its share of the budget allows."""
@@ -133,6 +136,7 @@ class _Figure(_Experiment):
         self.begun -= sum(row["seconds"] for row in held)  # of earlier sittings
         runs = runs_of(self.config)
         data, steps = self._prepared(runs)
+        self.keep_config()
         rows = []
         with tqdm(runs, desc="runs", unit="run", disable=not self.progress) as bar:
             for name, config in bar:
@@ -201,6 +205,7 @@ class _Row(_Experiment):
         name = self.config.preset
         config, preset = row_of(self.config), PRESETS[name]
         data = load_dataset_for(config)
+        self.keep_config()
         (own, history), d_out = self._trained(config, data), data.y_train.shape[1]
         rows, curve = [], []
         if preset.test_accuracy is not None:

@@ -10,6 +10,8 @@ import itertools
 import logging
 import math
 import os
+import shlex
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -32,13 +34,21 @@ from dnntk.config import (
     evaluation_steps,
 )
 from dnntk.data import Dataset, load_dataset
-from dnntk.errors import Diverged, Stopped
+from dnntk.errors import Diverged, Interrupted, Stopped
 from dnntk.evaluation import as_trained, confusion, inputs_as_trained, scores
 from dnntk.interruption import told_to_stop
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job, Plan, kernel_times, schedule_of
-from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
+from dnntk.results import (
+    CONFIG,
+    DIVERGED,
+    SUMMARY,
+    RunFolder,
+    peak_memory_bytes,
+    resident_bytes,
+    versions,
+)
 from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")
@@ -86,7 +96,7 @@ def train(
         nothing.
       dataset: examples of your own, instead of those that ``config`` names.
       resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
-        never cut off (on the same machine and devices).
+        never cut off (on the same machine and devices). Where nothing was written yet, start.
       progress: show a progress bar.
 
     Returns:
@@ -97,19 +107,26 @@ def train(
       InputError: the configuration, the data or the workdir cannot be used; the message says why.
       Diverged: the loss became NaN or grew without bound; the last good checkpoint is kept.
       Stopped: SIGTERM came; the step that was under way is finished, and a checkpoint written.
+      Interrupted: Ctrl-C was pressed; the same. A second one does not wait.
     """
     config = config or TrainConfig()
     with jax.enable_x64(config.dtype == "float64"):
-        folder = None if workdir is None else _open(RunFolder(workdir), config, resume)
+        folder = None if workdir is None else RunFolder(workdir)
+        resume = folder is not None and _claimed(folder, config, resume)
         data = load_dataset_for(config) if dataset is None else dataset
-        return _Run(config, data, folder, resume, progress).result()
+        try:
+            return _Run(config, data, folder, resume, progress).result()
+        except Diverged as diverged:
+            if folder is not None:
+                folder.write_json(DIVERGED, {"message": str(diverged)})
+            raise
 
 
-def _open(folder: RunFolder, config: TrainConfig, resume: bool) -> RunFolder:
-    if resume:
+def _claimed(folder: RunFolder, config: TrainConfig, resume: bool) -> bool:
+    """Whether the folder, now this run's, has a run to go on with."""
+    if resume and not folder.vacant:
         TrainConfig.from_json(folder.read_config())
-    folder.claim(config.to_json(), resume, free=RESUMABLE)
-    return folder
+    return folder.claim(config.to_json(), resume, free=RESUMABLE)
 
 
 class _Run:
@@ -315,7 +332,7 @@ class _Run:
                 self._check(value, step - 1)
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
                 bar.update(count)
-                stop = hosts.any_of(step < steps and told())
+                stop = hosts.any_of(step < steps and told() > 0)
                 save = checkpoints and (step % checkpoint_every == 0 or step == steps or stop)
                 if step in looks:
                     self._evaluate(step)
@@ -325,13 +342,15 @@ class _Run:
                     tree = {"state": self.state._asdict(), "frozen": self.frozen}
                     checkpoints.save(step, self._whole(tree))
                 if stop:
-                    raise self._stopped(step)
+                    raise self._stopped(step, told())
         return stepping
 
-    def _stopped(self, step: int) -> Stopped:
+    def _stopped(self, step: int, number: int) -> Stopped | Interrupted:
         kept = "nothing is kept without a workdir"
         if self.folder:
-            kept = f"go on with --resume --workdir={self.folder.path}"
+            kept = f"go on with --resume --workdir={shlex.quote(str(self.folder.path))}"
+        if number == signal.SIGINT:
+            return Interrupted(f"interrupted after step {step}; {kept}")
         return Stopped(f"SIGTERM: stopped after step {step}; {kept}")
 
     def _count(self, step: int, stops: tuple[int, ...], seconds_a_step: float) -> int:

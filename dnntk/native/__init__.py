@@ -1,8 +1,8 @@
 """The CPU library behind `dnntk.fused`: built from C++ at its first use, then kept.
 
-A compiler (``c++``, ``g++`` or ``clang++``, or what ``CXX`` names) builds it for the processor that
-it will run on, in 10 to 20 seconds on two cores. Where there is none, or ``DNNTK_NATIVE=0`` is set,
-everything runs in plain JAX, with the same results to rounding.
+A compiler (``c++``, ``g++`` or ``clang++``, or what ``CXX`` says, ``ccache g++`` too) builds it for
+the processor that it will run on, in 10 to 20 seconds on two cores. Where there is none, or
+``DNNTK_NATIVE=0`` is set, everything runs in plain JAX, with the same results to rounding.
 
 Wide layers in float32 are multiplied by a processor's matrix unit where it has one (Intel's AMX),
 as three bfloat16 numbers for each and so to float32's precision; ``DNNTK_AMX=0`` leaves it alone.
@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from typing import Any
 import jax
 import jaxlib
 
+from dnntk.errors import InputError
 from dnntk.locks import fcntl
+from dnntk.paths import as_path
 
 log = logging.getLogger("dnntk")
 
@@ -66,15 +69,13 @@ def available() -> bool:
 def _built() -> Path:
     """The library's file, compiled unless it is there already."""
     compiler = _compiler()
-    command = [compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", "-c", str(SOURCE)]
+    command = [*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", "-c", str(SOURCE)]
     if platform.machine() in ("x86_64", "AMD64"):
-        command.insert(1, "-mprefer-vector-width=512")
+        command.insert(len(compiler), "-mprefer-vector-width=512")
     key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
-    version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS_ALLOWED
-    ).stdout
+    version = _output([*compiler, "--version"])
     for part in (*command[:-1], *PARTS[1], version, _processor(), jaxlib.__version__):
-        key.update(part.encode() + b"\0")
+        key.update(os.fsencode(part) + b"\0")
     file = _folder() / f"middle-{key.hexdigest()[:24]}.so"
     if file.exists():
         return file
@@ -89,8 +90,8 @@ def _built() -> Path:
                 [*command, *part, "-o", target] for part, target in zip(PARTS, objects, strict=True)
             ]
             with concurrent.futures.ThreadPoolExecutor() as pool:
-                list(pool.map(_compile, commands))
-            _compile([compiler, "-shared", "-pthread", *objects, "-o", str(made)])
+                list(pool.map(_output, commands))
+            _output([*compiler, "-shared", "-pthread", *objects, "-o", str(made)])
             made.replace(file)
     return file
 
@@ -105,24 +106,32 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def _compile(command: list[str]) -> None:
-    given: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
-    subprocess.run(command, timeout=SECONDS_ALLOWED, **given)
+def _output(command: list[str]) -> str:
+    given: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace"}
+    done = subprocess.run(command, timeout=SECONDS_ALLOWED, check=True, **given)
+    return str(done.stdout)
 
 
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["c++", "g++", "clang++"]:
+def _compiler() -> list[str]:
+    """The command that compiles, in words: ``CXX`` may name a wrapper and options too."""
+    named = os.environ.get("CXX", "").strip()
+    if named and (found := shutil.which(named)):  # a path with spaces, unquoted
+        return [found]
+    try:
+        words = shlex.split(named)
+    except ValueError as error:
+        raise OSError(f"CXX={named} is no command ({error})") from None
+    for name, *options in [words] if words else [["c++"], ["g++"], ["clang++"]]:
         if found := shutil.which(name):
-            return found
-    raise OSError(f"no C++ compiler found{f' at CXX={named}' if named else ''}")
+            return [found, *options]
+    raise OSError(f"no C++ compiler found{f' at CXX={named}' if words else ''}")
 
 
 def _folder() -> Path:
     """A folder that only this user can write to: code is loaded from it."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "dnntk"
     try:
+        base = as_path("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        folder = base / "dnntk"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = folder.stat()
         if (
@@ -131,7 +140,7 @@ def _folder() -> Path:
             and os.access(folder, os.W_OK)
         ):
             return folder
-    except OSError:
+    except (OSError, InputError):  # the latter where the user has no home
         pass
     return _scratch()
 
@@ -147,7 +156,7 @@ def _scratch() -> Path:
 def _processor() -> str:
     """What `-march=native` depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         return "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
     except OSError:
         return f"{sys.platform} {platform.machine()} {platform.processor()}"

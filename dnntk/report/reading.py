@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dnntk.errors import InputError
+from dnntk.paths import as_path
 from dnntk.results import CONFIG, SUMMARY
 
 # Parsed, JSON takes up to thirty times its size in memory.
@@ -60,11 +61,12 @@ def find_workdirs(roots: Sequence[str | os.PathLike[str]]) -> list[Workdir]:
     Raises:
       InputError: a root is no folder, or there is too much below them to search.
     """
-    for root in roots:
-        if not Path(root).is_dir():
-            raise InputError(f"runs: expected folders, {root} is none; name those with results")
+    folders = [as_path("runs", root) for root in roots]
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise InputError(f"runs: expected folders, {folder} is none; name those with results")
     found: dict[Path, list[Path]] = {}
-    for owner, files in _walk([Path(root) for root in roots]):
+    for owner, files in _walk(folders):
         found.setdefault(owner, []).extend(files)
     paths = [os.path.abspath(path) for path in found]
     top = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""

@@ -1,0 +1,49 @@
+"""Paths that a user gives, checked in one place: workdirs, folders of data, files to save to."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+from dnntk.errors import InputError
+
+
+def as_path(name: str, value: Any) -> Path:
+    """``value`` as a path, with ``~`` and ``~user`` expanded as a shell would.
+
+    Args:
+        name: the argument that holds the value, for messages.
+        value: a str or `os.PathLike`.
+
+    Raises:
+        InputError: it is no path of this system: another type, empty, with a null character, not
+            encodable, too long, or of a user whose home folder is not known.
+    """
+    try:
+        text = os.fsdecode(value)
+    except TypeError:
+        raise InputError(f"{name}: expected a path, got {_short(value)}; give a str") from None
+    try:
+        if not text or "\0" in text:
+            raise ValueError("empty" if not text else "it has a null character")
+        path = Path(text).expanduser()
+        os.lstat(path)
+    except RuntimeError:  # of `expanduser`
+        raise InputError(
+            f"{name}: expected a path, got {text!r}, but no home folder is known; write it out"
+        ) from None
+    except ValueError as error:  # null characters, and what the system's encoding does not have
+        raise InputError(
+            f"{name}: expected a path, got {_short(value)} ({error}); give another"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{name}: expected a path, got one of {len(text)} characters ({error.strerror}); "
+                "give a shorter one"
+            ) from None
+    return path
+
+
+def _short(value: Any) -> str:
+    return " ".join(repr(value).split())[:60]
