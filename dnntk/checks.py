@@ -1,9 +1,13 @@
 """Checks of arguments that the numerical modules share: one line that names the argument."""
 
+import contextlib
 import math
 import numbers
+import operator
+import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import NoneType
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +18,189 @@ from numpy.typing import NDArray
 
 from dnntk.errors import InputError
 
+MOST_SHOWN = 60  # characters of a value in a message
+_BRIEF = reprlib.Repr()
+_BRIEF.maxother = _BRIEF.maxstring = MOST_SHOWN
 
-def checked_array(name: str, value: ArrayLike) -> jax.Array:
-    """The value as an array; finite where its values are known, that is, where it is not traced."""
-    with jax.ensure_compile_time_eval():  # inside a traced function, constants are checked too
-        try:
-            x = jnp.asarray(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{name} must be an array of numbers, got {value!r:.60}") from None
-        if jnp.iscomplexobj(x):
-            raise InputError(f"{name} must be real, got {x.dtype}; stack real and imaginary parts")
-        if not isinstance(x, jax.core.Tracer) and not bool(jnp.isfinite(x).all()):
-            values = np.asarray(x, np.float64)
-            bad = values[~np.isfinite(values)][0]
-            raise InputError(f"{name} must be finite, got {bad}; drop or fill such entries")
+
+def brief(value: object) -> str:
+    """The value for a message: one short line, whatever it is."""
+    text = " ".join(_BRIEF.repr(value).split())
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+
+
+def native_numbers(name: str, value: Any) -> np.ndarray:
+    """Real numbers as NumPy has them: in a dtype of this machine, which JAX takes too.
+
+    Everything that a caller gives as an array passes through here, apart from arrays of JAX's.
+
+    Raises:
+        InputError: the numbers are masked, complex, or none: text, dates, missing or ragged.
+    """
+    if _any_entry(value, _is_masked):
+        raise InputError(
+            f"{name} must have no masked entries, got a masked array; fill them by .filled(...), "
+            "or drop them"
+        )
+    try:
+        array = np.asarray(value)
+        if array.dtype == object:
+            array = _from_objects(array)
+    except Exception as error:  # an array of another library's may raise anything
+        raise InputError(
+            f"{name} must be an array of numbers, got {brief(value)} ({_reason(error)})"
+        ) from None
+    dtype = array.dtype
+    _check_real(name, dtype, value)
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        return _cast(array, np.dtype(np.float64))  # a longdouble
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def real_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> jax.Array:
+    """The value as an array of float32 or float64, with the value's own numbers.
+
+    NumPy's float64 becomes float32 where x64 is off, half precision float32, and integers and
+    bools the float that is JAX's default: on the host, where JAX has not wrapped them yet. An array
+    of JAX's stays on its device, and may be traced.
+
+    Args:
+        name: what a message calls the value.
+        value: the value.
+        keep_integers: leave integers and bools such, and refuse those that JAX would wrap.
+
+    Raises:
+        InputError: as `native_numbers`.
+    """
+    if not isinstance(value, jax.Array) and hasattr(value, "__jax_array__"):
+        value = value.__jax_array__()
+    if _any_entry(value, _is_jax_array) and not isinstance(value, jax.Array):
+        value = _stacked(name, cast(Sequence[Any], value))
+    kept = (np.integer, np.bool_) if keep_integers else ()
+    if isinstance(value, jax.Array):
+        _check_real(name, value.dtype, value)
+        if any(jax.dtypes.issubdtype(value.dtype, kind) for kind in kept):
+            return value
+        single = jax.dtypes.issubdtype(value.dtype, np.floating) and value.dtype.itemsize >= 4
+        traced = isinstance(value, jax.core.Tracer)
+        with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
+            return value if single else value.astype(_floating(value.dtype))
+    array = native_numbers(name, value)
+    if any(jax.dtypes.issubdtype(array.dtype, kind) for kind in kept):
+        array = _unwrapped(name, array)
+    else:
+        array = _cast(array, _floating(array.dtype))
+    with jax.ensure_compile_time_eval():  # inside a traced function, a constant is known
+        return jnp.asarray(array)
+
+
+def checked_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> jax.Array:
+    """`real_array`; finite where its values are known, that is, where it is not traced."""
+    x = real_array(name, value, keep_integers=keep_integers)
+    if isinstance(x, jax.core.Tracer):
+        return x
+    with jax.ensure_compile_time_eval():
+        finite = bool(jnp.isfinite(x).all())
+    if not finite:
+        from_jax = _any_entry(value, _is_jax_array)
+        given = np.asarray(x) if from_jax else native_numbers(name, value)
+        bad = given[~np.isfinite(np.asarray(x))][0]
+        if np.isfinite(bad):
+            raise InputError(
+                f"{name} must be finite in {x.dtype}, got {bad}; scale it down, or enable x64"
+            )
+        raise InputError(f"{name} must be finite, got {bad}; drop or fill such entries")
     return x
+
+
+def common_dtype(*arrays: Any) -> np.dtype:
+    """The floating dtype, float32 at least, of arrays together.
+
+    Said by the caller, so that ``jax_numpy_dtype_promotion="strict"`` has nothing to refuse.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*(_floating(a.dtype) for a in arrays))
+
+
+def _check_real(name: str, dtype: np.dtype, value: Any) -> None:
+    if jax.dtypes.issubdtype(dtype, np.complexfloating):
+        raise InputError(f"{name} must be real, got {dtype}; stack real and imaginary parts")
+    number = jax.dtypes.issubdtype(dtype, np.number) and dtype.kind != "m"
+    if not (number or dtype == np.bool_):
+        raise InputError(f"{name} must be an array of numbers, got {brief(value)} of dtype {dtype}")
+
+
+def _floating(dtype: np.dtype) -> np.dtype:
+    """The dtype that numbers of this one are computed in: float32 at least, as JAX is set."""
+    if not jax.dtypes.issubdtype(dtype, np.floating):
+        return jnp.result_type(float)
+    wide = dtype.itemsize > 4 and jax.config.read("jax_enable_x64")
+    return np.dtype(np.float64 if wide else np.float32)
+
+
+def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """As another dtype; what lies beyond it becomes infinite, for a check to see."""
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
+
+
+def _unwrapped(name: str, array: np.ndarray) -> np.ndarray:
+    """Integers in the dtype that JAX holds them in."""
+    held = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    if (held != array).any():
+        raise InputError(
+            f"{name} must be integers within {held.dtype}, got {array[held != array][0]}; give "
+            "floats, or enable x64"
+        )
+    return held
+
+
+def _stacked(name: str, value: Sequence[Any]) -> jax.Array:
+    """Nested lists that hold arrays of JAX's, perhaps traced ones."""
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.stack([real_array(name, one) for one in value])
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name} must be an array of numbers, got {brief(value)} ({_reason(error)})"
+        ) from None
+
+
+def _from_objects(array: np.ndarray) -> np.ndarray:
+    """Python's numbers, or anybody's with a ``__float__``; complex ones as such."""
+    types = set(map(type, array.flat))
+    if any(
+        issubclass(kind, numbers.Complex) and not issubclass(kind, numbers.Real) for kind in types
+    ):
+        return array.astype(np.complex128)
+    for kind in types:
+        if issubclass(kind, str | bytes | NoneType):
+            raise TypeError(f"{kind.__name__} among them")
+    return array.astype(np.float64)
+
+
+def _any_entry(value: Any, found: Callable[[Any], bool]) -> bool:
+    """Is there such an entry in nested lists and tuples, or is the value itself one?"""
+    if not isinstance(value, list | tuple):
+        return bool(found(value))
+    if set(map(type, value)) <= {float, int}:  # at C's pace
+        return False
+    return any(_any_entry(one, found) for one in value)
+
+
+def _is_masked(value: Any) -> bool:
+    plain = isinstance(value, np.ma.MaskedArray) and value.dtype.names is None
+    return plain and bool(np.ma.is_masked(value))
+
+
+def _is_jax_array(value: Any) -> bool:
+    return isinstance(value, jax.Array)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:100] or type(error).__name__
 
 
 def checked_inputs(name: str, value: ArrayLike) -> jax.Array:
@@ -39,7 +211,7 @@ def checked_inputs(name: str, value: ArrayLike) -> jax.Array:
             f"{name} must be [n, d_in] or NHWC images [n, H, W, c], got shape {x.shape}; "
             "add the missing axes"
         )
-    return x.astype(jnp.result_type(x, float))
+    return x
 
 
 def checked_pair(
@@ -60,30 +232,53 @@ def checked_pair(
     return left, right
 
 
-def check_deviation(name: str, value: Any) -> None:
-    """A standard deviation: a finite number >= 0, unless it is traced."""
+def check_deviation(name: str, value: Any) -> Any:
+    """A standard deviation: a finite number >= 0, as Python's own unless it is an array of JAX's.
+
+    A traced one is not looked at.
+    """
     if isinstance(value, jax.core.Tracer):
-        return
-    try:
-        valid = np.ndim(value) == 0 and 0 <= float(value) < math.inf
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
+        return value
+    number = real_number(f"{name}, a standard deviation,", value, "a finite number >= 0")
+    if not 0 <= number < math.inf:
         raise InputError(
-            f"{name}, a standard deviation, must be a finite number >= 0, got {value!r}"
+            f"{name}, a standard deviation, must be a finite number >= 0, got {brief(value)}"
         )
+    return value if isinstance(value, jax.Array) else number
 
 
-def check_count(name: str, value: Any) -> None:
-    """A positive integer."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}")
+def check_count(name: str, value: Any) -> int:
+    """A positive integer, as Python's own."""
+    number = integer(name, value, "a positive integer")
+    if number < 1:
+        raise InputError(f"{name} must be a positive integer, got {brief(value)}")
+    return number
+
+
+def integer(name: str, value: Any, expected: str = "an integer") -> int:
+    """Any library's integer as Python's own."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} must be {expected}, got {brief(value)}") from None
+
+
+def real_number(name: str, value: Any, expected: str = "a number") -> float:
+    """Any library's real number, or an array of one, as Python's own."""
+    try:
+        if isinstance(value, str | bytes) or _is_masked(value) or np.ndim(value):
+            raise TypeError
+        return float(value)
+    except Exception:
+        raise InputError(f"{name} must be {expected}, got {brief(value)}") from None
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """One of a few words."""
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {brief(value)}")
 
 
 def is_number(value: object) -> bool:
@@ -92,14 +287,8 @@ def is_number(value: object) -> bool:
 
 
 def host_numbers(name: str, value: HostArrayLike) -> NDArray[np.float64]:
-    """As float64 on the host, whatever JAX's default is; finite."""
-    try:
-        array = np.asarray(value)
-        if np.iscomplexobj(array):
-            raise TypeError
-        array = array.astype(np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name}: expected an array of real numbers, got {value!r:.60}") from None
+    """A copy as float64 on the host, whatever JAX's default is; finite."""
+    array = native_numbers(name, value).astype(np.float64)
     if not np.isfinite(array).all():
         bad = array[~np.isfinite(array)][0]
         raise InputError(f"{name}: expected finite numbers, got {bad}; drop or fill such entries")
@@ -131,9 +320,9 @@ def host_targets(name: str, value: HostArrayLike, n: int) -> NDArray[np.float64]
 def host_times(time: float | Sequence[float]) -> list[float]:
     """Kernel times >= 0, at least one; infinity is one."""
     try:
-        times = [float(t) for t in np.atleast_1d(np.asarray(time, np.float64))]
-    except (TypeError, ValueError):
-        times = [math.nan]
-    if not times or not all(t >= 0 for t in times):
-        raise InputError(f"time: expected one or more numbers >= 0, or infinity, got {time!r:.80}")
-    return times
+        times = np.atleast_1d(native_numbers("time", time)).astype(np.float64)
+    except InputError:
+        times = np.zeros(0)
+    if times.ndim != 1 or not times.size or not (times >= 0).all():
+        raise InputError(f"time: expected one or more numbers >= 0, or infinity, got {brief(time)}")
+    return times.tolist()
