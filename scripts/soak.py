@@ -22,11 +22,11 @@ import command_line
 import jax
 import numpy as np
 from absl import flags
-from tqdm.auto import tqdm
 
 from dnntk import InputError, TrainConfig, figures, train
 from dnntk.figures.soak import soak_figure
 from dnntk.pipeline import parse_mesh
+from dnntk.progress import progress_bar
 from dnntk.results import RunFolder
 
 FLAGS = flags.FLAGS
@@ -219,7 +219,7 @@ def main() -> None:
     rows = folder.keep_lines(ROWS)
     whole = {mesh: _undisturbed(folder.path, mesh) for mesh in meshes}
     done = sum(row["kills"] for row in rows)
-    with tqdm(total=FLAGS.kills, initial=min(done, FLAGS.kills), unit="kill") as bar:
+    with progress_bar(total=FLAGS.kills, initial=min(done, FLAGS.kills), unit="kill") as bar:
         while done < FLAGS.kills:
             dice = random.Random(f"{FLAGS.seed} {len(rows)}")
             # A run that a killed soak had begun is begun again.

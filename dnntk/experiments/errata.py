@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from dnntk.errors import InputError
 from dnntk.figures import save
@@ -24,6 +23,7 @@ from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
+from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
 
 log = logging.getLogger("dnntk")
@@ -157,7 +157,7 @@ def errata(
     with jax.enable_x64(True):
         rows = [
             _row(statement, config)
-            for statement in tqdm(STATEMENTS, desc="errata", disable=not progress)
+            for statement in progress_bar(STATEMENTS, desc="errata", disable=not progress)
         ]
     if folder is not None:
         seconds = round(time.perf_counter() - begun, 1)

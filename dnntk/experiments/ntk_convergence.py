@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from dnntk import figures, flow, kernel, lyapunov
 from dnntk.checkpoints import Checkpoints
@@ -30,6 +29,7 @@ from dnntk.experiments import rates
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
+from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 
 log = logging.getLogger("dnntk")
@@ -276,7 +276,7 @@ class _Run:
         s = self.setting
         label = f"depth {s.depth:,}, C = {s.scale:.3g}"
         chunk = 1
-        with tqdm(
+        with progress_bar(
             total=s.steps, initial=step, desc=label, unit="step", disable=not self.progress
         ) as bar:
             while step < s.steps:

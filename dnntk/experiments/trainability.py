@@ -13,8 +13,6 @@ import os
 import time
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.data import Dataset
 from dnntk.errors import Diverged
@@ -34,6 +32,7 @@ from dnntk.experiments.training import load_dataset_for, train
 from dnntk.figures import save
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.locks import freeing_folders
+from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 
 log = logging.getLogger("dnntk")
@@ -134,7 +133,7 @@ class _Figure(_Experiment):
         runs = runs_of(self.config)
         data, steps = self._prepared(runs)
         rows = []
-        with tqdm(runs, desc="runs", unit="run", disable=not self.progress) as bar:
+        with progress_bar(runs, desc="runs", unit="run", disable=not self.progress) as bar:
             for name, config in bar:
                 bar.set_postfix_str(name)
                 if name not in done:

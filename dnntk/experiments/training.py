@@ -20,7 +20,6 @@ import numpy as np
 import optax
 import optax.contrib
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from dnntk import flow, fused, hosts, pipeline
 from dnntk.checkpoints import Checkpoints, memory_to_write
@@ -38,6 +37,7 @@ from dnntk.interruption import told_to_stop
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job, Plan, kernel_times, schedule_of
+from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
 from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
@@ -298,7 +298,7 @@ class _Run:
         steps, batches, stepping = self.plan.steps, self._batches(start), 0.0
         looks = set(evaluation_steps(self.config, steps))
         checkpoint_every = checkpoint_interval(self.config, steps)
-        bar = tqdm(
+        bar = progress_bar(
             total=steps, initial=start, desc="training", unit="step", disable=not self.progress
         )
         with bar, told_to_stop() as told:
