@@ -239,7 +239,7 @@ def main() -> None:
         "largest_difference": max(row["off"] for row in rows),
     }
     folder.write_json("summary.json", summary)
-    figures.save(soak_figure(rows, FLAGS.steps), folder.path / "soak")
+    figures.draw(folder.path / "soak", soak_figure, rows, FLAGS.steps)
     print(", ".join(f"{name} {value}" for name, value in summary.items()))
     print(f"results: {FLAGS.workdir}")
     if summary["wrong"]:

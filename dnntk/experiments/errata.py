@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnntk.errors import InputError
-from dnntk.figures import save
+from dnntk.figures import draw
 from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
@@ -162,7 +162,7 @@ def errata(
     if folder is not None:
         seconds = round(time.perf_counter() - begun, 1)
         folder.write_json(SUMMARY, {"rows": rows, "seconds": seconds, "versions": versions()})
-        save(errata_figure(rows), folder.path / "errata")
+        draw(folder.path / "errata", errata_figure, rows)
     return rows
 
 

@@ -222,8 +222,8 @@ def converge_to_limit(
             "peak_memory_bytes": peak_memory_bytes(),
         }
         folder.write_json(SUMMARY, summary | measured)
-        figure = figures.limit_figure(found, f"{dataset.name}, held-out examples")
-        figures.save(figure, folder.path / "limit_convergence")
+        title = f"{figures.plain(dataset.name)}, held-out examples"
+        figures.draw(folder.path / "limit_convergence", figures.limit_figure, found, title)
     return found
 
 

@@ -355,12 +355,10 @@ def _draw(
 ) -> None:
     chosen = settings(config)
     shown = {s.depth: result.runs[s.name] for s in chosen if s.rule == "figure"}
-    figure = figures.convergence_figure(result.angles, target, result.limit, shown)
-    figures.save(figure, folder.path / "figure_4_1")
+    curves = (result.angles, target, result.limit, shown)
+    figures.draw(folder.path / "figure_4_1", figures.convergence_figure, *curves)
     sweep = [s for s in chosen if s.rule != "figure"]
     if sweep:
         points = [(s.rule, s.depth, values[s.name]) for s in sweep]
-        figures.save(
-            figures.rates_figure(points, result.fits, config.sweep_scale, config.psi_2_depth),
-            folder.path / "rates",
-        )
+        fitted = (points, result.fits, config.sweep_scale, config.psi_2_depth)
+        figures.draw(folder.path / "rates", figures.rates_figure, *fitted)

@@ -29,7 +29,7 @@ from dnntk.experiments.trainability_config import (
     runs_of,
 )
 from dnntk.experiments.training import load_dataset_for, train
-from dnntk.figures import save
+from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.locks import freeing_folders
 from dnntk.progress import progress_bar
@@ -147,7 +147,7 @@ class _Figure(_Experiment):
         found = self.write(rows, {})
         if self.folder is not None:
             chance = {arch: _best_constant(data[arch]) for arch in self.config.archs}
-            save(trainability_figure(rows, chance), self.folder.path / "figure_4_2")
+            draw(self.folder.path / "figure_4_2", trainability_figure, rows, chance)
         return found
 
     def _prepared(
@@ -217,7 +217,7 @@ class _Row(_Experiment):
         )
         if self.folder is not None:
             reported = preset.train_mse, preset.test_accuracy
-            save(row_figure(history, curve, reported, d_out, name), self.folder.path / "row")
+            draw(self.folder.path / "row", row_figure, history, curve, reported, d_out, name)
         return found
 
     def _trained(
