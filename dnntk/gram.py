@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from tqdm import tqdm
 
 from dnntk.checks import check_count, checked_array
 from dnntk.errors import InputError
+from dnntk.progress import progress_bar
 
 PROGRESS_DELAY = 5.0  # seconds of work before a progress bar appears
 
@@ -129,7 +129,7 @@ def gram(
         for i in range(len(row_starts))
         for j in range(i if symmetric else 0, len(col_starts))
     ]
-    for i, j in tqdm(
+    for i, j in progress_bar(
         pairs, desc="kernel", unit="block", delay=PROGRESS_DELAY, disable=not progress
     ):
         row, col = row_starts[i], col_starts[j]

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from tqdm.auto import tqdm
 
 from dnntk import hosts
 from dnntk.checks import (
@@ -34,6 +33,7 @@ from dnntk.checks import (
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
 from dnntk.paths import as_path
+from dnntk.progress import progress_bar
 from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual
 from dnntk.tiles import CrossKernel, Kernel, SymmetricGram, balanced
 
@@ -199,7 +199,7 @@ class KernelFlow:
         blocks = self._cross.blocks(
             [(points[a:b], train[c:d]) for a, b in rows for c, d in columns]
         )
-        for a, b in tqdm(
+        for a, b in progress_bar(
             rows,
             desc="predict",
             unit="block",

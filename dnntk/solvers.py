@@ -25,10 +25,10 @@ from typing import Protocol
 import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from dnntk import hosts
 from dnntk.gram import PROGRESS_DELAY
+from dnntk.progress import progress_bar
 from dnntk.threads import by_rows, one_blas_thread
 
 Array = NDArray[np.float64]
@@ -193,7 +193,7 @@ class Krylov:
 
     def reach(self, filters: list[Filter], tolerance: float) -> None:
         """Grow the basis until every filter's residual is within the tolerance, or at the limit."""
-        bar = tqdm(
+        bar = progress_bar(
             desc="solve",
             unit="iteration",
             initial=self.iterations,

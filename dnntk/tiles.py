@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from dnntk import hosts
 from dnntk.devices import Devices
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
+from dnntk.progress import progress_bar
 from dnntk.results import parsed, replace_json
 from dnntk.threads import cores, on_cores, one_blas_thread
 
@@ -272,7 +272,7 @@ class SymmetricGram:
 
     def _shown(self, stop: int, what: str, start: int = 0) -> Iterable[int]:
         """Numbers of tiles, with a bar."""
-        return tqdm(
+        return progress_bar(
             range(start, stop),
             desc=what,
             unit="tile",

@@ -236,12 +236,12 @@ def main() -> None:
             folder.write_json(file.name, _result(name, folder.path))
         results[name] = json.loads(file.read_bytes())
     if "ntk" in results:
-        figures.save(showing.ntk_figure(results["ntk"]["rows"]), Path(folder.path, "ntk"))
+        figures.draw(folder.path / "ntk", showing.ntk_figure, results["ntk"]["rows"])
     for name, title in COST.items():
         if name in results:
             rows = results[name]["rows"]
-            figure = showing.cost_figure(rows, title.format(**rows[0]["task"]))
-            figures.save(figure, Path(folder.path, name))
+            shown = (rows, title.format(**rows[0]["task"]))
+            figures.draw(folder.path / name, showing.cost_figure, *shown)
     print(showing.table(results))
 
 

@@ -13,14 +13,13 @@ best, one kernel a layer that reads and writes the state; a sweep is 3 kernels a
 import json
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
 from dnntk import TrainConfig, figures, parallel, train
 from dnntk.config import ARCHITECTURES
@@ -28,6 +27,9 @@ from dnntk.data import DATASETS
 from dnntk.errors import InputError
 from dnntk.locks import freeing_folders
 from dnntk.results import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FLAGS = flags.FLAGS
 
@@ -91,9 +93,9 @@ def row(depth: int, scale: float) -> dict[str, Any]:
     }
 
 
-def picture(rows: list[dict[str, Any]]) -> Figure:
+def picture(rows: list[dict[str, Any]]) -> "Figure":
     """Modelled time against depth."""
-    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
+    figure = figures.new_figure(6.0, 4.2)
     axes = figure.subplots()
     scales = sorted({r["scale"] for r in rows})
     colors = (figures.BLUE, figures.ORANGE, figures.GREEN)
@@ -152,7 +154,7 @@ def main() -> None:
                 + (f"  {one['not_settled']} chunks by the loop" if one["not_settled"] else ""),
                 flush=True,
             )
-    figures.save(picture(rows), folder / "parallel_depth")
+    figures.draw(folder / "parallel_depth", picture, rows)
     print(f"results: {folder}")
 
 

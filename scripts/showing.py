@@ -1,14 +1,16 @@
 """Tables and pictures of what benchmark.py measured."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from measuring import Row
 
 from dnntk import figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Contestants in a fixed order, told apart by marker too.
 STYLES = (
@@ -19,14 +21,14 @@ STYLES = (
 )
 
 
-def ntk_figure(rows: Sequence[Row]) -> Figure:
+def ntk_figure(rows: Sequence[Row]) -> "Figure":
     """Time against depth: runs and first calls, layerwise beside its peers."""
     lines: dict[str, dict[str, dict[int, Row]]] = {}
     for row in rows:
         found = {"layerwise": row} | ({row["peer"]["name"]: row["peer"]} if "peer" in row else {})
         for name, spread in found.items():
             lines.setdefault(name, {}).setdefault(row["kind"], {})[row["depth"]] = spread
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = figures.new_figure(6.4, 4.4)
     axes = figure.subplots()
     colors = (figures.BLUE, figures.ORANGE, figures.GREEN)
     for (name, kinds), color, marker in zip(lines.items(), colors, "osD", strict=False):
@@ -55,9 +57,9 @@ def ntk_figure(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def cost_figure(rows: Sequence[Row], title: str) -> Figure:
+def cost_figure(rows: Sequence[Row], title: str) -> "Figure":
     """A training step's time and compilation (left) and its memory (right) against depth."""
-    figure = Figure(figsize=(10.4, 5.0), layout="constrained")
+    figure = figures.new_figure(10.4, 5.0)
     left, right = figure.subplots(1, 2)
     for name, color, marker in STYLES:
         style: dict[str, Any] = {"color": color, "capsize": 2, "markersize": 5}
@@ -92,7 +94,7 @@ def cost_figure(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _against_depth(
-    axes: Axes,
+    axes: "Axes",
     rows: Sequence[Row],
     name: str,
     kind: str,

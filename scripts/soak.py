@@ -22,12 +22,12 @@ import command_line
 import jax
 import numpy as np
 from absl import flags
-from tqdm.auto import tqdm
 
 from dnntk import InputError, TrainConfig, figures, train
 from dnntk.figures.soak import soak_figure
 from dnntk.locks import freeing_folders
 from dnntk.pipeline import parse_mesh
+from dnntk.progress import progress_bar
 from dnntk.results import RunFolder
 
 FLAGS = flags.FLAGS
@@ -220,7 +220,7 @@ def main() -> None:
     rows = folder.keep_lines(ROWS)
     whole = {mesh: _undisturbed(folder.path, mesh) for mesh in meshes}
     done = sum(row["kills"] for row in rows)
-    with tqdm(total=FLAGS.kills, initial=min(done, FLAGS.kills), unit="kill") as bar:
+    with progress_bar(total=FLAGS.kills, initial=min(done, FLAGS.kills), unit="kill") as bar:
         while done < FLAGS.kills:
             dice = random.Random(f"{FLAGS.seed} {len(rows)}")
             # A run that a killed soak had begun is begun again.
@@ -240,7 +240,7 @@ def main() -> None:
         "largest_difference": max(row["off"] for row in rows),
     }
     folder.write_json("summary.json", summary)
-    figures.save(soak_figure(rows, FLAGS.steps), folder.path / "soak")
+    figures.draw(folder.path / "soak", soak_figure, rows, FLAGS.steps)
     print(", ".join(f"{name} {value}" for name, value in summary.items()))
     print(f"results: {FLAGS.workdir}")
     if summary["wrong"]:

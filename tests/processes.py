@@ -175,12 +175,12 @@ def _import_what_scripts_import():
         pictures.render_once()
     told = ("step", "time", "loss", "test_loss", "train_accuracy", "test_accuracy")
     drawn = {
-        "loss": dnntk.figures.loss_figure([dict.fromkeys(told, 1)], ""),
-        "confusion": dnntk.figures.confusion_figure(np.eye(2), "ab", ""),
+        "loss": (dnntk.figures.loss_figure, [dict.fromkeys(told, 1)], ""),
+        "confusion": (dnntk.figures.confusion_figure, np.eye(2), "ab", ""),
     }
     with tempfile.TemporaryDirectory() as folder:  # the first picture of a process takes longer
         for name, figure in drawn.items():
-            dnntk.figures.save(figure, Path(folder, name))
+            dnntk.figures.draw(Path(folder, name), *figure)
 
 
 def _become(index, job):

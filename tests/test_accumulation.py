@@ -50,7 +50,7 @@ def small(tmp_path_factory):
     """(folder, result) of one run."""
     folder = tmp_path_factory.mktemp("small") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", lambda *_: None)  # the script's test looks at pictures
+        patch.setattr(figures, "draw", lambda *_: None)  # the script's test looks at pictures
         return folder, accumulate(SMALL, folder, progress=False)
 
 
@@ -167,7 +167,7 @@ def test_shares_are_distributed_around_the_limits_prediction(small):
 def test_resuming_does_not_train_again(small, monkeypatch):
     folder, whole = small
     lines = (folder / "training" / "metrics.jsonl").read_text()
-    monkeypatch.setattr(figures, "save", lambda *_: None)
+    monkeypatch.setattr(figures, "draw", lambda *_: None)
     monkeypatch.setattr(training._Run, "_train", lambda *_: 0.0)
     again = accumulate(SMALL, folder, resume=True, progress=False)
     np.testing.assert_array_equal(again.trained, whole.trained)

@@ -205,7 +205,8 @@ def test_points_are_means_over_trials_and_what_diverged_is_left_out(tmp_path):
     picture = regime_figure(means, {"deep": deep, "wide": limit}, 2.0, "title")
     labels = [tick.get_text() for tick in picture.axes[-1].get_xticklabels()]
     assert labels[-1] == r"$\infty$" and len(picture.axes) == 3
-    figures.save(picture, tmp_path / "regime")
+    figures.draw(tmp_path / "regime", lambda: picture)
+    assert (tmp_path / "regime.pdf").exists()
 
 
 def test_a_side_is_ahead_beyond_twice_the_error_only():

@@ -154,7 +154,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     runs = folder / "runs"
     one = trained(runs / "mlp-depth1000", 1000)
-    figures.save(figures.loss_figure(history()[2:], "title"), one / "loss")
+    figures.draw(one / "loss", figures.loss_figure, history()[2:], "title")
     trained(runs / "mlp-depth200", 200)
     write(runs / "cut-off", config=TrainConfig(arch="cnn").to_json(), metrics=history(3))
     rows = [{"depth": d, "fit": {"exponent": -0.5 * d}, "diverged": d > 5} for d in (3, 30)]

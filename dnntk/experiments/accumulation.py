@@ -352,5 +352,5 @@ def _keep(config: AccumulationConfig, found: Accumulation, folder: RunFolder) ->
     title = f"{config.depth:,}-layer {config.arch.upper()}, $C = {shown}$, {config.dataset}, "
     title += f"$t = {found.summary['time']:.4g}$"
     averaged = config.arch == "cnn"
-    figures.save(pictures.accumulation_figure(found, title, averaged), folder.path / "figure_5_1")
-    figures.save(pictures.shares_figure(found, title), folder.path / "shares")
+    figures.draw(folder.path / "figure_5_1", pictures.accumulation_figure, found, title, averaged)
+    figures.draw(folder.path / "shares", pictures.shares_figure, found, title)

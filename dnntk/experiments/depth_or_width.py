@@ -211,13 +211,11 @@ def _said_of_row(row: Row) -> str:
 
 
 def _draw(result: DepthOrWidth, config: DepthOrWidthConfig, folder: RunFolder) -> None:
-    size = size_figure(result.points, result.limits, config.times[-1], config.small_scale)
-    figures.save(size, folder.path / "depth-or-width")
+    sized = (result.points, result.limits, config.times[-1], config.small_scale)
+    figures.draw(folder.path / "depth-or-width", size_figure, *sized)
     regime = [point for point in result.points if point["part"] == "regime"]
     if any(np.isfinite(point["scale"]) for point in regime):  # else all of them diverged
         name = config.datasets[0]
         title = f"{name}, depth {config.regime_depth}, t = {config.regime_time:g}"
-        figures.save(
-            regime_figure(regime, result.limits[name], config.regime_time, title),
-            folder.path / "regime",
-        )
+        shown = (regime, result.limits[name], config.regime_time, title)
+        figures.draw(folder.path / "regime", regime_figure, *shown)

@@ -15,15 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from dnntk.errors import InputError
-from dnntk.figures import save
+from dnntk.figures import draw
 from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
+from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
 
 log = logging.getLogger("dnntk")
@@ -157,12 +157,12 @@ def errata(
     with jax.enable_x64(True):
         rows = [
             _row(statement, config)
-            for statement in tqdm(STATEMENTS, desc="errata", disable=not progress)
+            for statement in progress_bar(STATEMENTS, desc="errata", disable=not progress)
         ]
     if folder is not None:
         seconds = round(time.perf_counter() - begun, 1)
         folder.write_json(SUMMARY, {"rows": rows, "seconds": seconds, "versions": versions()})
-        save(errata_figure(rows), folder.path / "errata")
+        draw(folder.path / "errata", errata_figure, rows)
     return rows
 
 

@@ -359,4 +359,4 @@ def _draw_once() -> None:
     look = {"time": 1.0, "loss": 1.0, "test_loss": 1.0, "train_accuracy": 1.0, "test_accuracy": 1.0}
     history = [{"step": step, **look} for step in range(2)]
     with tempfile.TemporaryDirectory() as folder:
-        figures.save(figures.loss_figure(history, ""), Path(folder, "loss"))
+        figures.draw(Path(folder, "loss"), figures.loss_figure, history, "")

@@ -217,7 +217,7 @@ def initialize(
     found = {arch: _initialized(config, arch) for arch in config.archs}
     if folder is not None:
         for arch, network in found.items():
-            figures.save(initialization_figure(network.diagram), folder.path / FIGURES[arch])
+            figures.draw(folder.path / FIGURES[arch], initialization_figure, network.diagram)
         summary: dict[str, Any] = {arch: network.summary() for arch, network in found.items()}
         folder.write_json(SUMMARY, summary | {"seconds": time.perf_counter() - begun})
     return found

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from dnntk import figures, flow
 from dnntk.checks import check_choice, check_count
@@ -33,6 +32,7 @@ from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
+from dnntk.progress import progress_bar
 from dnntk.regression import KernelFlow
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 from dnntk.spread import initialization_spread, linear_predictions
@@ -222,8 +222,8 @@ def converge_to_limit(
             "peak_memory_bytes": peak_memory_bytes(),
         }
         folder.write_json(SUMMARY, summary | measured)
-        figure = figures.limit_figure(found, f"{dataset.name}, held-out examples")
-        figures.save(figure, folder.path / "limit_convergence")
+        title = f"{figures.plain(dataset.name)}, held-out examples"
+        figures.draw(folder.path / "limit_convergence", figures.limit_figure, found, title)
     return found
 
 
@@ -355,7 +355,9 @@ class _Arch:
     def _train(self, run: "_Networks", trials: range, label: str) -> np.ndarray:
         with (
             jax.enable_x64(self.config.dtype == "float64"),
-            tqdm(total=self.steps[-1], desc=label, unit="step", disable=not self.progress) as bar,
+            progress_bar(
+                total=self.steps[-1], desc=label, unit="step", disable=not self.progress
+            ) as bar,
         ):
             return run.train(trials, self.time_step, self.steps, bar.update)
 

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm.auto import tqdm
 
 from dnntk import figures, flow, kernel, lyapunov
 from dnntk.checkpoints import Checkpoints
@@ -30,6 +29,7 @@ from dnntk.experiments import rates
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
+from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 
 log = logging.getLogger("dnntk")
@@ -276,7 +276,7 @@ class _Run:
         s = self.setting
         label = f"depth {s.depth:,}, C = {s.scale:.3g}"
         chunk = 1
-        with tqdm(
+        with progress_bar(
             total=s.steps, initial=step, desc=label, unit="step", disable=not self.progress
         ) as bar:
             while step < s.steps:
@@ -355,12 +355,10 @@ def _draw(
 ) -> None:
     chosen = settings(config)
     shown = {s.depth: result.runs[s.name] for s in chosen if s.rule == "figure"}
-    figure = figures.convergence_figure(result.angles, target, result.limit, shown)
-    figures.save(figure, folder.path / "figure_4_1")
+    curves = (result.angles, target, result.limit, shown)
+    figures.draw(folder.path / "figure_4_1", figures.convergence_figure, *curves)
     sweep = [s for s in chosen if s.rule != "figure"]
     if sweep:
         points = [(s.rule, s.depth, values[s.name]) for s in sweep]
-        figures.save(
-            figures.rates_figure(points, result.fits, config.sweep_scale, config.psi_2_depth),
-            folder.path / "rates",
-        )
+        fitted = (points, result.fits, config.sweep_scale, config.psi_2_depth)
+        figures.draw(folder.path / "rates", figures.rates_figure, *fitted)

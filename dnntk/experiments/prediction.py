@@ -308,20 +308,19 @@ class Prediction:
         lines = "".join(json.dumps(line) + "\n" for line in curve)
         (path / "curve.jsonl").write_text(lines, encoding="utf-8")
         self.folder.write_json(SUMMARY, summary)
-        title = f"infinitely deep {config.arch.upper()}, {data.name}"
+        title = f"infinitely deep {config.arch.upper()}, {figures.plain(data.name)}"
         history = self.trained.history if self.trained else []
         label = f"trained, {self.trained.depth:,} layers" if self.trained else ""
-        figures.save(figures.prediction_figure(curve, history, label, title), path / "curve")
+        figures.draw(path / "curve", figures.prediction_figure, curve, history, label, title)
         at = list(times).index(chosen["time"])
         time_shown = r"\infty" if math.isinf(chosen["time"]) else f"{chosen['time']:g}"
         named = f"{title}: test set, $t = {time_shown}$"
         if data.labels_test is not None:
             counts = confusion(outputs[at], data.labels_test, len(data.classes))
-            figure = figures.confusion_figure(counts, data.classes, named)
-            figures.save(figure, path / "confusion")
+            figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)
         if data.name == "toy":
-            figure = figures.arc_figure(data.x_test, data.y_test, outputs[at], "limit", named)
-            figures.save(figure, path / "fit")
+            arc = data.x_test, data.y_test, outputs[at]
+            figures.draw(path / "fit", figures.arc_figure, *arc, "limit", named)
 
 
 def _evaluation_times(trained: _Trained | None) -> list[float]:

@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from tqdm.auto import tqdm
 
 from dnntk.arccos import arccos0, arccos1
 from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
+from dnntk.progress import progress_bar
 
 # How often a run shows its progress.
 SECONDS_A_LOOK = 1.0
@@ -223,7 +223,7 @@ def descend(
       finite ends the run where it is seen.
     """
     params, step, chunk, seconds = jax.tree.map(jnp.copy, variables["params"]), 0, 1, 0.0
-    with tqdm(total=stops[-1], desc=label, unit="step", disable=not progress) as bar:
+    with progress_bar(total=stops[-1], desc=label, unit="step", disable=not progress) as bar:
         for stop in stops:
             while step < stop:
                 count, begun = min(chunk, stop - step), time.perf_counter()

@@ -13,8 +13,6 @@ import os
 import time
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.data import Dataset
 from dnntk.errors import Diverged
@@ -31,9 +29,10 @@ from dnntk.experiments.trainability_config import (
     runs_of,
 )
 from dnntk.experiments.training import load_dataset_for, train
-from dnntk.figures import save
+from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.locks import freeing_folders
+from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 
 log = logging.getLogger("dnntk")
@@ -138,7 +137,7 @@ class _Figure(_Experiment):
         data, steps = self._prepared(runs)
         self.keep_config()
         rows = []
-        with tqdm(runs, desc="runs", unit="run", disable=not self.progress) as bar:
+        with progress_bar(runs, desc="runs", unit="run", disable=not self.progress) as bar:
             for name, config in bar:
                 bar.set_postfix_str(name)
                 if name not in done:
@@ -152,7 +151,7 @@ class _Figure(_Experiment):
         found = self.write(rows, {})
         if self.folder is not None:
             chance = {arch: _best_constant(data[arch]) for arch in self.config.archs}
-            save(trainability_figure(rows, chance), self.folder.path / "figure_4_2")
+            draw(self.folder.path / "figure_4_2", trainability_figure, rows, chance)
         return found
 
     def _prepared(
@@ -223,7 +222,7 @@ class _Row(_Experiment):
         )
         if self.folder is not None:
             reported = preset.train_mse, preset.test_accuracy
-            save(row_figure(history, curve, reported, d_out, name), self.folder.path / "row")
+            draw(self.folder.path / "row", row_figure, history, curve, reported, d_out, name)
         return found
 
     def _trained(

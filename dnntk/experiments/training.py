@@ -22,9 +22,8 @@ import numpy as np
 import optax
 import optax.contrib
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
-from dnntk import flow, fused, hosts, pipeline
+from dnntk import figures, flow, fused, hosts, pipeline
 from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import (
     EVALUATED_ON_THE_WAY,
@@ -40,6 +39,7 @@ from dnntk.interruption import told_to_stop
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
 from dnntk.plan import Job, Plan, kernel_times, schedule_of
+from dnntk.progress import progress_bar
 from dnntk.results import (
     CONFIG,
     DIVERGED,
@@ -315,7 +315,7 @@ class _Run:
         steps, batches, stepping = self.plan.steps, self._batches(start), 0.0
         looks = set(evaluation_steps(self.config, steps))
         checkpoint_every = checkpoint_interval(self.config, steps)
-        bar = tqdm(
+        bar = progress_bar(
             total=steps, initial=start, desc="training", unit="step", disable=not self.progress
         )
         with bar, told_to_stop() as told:
@@ -432,19 +432,17 @@ class _Run:
         assert outputs is not None
         if not hosts.first():
             return
-        from dnntk import figures  # matplotlib is a quarter of what dnntk takes to import
-
-        title = f"{self.config.depth:,}-layer {self.config.arch.upper()}, {data.name}"
-        figures.save(figures.loss_figure(self.history, title), path / "loss")
+        config, name = self.config, figures.plain(data.name)
+        title = f"{config.depth:,}-layer {config.arch.upper()}, {name}"
+        figures.draw(path / "loss", figures.loss_figure, self.history, title)
         if data.name == "toy":
             x, y = data.x_test[: len(outputs)], data.y_test[: len(outputs)]
-            figure = figures.arc_figure(x, y, outputs, "trained network", title)
-            figures.save(figure, path / "fit")
+            figures.draw(path / "fit", figures.arc_figure, x, y, outputs, "trained network", title)
         if data.labels_test is not None:
             counts = confusion(outputs, data.labels_test[: len(outputs)], len(data.classes))
             part = "" if len(outputs) == len(data.x_test) else f", {len(outputs):,} images"
-            figure = figures.confusion_figure(counts, data.classes, f"{title}: test set{part}")
-            figures.save(figure, path / "confusion")
+            named = f"{title}: test set{part}"
+            figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)
 
 
 def load_dataset_for(config: TrainConfig) -> Dataset:

@@ -1,87 +1,140 @@
 """Every picture: drawn from plain arrays, saved as PNG and PDF, legible to all eyes."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any colour vision.
-BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+from dnntk.figures.drawing import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    draw,
+    log_scale,
+    new_figure,
+    plain,
+    viridis,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "BLACK",
+    "BLUE",
+    "GREEN",
+    "ORANGE",
+    "arc_figure",
+    "confusion_figure",
+    "convergence_figure",
+    "draw",
+    "limit_figure",
+    "loss_figure",
+    "new_figure",
+    "plain",
+    "prediction_figure",
+    "rates_figure",
+]
+
+LOSS = r"loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$"
+# Classes up to which a confusion picture has its counts written in, and names all of them.
+NUMBERED, NAMED = 20, 25
 
 
-def loss_figure(history: Sequence[dict[str, Any]], title: str) -> Figure:
+def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
     """Loss, and accuracy where there is one, against kernel time (against steps without it)."""
     timed = all(line["time"] is not None for line in history)
-    across = [line["time"] if timed else line["step"] for line in history]
-    classified = history[0]["test_accuracy"] is not None
+    across = _numbers(history, "time" if timed else "step")
+    classified = _classified(history)
     figure = _figure(2 if classified else 1)
     panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
-    for axes in panels:
+    loss, accuracy = ("loss", "test_loss"), ("train_accuracy", "test_accuracy")
+    for axes, keys, unit in zip(panels, (loss, accuracy), (1, 100), strict=False):
+        for key, split, style, color in zip(
+            keys, ("training", "test"), ("-", "--"), (BLUE, ORANGE), strict=True
+        ):
+            if all(line[key] is None for line in history):  # no test set
+                continue
+            marker = "o" if len(history) == 1 else ""
+            look = {"linestyle": style, "marker": marker, "color": color, "label": split}
+            axes.plot(across, _numbers(history, key, unit), **look)
         axes.set_xlabel("kernel time $t$" if timed else "step")
         axes.grid(alpha=0.3)
-    losses = panels[0]
-    losses.plot(across, [line["loss"] for line in history], color=BLUE, label="training")
-    losses.plot(across, [line["test_loss"] for line in history], "--", color=ORANGE, label="test")
-    losses.set_ylabel(r"loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$")
-    losses.set_yscale("log")
-    losses.legend()
+        axes.legend()
+    panels[0].set_ylabel(LOSS)
+    log_scale(panels[0], "y")
     if classified:
-        for key, style, color in (("train_accuracy", "-", BLUE), ("test_accuracy", "--", ORANGE)):
-            values = [100 * line[key] for line in history]
-            panels[1].plot(across, values, style, color=color, label=key.split("_")[0])
         panels[1].set_ylabel("accuracy (%)")
-        panels[1].legend(["training", "test"])
     figure.suptitle(title)
     return figure
 
 
 def prediction_figure(
     curve: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], label: str, title: str
-) -> Figure:
+) -> "Figure":
     """Loss, and accuracy where there is one, of the limit against time; a trained run over it."""
-    classified = curve[0]["test_accuracy"] is not None
+    classified = _classified(curve)
     figure = _figure(2 if classified else 1)
     panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
+    later = [line for line in trained if line["time"] is not None and float(line["time"]) > 0]
     loss, accuracy = ("loss", "test_loss"), ("train_accuracy", "test_accuracy")
     for axes, keys, unit in zip(panels, (loss, accuracy), (1, 100), strict=False):
         for key, split, style, mark, color in zip(
             keys, ("training", "test"), ("-", "--"), ("o", "s"), (BLUE, ORANGE), strict=True
         ):
-            times, values = [line["time"] for line in curve], [unit * line[key] for line in curve]
-            axes.plot(times, values, style, color=color, label=f"limit, {split}")
-            later = [line for line in trained if line["time"] > 0]
+            if all(line[key] is None for line in curve):  # no test set
+                continue
+            limit = _numbers(curve, "time"), _numbers(curve, key, unit)
+            axes.plot(*limit, style, color=color, label=f"limit, {split}")
             if later:
-                times, values = [p["time"] for p in later], [unit * p[key] for p in later]
+                points = _numbers(later, "time"), _numbers(later, key, unit)
                 open_mark = {"marker": mark, "markerfacecolor": "none", "linestyle": "none"}
-                axes.plot(times, values, color=color, label=f"{label}, {split}", **open_mark)
-        axes.set_xscale("log")
+                axes.plot(*points, color=color, label=f"{label}, {split}", **open_mark)
+        log_scale(axes, "x")
         axes.set_xlabel("kernel time $t$")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    panels[0].set_yscale("log")
-    panels[0].set_ylabel(r"loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$")
+    log_scale(panels[0], "y")
+    panels[0].set_ylabel(LOSS)
     if classified:
         panels[1].set_ylabel("accuracy (%)")
     figure.suptitle(title)
     return figure
 
 
-def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> Figure:
-    """Counts [k, k] of test examples: true class by row, predicted class by column."""
-    figure = _figure(1)
+def _classified(lines: Sequence[dict[str, Any]]) -> bool:
+    keys = ("train_accuracy", "test_accuracy")
+    return any(line[key] is not None for line in lines for key in keys)
+
+
+def _numbers(lines: Sequence[dict[str, Any]], key: str, unit: float = 1.0) -> np.ndarray:
+    """A quantity of every line, NaN (which is not drawn) where it is missing or infinite."""
+    values = [np.nan if line[key] is None else float(line[key]) for line in lines]
+    return unit * np.where(np.isfinite(values), values, np.nan)
+
+
+def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> "Figure":
+    """Counts [k, k] of test examples: true class by row, predicted class by column.
+
+    The counts themselves are written up to `NUMBERED` classes, all names up to `NAMED`.
+    """
+    k = len(classes)
+    side = min(max(3.8, 1.0 + 0.28 * k), 7.0)
+    figure = new_figure(side + 1.2, side)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = "medium" if len(classes) < 6 else "x-small"
+    size = "medium" if k < 6 else "x-small"
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts if k <= NUMBERED else np.zeros((0, 0))):
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=size)
-    axes.set_xticks(range(len(classes)), [str(c) for c in classes])
-    axes.set_yticks(range(len(classes)), [str(c) for c in classes])
+    ticks = range(0, k, -(-k // NAMED) or 1)
+    names = [plain(classes[tick], longest=16) for tick in ticks]
+    size = "small" if k > NUMBERED else "medium"
+    crowded = len(names) * (1 + max(map(len, names), default=0)) > 9 * side
+    axes.set_xticks(ticks, names, fontsize=size, rotation=90 if crowded else 0)
+    axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     figure.colorbar(image, ax=axes, label="share of the true class")
@@ -89,7 +142,9 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
     return figure
 
 
-def arc_figure(x: np.ndarray, y: np.ndarray, outputs: np.ndarray, label: str, title: str) -> Figure:
+def arc_figure(
+    x: np.ndarray, y: np.ndarray, outputs: np.ndarray, label: str, title: str
+) -> "Figure":
     """The toy task: target, and outputs named by ``label``, against the angle on the arc."""
     figure = _figure(1)
     axes = figure.subplots()
@@ -107,7 +162,7 @@ def arc_figure(x: np.ndarray, y: np.ndarray, outputs: np.ndarray, label: str, ti
 
 def convergence_figure(
     angles: np.ndarray, target: np.ndarray, limit: np.ndarray, runs: dict[int, dict[str, Any]]
-) -> Figure:
+) -> "Figure":
     """Figure 4.1: trained networks (left) and their kernels before and after training (right).
 
     ``runs`` by depth, as in `ntk_convergence.ConvergenceResult`; ``limit`` is the limit kernel.
@@ -149,13 +204,12 @@ def rates_figure(
     fits: dict[str, dict[str, Any]],
     constant: float,
     psi_2_depth: int,
-) -> Figure:
+) -> "Figure":
     """Against depth, for both rules of the scale: every trial, the fitted powers, the theory's.
 
     ``points`` are (rule, depth, values [trials] by quantity); ``fits`` by rule and quantity.
     """
-    figure = Figure(figsize=(10.0, 7.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.0, 7.6)
     styles = {
         "growing": (BLUE, "o", "$C = L^{2.2}$"),
         "constant": (ORANGE, "s", f"$C = {constant:g}$"),
@@ -196,7 +250,7 @@ def rates_figure(
     return figure
 
 
-def limit_figure(comparisons: dict[str, Any], title: str) -> Figure:
+def limit_figure(comparisons: dict[str, Any], title: str) -> "Figure":
     """Trained networks' distance from the limit against depth, a panel an architecture.
 
     ``comparisons`` by architecture, as `limit_convergence.Comparison`: every trial, the fitted
@@ -219,8 +273,7 @@ def limit_figure(comparisons: dict[str, Any], title: str) -> Figure:
             axes.plot(found.depths, found.linear[:, i], "+", color=color, ms=11)
         axes.plot([], [], "--", color=BLACK, linewidth=1.0, label="theory, first order")
         axes.plot([], [], "+", color=BLACK, ms=11, linestyle="", label="theory, linear networks")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        log_scale(axes, "x", "y")
         axes.set_title(arch.upper())
         axes.set_xlabel("depth $L$")
         axes.set_ylabel(r"$\|f_\theta(t) - f_t\| \,/\, \|f_t\|$")
@@ -231,21 +284,11 @@ def limit_figure(comparisons: dict[str, Any], title: str) -> Figure:
     return figure
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem``.png and ``stem``.pdf."""
-    figure.savefig(stem.with_suffix(".png"), dpi=150)
-    figure.savefig(stem.with_suffix(".pdf"))
-
-
 def _colours(count: int) -> list[Any]:
     """Colours in a fixed order, told apart with any colour vision."""
     few = [BLUE, ORANGE, GREEN]
-    return (
-        few[:count] if count <= len(few) else list(colormaps["viridis"](np.linspace(0, 0.9, count)))
-    )
+    return few[:count] if count <= len(few) else viridis(count)
 
 
-def _figure(panels: int) -> Figure:
-    figure = Figure(figsize=(5.0 * panels, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def _figure(panels: int) -> "Figure":
+    return new_figure(5.0 * panels, 3.8)

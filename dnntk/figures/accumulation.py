@@ -1,14 +1,15 @@
 """Figure 5.1, the output built up layer by layer, and how the layers' shares are distributed."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from dnntk.figures import BLACK, BLUE, GREEN, ORANGE, _figure
+from dnntk.figures.drawing import BLACK, BLUE, GREEN, ORANGE, new_figure, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours again, two more of them.
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, "#D55E00", "#CC79A7"), "osD^vPX"
@@ -21,20 +22,20 @@ COLUMNS = 5
 TAIL = 0.001
 
 
-def accumulation_figure(found: Any, title: str, averaged: bool) -> Figure:
+def accumulation_figure(found: Any, title: str, averaged: bool) -> "Figure":
     """The neuron after every layer (left), and its departure from the limit's line (right).
 
     ``found`` is an `accumulation.Accumulation`; the trained network's curve is wide and pale, that
     of linear theory lies over it. ``averaged`` says that values are means over an image.
     """
-    figure = _figure(2)
+    figure = new_figure(10.0, 3.8)
     left, right = figure.subplots(1, 2)
     depth = len(found.trained)
     shown = np.unique(np.linspace(0, depth - 1, min(depth, MOST_DRAWN)).astype(int))
     for i in range(len(found.labels)):
         color = COLOURS[i % len(COLOURS)]
         marker = {"marker": MARKERS[i % len(MARKERS)], "markevery": 0.1, "ms": 5}
-        name = f"{found.labels[i]}; target {found.targets[i]:.3g}"
+        name = f"{plain(found.labels[i])}; target {found.targets[i]:.3g}"
         for axes, base in ((left, 0 * found.line), (right, found.line)):
             trained, theory = (a[shown, i] - base[shown, i] for a in (found.trained, found.theory))
             wide = {"color": color, "linewidth": WIDE, "alpha": 0.45}
@@ -62,19 +63,18 @@ def accumulation_figure(found: Any, title: str, averaged: bool) -> Figure:
     return figure
 
 
-def shares_figure(found: Any, title: str) -> Figure:
+def shares_figure(found: Any, title: str) -> "Figure":
     """Histograms of depth times a layer's share, a panel an input, with the predicted ones."""
     count = len(found.labels)
     columns = min(count, COLUMNS)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(2.6 * columns, 5.0), 2.9 * rows + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(2.6 * columns, 5.0), 2.9 * rows + 0.7)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in panels.flat[count:]:
         axes.set_visible(False)
     for i, axes in enumerate(panels.flat[:count]):
         _histograms(axes, found.shares[:, i], found.drawn[:, i], found.limit[i])
-        axes.set_title(found.labels[i], fontsize="small")
+        axes.set_title(plain(found.labels[i]), fontsize="small")
         axes.set_xlabel(r"$L \cdot$ share of a layer")
         axes.grid(alpha=0.3)
     for axes in panels[:, 0]:
@@ -85,7 +85,7 @@ def shares_figure(found: Any, title: str) -> Figure:
     return figure
 
 
-def _histograms(axes: Axes, measured: np.ndarray, predicted: np.ndarray, mean: float) -> None:
+def _histograms(axes: "Axes", measured: np.ndarray, predicted: np.ndarray, mean: float) -> None:
     """Both as percent of layers in bins that they share, and the predicted mean."""
     low, high = np.quantile(np.concatenate([measured, predicted]), [TAIL, 1 - TAIL])
     bins = np.linspace(low, high, BINS + 1).tolist()

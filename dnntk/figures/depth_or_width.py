@@ -1,14 +1,15 @@
 """Pictures of `dnntk.experiments.depth_or_width`: depth against width, and leaving the regime."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from dnntk.figures import BLACK, BLUE, GREEN, ORANGE
+from dnntk.figures.drawing import BLACK, BLUE, GREEN, ORANGE, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Point = dict[str, Any]
 
@@ -28,7 +29,7 @@ LIMITS = {
 
 def size_figure(
     points: Sequence[Point], limits: dict[str, dict[str, Any]], time: float, small_scale: float
-) -> Figure:
+) -> "Figure":
     """A row a dataset: test accuracy and kernel movement against parameters, and accuracy over t.
 
     Args:
@@ -37,8 +38,7 @@ def size_figure(
       time: t of the first two columns.
       small_scale: C of the deep networks' second rule.
     """
-    figure = Figure(figsize=(13.0, 3.7 * len(limits) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13.0, 3.7 * len(limits) + 0.8)
     names = {
         ("theorem", "equal"): "deep, $C = L^{2.2}$",
         ("small", "equal"): f"deep, $C = {small_scale:g}$",
@@ -74,7 +74,7 @@ def _reached(limit: dict[str, Any], side: str, time: float, clock: str) -> Point
 
 
 def _against_size(
-    axes: Axes, points: Sequence[Point], quantity: str, unit: float, names: dict[Any, str]
+    axes: "Axes", points: Sequence[Point], quantity: str, unit: float, names: dict[Any, str]
 ) -> None:
     for key, (color, marker, line) in SERIES.items():
         mine = [p for p in points if (p["rule"], p["clock"]) == key and quantity in p]
@@ -98,7 +98,7 @@ def _short(count: int) -> str:
     return f"{count / 1e6:.2g} M" if count >= 1e6 else f"{count / 1e3:.3g} k"
 
 
-def _over_time(axes: Axes, points: Sequence[Point], limit: dict[str, Any]) -> None:
+def _over_time(axes: "Axes", points: Sequence[Point], limit: dict[str, Any]) -> None:
     """Test accuracy against t: the largest networks over the limits' whole course."""
     for side, color, line in (("deep", BLUE, "--"), ("wide", GREEN, "--"), ("linear", BLACK, ":")):
         curve = limit[side]["curve"]
@@ -123,7 +123,7 @@ def _over_time(axes: Axes, points: Sequence[Point], limit: dict[str, Any]) -> No
 
 def regime_figure(
     points: Sequence[Point], limit: dict[str, Any], time: float, title: str
-) -> Figure:
+) -> "Figure":
     """Against C, infinity at the right end: test accuracy, the kernel's movement, its alignment.
 
     Args:
@@ -132,8 +132,7 @@ def regime_figure(
       time: t.
       title: of the figure.
     """
-    figure = Figure(figsize=(6.4, 9.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 9.0)
     ended = sorted((p for p in points if p["time"] == time), key=lambda p: p["scale"])
     finite = [p["scale"] for p in ended if np.isfinite(p["scale"])]
     end = max(finite) * 30
@@ -173,7 +172,7 @@ def regime_figure(
 
 
 def _against_scale(
-    axes: Axes,
+    axes: "Axes",
     points: Sequence[Point],
     end: float,
     quantity: str,

@@ -1,18 +1,17 @@
 """Picture of the errata: printed, corrected and measured kernels."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from dnntk.figures.drawing import BLACK, BLUE, ORANGE, new_figure
 
-from dnntk.figures import BLACK, BLUE, ORANGE
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def errata_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+def errata_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
     """A line a statement: the printed and the corrected value, and networks with their error."""
-    figure = Figure(figsize=(7.6, 1.2 + 0.9 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 1.2 + 0.9 * len(rows))
     axes = figure.subplots()
     heights = range(len(rows))[::-1]
     across = {name: [row[name] for row in rows] for name in ("printed", "corrected", "measured")}

@@ -9,17 +9,17 @@ survives black and white print. What style a parameter has is decided by its val
 import dataclasses
 import enum
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, Rectangle
 
-from dnntk.figures import BLACK, BLUE, GREEN
+from dnntk.figures.drawing import BLACK, BLUE, GREEN, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 # Weight layers that are all drawn; of more, the first `DRAWN_BELOW` and the last two.
 MOST_LAYERS, DRAWN_BELOW = 7, 4
@@ -27,8 +27,6 @@ MOST_LAYERS, DRAWN_BELOW = 7, 4
 INCHES = 0.72
 GAP, CELL, GRID, MARGIN, ACROSS, UP = 0.09, 0.5, 1.2, 0.14, 0.75, 0.9
 LEFT, LEGEND, LEGEND_HEIGHT, BELOW, ABOVE = 1.9, 5.4, 9.6, 1.1, 1.7
-# Paler than the lines, which cross what is shaded.
-SHADES = LinearSegmentedColormap.from_list("shades", ["white", "0.55"])
 DARKEST = 2.0
 
 
@@ -131,7 +129,7 @@ def rows(depth: int) -> list[range]:
     return [*whole[:-2], range(DRAWN_BELOW + 1, depth - 1), *whole[-2:]]
 
 
-def initialization_figure(diagram: Diagram) -> Figure:
+def initialization_figure(diagram: Diagram) -> "Figure":
     """The network, layer by layer, with a legend.
 
     Every line and box that stands for a parameter has a gid, "line SOLID" or "box DASHED".
@@ -145,8 +143,7 @@ def initialization_figure(diagram: Diagram) -> Figure:
     left, right = -sizes.box[0] / 2 - LEFT, right + sizes.box[0] / 2
     top = max(top, bottom + LEGEND_HEIGHT)
     across, up = right + LEGEND - left, top - bottom
-    figure = Figure(figsize=(INCHES * across, INCHES * up))
-    FigureCanvasAgg(figure)
+    figure = new_figure(INCHES * across, INCHES * up, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set(xlim=(left, left + across), ylim=(bottom, top), aspect="equal")
@@ -161,7 +158,7 @@ def initialization_figure(diagram: Diagram) -> Figure:
     return figure
 
 
-def _connections(axes: Axes, diagram: Diagram, sizes: _Sizes, row: int, layer: int) -> None:
+def _connections(axes: "Axes", diagram: Diagram, sizes: _Sizes, row: int, layer: int) -> None:
     """The weights into ``row``, which are those of ``layer``."""
     across, up = sizes.box
     above = up / 2 if layer > 1 else sizes.height * sizes.cell / 2  # the input has no boxes
@@ -174,7 +171,7 @@ def _connections(axes: Axes, diagram: Diagram, sizes: _Sizes, row: int, layer: i
 
 
 def _line(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], style: Style, gid: str = ""
+    axes: "Axes", start: tuple[float, float], end: tuple[float, float], style: Style, gid: str = ""
 ) -> None:
     if style is Style.NONE:
         return
@@ -189,11 +186,13 @@ def _line(
         "linewidths": 1.1,
         "zorder": 1,
     }
+    from matplotlib.collections import LineCollection
+
     lines = LineCollection(segments, gid=gid or f"line {style.name}", **look)
     axes.add_collection(lines, autolim=False)
 
 
-def _row(axes: Axes, diagram: Diagram, sizes: _Sizes, row: int, layers: range) -> None:
+def _row(axes: "Axes", diagram: Diagram, sizes: _Sizes, row: int, layers: range) -> None:
     name = "input $x$" if layers.start == 0 else f"layer {layers.start:,}"
     layer = layers.start
     if len(layers) > 1:
@@ -212,7 +211,7 @@ def _row(axes: Axes, diagram: Diagram, sizes: _Sizes, row: int, layers: range) -
         _cells(axes, centre, sizes.cell, diagram.activations[layer][..., unit], boxed=layer > 0)
 
 
-def _row_name(axes: Axes, sizes: _Sizes, y: float, name: str) -> None:
+def _row_name(axes: "Axes", sizes: _Sizes, y: float, name: str) -> None:
     axes.text(-sizes.box[0] / 2 - 0.45, y, name, ha="right", va="center", fontsize=9)
 
 
@@ -230,7 +229,11 @@ def _omitted(diagram: Diagram, layers: range) -> str:
 
 
 def _box(
-    axes: Axes, centre: tuple[float, float], size: tuple[float, float], style: Style, gid: str = ""
+    axes: "Axes",
+    centre: tuple[float, float],
+    size: tuple[float, float],
+    style: Style,
+    gid: str = "",
 ) -> None:
     """Its inner edge has the ``size``; it hides the lines that end below it."""
     dashes: Any = (0, (3.5, 2.0)) if style in DASHES else "solid"
@@ -240,29 +243,44 @@ def _box(
         corner = (centre[0] - across / 2, centre[1] - up / 2)
         first = outset or style not in TWICE
         name = gid or f"box {style.name}"
-        axes.add_patch(Rectangle(corner, across, up, facecolor="white", zorder=2, lw=0))
+        axes.add_patch(_rectangle(corner, across, up, facecolor="white", zorder=2, lw=0))
         axes.add_patch(
-            Rectangle(corner, across, up, fill=False, zorder=4, gid=name if first else "", **edge)
+            _rectangle(corner, across, up, fill=False, zorder=4, gid=name if first else "", **edge)
         )
 
 
+def _rectangle(corner: tuple[float, float], across: float, up: float, **style: Any) -> "Patch":
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, across, up, **style)
+
+
+def _shades() -> "Colormap":
+    """Paler than the lines, which cross what is shaded."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shades", ["white", "0.55"])
+
+
 def _cells(
-    axes: Axes, centre: tuple[float, float], cell: float, values: np.ndarray, boxed: bool
+    axes: "Axes", centre: tuple[float, float], cell: float, values: np.ndarray, boxed: bool
 ) -> None:
     """The pixels of a unit, the image's first row on top; without a box, thinly edged."""
     height, width = values.shape
     if values.size == 1 and not boxed:
-        shade = SHADES(min(max(float(values[0, 0]), 0.0) / DARKEST, 1.0))
+        from matplotlib.patches import Circle
+
+        shade = _shades()(min(max(float(values[0, 0]), 0.0) / DARKEST, 1.0))
         axes.add_patch(Circle(centre, cell / 2, facecolor=shade, edgecolor="0.35", lw=0.7))
         return
     across = centre[0] + cell * (np.arange(width + 1) - width / 2)
     up = centre[1] - cell * (np.arange(height + 1) - height / 2)
     edge = "none" if values.size == 1 else "0.35"
-    mesh = axes.pcolormesh(across, up, values, cmap=SHADES, vmin=0.0, vmax=DARKEST, zorder=3)
+    mesh = axes.pcolormesh(across, up, values, cmap=_shades(), vmin=0.0, vmax=DARKEST, zorder=3)
     mesh.set(edgecolors=edge, linewidth=0.4)
 
 
-def _columns(axes: Axes, diagram: Diagram, sizes: _Sizes) -> None:
+def _columns(axes: "Axes", diagram: Diagram, sizes: _Sizes) -> None:
     """The three blocks of a hidden layer, named below the input."""
     blocks = {"inputs": (0, diagram.d_in), "random": (diagram.d_in, diagram.d_in + 1)}
     blocks["outputs"] = (diagram.d_in + 1, diagram.columns)
@@ -277,7 +295,7 @@ def _columns(axes: Axes, diagram: Diagram, sizes: _Sizes) -> None:
 _CENTRED: dict[str, Any] = {"ha": "center", "fontsize": 9}
 
 
-def _output(axes: Axes, diagram: Diagram, sizes: _Sizes, row: int) -> None:
+def _output(axes: "Axes", diagram: Diagram, sizes: _Sizes, row: int) -> None:
     """The output's value, above the units (MLP) or the scalars that they are pooled to (CNN)."""
     columns = diagram.columns_of(diagram.depth)
     above = sizes.box[1] / 2 + GAP
@@ -290,14 +308,14 @@ def _output(axes: Axes, diagram: Diagram, sizes: _Sizes, row: int) -> None:
             arrow = {"arrowstyle": "-|>", "color": "0.35", "lw": 0.8}
             axes.annotate("", (x, corner[1]), (x, y), arrowprops=arrow)
             axes.text(x + 0.12, (y + corner[1]) / 2, "average", va="center", fontsize=8)
-            axes.add_patch(Rectangle(corner, CELL, CELL, facecolor="w", edgecolor="0.35", lw=0.7))
+            axes.add_patch(_rectangle(corner, CELL, CELL, facecolor="w", edgecolor="0.35", lw=0.7))
             y += UP + CELL / 2
         axes.text(x, y + 0.12, f"{value:.3g}", **_CENTRED, va="bottom")
     if diagram.pooled is not None:
         _row_name(axes, sizes, sizes.centre(0, row)[1] + above + UP, "output $f(x)$")
 
 
-def _legend(axes: Axes, diagram: Diagram, x: float, y: float) -> None:
+def _legend(axes: "Axes", diagram: Diagram, x: float, y: float) -> None:
     """What lines, boxes and shades mean, from ``y`` downwards."""
 
     def write(text: str, indent: float = 0.0, weight: str = "normal") -> None:

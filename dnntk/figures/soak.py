@@ -1,25 +1,24 @@
 """The picture of a soak: where runs were killed, and that they ended as if nothing had been."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from dnntk.figures.drawing import BLUE, ORANGE, new_figure
 
-from dnntk.figures import BLUE, ORANGE
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKERS = {"SIGKILL": ("x", BLUE), "SIGTERM": ("o", ORANGE)}
 
 
-def soak_figure(rows: Sequence[dict[str, Any]], steps: int) -> Figure:
+def soak_figure(rows: Sequence[dict[str, Any]], steps: int) -> "Figure":
     """Every kill: the newest checkpoint that it left against the number of the run.
 
     Args:
       rows: as ``scripts/soak.py`` writes them.
       steps: of each run.
     """
-    figure = Figure(figsize=(7.0, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
     for kind, (marker, color) in MARKERS.items():
         kills = [

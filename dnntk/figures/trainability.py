@@ -1,15 +1,15 @@
 """Pictures of section 5.2: figure 4.2, and a row of table 4.1 beside its limit."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from dnntk.figures import BLACK, BLUE, ORANGE
+from dnntk.figures.drawing import BLACK, BLUE, ORANGE, log_scale, new_figure, viridis
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # An initialization has a line style, a learning rate a colour and a marker.
 LINES = {"deep_narrow": "-", "he_uniform": "--", "torch_default": ":"}
@@ -18,17 +18,16 @@ MARKERS = "osD^vP"
 HIGHEST = 3.0
 
 
-def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]) -> Figure:
+def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]) -> "Figure":
     """Figure 4.2: training loss against steps, a panel an architecture, every run in it.
 
     Args:
       rows: as `dnntk.experiments.trainability` makes them.
       chance: by architecture, the loss of the best constant answer.
     """
-    figure = Figure(figsize=(5.6 * len(chance), 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * len(chance), 5.4)
     rates = sorted({row["lr"] for row in rows if row["lr"] is not None})
-    shades = dict(zip(rates, colormaps["viridis"](np.linspace(0, 0.92, len(rates))), strict=True))
+    shades = dict(zip(rates, viridis(len(rates), 0.92), strict=True))
     for axes, (arch, constant) in zip(
         figure.subplots(1, len(chance), squeeze=False)[0], chance.items(), strict=True
     ):
@@ -48,7 +47,8 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             zorder=5,
         )
-        lowest = min([line["loss"] for row in mine for line in row["history"]], default=constant)
+        losses = [line["loss"] for row in mine for line in row["history"]]
+        lowest = min((loss for loss in losses if 0 < loss < np.inf), default=constant)
         axes.set_yscale("log")
         axes.set_ylim(0.8 * min(lowest, constant), HIGHEST * constant)
         axes.set_xlabel("step")
@@ -59,7 +59,7 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
     return figure
 
 
-def _run(axes: Axes, row: dict[str, Any], shades: dict[float, Any], rates: list[float]) -> None:
+def _run(axes: "Axes", row: dict[str, Any], shades: dict[float, Any], rates: list[float]) -> None:
     steps = [line["step"] for line in row["history"]]
     losses = [line["loss"] for line in row["history"]]
     style: dict[str, Any] = {"linestyle": LINES[row["init"]], "linewidth": 1.1}
@@ -77,7 +77,7 @@ def _run(axes: Axes, row: dict[str, Any], shades: dict[float, Any], rates: list[
 
 
 def _legend(
-    figure: Figure, rows: Sequence[dict[str, Any]], shades: dict[float, Any], rates: list[float]
+    figure: "Figure", rows: Sequence[dict[str, Any]], shades: dict[float, Any], rates: list[float]
 ) -> None:
     """One for all panels: initializations by line, learning rates by colour and marker."""
     axes = figure.axes[0]
@@ -103,7 +103,7 @@ def row_figure(
     thesis: tuple[float | None, float | None],
     d_out: int,
     title: str,
-) -> Figure:
+) -> "Figure":
     """A row of table 4.1: mean squared error and test accuracy against kernel time.
 
     Args:
@@ -113,8 +113,7 @@ def row_figure(
       d_out: outputs, over which the thesis's error is a mean.
       title: of the figure.
     """
-    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.0, 4.0)
     timed = all(line["time"] is not None for line in history)
     panels = figure.subplots(1, 2)
     for axes, key, unit, reported in zip(
@@ -131,10 +130,10 @@ def row_figure(
             shown = reported * (100 if key == "test_accuracy" else 1)
             axes.axhline(shown, color=BLACK, linestyle=":", label="thesis, at the end")
         axes.set_xlabel("kernel time $t$" if timed else "step")
-        axes.set_xscale("log")
+        log_scale(axes, "x")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    panels[0].set_yscale("log")
+    log_scale(panels[0], "y")
     panels[0].set_ylabel("training error, mean over examples and outputs")
     panels[1].set_ylabel("test accuracy (%)")
     figure.suptitle(title)

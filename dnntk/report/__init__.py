@@ -9,14 +9,13 @@ import datetime
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm.auto import tqdm
-
 from dnntk.errors import InputError
+from dnntk.progress import progress_bar
 from dnntk.report.markup import Html, escaped, joined, table, tag
 from dnntk.report.reading import Workdir, find_workdirs
 from dnntk.report.sections import OVERVIEW, Budget, Section, slug
@@ -63,10 +62,10 @@ def write_report(
     folder = RunFolder(workdir)
     folder.make()
     partial, page = folder.path / f".{PAGE}.partial", folder.path / PAGE
-    bar = tqdm(found, desc="report", unit="run", delay=1.0, disable=not progress)
+    bar = progress_bar(found, desc="report", unit="run", delay=1.0, disable=not progress)
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            _write(file, bar, os.path.realpath(folder.path), heading)
+            _write(file, found, bar, os.path.realpath(folder.path), heading)
         partial.replace(page)
     except OSError as error:
         raise InputError(f"workdir: expected room for {page}, got {error.strerror}") from None
@@ -75,11 +74,13 @@ def write_report(
     return page
 
 
-def _write(file: IO[str], found: "tqdm[Workdir]", folder: str, heading: str) -> None:
+def _write(
+    file: IO[str], found: list[Workdir], bar: Iterable[Workdir], folder: str, heading: str
+) -> None:
     """The page, the overview first: sections wait on disk until all runs are read."""
     budget, headlines = Budget(FIGURES_BYTES), []
     with tempfile.TemporaryFile("w+", encoding="utf-8") as sections:
-        for workdir, anchor in zip(found, _anchors(found.iterable), strict=True):
+        for workdir, anchor in zip(bar, _anchors(found), strict=True):
             section = Section(workdir, anchor, folder, budget)
             sections.write(section.html() + "\n")
             headlines.append((workdir.name, anchor, section.headline))

@@ -21,7 +21,7 @@ from dnntk.report.reading import Figure, Workdir, read_figure, read_json, read_l
 from dnntk.report.values import cut, mapping, properties, records, rendered, shown, title
 from dnntk.results import CONFIG, METRICS, SUMMARY
 
-# Of the pixels of a figure: `dnntk.figures.save` draws 150 an inch, a browser 96.
+# Of the pixels of a figure: `dnntk.figures.draw` draws 150 an inch, a browser 96.
 SCREEN = 96 / 150
 OVERVIEW = (
     *("experiment", "architecture", "depth", "data", "train_loss", "test_loss"),

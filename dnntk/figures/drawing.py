@@ -1,0 +1,114 @@
+"""How every picture is drawn and kept: with settings of its own, and never as an error.
+
+A picture is the last thing that a run makes: no setting of matplotlib, no full disk and no name of
+a class may cost the run. `draw` makes all files. matplotlib is imported at the first picture, and
+its global ``rcParams`` are the user's again afterwards. pyplot, which would load the backend that
+``MPLBACKEND`` names, is not used.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+log = logging.getLogger("dnntk")
+
+# Okabe and Ito's colours, told apart with any colour vision.
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+LONGEST_REASON = 300
+_ONE_AT_A_TIME = threading.RLock()  # rcParams belong to all threads
+
+
+def draw(stem: Path, make_figure: Callable[..., "Figure"], *args: Any) -> None:
+    """Write ``make_figure(*args)`` as ``stem``.png and ``stem``.pdf.
+
+    Where that fails, for whatever reason, the reason is logged as a warning, and files that were
+    there are as they were.
+    """
+    try:
+        with _own_settings():
+            figure = make_figure(*args)
+            for kind in ("png", "pdf"):
+                _write(figure, stem.with_name(f"{stem.name}.{kind}"), kind)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
+        log.warning("the picture %s could not be drawn (%s); all else is kept", stem, reason)
+
+
+def new_figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
+    """An empty figure, in inches."""
+    _matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def viridis(count: int, end: float = 0.9) -> list[Any]:
+    """So many colours, dark to light."""
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0, end, count)))
+
+
+def log_scale(axes: "Axes", *sides: str) -> None:
+    """Make "x" or "y" logarithmic where a line has a positive number: matplotlib fails without."""
+    for side in sides:
+        if np.isfinite(getattr(axes.dataLim, f"minpos{side}")):
+            getattr(axes, f"set_{side}scale")("log")
+
+
+def plain(text: Any, longest: int = 60) -> str:
+    """A user's text as a picture can show it: one line that is no formula, cut where it is long."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    if len(line) > longest:
+        line = line[: longest - 1] + "…"
+    return line.replace("$", r"\$")
+
+
+@contextlib.contextmanager
+def _own_settings() -> Iterator[None]:
+    """Matplotlib's defaults instead of the user's settings; nothing warns."""
+    with _ONE_AT_A_TIME, warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of a glyph that the font lacks, say
+        matplotlib = _matplotlib()
+        defaults = dict(matplotlib.rcParamsDefault)
+        with matplotlib.rc_context({k: v for k, v in defaults.items() if k[:7] != "backend"}):
+            yield
+
+
+def _matplotlib() -> Any:
+    """The package. Its import would end at an ``MPLBACKEND`` whose name it does not know."""
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
+
+
+def _write(figure: "Figure", file: Path, kind: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        figure.savefig(partial, format=kind, dpi=150)
+        partial.replace(file)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
