@@ -120,8 +120,12 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
     The counts themselves are written up to `NUMBERED` classes, all names up to `NAMED`.
     """
     k = len(classes)
+    ticks = range(0, k, -(-k // NAMED) or 1)
+    names = [plain(classes[tick], longest=16) for tick in ticks]
+    longest = max(map(len, names), default=0)
     side = min(max(3.8, 1.0 + 0.28 * k), 7.0)
-    figure = new_figure(side + 1.2, side)
+    crowded = len(names) * (1 + longest) > 9 * side
+    figure = new_figure(side + 1.2 + 0.06 * longest, side + 0.06 * longest * crowded)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = "medium" if k < 6 else "x-small"
@@ -129,10 +133,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
     for (row, column), count in np.ndenumerate(counts if k <= NUMBERED else np.zeros((0, 0))):
         shade = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=size)
-    ticks = range(0, k, -(-k // NAMED) or 1)
-    names = [plain(classes[tick], longest=16) for tick in ticks]
     size = "small" if k > NUMBERED else "medium"
-    crowded = len(names) * (1 + max(map(len, names), default=0)) > 9 * side
     axes.set_xticks(ticks, names, fontsize=size, rotation=90 if crowded else 0)
     axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted class")
