@@ -20,14 +20,25 @@ if "_config" in script and not flags.resume and not getattr(flags, "compare", No
 """
 
 
-def test_python_blocks_run_in_order(tmp_path, monkeypatch):
+def sessions():
+    """Python that has to run by itself: the tutorial as a whole, and every other block."""
+    before, rest = README.split("\n## Tutorial\n")
+    tutorial, after = rest.split("\n## ", 1)
+    blocks = [re.findall(r"```python\n(.*?)```", part, re.DOTALL) for part in (before, after)]
+    alone = [pytest.param(block, id=f"block {i}") for i, block in enumerate(sum(blocks, []))]
+    whole = "\n".join(re.findall(r"```python\n(.*?)```", tutorial, re.DOTALL))
+    return [pytest.param(whole, id="tutorial"), *alone]
+
+
+@pytest.mark.parametrize("session", sessions())
+def test_python_runs_by_itself_and_writes_nothing(session, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 3
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+    exec(compile(session, "README.md", "exec"), {"__name__": "__main__"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tutorial_and_another_block_are_found():
+    assert len(sessions()) >= 2 and "KernelFlow" in sessions()[0].values[0]
 
 
 @pytest.fixture(scope="module")
