@@ -33,9 +33,9 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES)
 def test_a_users_text_is_one_short_line_without_a_formula(name):
     text = figures.plain(name)
-    assert text.isprintable() and len(text) <= 60
+    assert text.isprintable() and len(text) <= 42
     assert not cbook.is_math_text(text)
-    if str(name).isprintable() and len(str(name)) < 60:  # as matplotlib shows it
+    if str(name).isprintable() and len(str(name)) < 40:  # as matplotlib shows it
         assert text.replace(r"\$", "$") == str(name)
 
 

@@ -66,7 +66,7 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
     log_scale(panels[0], "y")
     if classified:
         panels[1].set_ylabel("accuracy (%)")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
 
 
@@ -99,7 +99,7 @@ def prediction_figure(
     panels[0].set_ylabel(LOSS)
     if classified:
         panels[1].set_ylabel("accuracy (%)")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
 
 
@@ -139,7 +139,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     figure.colorbar(image, ax=axes, label="share of the true class")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
 
 
@@ -157,7 +157,7 @@ def arc_figure(
     axes.set_ylabel("$f(x)$")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
 
 

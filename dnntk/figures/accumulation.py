@@ -59,7 +59,7 @@ def accumulation_figure(found: Any, title: str, averaged: bool) -> "Figure":
     inputs = [line for line in left.lines if "target" in str(line.get_label())]
     figure.legend(handles=[*inputs, *styles], loc="outside lower center", ncols=3, fontsize="small")
     figure.set_figheight(4.2 + 0.2 * math.ceil((len(inputs) + len(styles)) / 3))
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
 
 
@@ -81,7 +81,7 @@ def shares_figure(found: Any, title: str) -> "Figure":
         axes.set_ylabel("layers in a bin (%)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
 
 

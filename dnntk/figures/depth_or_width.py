@@ -167,7 +167,7 @@ def regime_figure(
         axes.grid(alpha=0.3)
     for axes in (accuracy, aligned):
         axes.legend(fontsize="small")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
 
 

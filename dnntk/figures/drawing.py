@@ -71,7 +71,7 @@ def log_scale(axes: "Axes", *sides: str) -> None:
             getattr(axes, f"set_{side}scale")("log")
 
 
-def plain(text: Any, longest: int = 60) -> str:
+def plain(text: Any, longest: int = 40) -> str:
     """A user's text as a picture can show it: one line that is no formula, cut where it is long."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     if len(line) > longest:

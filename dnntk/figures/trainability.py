@@ -136,5 +136,5 @@ def row_figure(
     log_scale(panels[0], "y")
     panels[0].set_ylabel("training error, mean over examples and outputs")
     panels[1].set_ylabel("test accuracy (%)")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure
