@@ -219,7 +219,7 @@ def checked_pair(
     x2: ArrayLike | None,
     checked: Callable[[str, ArrayLike], jax.Array] = checked_inputs,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The two batches of a kernel, holding inputs of one shape; None for x2 where it is x1."""
+    """The two batches of a kernel, inputs of one shape and dtype; None for x2 where it is x1."""
     left = checked("x1", x1)
     if x2 is None or x2 is x1:
         return left, None
@@ -229,7 +229,8 @@ def checked_pair(
             f"x2 must hold inputs of shape {left.shape[1:]}, as x1 does, got {right.shape[1:]}; "
             "reshape or resize one of them"
         )
-    return left, right
+    dtype = common_dtype(left, right)
+    return left.astype(dtype), right.astype(dtype)
 
 
 def check_deviation(name: str, value: Any) -> Any:
