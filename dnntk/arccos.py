@@ -21,7 +21,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpy.polynomial.chebyshev import cheb2poly
 
-from dnntk.checks import checked_array
+from dnntk.checks import checked_array, common_dtype
 from dnntk.errors import InputError
 
 
@@ -37,8 +37,8 @@ def arccos1(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
             most, counts as equal to it.
 
     Returns:
-        The expectation, in the inputs' dtype. Its derivative by a variance, infinite where that is
-        0, is 0 there.
+        The expectation, in the inputs' dtype, float32 at least. Its derivative by a
+        variance, infinite where that is 0, is 0 there.
 
     Raises:
         InputError: A variance is negative, a value is not finite, |cov| is beyond
@@ -165,21 +165,22 @@ def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
 def _checked_moments(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> list[jax.Array]:
     """The moments in their common floating dtype, broadcast against each other."""
     moments = {"var_x": var_x, "var_y": var_y, "cov": cov}
-    arrays = [_checked_moment(name, value) for name, value in moments.items()]
+    known = arrays = [_checked_moment(name, value) for name, value in moments.items()]
+    dtype = common_dtype(*arrays)
     try:
-        arrays = jnp.broadcast_arrays(*(a.astype(jnp.result_type(*arrays, float)) for a in arrays))
+        arrays = jnp.broadcast_arrays(*(a.astype(dtype) for a in arrays))
     except ValueError:
         shapes = ", ".join(f"{name} {a.shape}" for name, a in zip(moments, arrays, strict=True))
         raise InputError(f"{shapes}: the shapes must broadcast; add or drop axes") from None
-    if not any(isinstance(value, jax.core.Tracer) for value in moments.values()):
-        _check_covariance(var_x, var_y, cov, float(jnp.finfo(arrays[0].dtype).eps) ** 0.5)
+    if not any(isinstance(a, jax.core.Tracer) for a in known):
+        _check_covariance(*map(_on_host, known), tolerance=float(jnp.finfo(dtype).eps) ** 0.5)
     return arrays
 
 
 def _checked_moment(name: str, value: ArrayLike) -> jax.Array:
     array = checked_array(name, value)
-    if name != "cov" and not isinstance(value, jax.core.Tracer):
-        host = _on_host(value)
+    if name != "cov" and not isinstance(array, jax.core.Tracer):
+        host = _on_host(array)
         if (host < 0).any():
             raise InputError(
                 f"{name} must not be negative, as a variance is, got {host[host < 0].flat[0]}; "
@@ -188,10 +189,11 @@ def _checked_moment(name: str, value: ArrayLike) -> jax.Array:
     return array
 
 
-def _check_covariance(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike, tolerance: float) -> None:
+def _check_covariance(
+    var_x: np.ndarray, var_y: np.ndarray, cov: np.ndarray, *, tolerance: float
+) -> None:
     """Refuse what is no covariance; var_x, var_y are finite and not negative."""
-    limit = np.sqrt(_on_host(var_x)) * np.sqrt(_on_host(var_y))
-    size, limit = np.broadcast_arrays(np.abs(_on_host(cov)), limit)
+    size, limit = np.broadcast_arrays(np.abs(cov), np.sqrt(var_x) * np.sqrt(var_y))
     beyond = size > limit * (1 + tolerance)
     if beyond.any():
         raise InputError(
@@ -200,5 +202,5 @@ def _check_covariance(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike, tolera
         )
 
 
-def _on_host(value: ArrayLike) -> np.ndarray:
+def _on_host(value: jax.Array) -> np.ndarray:
     return np.asarray(value).astype(np.float64)

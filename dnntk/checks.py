@@ -29,6 +29,15 @@ def brief(value: object) -> str:
     return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
+def check_unmasked(name: str, value: Any) -> None:
+    """Refuse masked entries, which NumPy would take the numbers behind the mask of."""
+    if _any_entry(value, _is_masked):
+        raise InputError(
+            f"{name} must have no masked entries, got a masked array; fill them by .filled(...), "
+            "or drop them"
+        )
+
+
 def native_numbers(name: str, value: Any) -> np.ndarray:
     """Real numbers as NumPy has them: in a dtype of this machine, which JAX takes too.
 
@@ -37,11 +46,7 @@ def native_numbers(name: str, value: Any) -> np.ndarray:
     Raises:
         InputError: the numbers are masked, complex, or none: text, dates, missing or ragged.
     """
-    if _any_entry(value, _is_masked):
-        raise InputError(
-            f"{name} must have no masked entries, got a masked array; fill them by .filled(...), "
-            "or drop them"
-        )
+    check_unmasked(name, value)
     try:
         array = np.asarray(value)
         if array.dtype == object:
@@ -219,7 +224,7 @@ def checked_pair(
     x2: ArrayLike | None,
     checked: Callable[[str, ArrayLike], jax.Array] = checked_inputs,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The two batches of a kernel, holding inputs of one shape; None for x2 where it is x1."""
+    """The two batches of a kernel, inputs of one shape and dtype; None for x2 where it is x1."""
     left = checked("x1", x1)
     if x2 is None or x2 is x1:
         return left, None
@@ -229,7 +234,8 @@ def checked_pair(
             f"x2 must hold inputs of shape {left.shape[1:]}, as x1 does, got {right.shape[1:]}; "
             "reshape or resize one of them"
         )
-    return left, right
+    dtype = common_dtype(left, right)
+    return left.astype(dtype), right.astype(dtype)
 
 
 def check_deviation(name: str, value: Any) -> Any:
@@ -284,6 +290,17 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 def is_number(value: object) -> bool:
     """A real number, and no bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def number_within(name: str, value: Any, valid: Callable[[float], bool], expected: str) -> float:
+    """A number of any library's, and no bool, as Python's own where it is a valid one."""
+    try:
+        number = math.nan if isinstance(value, bool | np.bool_) else real_number(name, value)
+    except InputError:
+        number = math.nan
+    if not valid(number):
+        raise InputError(f"{name}: expected {expected}, got {brief(value)}")
+    return number
 
 
 def host_numbers(name: str, value: HostArrayLike) -> NDArray[np.float64]:

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 
 from dnntk.errors import InputError
 from dnntk.infinite_depth import InfiniteDepth
@@ -62,7 +61,7 @@ class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
                 there is no ridge, and the Gram matrix is singular.
             ValueError: scikit-learn's, for X and y.
         """
-        x, labels = validate_data(self, X, y, dtype=np.float64)
+        x, labels = self._validated(X, y)
         check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(classes) < 2:
@@ -157,7 +156,7 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
                 ridge, and the Gram matrix is singular.
             ValueError: scikit-learn's, for X and y.
         """
-        x, targets = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        x, targets = self._validated(X, y, multi_output=True, y_numeric=True)
         targets = np.asarray(targets, np.float64)
         self._solve(x, targets.reshape(len(targets), -1))
         self._flat = targets.ndim == 1

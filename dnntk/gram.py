@@ -101,7 +101,7 @@ def gram(
     Args:
         kernel_fn: [b1, ...], [b2, ...] -> [b1, b2], or [b1, b2, k, k] for a matrix-valued kernel;
             for example `limit_ntk`, or `functools.partial(limit_ntk, rho=0.5)`.
-        x1: [n1, ...].
+        x1: [n1, ...]; ``kernel_fn`` gets floats, whatever numbers these are.
         x2: [n2, ...]; None means x1, and then each pair is computed once.
         block_size: most rows and columns in a block.
         progress: show a bar on standard error once the work has taken five seconds.
@@ -112,13 +112,13 @@ def gram(
         Independent of the block size up to rounding. Memory beyond the result: two blocks.
 
     Raises:
-        InputError: block_size is not a positive integer, an input has no rows, or `out` has the
-            wrong shape.
+        InputError: block_size is not a positive integer, an input has no rows or is not of finite
+            real numbers, or `out` has the wrong shape.
     """
-    check_count("block_size", block_size)
+    block_size = check_count("block_size", block_size)
     symmetric = x2 is None or x2 is x1
-    left = jnp.asarray(x1)
-    right = left if symmetric else jnp.asarray(x2)
+    left = checked_array("x1", x1)
+    right = left if x2 is None or x2 is x1 else checked_array("x2", x2)
     for name, x in (("x1", left), ("x2", right)):
         if x.ndim == 0 or len(x) == 0:
             raise InputError(f"{name} must have at least one row, got shape {x.shape}")

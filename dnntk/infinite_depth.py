@@ -7,7 +7,9 @@ them where the network is a CNN. After the fit, what a prediction needs is kept 
 import dataclasses
 import itertools
 import math
+import numbers
 import os
+import re
 import warnings
 from typing import Any, Self
 
@@ -19,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dnntk import savefile
-from dnntk.checks import check_choice, check_count, check_deviation
+from dnntk.checks import check_choice, check_count, check_deviation, check_unmasked
 from dnntk.errors import InputError
 from dnntk.kernel import limit_ntk
 from dnntk.regression import MOST_ITERATIONS, KernelFlow
@@ -235,7 +237,8 @@ class InfiniteDepth(BaseEstimator):
         )
         solution = flow.solution(self.time)
         self.kernel_ = kernel
-        self.x_train_, self.coefficients_ = x, solution.coefficients
+        # The flow's own copy: the caller may change X.
+        self.x_train_, self.coefficients_ = flow.gram.cross.x, solution.coefficients
         self.converged_, self.residual_ = bool(solution.converged), float(solution.residual)
         self.n_iter_, self.condition_ = int(solution.iterations), float(solution.condition)
         if not self.converged_:
@@ -247,10 +250,25 @@ class InfiniteDepth(BaseEstimator):
                 stacklevel=3,
             )
 
+    def _validated(self, X: ArrayLike, y: Any = "no_validation", **options: Any) -> Any:  # noqa: N803
+        """X, and y where it is given, as scikit-learn takes them; its errors in one line.
+
+        Raises:
+            InputError: an entry is masked, or what scikit-learn says.
+        """
+        check_unmasked("X", X)
+        check_unmasked("y", y)
+        try:
+            return validate_data(self, X, y, dtype=np.float64, **options)
+        except TypeError:
+            raise
+        except Exception as error:  # an array of another library's may raise anything
+            raise InputError(_in_one_line(str(error))) from None
+
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
         """f_t(x), [n, d_out]."""
         check_is_fitted(self)
-        points = validate_data(self, x, reset=False, dtype=np.float64)
+        points = self._validated(x, reset=False)
         cross = CrossKernel(self.kernel_, self.x_train_, "float64")
         result = np.zeros((len(points), self.coefficients_.shape[1]))
         sides = (balanced(len(x), BLOCK_SIZE) for x in (points, self.x_train_))
@@ -259,6 +277,16 @@ class InfiniteDepth(BaseEstimator):
         for ((a, b), (c, d)), block in zip(pairs, blocks, strict=True):
             result[a:b] += block @ self.coefficients_[c:d]
         return result
+
+
+def _in_one_line(message: str) -> str:
+    """What scikit-learn says without the arrays and without advice to take another estimator."""
+    if "feature names should match" in message:  # a list, that scikit-learn's own checks ask for
+        return message
+    text = " ".join(message.split())
+    text = re.sub(r"array=.*\. Reshape", "Reshape", text)
+    text = re.sub(r"(Complex data not supported).*", r"\1; stack real and imaginary parts", text)
+    return re.sub(r"(contains NaN)\..*", r"\1; drop or fill such entries", text)
 
 
 def _checked_image(shape: Any, features: int) -> tuple[int, int, int]:
@@ -291,9 +319,14 @@ def _typed(found: dict[str, Any], types: dict[str, type]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """A parameter as JSON holds it."""
-    if isinstance(value, (np.generic, np.ndarray)):
-        value = value.tolist()
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        value = np.asarray(value).tolist()
+    if isinstance(value, (tuple, list)):
+        return [_plain(side) for side in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    whole = isinstance(value, numbers.Integral)
+    return int(value) if whole else float(value)
 
 
 def _restored_value(value: Any) -> Any:

@@ -60,27 +60,26 @@ def limit_ntk(
         kernel_size: Side of the CNN's filters, odd.
 
     Returns:
-        [n1, n2] in the inputs' dtype (integers become the default float). float32 results are
-        within 1e-6 of float64 ones of the same inputs, relative to Theta(x,x') for inputs that are
-        not negative and to sqrt(Theta(x,x) Theta(x',x')) for signed ones, whose x.x' can cancel;
-        measured for d_in up to 3072 and images up to 28 x 28. Time is of order n1 n2 d_in, or
-        n1 n2 (HW)^2 kernel_size^2 c. Memory beyond the result: a few blocks, and
-        up to twice the result in reverse-mode differentiation; `dnntk.gram.gram` is for results
-        that fill the memory. rho and beta may be traced, and differentiated by.
+        [n1, n2] in the inputs' dtype, float32 for half precision and JAX's default float for
+        integers. float32 results are within 1e-6 of float64 ones of the same inputs, relative to
+        Theta(x,x') for inputs that are not negative and to sqrt(Theta(x,x) Theta(x',x')) for signed
+        ones, whose x.x' can cancel; measured for d_in up to 3072 and images up to 28 x 28. Time is
+        of order n1 n2 d_in, or n1 n2 (HW)^2 kernel_size^2 c. Memory beyond the result: a few
+        blocks, and up to twice the result in reverse-mode differentiation; `dnntk.gram.gram` is for
+        results that fill the memory. rho and beta may be traced, and differentiated by.
 
     Raises:
         InputError: An argument has the wrong shape, type or range, or an input is not finite.
     """
     left, right = checked_pair(x1, x2)
-    check_deviation("rho", rho)
-    check_deviation("beta", beta)
-    check_count("d_out", d_out)
-    check_count("kernel_size", kernel_size)
+    rho, beta = check_deviation("rho", rho), check_deviation("beta", beta)
+    outputs = float(check_count("d_out", d_out))  # an int beyond 2^31 is none of JAX's
+    kernel_size = check_count("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
     # On a CPU a step's cosines stay in the cache; elsewhere steps are few and large.
     elements = 2**18 if jax.default_backend() == "cpu" else 2**24
-    return _limit_ntk(left, right, rho, beta, d_out, int(kernel_size), elements)
+    return _limit_ntk(left, right, rho, beta, outputs, kernel_size, elements)
 
 
 @partial(jax.jit, static_argnums=(5, 6))
@@ -94,14 +93,11 @@ def _limit_ntk(
     elements: int,
 ) -> jax.Array:
     """`limit_ntk` of checked arguments; a step works on about `elements` cosines."""
-    dtype = x1.dtype if x2 is None else jnp.promote_types(x1.dtype, x2.dtype)
-    working = jnp.promote_types(dtype, jnp.float32)
-    left, right = x1.astype(working), None if x2 is None else x2.astype(working)
-    scalars = [jnp.asarray(value, working) for value in (rho, beta, d_out)]
+    scalars = [jnp.asarray(value, x1.dtype) for value in (rho, beta, d_out)]
     if x1.ndim == 2:
-        return blockwise(partial(_mlp_block, *scalars), left, right, elements).astype(dtype)
+        return blockwise(partial(_mlp_block, *scalars), x1, x2, elements)
     area = elements // x1.shape[2]  # a step takes one row of positions
-    return blockwise(partial(_cnn_block, kernel_size, *scalars), left, right, area).astype(dtype)
+    return blockwise(partial(_cnn_block, kernel_size, *scalars), x1, x2, area)
 
 
 def _mlp_block(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -72,18 +73,20 @@ def measure(
     before, after = (_hidden_layers(model, v, x) for v in (variables, trained))
     moved = (after.states - before.states) * before.unit
     phi_terms = _norm(before.values) + _norm(moved)
-    powers = jnp.arange(1, POWERS + 1)
+    powers = jnp.arange(1, POWERS + 1, dtype=phi_terms.dtype)
     phi = jnp.mean(phi_terms[None] ** powers[:, None], axis=1)
     change = after.by_output - before.by_output
     psi_terms = sum(_root_mean_square(_operator_norm(p)) for p in (before.by_output, change))
     psi_8 = jnp.mean(psi_terms**8)
-    psi = _psi_2(model, variables, trained, before.active, after.active) if psi_2 else jnp.nan
+    psi, dtype = jnp.asarray(jnp.nan, phi.dtype), phi.dtype
+    if psi_2:
+        psi = _psi_2(model, variables, trained, before.active, after.active, dtype)
     return Lyapunov(
         phi,
-        jnp.asarray(psi, phi.dtype),
+        psi,
         psi_8,
         jnp.sum(phi) + psi_8 + (psi if psi_2 else 0),
-        jnp.mean(before.active != after.active, dtype=phi.dtype),
+        jnp.mean(before.active != after.active, dtype=dtype),
     )
 
 
@@ -142,6 +145,7 @@ def _psi_2(
     trained: Variables,
     active_before: jax.Array,
     active_after: jax.Array,
+    dtype: np.dtype,
 ) -> jax.Array:
     """Psi_2: the products of layers i to l for all 2 <= i <= l <= L, all i at once."""
     if model.scale == float("inf"):
@@ -149,24 +153,27 @@ def _psi_2(
             "scale: Psi_2 is of the literal matrices; give psi_2=False or a finite scale"
         )
     length, width, n = active_before.shape
-    identity = jnp.eye(width)
+    steps = jnp.arange(1, length + 1, dtype=dtype)
+    identity = jnp.eye(width, dtype=dtype)
 
     def layer(products: tuple, factors: tuple) -> tuple[tuple, jax.Array]:
-        index, before, after = factors
-        start = (jnp.arange(length) == index)[:, None, None, None]
+        step, before, after = factors
+        start = (steps == step)[:, None, None, None]
         old, new = (
             jnp.einsum("nij,lnjk->lnik", factor, jnp.where(start, identity[None, None], product))
             for factor, product in zip((before, after), products, strict=True)
         )
         size, change = (_root_mean_square(_operator_norm(p)) for p in (old, new - old))
-        return (old, new), jnp.sum((size + change) ** 2) / (index + 1)
+        return (old, new), jnp.sum((size + change) ** 2) / step
 
     masked = [
-        _matrices(model, v)[:, None] * active.transpose(0, 2, 1)[:, :, None]
+        jnp.where(
+            active.transpose(0, 2, 1)[:, :, None], _matrices(model, v).astype(dtype)[:, None], 0
+        )
         for v, active in ((variables, active_before), (trained, active_after))
     ]
-    zeros = jnp.zeros((length, n, width, width), masked[0].dtype)
-    _, rows = lax.scan(layer, (zeros, zeros), (jnp.arange(length), *masked))
+    zeros = jnp.zeros((length, n, width, width), dtype)
+    _, rows = lax.scan(layer, (zeros, zeros), (steps, *masked))
     return jnp.sum(rows) / length
 
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from dnntk import convolution, initializers
+from dnntk.checks import common_dtype, integer, real_array, real_number
 from dnntk.errors import InputError
 from dnntk.layers import Affine, Convolution, Dense, Network, forward, literal_form, ntk_form
 
@@ -69,6 +70,10 @@ class _DeepNarrow(nn.Module):
         cls.__init__ = _with_init_argument(cls.__init__)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
+        self._convert("depth", "d_out", to=integer)
+        self._convert("scale", "rho", "beta", to=real_number)
+        if self.segment is not None:
+            self._convert("segment", to=integer)
         super().__post_init__()
         if self.depth < 2:
             raise InputError(f"depth: expected at least 2 layers, got {self.depth}")
@@ -89,6 +94,11 @@ class _DeepNarrow(nn.Module):
         if self.segment is not None and self.segment < 1:
             raise InputError(f"segment: expected None or at least 1 layer, got {self.segment}")
         initializers.check_init(self.initialization, self.scale, self.parametrization)
+
+    def _convert(self, *names: str, to: Callable[[str, Any], Any]) -> None:
+        """Hold fields as Python's own numbers, by which a module is hashed and compared."""
+        for name in names:
+            object.__setattr__(self, name, to(name, getattr(self, name)))
 
     @property
     def step(self) -> float:
@@ -154,7 +164,7 @@ class _DeepNarrow(nn.Module):
         self, affine: Affine, x: jax.Array, d_in: int
     ) -> tuple[Network, initializers.Layers, initializers.Layers]:
         params, initial = self._variables(d_in, affine.window, x.dtype)
-        dtype = jnp.result_type(x, params["first"]["kernel"])
+        dtype = common_dtype(x, params["first"]["kernel"])
         x, params, initial = jax.tree.map(lambda v: jnp.asarray(v, dtype), (x, params, initial))
         packed = affine.pack(x)
         if self.parametrization == "standard":
@@ -191,9 +201,9 @@ class DeepNarrowMLP(_DeepNarrow):
       segment: layers recomputed together in the backward pass; None is about sqrt(depth), the
         least memory. ``segment=depth`` recomputes once and stores every layer on the way.
 
-    Apply it to x [n, d_in], floating point; the result is [n, d_out] in x's dtype, exactly 0 at a
-    ``deep_narrow`` initialization. Cost: O(n depth width^2) time, O(n sqrt(depth) width) memory for
-    a gradient.
+    Apply it to x [n, d_in]; the result is [n, d_out] in x's dtype, float32 for half precision and
+    JAX's default float for integers, and exactly 0 at a ``deep_narrow`` initialization. Cost: O(n
+    depth width^2) time, O(n sqrt(depth) width) memory for a gradient.
 
     Raises:
       InputError: a field or the input's shape is not as above.
@@ -202,7 +212,7 @@ class DeepNarrowMLP(_DeepNarrow):
     @nn.compact
     def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
         """The network on x [n, d_in] in its pieces, and its parameters and initial values."""
-        x = _floating(x)
+        x = real_array("x", x)
         if x.ndim != 2:
             raise InputError(f"x: an MLP expects [n, d_in], got shape {x.shape}")
         return self._network(Dense(), x, x.shape[1])
@@ -227,6 +237,7 @@ class DeepNarrowCNN(_DeepNarrow):
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        self._convert("kernel_size", "pool", to=integer)
         super().__post_init__()
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise InputError(f"kernel_size: expected an odd number >= 1, got {self.kernel_size}")
@@ -236,7 +247,7 @@ class DeepNarrowCNN(_DeepNarrow):
     @nn.compact
     def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
         """The network on x [n, H, W, c] in its pieces, its parameters and initial values."""
-        x = _floating(x)
+        x = real_array("x", x)
         if x.ndim != 4:
             raise InputError(f"x: a CNN expects images [n, H, W, c], got shape {x.shape}")
         if x.shape[1] % self.pool or x.shape[2] % self.pool:
@@ -244,7 +255,8 @@ class DeepNarrowCNN(_DeepNarrow):
                 f"pool: image sides {x.shape[1]} x {x.shape[2]} are not multiples of {self.pool}"
             )
         if self.pool > 1:
-            x = nn.avg_pool(x, (self.pool, self.pool), (self.pool, self.pool))
+            side = (1, self.pool, self.pool, 1)
+            x = jax.lax.reduce_window(x, 0.0, jax.lax.add, side, side, "VALID") / self.pool**2
         layout = convolution.RowLayout(x.shape[1], x.shape[2], self.kernel_size)
         return self._network(Convolution(layout), x, x.shape[3])
 
@@ -282,12 +294,3 @@ def _literal(model: DeepNarrow, params: Any, start: Any) -> Any:
             start, model.depth, kernel.shape[-2], model.d_out, kernel.shape[:-2], model.scale
         )
     return jax.tree.map(lambda w, d: w + model.step * d, start, params)
-
-
-def _floating(x: jax.Array) -> jax.Array:
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
-        return x.astype(jnp.float32)
-    raise InputError(f"x: expected real numbers, got dtype {x.dtype}")

@@ -30,7 +30,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
+from dnntk.checks import check_count, real_array, real_number
 from dnntk.errors import InputError
 from dnntk.initializers import Layer
 from dnntk.layers import Form, Network, in_segments
@@ -62,7 +64,7 @@ class Report(NamedTuple):
 def outputs(
     model: DeepNarrow,
     variables: Variables,
-    x: jax.Array,
+    x: ArrayLike,
     *,
     iterations: int | None = None,
     tolerance: float | None = None,
@@ -97,12 +99,12 @@ def outputs(
             "layers change their states by little; got "
             f"init={model.initialization!r}, parametrization={model.parametrization!r}"
         )
-    for name, value in (("iterations", iterations), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise InputError(f"{name}: expected None or at least 1, got {value}")
+    iterations = SWEEPS if iterations is None else check_count("iterations", iterations)
+    chunk = None if chunk is None else check_count("chunk", chunk)
+    tolerance = None if tolerance is None else real_number("tolerance", tolerance)
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"tolerance: expected None or a number >= 0, got {tolerance}")
-    return _outputs(model, variables, x, iterations or SWEEPS, tolerance, chunk)
+    return _outputs(model, variables, real_array("x", x), iterations, tolerance, chunk)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))

@@ -28,7 +28,7 @@ from dnntk.checks import (
     host_numbers,
     host_targets,
     host_times,
-    is_number,
+    number_within,
 )
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
@@ -126,27 +126,27 @@ class KernelFlow:
         """
         check_choice("solver", solver, SOLVERS)
         check_choice("dtype", dtype, ("float32", "float64"))
-        check_count("block_size", block_size)
-        check_count("max_iterations", max_iterations)
-        if not (is_number(ridge) and 0 <= ridge < math.inf):
-            raise InputError(f"ridge: expected a finite number >= 0, got {ridge!r}")
-        if not (is_number(tolerance) and 0 < tolerance < 1):
-            raise InputError(f"tolerance: expected a number between 0 and 1, got {tolerance!r}")
-        if memory is not None and not (is_number(memory) and memory > 0):
-            raise InputError(f"memory: expected bytes above 0, got {memory!r}")
+        self._block_size = check_count("block_size", block_size)
+        self._most = check_count("max_iterations", max_iterations)
+        self.ridge = number_within(
+            "ridge", ridge, lambda r: 0 <= r < math.inf, "a finite number >= 0"
+        )
+        self._tolerance = number_within(
+            "tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1"
+        )
+        memory = usual_memory() if memory is None else memory
+        self._memory = number_within("memory", memory, lambda m: m > 0, "bytes above 0")
         self._x = host_examples("x_train", x_train)
         self._y = host_targets("y_train", y_train, len(self._x))
         self._residual = self._y
         if initial is not None:
             self._residual = self._y - self._outputs_like("initial", initial, len(self._x))
-        self.ridge, self._tolerance, self._most = float(ridge), tolerance, max_iterations
-        self._memory = usual_memory() if memory is None else float(memory)
-        self._chosen, self._block_size, self._progress = solver, block_size, progress
+        self._chosen, self._progress = solver, progress
         self._folder = None if folder is None else as_path("folder", folder)
         self._gram = gram
         self._cross = CrossKernel(kernel, self._x, dtype) if gram is None else gram.cross
         if gram is not None and not np.array_equal(
-            gram.cross.x[: len(self._x)], self._x.astype(gram.cross.dtype)
+            gram.cross.x[: len(self._x)], self._x.astype(gram.cross.dtype, copy=False)
         ):
             raise InputError(
                 "gram: expected the matrix of x_train, or of more examples that begin with it, got "
@@ -190,9 +190,9 @@ class KernelFlow:
         times = host_times(time)
         flat = self._flat(np.concatenate([s.coefficients for s in self.solutions(times)], 1))
         k, dtype = self._cross.outputs, self._cross.dtype
-        train = self._x.astype(dtype)
+        train = self._x.astype(dtype, copy=False)
         shared = hosts.Rows(len(points))
-        points = shared.of(points).astype(dtype)
+        points = shared.of(points).astype(dtype, copy=False)
         result = np.empty((len(points) * k, flat.shape[1]))
         columns = balanced(len(train), self._block_size)
         rows = balanced(len(points), self._block_size) if len(points) else []

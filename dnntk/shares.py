@@ -20,7 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
+from dnntk.checks import common_dtype, real_array
 from dnntk.errors import InputError
 from dnntk.initializers import Layer
 from dnntk.layers import Network, in_segments
@@ -28,9 +30,8 @@ from dnntk.models import DeepNarrow, Variables
 from dnntk.solvers import Filter
 
 
-@partial(jax.jit, static_argnums=0)
 def accumulated(
-    model: DeepNarrow, variables: Variables, x: jax.Array
+    model: DeepNarrow, variables: Variables, x: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
     """Outputs as they are after every layer, and where the layers' random units are off.
 
@@ -46,11 +47,17 @@ def accumulated(
         digits that C and the output do not share.
 
     Raises:
-        InputError: the model starts from another initialization.
+        InputError: the model starts from another initialization, or x is no array of numbers.
     """
     if model.initialization != "deep_narrow":
         raise InputError(f"init: expected 'deep_narrow', got {model.initialization!r}")
+    return _accumulated(model, variables, real_array("x", x))
 
+
+@partial(jax.jit, static_argnums=0)
+def _accumulated(
+    model: DeepNarrow, variables: Variables, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     def look(network: Network, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         scale = model.scale if network.form.literal else 0.0
         outputs = network.affine.read_out(h[-model.d_out :]) - scale
@@ -62,13 +69,12 @@ def accumulated(
     return jnp.concatenate([curve, network.affine.read_out(z)[None]]), off
 
 
-@partial(jax.jit, static_argnums=0)
 def layer_shares(
     model: DeepNarrow,
     variables: Variables,
-    x_train: jax.Array,
-    x: jax.Array,
-    coefficients: jax.Array,
+    x_train: ArrayLike,
+    x: ArrayLike,
+    coefficients: ArrayLike,
 ) -> jax.Array:
     """What each layer adds to an output of a network that is linear in its parameters.
 
@@ -82,14 +88,28 @@ def layer_shares(
     Returns:
         [depth, n, c], whose sum over layers is K(x, x_train) alpha with K the network's own kernel.
     """
-    joined = jnp.concatenate([x_train, x])
+    named = {"x_train": x_train, "x": x, "coefficients": coefficients}
+    return _layer_shares(model, variables, *(real_array(*pair) for pair in named.items()))
+
+
+@partial(jax.jit, static_argnums=0)
+def _layer_shares(
+    model: DeepNarrow,
+    variables: Variables,
+    x_train: jax.Array,
+    x: jax.Array,
+    coefficients: jax.Array,
+) -> jax.Array:
+    dtype = common_dtype(x_train, x)
+    joined = jnp.concatenate([x_train.astype(dtype), x.astype(dtype)])
     network, params, initial = cast(Any, model.apply(variables, joined, method="network"))
     # All outputs share their features: one is enough.
     seeds = network.seeds(network.packed[:1])
+    coefficients = coefficients.astype(seeds.dtype)
 
     def share(name: str, q: jax.Array) -> jax.Array:
         slope, ratio = network.form.slope(name, len(network.packed) + 1 + model.d_out)
-        rows = np.asarray(slope)[-1] * network.affine.by_weight(ratio, q, seeds)[:, 0]
+        rows = float(np.asarray(slope)[-1]) * network.affine.by_weight(ratio, q, seeds)[:, 0]
         learnt = jnp.matmul(rows[:, : len(x_train)], coefficients, precision="highest")
         return jnp.matmul(rows[:, len(x_train) :].T, learnt, precision="highest")
 

@@ -23,13 +23,19 @@ each is its own problem with the same g.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from dnntk.checks import check_count, check_deviation, checked_pair, host_targets, host_times
+from dnntk.checks import (
+    check_count,
+    check_deviation,
+    checked_pair,
+    host_targets,
+    host_times,
+    real_number,
+)
 from dnntk.errors import InputError
 from dnntk.initializers import Layer, gaussian_features
 from dnntk.kernel import limit_ntk
@@ -59,7 +65,7 @@ class Spread:
         Raises:
             InputError: the depth is below 2.
         """
-        _check_depth(depth)
+        depth = _checked_depth(depth)
         return np.sqrt((depth - 2) * self.layer_variance + self.first_variance) / depth
 
 
@@ -103,13 +109,19 @@ def initialization_spread(
             the time infinite.
     """
     problem = _Problem.checked(x_train, y_train, x, rho, beta, kernel_size)
-    check_count("samples", samples)
+    samples = check_count("samples", samples)
     times = host_times(time)
     key = jax.random.key(0) if key is None else key
     d_out = problem.y.shape[1]
     with jax.enable_x64(True):
-        options: dict[str, Any] = {"rho": rho, "beta": beta, "kernel_size": kernel_size}
-        kernel = limit_ntk(problem.inputs, problem.train, d_out=d_out, **options)
+        kernel = limit_ntk(
+            problem.inputs,
+            problem.train,
+            rho=problem.rho,
+            beta=problem.beta,
+            d_out=d_out,
+            kernel_size=problem.kernel_size,
+        )
     flow = _Flow(np.asarray(kernel), problem.y)
     filters = [flow.filters(t) for t in times]
     first = np.stack([flow.changes(problem.sums(problem.ones), f)[0] for f in filters])
@@ -124,7 +136,7 @@ def initialization_spread(
         np.stack([flow.predict(t) for t in times]),
         np.maximum(square - mean**2, 0) * (samples / max(samples - 1, 1)),
         # Its map is relu(v), the same everywhere: E relu^4 - (E relu^2)^2 = 5/4 beta^4.
-        1.25 * beta**4 * first**2,
+        1.25 * problem.beta**4 * first**2,
     )
     return Spread(*(a if np.ndim(time) else a[0] for a in found))
 
@@ -169,9 +181,8 @@ def linear_predictions(
         InputError: as in `initialization_spread`.
     """
     problem = _Problem.checked(x_train, y_train, x, rho, beta, kernel_size)
-    _check_depth(depth)
-    check_count("draws", draws)
-    scale = float(depth) ** 2.2 if scale is None else scale
+    depth, draws = _checked_depth(depth), check_count("draws", draws)
+    scale = float(depth) ** 2.2 if scale is None else real_number("scale", scale)
     if not scale > 0:
         raise InputError(f"scale: expected a positive number, got {scale}; leave it out")
     times = host_times(time)
@@ -212,9 +223,8 @@ class _Problem:
         """The arguments of the public functions, float64."""
         with jax.enable_x64(True):
             left, right = checked_pair(x_train, x)
-        check_deviation("rho", rho)
-        check_deviation("beta", beta)
-        check_count("kernel_size", kernel_size)
+        rho, beta = (float(check_deviation(*pair)) for pair in (("rho", rho), ("beta", beta)))
+        kernel_size = check_count("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
         y = host_targets("y_train", y_train, len(left))
@@ -364,7 +374,8 @@ def _blocks(units: Layer, size: int) -> Iterator[Layer]:
         yield {name: array[start : start + size] for name, array in units.items()}
 
 
-def _check_depth(depth: int) -> None:
-    check_count("depth", depth)
+def _checked_depth(depth: int) -> int:
+    depth = check_count("depth", depth)
     if depth < 2:
         raise InputError(f"depth: expected at least 2 layers, got {depth}")
+    return depth

@@ -45,8 +45,11 @@ class CrossKernel:
     """
 
     def __init__(self, kernel: Kernel, x: np.ndarray, dtype: str) -> None:
-        """Learn from one example's shape how many outputs ``kernel`` has."""
-        self.kernel, self.dtype, self.x = kernel, dtype, x.astype(dtype)
+        """Learn from one example's shape how many outputs ``kernel`` has.
+
+        ``x`` is kept, and copied only where ``dtype`` is another.
+        """
+        self.kernel, self.dtype, self.x = kernel, dtype, x.astype(dtype, copy=False)
         self.devices = Devices()
         shape = self._shape_of_one()
         if shape != (1, 1) and (len(shape) != 4 or shape[2] != shape[3]):

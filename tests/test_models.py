@@ -129,12 +129,12 @@ def test_one_key_gives_one_network_in_either_form(case, init, x64):
 
 
 @pytest.mark.parametrize("case", ["mlp", "cnn 4 x 6, two channels, 5 x 5 filters"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("form", ["ntk", "standard"])
 def test_output_is_exactly_zero_at_initialization(case, dtype, form, x64):
     model, variables, x = make(case, jnp.dtype(dtype), parametrization=form, scale=300.0)
     out = apply(model, variables, x)
-    assert out.dtype == x.dtype and out.shape == (len(x), 3)
+    assert out.dtype == jnp.promote_types(x.dtype, np.float32) and out.shape == (len(x), 3)
     np.testing.assert_array_equal(np.asarray(out, np.float64), 0)
 
 
@@ -335,8 +335,8 @@ def test_the_public_surface_is_the_contract():
 
 
 def test_literal_matrices_of_a_scale_beyond_the_dtype_are_refused():
-    x = np.ones((1, 3), np.float16)
-    with pytest.raises(InputError, match="^scale: .*float16"):
-        DeepNarrowMLP(5, 1, 1e6, parametrization="standard").init(jax.random.key(0), x)
-    model = DeepNarrowMLP(5, 1, 1e6)
+    x = np.ones((1, 3), np.float32)
+    with pytest.raises(InputError, match="^scale: .*float32"):
+        DeepNarrowMLP(5, 1, 1e39, parametrization="standard").init(jax.random.key(0), x)
+    model = DeepNarrowMLP(5, 1, 1e39)
     assert not model.apply(model.init(jax.random.key(0), x), x).any()

@@ -78,7 +78,7 @@ def test_where_sweeps_do_not_settle_the_loop_is_run(x64):
     ("fields", "given", "said"),
     [
         ({"parametrization": "standard"}, {}, "parametrization"),
-        ({}, {"iterations": 0}, "iterations: expected None or at least 1, got 0"),
+        ({}, {"iterations": 0}, "iterations must be a positive integer, got 0"),
         ({}, {"chunk": -1}, "chunk"),
         ({}, {"tolerance": float("nan")}, "tolerance"),
     ],

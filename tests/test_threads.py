@@ -1,5 +1,7 @@
 """Products on threads of our own."""
 
+import threading
+
 import numpy as np
 import pytest
 import threadpoolctl
@@ -24,6 +26,27 @@ def test_blas_takes_one_thread_meanwhile_and_as_many_as_before_afterwards():
         assert limits() == {1}
         assert set().union(*threads.on_cores(lambda _: limits(), range(3))) == {1}
         assert limits() == {1}
+    assert limits() == before
+
+
+def test_the_last_of_several_threads_out_restores_what_the_first_found():
+    before = limits()
+    turn = threading.Barrier(2, timeout=30)
+    seen = []
+
+    def other():
+        with threads.one_blas_thread():
+            turn.wait()
+            turn.wait()  # the first is out
+            seen.append(limits())
+
+    thread = threading.Thread(target=other)
+    with threads.one_blas_thread():
+        thread.start()
+        turn.wait()
+    turn.wait()
+    thread.join()
+    assert seen == [{1}]
     assert limits() == before
 
 
