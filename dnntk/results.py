@@ -120,8 +120,8 @@ class RunFolder:
         if hosts.first():
             replace_json(self.path / name, content)
 
-    def read_config(self) -> dict[str, Any]:
-        """What `write_json` kept under `CONFIG`.
+    def read_config(self, argument: str = "resume") -> dict[str, Any]:
+        """What `write_json` kept under `CONFIG`; ``argument`` is what named the folder.
 
         Raises:
           InputError: no run was started here, or the file is damaged.
@@ -131,13 +131,13 @@ class RunFolder:
             content = parsed(file.read_bytes())
         except FileNotFoundError:
             raise InputError(
-                f"resume: expected a run in {self.path}, found no {CONFIG}; "
-                "give its --workdir, or leave out --resume"
+                f"{argument}: expected a run in {self.path}, found no {CONFIG}; give the workdir "
+                f"of one, or leave {argument} out"
             ) from None
         except (OSError, ValueError):
             content = None
         if not isinstance(content, dict):
-            raise InputError(f"resume: expected JSON in {file}, found something else")
+            raise InputError(f"{argument}: expected JSON in {file}, found something else")
         return content
 
     def append_metrics(self, line: dict[str, Any]) -> None:

@@ -205,7 +205,10 @@ def _meshes() -> list[str]:
     if not meshes:
         raise InputError("meshes: expected at least one, like data:2+depth:2, got none")
     for mesh in meshes:
-        parse_mesh(mesh)
+        try:
+            parse_mesh(mesh)
+        except InputError as error:
+            raise InputError(str(error).replace("mesh:", "meshes:", 1)) from None
     return meshes
 
 

@@ -39,7 +39,7 @@ BAD_FLAGS = {
     "psi_2_depth": (["--psi_2_depth=-1"], "psi_2_depth"),
     "seed": (["--seed=-1"], "seed"),
     "taken workdir": (["--workdir=out"], "workdir"),
-    "nothing to resume": (["--workdir=nothing", "--resume"], "resume"),
+    "no run to resume": (["--workdir=.", "--resume"], "resume"),
     "resume another": ([*FLAGS, "--trials=3", "--workdir=out", "--resume"], "resume"),
 }
 

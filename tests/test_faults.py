@@ -24,6 +24,7 @@ from dnntk import TrainConfig, checkpoints, savefile, train
 from dnntk.checkpoints import CHECKSUMS, Checkpoints
 from dnntk.errors import InputError, Stopped
 from dnntk.idx import read_idx
+from dnntk.interruption import told_to_stop
 from dnntk.kernel import limit_ntk
 from dnntk.locks import LOCK, FolderLock
 from dnntk.results import RunFolder
@@ -273,25 +274,30 @@ def test_a_finished_run_leaves_its_folder_free(run):
 FLAGS = ("--depth=400", "--dataset=digits", "--steps=100000", "--checkpoint_every=100000")
 
 
-def test_sigterm_writes_a_checkpoint_and_ends_in_seconds(tmp_path):
+ORDERS = {signal.SIGTERM: "SIGTERM: stopped", signal.SIGINT: "interrupted"}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_order_to_stop_writes_a_checkpoint_and_ends_in_seconds(tmp_path, order):
     running = processes.Running("train.py", *FLAGS, "--workdir=w", cwd=tmp_path)
     deadline = time.time() + 120
     while not (tmp_path / "w/metrics.jsonl").exists() and time.time() < deadline:
         time.sleep(0.02)
     time.sleep(0.3)
     begun = time.time()
-    running.send_signal(signal.SIGTERM)
+    running.send_signal(order)
     errors = running.wait(60)
     assert time.time() - begun < 20
-    assert running.returncode == 143
+    assert running.returncode == 128 + order
     last = errors.splitlines()[-1]
-    assert "SIGTERM: stopped after step" in last and "--resume" in last
+    assert f"{ORDERS[order]} after step" in last and "go on with --resume --workdir=w" in last
     assert "Traceback" not in errors
     step = int(last.partition("step ")[2].partition(";")[0])
     assert [p.name for p in (tmp_path / "w/checkpoints").iterdir()] == [str(step)]
 
 
-def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monkeypatch, order):
     workdir = tmp_path / "w"
     whole, taken = run[1], []
     from dnntk.experiments import training
@@ -301,18 +307,40 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monke
     def counted(self, loss, step):
         taken.append(step)
         if len(taken) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), order)
         return count(self, loss, step)
 
-    before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="143"):
+    before = [signal.getsignal(number) for number in ORDERS]
+    kind = Stopped if order == signal.SIGTERM else KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(kind) as caught:
         patch.setattr(training._Run, "_check", counted)
         train(SMALL, workdir, progress=False)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert f"go on with --resume --workdir={workdir}" in caught.value.message
+    assert [signal.getsignal(number) for number in ORDERS] == before
     resumed = train(SMALL, workdir, resume=True, progress=False)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
     lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [line["step"] for line in whole.history]
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
+    code = """
+import os, signal
+from dnntk.interruption import told_to_stop
+with told_to_stop() as told:
+    os.kill(os.getpid(), signal.SIGINT)
+    print(told(), flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("still here", flush=True)
+"""
+    (done,) = processes.outcomes("train.py", {"": ()}, tmp_path, code=code).values()
+    assert done.stdout == "2\n" and done.returncode == -signal.SIGINT
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)  # a notebook, which must go on
+    with pytest.raises(KeyboardInterrupt), told_to_stop() as told:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told() == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_room_is_one_line_and_the_checkpoint_before_stays(copied, monkeypatch):

@@ -124,7 +124,7 @@ BAD = {
     "too many": (["--train_examples=241"], "train_examples: expected at most 240"),
     "toy cnn": (["--dataset=toy", "--arch=cnn"], "toy has no images"),
     "even filter": (["--arch=cnn", "--kernel_size=2"], "kernel_size"),
-    "no run": (["--compare=nowhere"], "resume: expected a run in nowhere"),
+    "no run": (["--compare=nowhere"], "compare: expected a run in nowhere"),
     "nothing to resume": (["--resume"], "resume: expected the --workdir"),
     "solver": (["--solver=lu"], "solver"),
     "block": (["--block_size=0"], "block_size: expected at least 1"),

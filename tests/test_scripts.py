@@ -110,7 +110,7 @@ BAD_FLAGS = {
     "toy images": (["--dataset=toy", "--arch=cnn"], "dataset"),
     "no such folder": (["--dataset=mnist", "--data_dir=nowhere"], "data_dir"),
     "folder without data": (["--dataset=mnist", "--data_dir=."], "data_dir"),
-    "nothing to resume": (["--resume", "--workdir=nothing"], "resume"),
+    "something else to resume": (["--resume", "--workdir=notes"], "resume"),
     "workdir is a file": (["--workdir=afile"], "workdir"),
     "config is not JSON": (["--resume", "--workdir=damaged"], "resume"),
     "another run's workdir": (["--workdir=runs/cnn-digits-depth60"], "workdir"),
@@ -139,6 +139,8 @@ def bad_command_lines(first_run):
     folder, _ = first_run
     (folder / "afile").write_text("")
     (folder / "damaged").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes" / "notes.txt").write_text("")
     (folder / "damaged" / "config.json").write_text("{")
     jobs = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     for name, replaced in BAD_FILES.items():

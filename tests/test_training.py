@@ -133,6 +133,7 @@ def test_too_large_a_step_stops_with_advice_and_keeps_good_checkpoints(tmp_path)
     with pytest.raises(Diverged, match="lower the time_step") as caught:
         train(config, tmp_path, progress=False)
     assert "\n" not in str(caught.value) and caught.value.history
+    assert "lower the" in json.loads((tmp_path / "diverged.json").read_text())["message"]
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert kept
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -147,8 +148,9 @@ def test_resuming_needs_the_same_run(copied_run, tmp_path):
         train(dataclasses.replace(SMALL, depth=21), workdir, resume=True)
     with pytest.raises(InputError, match="holds one"):
         train(SMALL, workdir)
+    (tmp_path / "notes.txt").write_text("")
     with pytest.raises(InputError, match="found no config.json"):
-        train(SMALL, tmp_path / "new", resume=True)
+        train(SMALL, tmp_path, resume=True)
     longer = train(dataclasses.replace(SMALL, steps=15), workdir, resume=True, progress=False)
     assert longer.history[-1]["step"] == 15
 

@@ -111,6 +111,6 @@ def compared_fields(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       InputError: the folder holds no run.
     """
-    run = TrainConfig.from_json(RunFolder(workdir).read_config())
+    run = TrainConfig.from_json(RunFolder(workdir).read_config("compare"))
     shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
     return {name: getattr(run, name) for name in shared} | {"rho": (run.rho,), "beta": (run.beta,)}

@@ -111,7 +111,7 @@ class _Trained:
                     f"compare: {workdir} was trained with {name}={value}, got "
                     f"{getattr(config, name)}; leave it out"
                 )
-        self.depth = RunFolder(workdir).read_config()["depth"]
+        self.depth = RunFolder(workdir).read_config("compare")["depth"]
         file = workdir / METRICS
         try:
             lines = [parsed(text) for text in file.read_bytes().splitlines()]

@@ -1,0 +1,167 @@
+"""What all scripts share: help, one line for bad input, nothing left behind, jobs begun again."""
+
+import dataclasses
+import re
+
+import processes
+import pytest
+
+from dnntk import TrainConfig, train
+from dnntk.errors import InputError
+from dnntk.experiments.accumulation import AccumulationConfig, accumulate
+from dnntk.experiments.depth_or_width import DepthOrWidthConfig, compare
+from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
+from dnntk.experiments.predict_config import PredictConfig
+from dnntk.experiments.prediction import predict
+from dnntk.experiments.trainability import trainability
+from dnntk.experiments.trainability_config import TrainabilityConfig
+from dnntk.results import CONFIG, DIVERGED, SUMMARY, RunFolder
+
+SMALL = TrainConfig(depth=4, steps=2)
+# A value that only the checks behind the flags can refuse.
+WRONG = {
+    "acceptance.py": "--checks=none",
+    "accumulation.py": "--dataset=mnist --data_dir=nowhere",
+    "benchmark.py": "--benchmarks=none",
+    "depth_or_width.py": "--data_dir=nowhere --datasets=mnist",
+    "errata.py": "--depth=1",
+    "initialization.py": "--kernel_size=2",
+    "limit_convergence.py": "--dataset=mnist --data_dir=nowhere",
+    "ntk_convergence.py": "--depths=1",
+    "parallel_depth.py": "--scales=few",
+    "plan_gram.py": "--nodes=0",
+    "predict.py": "--train_examples=999",
+    "report.py": "--runs=nowhere",
+    "soak.py": "--meshes=rows:2",
+    "train.py": "--pool=3",
+    "trainability.py": "--dataset=mnist --data_dir=nowhere",
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """(folder, {(script, flags): outcome})."""
+    folder = tmp_path_factory.mktemp("refused")
+    cases = {(script, flags): (script, *flags.split()) for script, flags in WRONG.items()}
+    for flags in ("--workdir=", "--wrokdir=x", "--seed=one --depth=ten", "stray"):
+        cases["train.py", flags] = ("train.py", *flags.split())
+    return folder, processes.outcomes(None, cases, folder)
+
+
+@pytest.mark.parametrize("script", WRONG)
+def test_a_wrong_value_is_one_line_and_leaves_nothing(refused, script):
+    folder, found = refused
+    assert not any(folder.iterdir())
+    for (other, flags), done in found.items():
+        if other == script:
+            assert done.returncode == 2, (flags, done)
+            assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{script}: "), done
+            assert "Traceback" not in done.stdout
+
+
+def test_a_line_of_the_library_s_names_the_flag(refused):
+    _, found = refused
+    named = [done.stderr for (script, flags), done in found.items() if flags == WRONG[script]]
+    assert sum(": --" in line or ": flag --" in line for line in named) == len(named), named
+    assert found["train.py", "--pool=3"].stderr.startswith("train.py: --pool")
+
+
+def test_help_of_every_script_lists_all_its_flags(tmp_path):
+    cases = {script: (script, "--help") for script in WRONG}
+    cases["full"] = ("train.py", "--helpfull")
+    found = processes.outcomes(None, cases, tmp_path)
+    for name, done in found.items():
+        assert done.returncode == 0 and not done.stderr, done
+        text = (processes.SCRIPTS / cases[name][0]).read_text(encoding="utf-8")
+        if "define_processes()" in text:
+            text += (processes.SCRIPTS / "command_line.py").read_text(encoding="utf-8")
+        flags = re.findall(r'DEFINE_\w+\(\s*"(\w+)",\s*(["\w])', text)
+        assert flags
+        for flag, default in flags:
+            line = rf"^  --(\[no\])?{flag}: .*"
+            if default in '"0123456789TF':
+                line += r"(\n    (?!\(default).*)*\n    \(default: "
+            assert re.search(line, done.stdout, re.MULTILINE), (name, flag)
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda w: train(dataclasses.replace(SMALL, classes=(0, 12)), w),
+        lambda w: predict(PredictConfig(train_examples=999), w),
+        lambda w: accumulate(AccumulationConfig(dataset="mnist", data_dir="no"), w),
+        lambda w: converge_to_limit(LimitConfig(dataset="mnist", data_dir="no"), w),
+        lambda w: compare(DepthOrWidthConfig(datasets=("mnist",), data_dir="no"), w),
+        lambda w: trainability(TrainabilityConfig(dataset="mnist", data_dir="no"), w),
+        lambda w: trainability(TrainabilityConfig(preset="cnn-4000", data_dir="no"), w),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(begin, tmp_path):
+    for workdir in ("runs/new", "."):
+        with pytest.raises(InputError):
+            begin(tmp_path / workdir)
+        assert not any(tmp_path.iterdir())
+
+
+def test_a_job_that_is_submitted_again_begins_where_nothing_was_written(tmp_path, caplog):
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for name in (".lock", f".{CONFIG}.partial"):
+        (killed / name).write_text("")
+    for workdir in (tmp_path / "new", killed):
+        with caplog.at_level("INFO", "dnntk"):
+            first = train(SMALL, workdir, resume=True, progress=False)
+        assert f"resume: {workdir} holds no run yet; starting one" in caplog.messages
+        again = train(SMALL, workdir, resume=True, progress=False)
+        assert first.summary["train_loss"] == again.summary["train_loss"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", SUMMARY, ".hidden", "partial", "sub/x"])
+def test_a_folder_that_holds_something_else_is_not_resumed(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=f"resume: expected a run in .*, found no {CONFIG}"):
+        RunFolder(tmp_path).claim({}, resume=True)
+    assert RunFolder(tmp_path).claim({}, resume=False) is False
+
+
+def test_the_scripts_and_functions_claim_alike(tmp_path):
+    folder = RunFolder(tmp_path / "w")
+    assert folder.claim({"depth": 3}, resume=True) is False
+    folder.write_json(CONFIG, {"depth": 3})
+    assert folder.claim({"depth": 3}, resume=True) is True
+    with pytest.raises(InputError, match="was started with depth=3, got 4"):
+        folder.claim({"depth": 4}, resume=True)
+    with pytest.raises(InputError, match="holds one"):
+        folder.claim({"depth": 3}, resume=False)
+
+
+def begin(runs, name, *marks, **fields):
+    folder = RunFolder(runs / name)
+    folder.make()
+    for mark, content in {
+        CONFIG: TrainConfig().to_json() | fields,
+        **dict.fromkeys(marks, {}),
+    }.items():
+        folder.write_json(mark, content)
+
+
+def test_resume_by_itself_names_the_newest_run_that_is_not_at_its_end(tmp_path):
+    runs = tmp_path / "runs"
+    begin(runs, "older", depth=4)
+    begin(runs, "unfinished", depth=5)
+    begin(runs, "finished", SUMMARY)
+    begin(runs, "diverged", DIVERGED)
+    begin(runs, "prediction", rho=[1.0])
+    (runs / "damaged").mkdir()
+    (runs / "damaged" / CONFIG).write_text("{")
+    done = processes.outcome("train.py", "--resume", "--dry_run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resume: runs/unfinished, " in done.stdout.splitlines()[0]
+    for name in ("older", "unfinished"):
+        RunFolder(runs / name).write_json(SUMMARY, {})
+    done = processes.outcome("train.py", "--resume", cwd=tmp_path)
+    assert done.returncode == 2 and "neither is finished nor diverged" in done.stderr

@@ -1,0 +1,208 @@
+"""Paths that a user brings: names of any kind, ``~``, none at all, and users without a home."""
+
+import contextlib
+import pwd
+import shutil
+from pathlib import Path
+
+import numpy as np
+import processes
+import pytest
+
+import dnntk
+from dnntk import TrainConfig, checkpoints, native, savefile
+from dnntk.checkpoints import Checkpoints
+from dnntk.errors import InputError
+from dnntk.experiments.prediction import predict
+from dnntk.idx import MNIST_FILES, read_idx
+from dnntk.kernel import limit_ntk
+from dnntk.paths import as_path
+from dnntk.report.reading import find_workdirs
+from dnntk.results import RunFolder
+
+STATE = {"a": np.arange(12.0, dtype=np.float32).reshape(3, 4), "b": [np.int32(3), np.zeros(0)]}
+NAMES = (
+    *("proj [2]", "[", "[!a]", "a\\b", "\\", "*", "**", "?x", "{a,b}", "%41", "#1", "é", "a b "),
+    *("dot.", "$HOME", "~", "a\nb", "x:y", "-rf", "gs:", "\udcff"),
+)
+
+
+def one_line(caught):
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+# ---- names that a library would take for a pattern, an address or an escape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_are_kept_under_any_name(tmp_path, name):
+    folder = tmp_path / name / "checkpoints"
+    with Checkpoints(folder) as kept:
+        kept.save(3, STATE)
+    with Checkpoints(folder) as kept:
+        step, state = kept.restore(STATE)
+    assert step == 3 and state["b"][0] == 3
+    np.testing.assert_array_equal(state["a"], STATE["a"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["proj [2]", "a\\b", "*"])
+def test_a_name_that_orbax_would_mistake_is_refused_where_there_is_no_other(
+    tmp_path, name, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "_OPEN_FILES", tmp_path / "nothing")
+    with pytest.raises(InputError, match="workdir: expected a path without") as caught:
+        Checkpoints(tmp_path / name)
+    one_line(caught)
+    with Checkpoints(tmp_path / "plain") as kept:
+        kept.save(1, STATE)
+        assert kept.restore(STATE)[0] == 1
+
+
+def test_a_checkpoint_that_cannot_be_read_again_is_an_error_at_once(tmp_path, monkeypatch):
+    """What orbax does by itself with such a name: no error, and nothing to restore."""
+    monkeypatch.setattr(checkpoints, "_plainly_named", contextlib.nullcontext)
+    with Checkpoints(tmp_path / "proj [2]") as kept:
+        with pytest.raises(InputError, match="checkpoints can be read again") as caught:
+            kept.save(1, STATE)
+        one_line(caught)
+        assert kept.newest() is None
+
+
+def test_a_checkpoint_of_other_values_is_an_error_at_once(tmp_path, monkeypatch):
+    def wrong(state):
+        return save_args(state | {"b": [np.int32(4), state["b"][1]]})
+
+    save_args = checkpoints._in_pieces
+    monkeypatch.setattr(checkpoints, "_in_pieces", wrong)
+    with Checkpoints(tmp_path) as kept, pytest.raises(InputError, match="other values"):
+        kept.save(1, STATE)
+
+
+def test_a_run_resumes_in_a_folder_of_any_name_and_prints_it_in_ascii(tmp_path):
+    code = (
+        "import runpy, sys; sys.stdout.reconfigure(encoding='ascii', errors='strict')\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    workdir = "runs [2]/a\\b é→ *"
+    flags = ("--depth=4", f"--workdir={workdir}")
+    cases = {"begin": (*flags, "--steps=2"), "go on": (*flags, "--steps=3", "--resume")}
+    found = processes.outcomes("train.py", cases, tmp_path, code=code, first="begin")
+    for done in found.values():
+        assert done.returncode == 0, done.stderr
+    assert "resume: from step 2\n" in found["go on"].stdout
+    assert "results: runs [2]/a\\b \\xe9\\u2192 *" in found["go on"].stdout
+    assert (tmp_path / workdir / "checkpoints" / "3").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["runs [2]"]
+
+
+# ---- what a path is
+
+
+def test_a_home_is_expanded_wherever_a_path_is_given(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    (home / "run").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.chdir(here)
+    assert as_path("workdir", "~") == home
+    assert as_path("workdir", Path("~/x")) == as_path("workdir", b"~/x") == home / "x"
+    assert RunFolder("~/run").path == home / "run"
+    RunFolder("~/run").write_json("config.json", {})
+    assert [found.path for found in find_workdirs(["~/run"])] == [home / "run"]
+    savefile.write("~/model", "thing", {"a": np.ones(2)}, {})
+    assert savefile.read("~/model", "thing")[0]["a"].sum() == 2
+    x = np.random.default_rng(0).random((4, 3))
+    flow = dnntk.KernelFlow(limit_ntk, x, x[:, :1], folder="~/gram", progress=False)
+    flow.predict(x)
+    assert (home / "gram").is_dir()
+    (home / "labels").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 7]))
+    assert read_idx("~/labels", 1).tolist() == [7]
+    with pytest.raises(InputError, match="compare: expected a run in .*home/none"):
+        predict(compare="~/none")
+    with pytest.raises(InputError, match="no train-images"):
+        dnntk.load_dataset("mnist", data_dir="~/run")
+    assert native._folder() == home / ".cache" / "dnntk"
+    assert not any(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "a\0b", b"", 3, True, 2.5, ["x"], ("a", "b"), np.ones((40, 40)), "~nobody9/x"]
+    + ["x" * 300, "\ud800"],
+    ids=lambda value: repr(value)[:12],
+)
+def test_what_is_no_path_is_one_line_that_names_the_argument(value):
+    with pytest.raises(InputError, match="^workdir: expected a path, got") as caught:
+        RunFolder(value)
+    one_line(caught)
+    with pytest.raises(InputError, match="^data_dir: expected a path, got") as caught:
+        dnntk.load_dataset("mnist", data_dir=value)
+    one_line(caught)
+
+
+def test_a_user_without_a_home_gets_one_line_or_another_folder(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TFDS_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    monkeypatch.chdir(tmp_path)
+    assert native._folder().is_dir() and native._folder() == native._scratch()
+    with pytest.raises(
+        InputError, match="data_dir: expected a folder to read, or a home"
+    ) as caught:
+        dnntk.load_dataset("mnist")
+    one_line(caught)
+    with pytest.raises(InputError, match="no home folder is known") as caught:
+        dnntk.train(TrainConfig(depth=4), "~/x", progress=False)
+    one_line(caught)
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
+    assert native._folder() == native._scratch()
+    monkeypatch.setenv("HOME", str(tmp_path / "afile"))
+    (tmp_path / "afile").write_text("")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert native._folder() == native._scratch()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("name", MNIST_FILES)
+def test_a_folder_named_like_an_idx_file_is_one_line(tmp_path, name, suffix):
+    for other in MNIST_FILES:
+        count = 20
+        shape = [0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 1, 0, 0, 0, 1]
+        labels = [0, 0, 8, 1, 0, 0, 0, count]
+        head = shape if "images" in other else labels
+        (tmp_path / other).write_bytes(bytes(head) + bytes(k % 10 for k in range(count)))
+    (tmp_path / name).unlink()
+    (tmp_path / (name + suffix)).mkdir()
+    with pytest.raises(InputError, match="expected an IDX file, found a directory") as caught:
+        dnntk.load_dataset("mnist", data_dir=tmp_path, pool=1)
+    assert name in one_line(caught)
+
+
+# ---- compilers of several words
+
+
+def test_a_compiler_may_have_several_words(tmp_path, monkeypatch):
+    plain = shutil.which("g++") or shutil.which("c++")
+    if plain is None:
+        pytest.skip("no C++ compiler")
+    (tmp_path / "my tools").mkdir()
+    wrapper = tmp_path / "my tools" / "wrapper"
+    wrapper.write_text('#!/bin/sh\nexec "$@"\n')
+    wrapper.chmod(0o755)
+    version = native._output([plain, "--version"])
+    for named in (plain, f"'{wrapper}' {plain}", f"env A=b '{plain}'", f" {plain} -O1 "):
+        monkeypatch.setenv("CXX", named)
+        assert native._output([*native._compiler(), "--version"]) == version
+    monkeypatch.setenv("CXX", str(wrapper))  # unquoted
+    assert native._compiler() == [str(wrapper)]
+    for empty in ("", " "):
+        monkeypatch.setenv("CXX", empty)
+        assert len(native._compiler()) == 1
