@@ -148,7 +148,7 @@ class RunFolder:
         """Drop the lines after ``step`` and any that is damaged; return those that stay."""
 
         def kept(line: dict[str, Any]) -> bool:
-            numbers = (line.get(name) for name in ("step", "loss", "seconds"))
+            numbers = (line.get(name) for name in ("step", "train_loss", "seconds"))
             return all(type(n) in (int, float) for n in numbers) and line["step"] <= step
 
         return self.keep_lines(METRICS, kept)
@@ -173,7 +173,7 @@ class RunFolder:
                 line = parsed(text)
             except ValueError:
                 continue
-            if isinstance(line, dict) and kept(line):
+            if isinstance(line, dict) and kept(line := metrics_line(line)):
                 lines.append(line)
         if not hosts.first():
             return lines
@@ -209,6 +209,13 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
+
+
+def metrics_line(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl under today's names: older runs wrote ``train_loss`` as ``loss``."""
+    if "loss" not in line or "train_loss" in line:
+        return line
+    return {"train_loss" if name == "loss" else name: value for name, value in line.items()}
 
 
 def as_json(content: Any) -> Any:

@@ -169,7 +169,7 @@ def baselines(folder: Path) -> dict[str, Any]:
                 history = train(config, folder / f"{arch}-lr{lr:g}").history
             except Diverged as error:
                 history, run["outcome"] = error.history, "diverged"
-            keys = ("loss", "train_accuracy", "test_accuracy")
+            keys = ("train_loss", "train_accuracy", "test_accuracy")
             run |= {
                 "first": {k: history[0][k] for k in keys},
                 "last": {k: history[-1][k] for k in keys},

@@ -19,6 +19,7 @@ from dnntk import hosts
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
+from dnntk.evaluation import described
 from dnntk.experiments.predict_config import PredictConfig, compared_fields
 from dnntk.experiments.predict_forecast import forecast
 from dnntk.experiments.prediction import predict
@@ -87,9 +88,8 @@ def main() -> None:
     result = predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
     if not hosts.first():
         return
-    chosen, test = result.chosen, result.chosen["test_accuracy"]
-    shown = "" if test is None else f", test accuracy {100 * test:.2f}%"
-    print(f"t = {chosen['time']:g}: training MSE {chosen['train_mse']:.6f}{shown}")
+    if len(result.rows) > 1:  # else its line is the last one
+        print(f"chosen: t = {result.chosen['time']:g}: {described(result.chosen)}")
     print(f"results: {workdir}")
 
 

@@ -114,7 +114,7 @@ def _final(workdir: Path) -> list[np.ndarray]:
 
 def _curve(workdir: Path) -> list[tuple[Any, ...]]:
     lines = (json.loads(text) for text in (workdir / "metrics.jsonl").read_bytes().splitlines())
-    return [(line["step"], line["loss"], line["test_loss"]) for line in lines]
+    return [(line["step"], line["train_loss"], line["test_loss"]) for line in lines]
 
 
 def _stepping(workdir: Path, child: int, lines: int) -> bool:

@@ -173,7 +173,7 @@ def _import_what_scripts_import():
         importlib.import_module(module.name)
     if COMPILE_FAST in os.environ["XLA_FLAGS"]:
         pictures.render_once()
-    told = ("step", "time", "loss", "test_loss", "train_accuracy", "test_accuracy")
+    told = ("step", "time", "train_loss", "test_loss", "train_accuracy", "test_accuracy")
     drawn = {
         "loss": (dnntk.figures.loss_figure, [dict.fromkeys(told, 1)], ""),
         "confusion": (dnntk.figures.confusion_figure, np.eye(2), "ab", ""),

@@ -58,7 +58,7 @@ def test_records_are_the_networks_own(small):
     run = result.runs["figure-depth6"]
     assert run["step"].tolist() == [0, 1, 2, 4, 5]
     assert not run["outputs"][0].any()
-    assert (run["loss"][-1] < run["loss"][0]).all() and not jax.config.jax_enable_x64
+    assert (run["train_loss"][-1] < run["train_loss"][0]).all() and not jax.config.jax_enable_x64
     with jax.enable_x64(True):
         x = load_dataset("toy").x_train.astype(np.float64)
         model = DeepNarrowMLP(6, 1, 20.0)

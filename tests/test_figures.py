@@ -48,7 +48,7 @@ def test_every_name_of_a_class_is_drawn(tmp_path, caplog):
 
 
 def line(step, **changed):
-    made = {"step": step, "time": float(step), "loss": 0.5, "test_loss": 0.5}
+    made = {"step": step, "time": float(step), "train_loss": 0.5, "test_loss": 0.5}
     return made | {"train_accuracy": 0.5, "test_accuracy": 0.5} | changed
 
 

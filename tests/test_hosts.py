@@ -23,7 +23,7 @@ def ended(running):
 
 def curve(workdir):
     lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return np.array([[line[key] for key in ("step", "loss", "test_loss")] for line in lines])
+    return np.array([[line[key] for key in ("step", "train_loss", "test_loss")] for line in lines])
 
 
 def checkpoints(workdir):

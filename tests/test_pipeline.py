@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
 
 def curve(workdir):
     lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return np.array([[line[key] for key in ("step", "loss", "test_loss")] for line in lines])
+    return np.array([[line[key] for key in ("step", "train_loss", "test_loss")] for line in lines])
 
 
 @pytest.mark.parametrize(("name", "mesh"), [case for case in CASES if case[1] != "data:1"])

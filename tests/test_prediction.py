@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import processes
@@ -7,8 +8,10 @@ import pytest
 
 import dnntk
 from dnntk.errors import InputError
+from dnntk.evaluation import described
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
+from dnntk.report import write_report
 from dnntk.results import RunFolder
 
 FILES = {"config.json", "summary.json", "curve.jsonl", "predictions.npz"}
@@ -39,8 +42,8 @@ def test_a_trained_run_is_compared(trained, tmp_path):
     summary = _summary(out)
     compared = summary["compared"]
     assert compared["depth"] == 60
-    np.testing.assert_allclose(compared["trained_loss"], [h["loss"] for h in result.history])
-    assert compared["predicted_loss"][0] == pytest.approx(result.history[0]["loss"], rel=1e-6)
+    np.testing.assert_allclose(compared["trained_loss"], [h["train_loss"] for h in result.history])
+    assert compared["predicted_loss"][0] == pytest.approx(result.history[0]["train_loss"], rel=1e-6)
     # 60 layers are within 1 / sqrt(60) of the limit, and one step within 0.05 of the flow.
     np.testing.assert_allclose(compared["predicted_loss"], compared["trained_loss"], rtol=0.35)
     assert compared["largest_difference"] < 0.02
@@ -55,9 +58,9 @@ def test_the_rows_are_the_flow_s(trained):
     outputs = result.flow.predict(data.x_test, 50.0)
     assert result.chosen is result.rows[-1] and result.chosen["time"] == 50.0
     assert result.chosen["test_accuracy"] == np.mean((outputs > 0.5) == data.y_test)
-    assert result.chosen["train_mse"] == pytest.approx(2 * result.flow.loss(50.0))
-    assert result.curve[-1]["loss"] == pytest.approx(result.flow.loss(50.0))
-    losses = [line["loss"] for line in result.curve]
+    assert result.summary["train_mse"] == pytest.approx(2 * result.flow.loss(50.0))
+    assert result.curve[-1]["train_loss"] == pytest.approx(result.flow.loss(50.0))
+    losses = [line["train_loss"] for line in result.curve]
     assert np.all(np.diff(losses) < 0) and result.curve[0]["time"] <= 0.05
 
 
@@ -158,3 +161,29 @@ def test_a_run_without_kernel_time_is_not_compared(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": null}\n')
     with pytest.raises(InputError, match="compare: expected lines with a kernel time"):
         predict(PredictConfig(), compare=tmp_path)
+
+
+def test_a_run_and_its_prediction_name_the_same_quantities_alike(trained):
+    history, summary = trained[1].history, trained[1].summary
+    limit = predict(PredictConfig(times=(1.0,)), progress=False)
+    scores = {"time", "train_loss", "test_loss", "train_accuracy", "test_accuracy"}
+    assert scores <= history[-1].keys() & limit.rows[-1].keys() & limit.curve[-1].keys()
+    assert scores | {"train_mse"} <= summary.keys() & limit.summary.keys()
+    for each in (summary, limit.summary):
+        assert each["train_mse"] == 2 * each["train_loss"]  # one output
+    assert described(summary).startswith(f"train loss {summary['train_loss']:.4g}, test loss ")
+    assert "loss" not in history[-1] | limit.rows[-1] | limit.curve[-1]
+
+
+def test_metrics_of_older_runs_are_read(trained, tmp_path):
+    """They have the training loss under the name ``loss``."""
+    history = trained[1].history
+    folder = RunFolder(shutil.copytree(trained[0], tmp_path / "old"))
+    old = [{k.replace("train_loss", "loss"): v for k, v in line.items()} for line in history]
+    (folder.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    (folder.path / "summary.json").unlink()
+    page = write_report([folder.path], tmp_path / "page", progress=False).read_text()
+    assert f"{history[-1]['train_loss']:.5g}" in page and "train loss" in page
+    compared = predict(PredictConfig(), compare=folder.path, progress=False).summary["compared"]
+    assert compared["trained_loss"] == [line["train_loss"] for line in history]
+    assert folder.keep_metrics_to(60) == history

@@ -104,7 +104,7 @@ def history(count=8):
         {
             "step": 10 * i,
             "time": 1.5 * i,
-            "loss": 0.5 / (1 + i),
+            "train_loss": 0.5 / (1 + i),
             "test_loss": 0.6 / (1 + i),
             "train_accuracy": i / count,
             "test_accuracy": None if i < 2 else i / (2 * count),
@@ -279,7 +279,7 @@ def test_nothing_in_a_file_or_its_name_becomes_markup(tmp_path):
         tmp_path / "runs" / name,
         config={EVIL: EVIL, "arch": EVIL, "depth": [EVIL], "dataset": EVIL, "classes": EVIL},
         summary={EVIL: {EVIL: EVIL}, "rows": [{EVIL: EVIL}], "train_loss": EVIL},
-        metrics=[{"step": i, "loss": 1.0 + i, EVIL: EVIL} for i in range(3)],
+        metrics=[{"step": i, "train_loss": 1.0 + i, EVIL: EVIL} for i in range(3)],
         bench={"benchmark": EVIL, "rows": [{"what": EVIL, "median": 1, "unit": EVIL}]},
     )
     (run / f"{name}.png").write_bytes(png())
@@ -447,7 +447,7 @@ def test_long_tables_are_thinned_and_say_so(tmp_path):
     ],
 )
 def test_curves_stay_inside_their_frame(losses):
-    lines = [{"step": i, "time": None, "loss": loss} for i, loss in enumerate(losses)]
+    lines = [{"step": i, "time": None, "train_loss": loss} for i, loss in enumerate(losses)]
     svg = curves.course(lines)
     paths = re.findall(r'<path d="([^"]*)"', svg)
     assert len(paths) > 4  # grid lines, axes, curve and legend

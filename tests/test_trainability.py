@@ -36,7 +36,7 @@ def test_every_initialization_runs_at_every_rate(figure):
 def test_the_narrow_networks_learn_and_a_huge_rate_diverges(figure):
     _, found = figure
     for row in found.rows:
-        losses = [line["loss"] for line in row["history"]]
+        losses = [line["train_loss"] for line in row["history"]]
         assert np.isfinite(losses).all()
         if row["lr"] is None:
             assert losses[-1] < 0.95 * losses[0]
@@ -54,7 +54,7 @@ def test_finished_runs_are_kept(figure):
     assert [row["seconds"] for row in again.rows][:-1] == kept
     assert again.summary["seconds"] >= sum(kept)  # of both sittings
     for row, other in zip(found.rows, again.rows, strict=True):
-        assert row["history"][-1]["loss"] == other["history"][-1]["loss"]
+        assert row["history"][-1]["train_loss"] == other["history"][-1]["train_loss"]
 
 
 def test_another_optimizer_has_the_rates_alone():
@@ -130,7 +130,7 @@ def test_the_legend_fits_the_picture(archs):
     runs = runs_of(TrainabilityConfig(archs=archs, steps=10))
     rows = [
         {"arch": run.arch, "init": run.init, "lr": run.lr, "ended": "diverged"}
-        | {"history": [{"step": 0, "loss": 0.5}, {"step": 1, "loss": 0.4}]}
+        | {"history": [{"step": 0, "train_loss": 0.5}, {"step": 1, "train_loss": 0.4}]}
         for _, run in runs
     ]
     figure = trainability_figure(rows, dict.fromkeys(archs, 0.45))

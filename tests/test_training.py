@@ -38,7 +38,7 @@ def test_a_notebook_trains_in_five_lines_and_nothing_global_changes(tmp_path, mo
     with jax.enable_x64(True):
         outputs = result.model.apply(result.variables, result.dataset.x_test)
     assert outputs.shape == (120, 1)
-    assert result.history[0]["loss"] > 10 * result.history[-1]["loss"]
+    assert result.history[0]["train_loss"] > 10 * result.history[-1]["train_loss"]
     assert result.summary["test_accuracy"] >= 0.95
     assert {v.dtype for v in jax.tree.leaves(result.variables)} == {np.dtype("float64")}
     assert (jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion) == before
@@ -48,7 +48,7 @@ def test_a_notebook_trains_in_five_lines_and_nothing_global_changes(tmp_path, mo
 def test_the_first_line_is_the_loss_of_a_zero_output(small_run):
     _, result = small_run
     zero_loss = 0.5 * np.mean(np.sum(result.dataset.y_train**2, 1))
-    assert result.history[0]["loss"] == pytest.approx(zero_loss, rel=1e-6)
+    assert result.history[0]["train_loss"] == pytest.approx(zero_loss, rel=1e-6)
     assert [line["step"] for line in result.history] == [0, 1, 2, 4, 8, 12]
     assert result.history[-1]["time"] == pytest.approx(12 * result.summary["time_step"])
 

@@ -22,9 +22,10 @@ import jax
 import numpy as np
 
 from dnntk import figures
+from dnntk.evaluation import split_scores
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig
 from dnntk.experiments.depth_or_width_findings import points, statements
-from dnntk.experiments.depth_or_width_runs import Problem, Row, run, scored
+from dnntk.experiments.depth_or_width_runs import Problem, Row, run
 from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
@@ -173,7 +174,9 @@ def _limits(problem: Problem, config: DepthOrWidthConfig, progress: bool) -> dic
 def _followed(flow: KernelFlow, problem: Problem, times: list[float]) -> list[Row]:
     tested, trained = flow.predict(problem.x_test, times), flow.train_predictions(times)
     return [
-        {"time": t} | scored(test, problem.y_test, "test") | scored(train, problem.y, "train")
+        {"time": t}
+        | split_scores("test", test, problem.y_test, True)
+        | split_scores("train", train, problem.y, True)
         for t, test, train in zip(times, tested, trained, strict=True)
     ]
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from dnntk.data import Dataset
 from dnntk.errors import Diverged
-from dnntk.evaluation import as_trained, scores
+from dnntk.evaluation import as_trained, scores, split_scores
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
@@ -176,14 +176,14 @@ class _Deep(_Network):
         with _quiet():
             result = train(network, dataset=problem.dataset, progress=progress)
         lines = {line["step"]: line for line in result.history}
-        _check_fell(lines[0]["loss"], result.history[-1]["loss"])
+        _check_fell(lines[0]["train_loss"], result.history[-1]["train_loss"])
         pace = result.summary["steps_per_second"]
         records = []
         for t in times:
             step = round(t / time_step)
             line = lines[step]
-            scored = {"test_accuracy": line["test_accuracy"], "test_loss": line["test_loss"]}
-            scored |= {"train_accuracy": line["train_accuracy"], "train_loss": line["loss"]}
+            keys = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
+            scored = {key: line[key] for key in keys}
             records.append({"clock": "equal", "time": t, **scored, "seconds": step / pace})
         records[-1] |= self.changed(result.variables)
         return records
@@ -234,10 +234,13 @@ class _Wide(_Network):
             raise Diverged(f"the loss is {stop.loss} at step {stop.step}", [])
         variables = {"params": stop.params, "initial": self.variables["initial"]}
         problem = self.problem
-        line = scored(
-            _apply(self.model, variables, jnp.asarray(problem.x_test)), problem.y_test, "test"
-        )
-        line |= scored(_apply(self.model, variables, jnp.asarray(problem.x)), problem.y, "train")
+        line: Row = {}
+        for split, x, y in (
+            ("test", problem.x_test, problem.y_test),
+            ("train", problem.x, problem.y),
+        ):
+            outputs = np.asarray(_apply(self.model, variables, jnp.asarray(x)))
+            line |= split_scores(split, outputs, y, True)
         line["seconds"] = stop.seconds
         return line | (self.changed(variables) if last else {})
 
@@ -251,12 +254,6 @@ def deep_parameters(depth: int, d_in: int, d_out: int) -> int:
     """Weights and biases of a deep narrow MLP."""
     width = d_in + 1 + d_out
     return (d_in + 1) * width + (depth - 2) * (width + 1) * width + (width + 1) * d_out
-
-
-def scored(outputs: Any, y: np.ndarray, split: str) -> Row:
-    """Accuracy and loss of outputs [n, d_out], as a record names them."""
-    loss, accuracy = scores(np.asarray(outputs), y, True)
-    return {f"{split}_accuracy": accuracy, f"{split}_loss": loss}
 
 
 def zero_loss(y: np.ndarray) -> float:

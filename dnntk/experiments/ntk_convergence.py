@@ -30,7 +30,7 @@ from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrowMLP
 from dnntk.ntk import empirical_ntk
 from dnntk.progress import progress_bar
-from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
+from dnntk.results import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions
 
 log = logging.getLogger("dnntk")
 
@@ -243,7 +243,7 @@ class _Run:
             np.savez(partial, **arrays)  # type: ignore[arg-type]
             partial.replace(file)
         with np.load(file, allow_pickle=False) as saved:
-            return dict(saved)
+            return metrics_line(dict(saved))
 
     def _train(self, checkpoints: Checkpoints | None) -> dict[str, np.ndarray]:
         begun = time.perf_counter()
@@ -297,7 +297,7 @@ class _Run:
         """Arrays for all records, NaN until they are made."""
         shape, n = (len(self.times), self.config.trials), len(self.x)
         records = {name: np.full((*shape, n), np.nan) for name in ("kernel", "outputs")}
-        scalars = ("loss", "sign_changes", "gamma", "psi_2")
+        scalars = ("train_loss", "sign_changes", "gamma", "psi_2")
         return records | {name: np.full(shape, np.nan) for name in scalars}
 
     def _record(
@@ -318,7 +318,7 @@ class _Run:
             return {
                 "kernel": empirical_ntk(model, after, jnp.asarray(X0, x.dtype), x)[0, :, 0, 0],
                 "outputs": outputs[:, 0],
-                "loss": 0.5 * jnp.mean(jnp.sum((outputs - self.y) ** 2, axis=1)),
+                "train_loss": 0.5 * jnp.mean(jnp.sum((outputs - self.y) ** 2, axis=1)),
                 "sign_changes": measured.sign_changes,
                 "gamma": measured.gamma,
                 "psi_2": measured.psi_2,
@@ -329,7 +329,7 @@ class _Run:
         return self._compiled[psi_2]
 
     def _say(self, records: dict[str, np.ndarray], seconds: float) -> None:
-        s, first, last = self.setting, records["loss"][0].mean(), records["loss"][-1]
+        s, first, last = self.setting, records["train_loss"][0].mean(), records["train_loss"][-1]
         fate = "" if np.all(last <= DIVERGENCE * first) else "; some trials diverged"
         log.info(
             "%s: C = %.3g, %d trials, %d steps: loss %.3g to %.3g, %.0f s%s",

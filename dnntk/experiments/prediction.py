@@ -20,7 +20,7 @@ import numpy as np
 from dnntk import figures, hosts
 from dnntk.data import Dataset
 from dnntk.errors import InputError
-from dnntk.evaluation import as_trained, confusion, scores
+from dnntk.evaluation import as_trained, confusion, described, mean_squared_error, split_scores
 from dnntk.experiments.predict_config import PredictConfig, compared_fields
 from dnntk.experiments.selection import Selection, usable
 from dnntk.experiments.training import load_dataset_for
@@ -34,6 +34,7 @@ from dnntk.results import (
     SUMMARY,
     RunFolder,
     as_json,
+    metrics_line,
     parsed,
     peak_memory_bytes,
     versions,
@@ -54,7 +55,8 @@ class PredictResult:
     """What the infinitely deep network does.
 
     Attributes:
-      rows: a dict a reported time: time, train_mse, losses, accuracies, and how it was solved.
+      rows: a dict a reported time: time, train_loss, test_loss, train_accuracy, test_accuracy, and
+        how it was solved.
       chosen: the row of the time that was chosen, on the validation split or as the last one.
       curve: the same at many times in between.
       flow: the fitted flow; ``flow.predict(x, time)`` for inputs of your own.
@@ -114,7 +116,7 @@ class _Trained:
         self.depth = RunFolder(workdir).read_config("compare")["depth"]
         file = workdir / METRICS
         try:
-            lines = [parsed(text) for text in file.read_bytes().splitlines()]
+            lines = [metrics_line(parsed(text)) for text in file.read_bytes().splitlines()]
             self.history = [line for line in lines if line["time"] is not None]
             if not self.history:
                 raise KeyError
@@ -218,11 +220,7 @@ class Prediction:
                 name: getattr(solution, name)
                 for name in ("converged", "residual", "iterations", "condition", "solver")
             }
-            log.info(
-                "t = %g: training MSE %.6f, accuracy %s training, %s test",
-                *(row["time"], row["train_mse"]),
-                *(_percent(row[f"{split}_accuracy"]) for split in ("train", "test")),
-            )
+            log.info("t = %g: %s", row["time"], described(row))
 
     def _evaluated(
         self, flow: KernelFlow, times: list[float], outputs: np.ndarray
@@ -232,9 +230,8 @@ class Prediction:
         labelled = data.labels_train is not None
         for t, on_train, on_test in zip(times, flow.train_predictions(times), outputs, strict=True):
             row: dict[str, Any] = {"time": t}
-            row["loss"], row["train_accuracy"] = scores(on_train, data.y_train, labelled)
-            row["test_loss"], row["test_accuracy"] = scores(on_test, data.y_test, labelled)
-            row["train_mse"] = 2 * row["loss"] / data.y_train.shape[1]
+            row |= split_scores("train", on_train, data.y_train, labelled)
+            row |= split_scores("test", on_test, data.y_test, labelled)
             rows.append(row)
         return rows
 
@@ -258,8 +255,8 @@ class Prediction:
             "rho": rho,
             "beta": beta,
             "time": chosen["time"],
-            "train_loss": chosen["loss"],
-            "train_mse": chosen["train_mse"],
+            "train_loss": chosen["train_loss"],
+            "train_mse": mean_squared_error(chosen["train_loss"], self.data.y_train.shape[1]),
             "test_loss": chosen["test_loss"],
             "train_accuracy": chosen["train_accuracy"],
             "test_accuracy": chosen["test_accuracy"],
@@ -277,7 +274,7 @@ class Prediction:
     def _compared(self, flow: KernelFlow, trained: _Trained) -> dict[str, Any]:
         """The trained network's losses beside the predicted ones at the same times."""
         times = _evaluation_times(trained)
-        losses = [line["loss"] for line in trained.history]
+        losses = [line["train_loss"] for line in trained.history]
         predicted = flow.loss(times)
         return {
             "depth": trained.depth,
@@ -346,7 +343,3 @@ def _prepared(config: PredictConfig) -> Dataset:
         labels_train=None if labels is None else labels[order],
     )
     return dataclasses.replace(data, **as_trained(data, config.arch == "mlp", config.dtype))
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}%"

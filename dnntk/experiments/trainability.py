@@ -33,7 +33,15 @@ from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.locks import freeing_folders
 from dnntk.progress import progress_bar
-from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.results import (
+    CONFIG,
+    SUMMARY,
+    RunFolder,
+    as_json,
+    metrics_line,
+    peak_memory_bytes,
+    versions,
+)
 
 log = logging.getLogger("dnntk")
 
@@ -131,6 +139,8 @@ class _Figure(_Experiment):
 
     def result(self) -> TrainabilityResult:
         held = self.folder.keep_lines(ROWS_FILE) if self.folder and self.resume else []
+        for row in held:
+            row["history"] = [metrics_line(line) for line in row["history"]]
         done = {row["name"]: row for row in held}
         self.begun -= sum(row["seconds"] for row in held)  # of earlier sittings
         runs = runs_of(self.config)
@@ -185,10 +195,10 @@ def outcome(name: str, config: TrainConfig, data: Dataset, progress: bool) -> di
         "ended": ended,
         "steps": last["step"],
         "time": last["time"],
-        "train_loss": last["loss"] if math.isfinite(last["loss"]) else None,
+        "train_loss": last["train_loss"] if math.isfinite(last["train_loss"]) else None,
         "test_accuracy": last["test_accuracy"],
         "seconds": round(time.perf_counter() - begun, 1),
-        "history": [as_json(line) for line in history if math.isfinite(line["loss"])],
+        "history": [as_json(line) for line in history if math.isfinite(line["train_loss"])],
     }
 
 
@@ -215,7 +225,7 @@ class _Row(_Experiment):
         if self.config.limit_examples and own["time"]:
             limit = predict(self._limit(config, own["time"], data), progress=self.progress)
             curve, chosen = limit.curve, limit.chosen
-            told = Preset(config, chosen["train_mse"], chosen["test_accuracy"])
+            told = Preset(config, limit.summary["train_mse"], chosen["test_accuracy"])
             rows.append(_line("infinitely deep", "infinite", told) | {"time": chosen["time"]})
         found = self.write(
             rows, {"preset": name} | {key: own[key] for key in ("steps", "test_accuracy")}
@@ -245,10 +255,10 @@ class _Row(_Experiment):
             found = train(config, workdir, dataset=data, resume=resume, progress=self.progress)
         except Diverged as diverged:
             log.warning("%s", diverged)
-            history = [line for line in diverged.history if math.isfinite(line["loss"])]
+            history = [line for line in diverged.history if math.isfinite(line["train_loss"])]
             last = history[-1]
             own = {key: last[key] for key in ("test_accuracy", "time", "seconds")}
-            own |= {"train_loss": last["loss"], "steps": last["step"], "ended": "diverged"}
+            own |= {"train_loss": last["train_loss"], "steps": last["step"], "ended": "diverged"}
             return own, history
         if resume:
             self.begun -= max(0.0, found.summary["seconds"] - found.summary["sitting_seconds"])

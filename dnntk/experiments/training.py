@@ -34,7 +34,14 @@ from dnntk.config import (
 )
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, Interrupted, Stopped
-from dnntk.evaluation import as_trained, confusion, inputs_as_trained, scores
+from dnntk.evaluation import (
+    as_trained,
+    confusion,
+    described,
+    inputs_as_trained,
+    mean_squared_error,
+    split_scores,
+)
 from dnntk.interruption import told_to_stop
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
@@ -67,7 +74,8 @@ class TrainResult:
     Attributes:
       model: the network; ``model.apply(variables, x)`` are its outputs.
       variables: trained variables, on the default device.
-      history: a dict an evaluation: step, time, loss, test_loss, train and test accuracy, seconds.
+      history: a dict an evaluation: step, time, train_loss, test_loss, train_accuracy,
+        test_accuracy, seconds.
       summary: the content of summary.json.
       dataset: what it was trained on, images as the network takes them.
     """
@@ -188,13 +196,7 @@ class _Run:
         if self.folder:
             self.folder.write_json(SUMMARY, summary)
             self._draw()
-        log.info(
-            "done: loss %.3g, accuracy %s training, %s test; %.0f s",
-            summary["train_loss"],
-            _percent(summary["train_accuracy"]),
-            _percent(summary["test_accuracy"]),
-            summary["seconds"],
-        )
+        log.info("done: %s; %.0f s", described(summary), summary["seconds"])
         return TrainResult(self.model, variables, self.history, summary, self.dataset)
 
     def _whole(self, tree: Any) -> Any:
@@ -337,7 +339,7 @@ class _Run:
                 if step in looks:
                     self._evaluate(step)
                 elif save:
-                    self._check(self._losses(step)["loss"], step)
+                    self._check(self._losses(step)["train_loss"], step)
                 if save and checkpoints:
                     tree = {"state": self.state._asdict(), "frozen": self.frozen}
                     checkpoints.save(step, self._whole(tree))
@@ -361,7 +363,7 @@ class _Run:
         return hosts.agreed(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
 
     def _check(self, loss: float, step: int) -> None:
-        first = self.history[0]["loss"]
+        first = self.history[0]["train_loss"]
         if math.isfinite(loss) and loss <= DIVERGENCE * max(first, 1e-12):
             return
         limit = self.plan.lambda_max
@@ -385,9 +387,7 @@ class _Run:
             ("test", data.x_test[:limit], data.y_test[:limit]),
         ):
             outputs = self.predict(self.state.params, self.frozen, x, self.batch_size)
-            loss, accuracy = scores(outputs, y, data.labels_train is not None)
-            found["loss" if name == "train" else "test_loss"] = loss
-            found[f"{name}_accuracy"] = accuracy
+            found |= split_scores(name, outputs, y, data.labels_train is not None)
         self.test_outputs = outputs
         return found
 
@@ -397,15 +397,16 @@ class _Run:
         line |= self._losses(step)
         line["seconds"] = round(time.perf_counter() - self.begun, 3)
         self.history.append(line)
-        self._check(line["loss"], step)
+        self._check(line["train_loss"], step)
         if self.folder:
             self.folder.append_metrics(line)
 
     def _summary(self, stepping: float, steps: int) -> dict[str, Any]:
         last = self.history[-1]
         return {
-            "train_loss": last["loss"],
+            "train_loss": last["train_loss"],
             "test_loss": last["test_loss"],
+            "train_mse": mean_squared_error(last["train_loss"], self.dataset.y_train.shape[1]),
             "train_accuracy": last["train_accuracy"],
             "test_accuracy": last["test_accuracy"],
             "steps": self.plan.steps,
@@ -474,7 +475,3 @@ def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.Gradient
     # Not `optax.contrib.normalize`, which makes nan of a gradient of 0.
     uphill = optax.chain(optax.normalize_by_update_norm(), optax.sgd(config.sam_radius))
     return optax.contrib.sam(made, uphill, opaque_mode=True)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}%"

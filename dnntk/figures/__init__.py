@@ -49,7 +49,7 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
     classified = _classified(history)
     figure = _figure(2 if classified else 1)
     panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
-    loss, accuracy = ("loss", "test_loss"), ("train_accuracy", "test_accuracy")
+    loss, accuracy = ("train_loss", "test_loss"), ("train_accuracy", "test_accuracy")
     for axes, keys, unit in zip(panels, (loss, accuracy), (1, 100), strict=False):
         for key, split, style, color in zip(
             keys, ("training", "test"), ("-", "--"), (BLUE, ORANGE), strict=True
@@ -78,7 +78,7 @@ def prediction_figure(
     figure = _figure(2 if classified else 1)
     panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
     later = [line for line in trained if line["time"] is not None and float(line["time"]) > 0]
-    loss, accuracy = ("loss", "test_loss"), ("train_accuracy", "test_accuracy")
+    loss, accuracy = ("train_loss", "test_loss"), ("train_accuracy", "test_accuracy")
     for axes, keys, unit in zip(panels, (loss, accuracy), (1, 100), strict=False):
         for key, split, style, mark, color in zip(
             keys, ("training", "test"), ("-", "--"), ("o", "s"), (BLUE, ORANGE), strict=True

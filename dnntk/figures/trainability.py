@@ -47,7 +47,7 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             zorder=5,
         )
-        losses = [line["loss"] for row in mine for line in row["history"]]
+        losses = [line["train_loss"] for row in mine for line in row["history"]]
         lowest = min((loss for loss in losses if 0 < loss < np.inf), default=constant)
         axes.set_yscale("log")
         axes.set_ylim(0.8 * min(lowest, constant), HIGHEST * constant)
@@ -61,7 +61,7 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
 
 def _run(axes: "Axes", row: dict[str, Any], shades: dict[float, Any], rates: list[float]) -> None:
     steps = [line["step"] for line in row["history"]]
-    losses = [line["loss"] for line in row["history"]]
+    losses = [line["train_loss"] for line in row["history"]]
     style: dict[str, Any] = {"linestyle": LINES[row["init"]], "linewidth": 1.1}
     if row["lr"] is None:
         style |= {"color": BLACK, "linewidth": 2.4, "zorder": 3}
@@ -117,7 +117,7 @@ def row_figure(
     timed = all(line["time"] is not None for line in history)
     panels = figure.subplots(1, 2)
     for axes, key, unit, reported in zip(
-        panels, ("loss", "test_accuracy"), (2 / d_out, 100), thesis, strict=True
+        panels, ("train_loss", "test_accuracy"), (2 / d_out, 100), thesis, strict=True
     ):
         later = [line for line in history if line["step"] > 0]
         across = [line["time"] if timed else line["step"] for line in later]

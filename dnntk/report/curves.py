@@ -10,7 +10,7 @@ from dnntk.report.values import number, shown, thinned
 POINTS = 400
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 34, 44
-LOSSES = (("loss", "training"), ("train_loss", "training"), ("test_loss", "test"))
+LOSSES = (("train_loss", "training"), ("test_loss", "test"))
 ACCURACIES = (("train_accuracy", "training"), ("test_accuracy", "test"))
 Points = list[tuple[float, float]]
 Scale = tuple[Callable[[float], float], list[tuple[float, str]]]

@@ -16,7 +16,7 @@ from typing import Any
 
 from dnntk.errors import InputError
 from dnntk.paths import as_path
-from dnntk.results import CONFIG, SUMMARY
+from dnntk.results import CONFIG, SUMMARY, metrics_line
 
 # Parsed, JSON takes up to thirty times its size in memory.
 JSON_BYTES = 4 << 20
@@ -161,7 +161,7 @@ def read_lines(file: Path) -> tuple[list[dict[str, Any]], str | None]:
         except (ValueError, RecursionError):
             line = None
         if isinstance(line, dict):
-            lines.append(line)
+            lines.append(metrics_line(line))
         else:
             damaged += 1
     said = []

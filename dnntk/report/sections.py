@@ -122,7 +122,6 @@ class Section:
             "architecture": title(arch) if isinstance(arch, str) else arch,
             "depth": config.get("depth", config.get("depths", found.get("depth"))),
             "data": _data(config),
-            "train_loss": found.get("train_loss", found.get("loss")),
             "steps": found.get("steps", found.get("step", config.get("steps"))),
             "state": self._state(),
         }
