@@ -2,11 +2,14 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
-from dnntk import models, pipeline
+from dnntk import fields, models, pipeline
+from dnntk.checks import brief
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
+from dnntk.mnist import CLASS_NAMES
 
 ARCHITECTURES = ("mlp", "cnn")
 OPTIMIZERS = (
@@ -77,7 +80,7 @@ class TrainConfig:
     kernel_size: int = 3
     dataset: str = "digits"
     classes: tuple[int, ...] | str = (0, 1)
-    data_dir: str | None = None
+    data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
     scale: float | None = None
     rho: float = 1.0
@@ -105,7 +108,8 @@ class TrainConfig:
     mesh: str = ""
 
     def __post_init__(self) -> None:
-        """Check everything that needs no data."""
+        """Convert every field, and check everything that needs no data."""
+        fields.convert(self)
         _one_of("arch", self.arch, ARCHITECTURES)
         _one_of("dataset", self.dataset, DATASETS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
@@ -130,15 +134,37 @@ class TrainConfig:
                 raise InputError(f"{name}: expected a finite number above 0, got {value}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum: expected a number in [0, 1), got {self.momentum}")
-        if self.arch == "cnn" and self.dataset == "toy":
-            raise InputError("dataset: toy has no images for arch=cnn; use arch=mlp")
-        if self.shift and self.dataset == "toy":
-            raise InputError(f"shift: toy has no images to move, got {self.shift}; leave it out")
+        self._check_data()
         self._check_optimizer()
         if sum(value is not None for value in (self.steps, self.epochs, self.time)) > 1:
             raise InputError("steps, epochs, time: expected at most one of them, got several")
         pipeline.parse_mesh(self.mesh)
         self.model(d_out=1)
+
+    def _check_data(self) -> None:
+        if isinstance(self.classes, str) and self.classes != "all":
+            raise InputError(
+                f"classes: expected 'all' or integers like (0, 1), got {brief(self.classes)}"
+            )
+        if self.arch == "cnn" and self.dataset == "toy":
+            raise InputError("dataset: toy has no images for arch=cnn; use arch=mlp")
+        if self.shift and self.dataset == "toy":
+            raise InputError(f"shift: toy has no images to move, got {self.shift}; leave it out")
+        if self.dataset not in CLASS_NAMES:
+            fields.without_effect(
+                self,
+                ["data_dir"],
+                f"on dataset={self.dataset}, which is read from no folder (dataset="
+                f"{' and '.join(CLASS_NAMES)} are)",
+            )
+        if self.dataset == "toy":
+            fields.without_effect(self, ["classes"], "on dataset=toy, which has none")
+        if self.arch == "mlp":
+            fields.without_effect(self, ["kernel_size"], "on arch=mlp, which has no filters")
+        if self.init != "deep_narrow":
+            fields.without_effect(
+                self, ["rho", "beta"], f"on init={self.init}, which has a deviation of its own"
+            )
 
     def _check_optimizer(self) -> None:
         if self.lr is not None and self.time_step is not None:
@@ -213,23 +239,29 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every field, as JSON holds it; infinity as text."""
-        fields = dataclasses.asdict(self)
+        held = dataclasses.asdict(self)
         if self.scale is not None and math.isinf(self.scale):
-            fields["scale"] = "inf"
-        return fields
+            held["scale"] = "inf"
+        return held
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "TrainConfig":
+    def from_json(cls, content: dict[str, Any]) -> "TrainConfig":
         """The inverse of `to_json`; keys that are not fields are left aside.
 
         Raises:
-          InputError: a field is missing, of the wrong type or not valid.
+          InputError: a field is missing, of the wrong type or not valid, or the run had data of the
+            user's own.
         """
+        if "own" in content:
+            raise InputError(
+                "config.json: expected one of dnntk's datasets, got a run on data of your own; go "
+                "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
+            )
         names = [field.name for field in dataclasses.fields(cls)]
         try:
             # Runs of earlier versions had constant steps, no mesh of their own and moved nothing.
-            fields = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0, **fields}
-            values = {name: fields[name] for name in names}
+            held = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0, **content}
+            values = {name: held[name] for name in names}
             if values["scale"] is not None:
                 values["scale"] = float(values["scale"])
             if not isinstance(values["classes"], str):

@@ -6,7 +6,6 @@ more, as in the thesis's squared loss.
 """
 
 import math
-import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnntk.errors import InputError
+from dnntk.fields import converted, short_repr
 from dnntk.mnist import CLASS_NAMES, LabelledImages, read_images
 
 DATASETS = ("digits", "toy", *CLASS_NAMES)
+NOT_GIVEN: Any = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +41,12 @@ class Unpooled:
 class Dataset:
     """Training and test examples with their targets.
 
+    What `load_dataset` returns is as below. For `dnntk.train`, make one of data of your own:
+    ``Dataset(x_train=x, y_train=y)`` and whatever else there is of the rest, in lists, or arrays of
+    NumPy, JAX or pandas, with labels of any kind; see `dnntk.own_data.own_dataset`.
+
     Attributes:
-        name: one of ``DATASETS``.
+        name: one of ``DATASETS``, or what to call your own.
         description: one line for a run's log: name, classes, counts, shape, how it was split.
         x_train: [n, H, W, 1] images, or [n, 2] points for ``toy``; float32 in [0, 1].
         y_train: [n, d_out] float32 targets; d_out is 1 for two classes and for ``toy``.
@@ -54,16 +59,18 @@ class Dataset:
         unpooled: the training images before they were averaged, if they were kept.
     """
 
-    name: str
-    description: str
-    x_train: NDArray[np.float32]
-    y_train: NDArray[np.float32]
-    x_test: NDArray[np.float32]
-    y_test: NDArray[np.float32]
+    name: str = "own"
+    description: str = ""
+    x_train: NDArray[np.float32] = NOT_GIVEN
+    y_train: NDArray[np.float32] = NOT_GIVEN
+    x_test: NDArray[np.float32] = NOT_GIVEN
+    y_test: NDArray[np.float32] = NOT_GIVEN
     labels_train: NDArray[np.int32] | None = None
     labels_test: NDArray[np.int32] | None = None
-    classes: tuple[str | int, ...] = ()
+    classes: tuple[Any, ...] = ()
     unpooled: Unpooled | None = None
+
+    __repr__ = short_repr
 
     def shifted(
         self, chosen: NDArray[np.intp], most: int, rng: np.random.Generator
@@ -131,6 +138,15 @@ def load_dataset(
     Raises:
         InputError: an argument does not fit the dataset, or the files are missing or damaged.
     """
+    name, pool = converted("name", name, str), converted("pool", pool, int)
+    data_dir = converted("data_dir", data_dir, str | os.PathLike[str] | None)
+    classes = converted("classes", classes, tuple[int, ...] | str)
+    seed = converted("seed", seed, int)
+    if data_dir is not None and name in ("digits", "toy"):
+        raise InputError(
+            f"data_dir={data_dir}: expected none, found one, and {name} is read from no folder; "
+            "leave it out, or name another dataset"
+        )
     if name == "toy":
         return _toy(pool)
     if name == "digits":
@@ -139,7 +155,7 @@ def load_dataset(
         images = read_images(name, data_dir)
     else:
         raise InputError(
-            f"--dataset={name}: expected one of {', '.join(DATASETS)}, found {name!r}; choose one"
+            f"name={name}: expected one of {', '.join(DATASETS)}, found {name!r}; choose one"
         )
     numbers = _class_numbers(classes, len(images.class_names))
     return _dataset(name, images, numbers, pool, keep_unpooled)
@@ -157,9 +173,9 @@ def _dataset(
         name=name,
         description="",
         x_train=_pooled(x_train, pool, images.maximum),
-        y_train=_targets(labels_train, len(numbers)),
+        y_train=targets_of(labels_train, len(numbers)),
         x_test=_pooled(x_test, pool, images.maximum),
-        y_test=_targets(labels_test, len(numbers)),
+        y_test=targets_of(labels_test, len(numbers)),
         labels_train=labels_train,
         labels_test=labels_test,
         classes=tuple(images.class_names[number] for number in numbers),
@@ -172,8 +188,8 @@ def _toy(pool: int) -> Dataset:
     """Section 5.1: the product of the coordinates of 200 points on the first quarter circle."""
     if pool != 1:
         raise InputError(
-            f"--pool={pool}: expected 1, found {pool}, and the toy problem has no images to pool; "
-            "leave --pool out"
+            f"pool={pool}: expected 1, found {pool}, and the toy problem has no images to pool; "
+            "leave pool out"
         )
     angles = np.linspace(0, np.pi / 2, 220)[10:210]
     x_train, y_train = _on_circle(angles)
@@ -200,7 +216,7 @@ def _digits(seed: int) -> LabelledImages:
 
     if seed < 0:
         raise InputError(
-            f"--seed={seed}: expected a whole number of at least 0, found {seed}; choose one"
+            f"seed={seed}: expected a whole number of at least 0, found {seed}; choose one"
         )
     digits = load_digits()
     train, test = _stratified_thirds(digits.target, np.random.default_rng(seed))
@@ -233,16 +249,16 @@ def _class_numbers(classes: Sequence[int] | str, count: int) -> tuple[int, ...]:
     if isinstance(classes, str):
         if classes != "all":
             raise InputError(
-                f"--classes={classes}: expected numbers or 'all', found {classes!r}; write for "
-                "example --classes=0,1"
+                f"classes={classes}: expected numbers or 'all', found {classes!r}; write for "
+                "example classes=0,1"
             )
         return tuple(range(count))
-    numbers = tuple(operator.index(number) for number in classes)
-    shown = f"--classes={','.join(map(str, numbers))}"
+    numbers = tuple(classes)
+    shown = f"classes={','.join(map(str, numbers))}"
     if len(numbers) < 2:
         raise InputError(
             f"{shown}: expected two classes or more, found {len(numbers)}; write for example "
-            "--classes=0,1"
+            "classes=0,1"
         )
     unknown = [number for number in numbers if not 0 <= number < count]
     if unknown:
@@ -268,14 +284,14 @@ def _select(
     if absent:
         number = numbers[absent[0]]
         raise InputError(
-            f"--classes: expected examples of every class, found none of class {number} among "
+            f"classes: expected examples of every class, found none of class {number} among "
             f"{where}; leave {number} out"
         )
     kept = indices >= 0
     return images[kept], indices[kept]
 
 
-def _targets(indices: NDArray[np.int32], count: int) -> NDArray[np.float32]:
+def targets_of(indices: NDArray[np.int32], count: int) -> NDArray[np.float32]:
     """0 and 1 in one column for two classes, one-hot for more."""
     if count == 2:
         return indices[:, None].astype(np.float32)
@@ -287,7 +303,7 @@ def _pooled(images: NDArray[Any], pool: int, maximum: int) -> NDArray[np.float32
     count, height, width = images.shape
     if pool < 1 or height % pool or width % pool:
         raise InputError(
-            f"--pool={pool}: expected a divisor of the images' {height} x {width} pixels, found "
+            f"pool={pool}: expected a divisor of the images' {height} x {width} pixels, found "
             f"{pool}; choose one of {_divisors(height, width)}"
         )
     windows = images.reshape(count, height // pool, pool, width // pool, pool)

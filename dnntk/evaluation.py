@@ -1,5 +1,6 @@
 """How good a network's outputs are: loss, accuracy, confusion."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,23 +9,58 @@ import numpy as np
 from dnntk.data import Dataset
 
 
-def decide(outputs: np.ndarray) -> np.ndarray:
-    """Class indices [n]: the largest of several outputs, or one output's side of 1/2."""
-    return np.argmax(outputs, axis=1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0.5).astype(int)
+def decide(outputs: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
+    """Class indices [n]: the class whose target is nearest to the outputs [n, d_out].
+
+    ``targets`` [k, d_out] has the target of each class; None is 0 and 1 for one output, and one-hot
+    for several.
+    """
+    if targets is None:
+        several = outputs.shape[1] > 1
+        return np.argmax(outputs, axis=1) if several else (outputs[:, 0] > 0.5).astype(int)
+    # |f - y|^2 without |f|^2; of one-hot targets it is f itself, to the bit.
+    half = 0.5 * np.sum(targets**2, axis=1)
+    with np.errstate(all="ignore"):
+        return np.argmax(outputs @ targets.T - (half - half.min()), axis=1)
 
 
-def scores(outputs: np.ndarray, y: np.ndarray, labelled: bool) -> tuple[float, float | None]:
-    """The thesis's loss 1/2 E ||f - y||^2, and the share of right decisions where y are classes."""
+def class_targets(dataset: Dataset) -> np.ndarray:
+    """The mean target [k, d_out] of each class's training examples; float64."""
+    assert dataset.labels_train is not None
+    count = len(dataset.classes)
+    sums = np.zeros((count, dataset.y_train.shape[1]))
+    np.add.at(sums, dataset.labels_train, dataset.y_train)
+    return sums / np.bincount(dataset.labels_train, minlength=count)[:, None]
+
+
+def scores(
+    outputs: np.ndarray,
+    y: np.ndarray,
+    labelled: bool,
+    targets: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> tuple[float, float | None]:
+    """The thesis's loss 1/2 E ||f - y||^2, and the share of right decisions where y are classes.
+
+    ``targets`` is as in `decide`; ``labels`` are the right decisions, by default those by y.
+    """
     loss = 0.5 * np.mean(np.sum((outputs - y).astype(np.float64) ** 2, axis=1))
-    right = float(np.mean(decide(outputs) == decide(y))) if labelled else None
-    return float(loss), right
+    if not labelled:
+        return float(loss), None
+    right = decide(y, targets) if labels is None else labels
+    return float(loss), float(np.mean(decide(outputs, targets) == right))
 
 
 def split_scores(
-    split: str, outputs: np.ndarray, y: np.ndarray, labelled: bool
+    split: str,
+    outputs: np.ndarray,
+    y: np.ndarray,
+    labelled: bool,
+    targets: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
 ) -> dict[str, float | None]:
     """The two of a split, ``train`` or ``test``, named as in every file: train_loss, ..."""
-    loss, accuracy = scores(outputs, y, labelled)
+    loss, accuracy = scores(outputs, y, labelled, targets, labels)
     return {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
 
 
@@ -45,16 +81,24 @@ def described(found: Mapping[str, Any]) -> str:
     return ", ".join(said)
 
 
-def confusion(outputs: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+def confusion(
+    outputs: np.ndarray, labels: np.ndarray, classes: int, targets: np.ndarray | None = None
+) -> np.ndarray:
     """Counts [classes, classes]: true class by row, decided class by column."""
     counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (labels, decide(outputs)), 1)
+    np.add.at(counts, (labels, decide(outputs, targets)), 1)
     return counts
+
+
+def constant_loss(y: np.ndarray, of: np.ndarray) -> float:
+    """The loss on targets ``y`` of the best answer to ``of`` that does not look at the input."""
+    centred = y.astype(np.float64) - of.mean(axis=0, dtype=np.float64)
+    return float(0.5 * np.mean(np.sum(centred**2, axis=1)))
 
 
 def inputs_as_trained(x: np.ndarray, flat: bool, dtype: str) -> np.ndarray:
     """Examples in a network's dtype, images flattened for an MLP."""
-    return (x.reshape(len(x), -1) if flat else x).astype(dtype)
+    return (x.reshape(len(x), math.prod(x.shape[1:])) if flat else x).astype(dtype)
 
 
 def as_trained(dataset: Dataset, flat: bool, dtype: str) -> dict[str, Any]:

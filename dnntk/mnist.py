@@ -95,7 +95,7 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> La
         return _read_prepared(name, prepare(name))
     folder = as_path("data_dir", data_dir)
     if not os.path.isdir(folder):  # where a parent cannot be entered, `Path.is_dir` raises
-        raise InputError(f"--data_dir={data_dir}: expected a folder, found none; check the path")
+        raise InputError(f"data_dir={data_dir}: expected a folder, found none; check the path")
     paths = [find_idx(folder, file) for file in MNIST_FILES]
     if all(paths):
         return _read_folder(name, folder, [path for path in paths if path])
@@ -103,9 +103,9 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> La
         return _read_prepared(name, folder)
     missing = [file for file, path in zip(MNIST_FILES, paths, strict=True) if path is None]
     raise InputError(
-        f"--data_dir={data_dir}: expected {name}'s four IDX files (plain or .gz) or a "
+        f"data_dir={data_dir}: expected {name}'s four IDX files (plain or .gz) or a "
         f"tensorflow-datasets folder {name}/, found no {', '.join(missing)}; name the folder that "
-        "holds them, or leave --data_dir out to download"
+        "holds them, or leave data_dir out to download"
     )
 
 
@@ -159,19 +159,19 @@ def prepare(
         raise InputError(
             f"{name}: expected the published files, found another SHA-256 "
             f"({_first_line(error)}); replace that file, or read your own files with "
-            "--data_dir=FOLDER"
+            "data_dir=FOLDER"
         ) from error
     except (requests.RequestException, tfds.download.DownloadError) as error:
         # requests' own messages nest four exceptions: the kind and the address say it all.
         address = next(iter(builder_class.url_infos)).rpartition("/")[0]
         raise InputError(
             f"{name}: expected to download it from {address}, found {type(error).__name__}; give "
-            "--data_dir=FOLDER with its four IDX files, or try again with a network"
+            "data_dir=FOLDER with its four IDX files, or try again with a network"
         ) from error
     except OSError as error:
         raise InputError(
             f"{name}: expected to write to {directory}, found '{_first_line(error)}'; set "
-            "TFDS_DATA_DIR to a folder with room, or give --data_dir=FOLDER with its IDX files"
+            "TFDS_DATA_DIR to a folder with room, or give data_dir=FOLDER with its IDX files"
         ) from error
     return directory
 
@@ -203,7 +203,7 @@ def _refuse_another_set(name: str, train_labels: Path) -> None:
     if found != name:
         raise InputError(
             f"{train_labels}: expected the labels of {name}, found those of {found}; "
-            f"give --dataset={found}, or the folder of {name}"
+            f"give dataset={found}, or the folder of {name}"
         )
 
 
@@ -220,7 +220,7 @@ def _read_prepared(name: str, directory: Path) -> LabelledImages:
         raise InputError(
             f"{directory / name}: expected a set prepared as array_record, found another format; "
             "set TFDS_DATA_DIR to another folder to prepare it again without TensorFlow, or give "
-            "--data_dir=FOLDER with its four IDX files"
+            "data_dir=FOLDER with its four IDX files"
         ) from error
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
@@ -309,7 +309,7 @@ def _import_tfds(name: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"{name}: expected tensorflow-datasets, array_record, importlib_resources and pillow, "
-            f"found '{_first_line(error)}'; install them, or give --data_dir=FOLDER with the "
+            f"found '{_first_line(error)}'; install them, or give data_dir=FOLDER with the "
             "dataset's four IDX files"
         ) from error
 

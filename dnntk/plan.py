@@ -11,6 +11,7 @@ import optax
 from dnntk import flow
 from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.errors import InputError
+from dnntk.fields import LARGEST
 from dnntk.models import DeepNarrow
 from dnntk.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, Eigenvalue
 
@@ -110,7 +111,7 @@ class Job:
         if not 0 < found.value < math.inf:
             raise InputError(
                 f"time_step: this network's kernel is {found.value:g} at the start, so no step can "
-                "be chosen from it; give --time_step or --lr"
+                "be chosen from it; give time_step or lr"
             )
         full = self.batch_size == self.examples
         fraction = FULL_BATCH_FRACTION if full else MINI_BATCH_FRACTION
@@ -133,10 +134,16 @@ class Job:
 
     def _steps(self, time_per_step: float | None) -> int:
         config = self.config
+        if config.steps is not None:
+            return config.steps
         if config.epochs is not None:
-            return config.epochs * (self.examples // self.batch_size)
-        if config.time is not None:
+            name, found = "epochs", float(config.epochs * (self.examples // self.batch_size))
+        elif config.time is not None:
             assert time_per_step is not None
             # Rounding must not add a step to a time that is a whole number of them.
-            return max(1, math.ceil(config.time / time_per_step * (1 - 1e-9)))
-        return config.steps if config.steps is not None else DEFAULT_STEPS
+            name, found = "time", config.time / time_per_step * (1 - 1e-9)
+        else:
+            return DEFAULT_STEPS
+        if not found < LARGEST:
+            raise InputError(f"{name}: expected at most {LARGEST} steps, got {found:.3g}; lower it")
+        return max(1, math.ceil(found))

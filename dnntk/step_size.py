@@ -26,11 +26,17 @@ MINI_BATCH_FRACTION = 0.5
 
 
 class Eigenvalue(NamedTuple):
-    """A power iteration's result: the eigenvalue, and whether and how soon it settled."""
+    """A power iteration's result: the eigenvalue, and whether and how soon it settled.
+
+    ``targets_rate`` is v^T (K/N) v of the targets less their mean, brought to norm 1: the rate at
+    which gradient flow begins to learn more than a constant. At time t it has left a share of at
+    least exp(-targets_rate t) of them, if the kernel stands still (by Jensen's inequality).
+    """
 
     value: float
     converged: bool
     iterations: int
+    targets_rate: float | None = None
 
 
 def largest_eigenvalue(
@@ -39,6 +45,7 @@ def largest_eigenvalue(
     x: np.ndarray,
     mesh: Mesh,
     *,
+    y: np.ndarray | None = None,
     seed: int = 0,
     tolerance: float = 1e-2,
     max_iterations: int = 50,
@@ -51,6 +58,7 @@ def largest_eigenvalue(
       x: [N, ...] inputs.
       mesh: its axis ``data`` splits the inputs, and ``depth``, if there is one, a deep narrow
         network's layers.
+      y: [N, d_out] targets, for ``targets_rate``.
       seed: of the positive random starting vector.
       tolerance: relative change of the estimate (it grows towards the eigenvalue) to stop at.
       max_iterations: each costs about two training steps on these inputs.
@@ -69,10 +77,15 @@ def largest_eigenvalue(
     for iteration in range(1, max_iterations + 1):
         image, value = apply_kernel(params, frozen, batch.x, image, batch.weight)
         value = float(value)
-        if not value > 0 or abs(value - previous) <= tolerance * value:
-            return Eigenvalue(value, value > 0, iteration)
+        converged = not value > 0 or abs(value - previous) <= tolerance * value
+        if converged or iteration == max_iterations:
+            break
         previous = value
-    return Eigenvalue(previous, False, max_iterations)
+    rate = None
+    if y is not None and (centred := y - y.mean(axis=0)).any():
+        beyond = put_batch(x, centred.astype(outputs.dtype), mesh)
+        rate = float(apply_kernel(params, frozen, beyond.x, beyond.y, beyond.weight)[1])
+    return Eigenvalue(value, converged and value > 0, iteration, rate)
 
 
 def kernel_product(model: nn.Module, params: Any, frozen: Any, mesh: Mesh) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig, flow
-from dnntk.experiments.training import optimizer_of
+from dnntk.optimizers import optimizer_of
 from dnntk.pipeline import make_mesh
 from dnntk.step_size import largest_eigenvalue
 

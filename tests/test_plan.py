@@ -6,7 +6,7 @@ import pytest
 
 import dnntk
 from dnntk.config import DECAYING, SCHEDULES, TrainConfig
-from dnntk.experiments.training import optimizer_of
+from dnntk.optimizers import optimizer_of
 from dnntk.plan import Job, Plan, kernel_times, schedule_of
 
 

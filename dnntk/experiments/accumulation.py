@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import figures
+from dnntk import fields, figures
 from dnntk.checks import check_count
 from dnntk.config import TrainConfig
 from dnntk.data import Dataset
 from dnntk.errors import InputError
-from dnntk.experiments.training import TrainResult, load_dataset_for, train
+from dnntk.experiments.training import TrainResult, load_dataset_for, train_on
 from dnntk.figures import accumulation as pictures
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
@@ -75,7 +75,7 @@ class AccumulationConfig:
     scale: float | None = None
     dataset: str = "toy"
     classes: tuple[int, ...] | str = (0, 1)
-    data_dir: str | None = None
+    data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
     train_examples: int = MOST_ROWS_FOR_EIGH
     steps: int = 2000
@@ -91,6 +91,7 @@ class AccumulationConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        fields.convert(self)
         for name in ("steps", "train_examples", "points", "draws"):
             check_count(name, getattr(self, name))
         if self.train_examples > MOST_ROWS_FOR_EIGH:
@@ -185,10 +186,10 @@ def accumulate(
         content = as_json(dataclasses.asdict(config)) | {"versions": versions()}
         folder.write_json(CONFIG, content)
         kept = RunFolder(folder.path / "training")
-    trained = train(
+    trained = train_on(
         config.training,
+        data,
         None if kept is None else kept.path,
-        dataset=data,
         resume=kept is not None and kept.holds_run,
         progress=progress,
     )

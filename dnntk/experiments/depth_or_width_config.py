@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
 import numpy as np
 
+from dnntk import fields
 from dnntk.checks import check_choice, check_count, check_deviation, is_number
 from dnntk.config import DTYPES, TrainConfig
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
+from dnntk.mnist import CLASS_NAMES
 
 # The toy task has no classes.
 LABELLED = tuple(name for name in DATASETS if name != "toy")
@@ -50,7 +53,7 @@ class DepthOrWidthConfig:
     """
 
     datasets: tuple[str, ...] = ("digits",)
-    data_dir: str | None = None
+    data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
     train_examples: int | None = None
     test_examples: int = 2000
@@ -75,12 +78,16 @@ class DepthOrWidthConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        fields.convert(self)
         for name in self.datasets:
             check_choice("datasets", name, LABELLED)
         for field in ("datasets", "depths", "times"):
             values = getattr(self, field)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{field}: expected at least one, each once, got {values}")
+        if not set(self.datasets) & set(CLASS_NAMES):
+            named = ", ".join(self.datasets)
+            fields.without_effect(self, ["data_dir"], f"on {named}, read from no folder")
         self._check_times()
         names = ["test_examples", "probe_examples", "trials", "single_from", "regime_trials"]
         for name in names + ["train_examples"] * (self.train_examples is not None):
@@ -138,7 +145,7 @@ class DepthOrWidthConfig:
             depth=job.depth,
             dataset=job.dataset,
             classes="all",
-            data_dir=self.data_dir,
+            data_dir=self.data_dir if job.dataset in CLASS_NAMES else None,
             pool=self.pool,
             scale=job.scale,
             rho=self.rho,

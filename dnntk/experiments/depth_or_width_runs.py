@@ -24,7 +24,7 @@ from dnntk.evaluation import as_trained, scores, split_scores
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
-from dnntk.experiments.training import load_dataset_for, train
+from dnntk.experiments.training import load_dataset_for, train_on
 from dnntk.ntk import empirical_ntk
 from dnntk.step_size import largest_eigenvalue
 
@@ -174,7 +174,7 @@ class _Deep(_Network):
             eval_examples=max(len(problem.x), len(problem.x_test)),
         )
         with _quiet():
-            result = train(network, dataset=problem.dataset, progress=progress)
+            result = train_on(network, problem.dataset, progress=progress)
         lines = {line["step"]: line for line in result.history}
         _check_fell(lines[0]["train_loss"], result.history[-1]["train_loss"])
         pace = result.summary["steps_per_second"]

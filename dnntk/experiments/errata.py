@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dnntk import fields
 from dnntk.errors import InputError
 from dnntk.figures import draw
 from dnntk.figures.errata import errata_figure
@@ -48,6 +49,7 @@ class ErrataConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        fields.convert(self)
         for name, least in (("depth", 3), ("networks", 2), ("seed", 0)):
             value = getattr(self, name)
             if value < least:

@@ -32,9 +32,11 @@ from dnntk.config import (
 from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained
-from dnntk.experiments.training import load_dataset_for, optimizer_of
+from dnntk.experiments.training import check_compiles, load_dataset_for
 from dnntk.initializers import layer_shapes
 from dnntk.models import DeepNarrow
+from dnntk.optimizers import optimizer_of
+from dnntk.own_data import own_dataset
 from dnntk.plan import Job
 from dnntk.results import resident_bytes
 from dnntk.step_size import Eigenvalue, kernel_product, largest_eigenvalue
@@ -109,9 +111,10 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
             "dry run: expected one process, which may have several devices, got "
             f"{jax.process_count()}; ask without the flags or variables that join processes"
         )
+    check_compiles()
     with jax.enable_x64(config.dtype == "float64"):
         begun = time.perf_counter()
-        data = load_dataset_for(config) if dataset is None else dataset
+        data = load_dataset_for(config) if dataset is None else own_dataset(dataset, config)
         arrays = as_trained(data, config.arch == "mlp", config.dtype)
         reading = time.perf_counter() - begun
         return _Calibration(config, dataclasses.replace(data, **arrays), reading).forecast()

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnntk import figures
+from dnntk import fields, figures
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.config import ARCHITECTURES
 from dnntk.errors import InputError
@@ -78,6 +78,7 @@ class InitializationConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        fields.convert(self)
         check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
         check_choice("init", self.init, INITS)
         sides = {"d_in": MOST_UNITS, "d_out": MOST_UNITS, "channels": MOST_CHANNELS}

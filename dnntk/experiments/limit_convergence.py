@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import figures, flow
+from dnntk import fields, figures, flow
 from dnntk.checks import check_choice, check_count
 from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
 from dnntk.data import Dataset
@@ -75,7 +75,7 @@ class LimitConfig:
     arch: str = "both"
     dataset: str = "digits"
     classes: tuple[int, ...] | str = (0, 1)
-    data_dir: str | None = None
+    data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
     train_examples: int = 120
     test_examples: int = 120
@@ -92,6 +92,7 @@ class LimitConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        fields.convert(self)
         check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
         check_choice("dtype", self.dtype, DTYPES)
         if not self.depths or not all(isinstance(d, int) and d >= 2 for d in self.depths):
@@ -106,6 +107,8 @@ class LimitConfig:
             check_count(name, getattr(self, name))
         if self.time_step is not None and not 0 < self.time_step < math.inf:
             raise InputError(f"time_step: expected a number above 0, got {self.time_step}")
+        if self.arch == "mlp":
+            fields.without_effect(self, ["kernel_size"], "on arch=mlp, which has no filters")
         for arch in self.archs:  # the rest is the networks' own to refuse
             self.network(arch, self.depths[0])
 
@@ -129,7 +132,9 @@ class LimitConfig:
             data_dir=self.data_dir,
             pool=self.pool,
             seed=self.seed,
-            **self.kernel_options,
+            rho=self.rho,
+            beta=self.beta,
+            kernel_size=self.kernel_size if arch == "cnn" else TrainConfig.kernel_size,
         )
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import figures, flow, kernel, lyapunov
+from dnntk import fields, figures, flow, kernel, lyapunov
 from dnntk.checkpoints import Checkpoints
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data import load_dataset
@@ -81,6 +81,7 @@ class ConvergenceConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        fields.convert(self)
         for name in ("depths", "sweep_depths"):
             depths = getattr(self, name)
             if not all(isinstance(d, int) and d >= 2 for d in depths):

@@ -5,6 +5,7 @@ import math
 import os
 from typing import Any
 
+from dnntk import fields
 from dnntk.checks import check_choice, check_deviation
 from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
 from dnntk.errors import InputError
@@ -40,7 +41,7 @@ class PredictConfig:
     kernel_size: int = 3
     dataset: str = "digits"
     classes: tuple[int, ...] | str = (0, 1)
-    data_dir: str | None = None
+    data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
     rho: tuple[float, ...] = (1.0,)
     beta: tuple[float, ...] = (1.0,)
@@ -54,11 +55,12 @@ class PredictConfig:
     block_size: int = 1024
     dtype: str = "float64"
     memory_gb: float | None = None
-    gram_dir: str | None = None
+    gram_dir: str | os.PathLike[str] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check everything that needs no data."""
+        fields.convert(self)
         check_choice("arch", self.arch, ARCHITECTURES)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("solver", self.solver, SOLVERS)

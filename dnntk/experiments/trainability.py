@@ -28,7 +28,7 @@ from dnntk.experiments.trainability_config import (
     row_of,
     runs_of,
 )
-from dnntk.experiments.training import load_dataset_for, train
+from dnntk.experiments.training import load_dataset_for, train_on
 from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.locks import freeing_folders
@@ -183,7 +183,7 @@ def outcome(name: str, config: TrainConfig, data: Dataset, progress: bool) -> di
     """A finished run as a row; one that diverged has the evaluations until then."""
     ended, begun = "finished", time.perf_counter()
     try:
-        history = train(config, dataset=data, progress=progress).history
+        history = train_on(config, data, progress=progress).history
     except Diverged as diverged:
         ended, history = "diverged", diverged.history
     last = history[-1]
@@ -252,7 +252,7 @@ class _Row(_Experiment):
             config = self.fitted(self.config.preset, config, data, seconds)
         workdir = None if held is None else held.path
         try:
-            found = train(config, workdir, dataset=data, resume=resume, progress=self.progress)
+            found = train_on(config, data, workdir, resume=resume, progress=self.progress)
         except Diverged as diverged:
             log.warning("%s", diverged)
             history = [line for line in diverged.history if math.isfinite(line["train_loss"])]

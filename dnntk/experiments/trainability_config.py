@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import os
 from typing import Any
 
+from dnntk import fields
 from dnntk.checks import check_choice, check_count
 from dnntk.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
 from dnntk.errors import InputError
@@ -119,7 +121,7 @@ class TrainabilityConfig:
 
     preset: str = FIGURE
     dataset: str = "mnist"
-    data_dir: str | None = None
+    data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
     depth: int | None = None
     scale: float | None = None
@@ -142,6 +144,7 @@ class TrainabilityConfig:
 
     def __post_init__(self) -> None:
         """Check everything that needs no data."""
+        fields.convert(self)
         check_choice("preset", self.preset, (FIGURE, *PRESETS))
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for name, values, allowed in (
@@ -162,6 +165,10 @@ class TrainabilityConfig:
                 raise InputError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
         if not 0 <= self.budget_minutes < math.inf:
             raise InputError(f"budget_minutes: expected a number >= 0, got {self.budget_minutes}")
+        if self.preset == FIGURE:
+            fields.without_effect(self, _OF_ROWS, "on the figure's runs")
+        else:
+            fields.without_effect(self, _OF_FIGURE, f"on preset={self.preset}")
         # The runs' own checks, before anything is computed.
         _ = [config for _, config in runs_of(self)] if self.preset == FIGURE else row_of(self)
 
@@ -178,6 +185,8 @@ def _given(config: TrainabilityConfig, names: tuple[str, ...]) -> dict[str, Any]
 
 _SHARED = ("dataset", "data_dir", "batch_size", "shift", "eval_examples", "dtype", "seed")
 _OWN = ("pool", "depth", "scale", "rho", "beta")
+_OF_ROWS = ("epochs", "time_step", "limit_examples")
+_OF_FIGURE = ("archs", "inits", "rates", "optimizer", "steps")
 
 
 def row_of(config: TrainabilityConfig) -> TrainConfig:
@@ -203,7 +212,8 @@ def runs_of(config: TrainabilityConfig) -> list[tuple[str, TrainConfig]]:
             found.append((f"{arch} deep_narrow", TrainConfig(**fields)))
         for init in config.inits:
             # Matrices as they are: there is no scale, and a learning rate is one.
-            form = {} if init == "deep_narrow" else {"parametrization": "standard", "scale": 1.0}
+            literal = {"parametrization": "standard", "scale": 1.0, "rho": 1.0, "beta": 1.0}
+            form = {} if init == "deep_narrow" else literal
             for rate in config.rates:
                 values = fields | form | {"init": init, "lr": rate}
                 found.append((f"{arch} {init} lr={rate:g}", TrainConfig(**values)))

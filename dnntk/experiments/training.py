@@ -4,87 +4,27 @@
 workdir. Data flows one way: configuration, data, network, step size, gradient flow, results.
 """
 
-import contextlib
-import dataclasses
-import itertools
-import logging
-import math
 import os
-import shlex
-import signal
-import time
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-import optax.contrib
-from jax.sharding import Mesh
 
-from dnntk import figures, flow, fused, hosts, pipeline
-from dnntk.checkpoints import Checkpoints, memory_to_write
+from dnntk import hosts
+from dnntk.checks import brief
 from dnntk.config import (
-    EVALUATED_ON_THE_WAY,
     RESUMABLE,
     TrainConfig,
-    checkpoint_interval,
-    evaluation_steps,
 )
 from dnntk.data import Dataset, load_dataset
-from dnntk.errors import Diverged, Interrupted, Stopped
-from dnntk.evaluation import (
-    as_trained,
-    confusion,
-    described,
-    inputs_as_trained,
-    mean_squared_error,
-    split_scores,
-)
-from dnntk.interruption import told_to_stop
+from dnntk.errors import Diverged, InputError
+from dnntk.experiments.training_run import Run, TrainResult
+from dnntk.lines import printed_lines
 from dnntk.locks import freeing_folders
-from dnntk.models import DeepNarrow
-from dnntk.plan import Job, Plan, kernel_times, schedule_of
-from dnntk.progress import progress_bar
+from dnntk.own_data import check_resumed, own_dataset, record
 from dnntk.results import (
-    CONFIG,
     DIVERGED,
-    SUMMARY,
     RunFolder,
-    peak_memory_bytes,
-    resident_bytes,
-    versions,
 )
-from dnntk.step_size import Eigenvalue, largest_eigenvalue
-
-log = logging.getLogger("dnntk")
-
-# Losses this many times the first one do not come back. Where C is small a step beyond the kernel's
-# limit raises the loss a thousandfold before it has moved the kernel down.
-DIVERGENCE = 1e6
-# Of short steps that are taken by one call: a bar that moves every so often is live.
-SECONDS_AT_ONCE = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """A finished run.
-
-    Attributes:
-      model: the network; ``model.apply(variables, x)`` are its outputs.
-      variables: trained variables, on the default device.
-      history: a dict an evaluation: step, time, train_loss, test_loss, train_accuracy,
-        test_accuracy, seconds.
-      summary: the content of summary.json.
-      dataset: what it was trained on, images as the network takes them.
-    """
-
-    model: DeepNarrow
-    variables: dict[str, Any]
-    history: list[dict[str, Any]]
-    summary: dict[str, Any]
-    dataset: Dataset
 
 
 @freeing_folders()
@@ -95,6 +35,7 @@ def train(
     dataset: Dataset | None = None,
     resume: bool = False,
     progress: bool = True,
+    verbose: bool | None = None,
 ) -> TrainResult:
     """Train a deep narrow network.
 
@@ -102,10 +43,13 @@ def train(
       config: the run; None is the default one (1000 layers, digits 0 and 1).
       workdir: folder for configuration, metrics, checkpoints, summary and figures; None writes
         nothing.
-      dataset: examples of your own, instead of those that ``config`` names.
+      dataset: examples of your own, instead of those that ``config`` names; of any kind that
+        `dnntk.own_data.own_dataset` takes.
       resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
         never cut off (on the same machine and devices). Where nothing was written yet, start.
       progress: show a progress bar.
+      verbose: print the lines on network, data, step and result, where logging does not take them
+        already; None is as ``progress``.
 
     Returns:
       The trained variables, the history and the summary. Global state is left as it was, x64
@@ -117,333 +61,73 @@ def train(
       Stopped: SIGTERM came; the step that was under way is finished, and a checkpoint written.
       Interrupted: Ctrl-C was pressed; the same. A second one does not wait.
     """
-    config = config or TrainConfig()
+    config = _checked(config)
+    own = None if dataset is None else own_dataset(dataset, config)
+    recorded = {} if own is None else record(own)
+    with printed_lines(hosts.first() and (progress if verbose is None else verbose)):
+        return _trained(config, own, recorded, workdir, resume, progress)
+
+
+@freeing_folders()
+def train_on(
+    config: TrainConfig,
+    dataset: Dataset,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """`train` on what `load_dataset_for` has loaded for ``config`` before, or on a part of it."""
+    return _trained(_checked(config), dataset, {}, workdir, resume, progress)
+
+
+def _checked(config: TrainConfig | None) -> TrainConfig:
+    if not isinstance(config, TrainConfig | None):
+        raise InputError(f"config: expected a dnntk.TrainConfig, got {brief(config)}")
+    check_compiles()
+    return config or TrainConfig()
+
+
+def check_compiles() -> None:
+    """Refuse JAX_DISABLE_JIT, in which no program can be compiled."""
+    if jax.config.jax_disable_jit:
+        raise InputError(
+            "JAX_DISABLE_JIT: expected it off, as training compiles its steps, got it on; unset "
+            "it, or jax.config.update('jax_disable_jit', False)"
+        )
+
+
+def _trained(
+    config: TrainConfig,
+    dataset: Dataset | None,
+    recorded: dict[str, Any],
+    workdir: str | os.PathLike[str] | None,
+    resume: bool,
+    progress: bool,
+) -> TrainResult:
+    """``recorded`` is what config.json says of data of the user's own."""
+    if resume and workdir is None:
+        raise InputError("resume: expected a workdir to go on in, got none; give workdir")
     with jax.enable_x64(config.dtype == "float64"):
         folder = None if workdir is None else RunFolder(workdir)
-        resume = folder is not None and _claimed(folder, config, resume)
+        resume = folder is not None and _claimed(folder, config, recorded, resume)
         data = load_dataset_for(config) if dataset is None else dataset
         try:
-            return _Run(config, data, folder, resume, progress).result()
+            return Run(config, data, recorded, folder, resume, progress).result()
         except Diverged as diverged:
             if folder is not None:
                 folder.write_json(DIVERGED, {"message": str(diverged)})
             raise
 
 
-def _claimed(folder: RunFolder, config: TrainConfig, resume: bool) -> bool:
+def _claimed(
+    folder: RunFolder, config: TrainConfig, recorded: dict[str, Any], resume: bool
+) -> bool:
     """Whether the folder, now this run's, has a run to go on with."""
     if resume and not folder.vacant:
-        TrainConfig.from_json(folder.read_config())
-    return folder.claim(config.to_json(), resume, free=RESUMABLE)
-
-
-class _Run:
-    """One sitting of a run. Its parts, in the order they are made, are its attributes."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        dataset: Dataset,
-        folder: RunFolder | None,
-        resume: bool,
-        progress: bool,
-    ) -> None:
-        self.config, self.folder, self.progress = config, folder, progress and hosts.first()
-        self.begun = self.called = time.perf_counter()
-        if config.shift:
-            dataset.shifted(np.arange(1), config.shift, np.random.default_rng())  # or an error now
-        arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
-        self.given, self.dataset = dataset, dataclasses.replace(dataset, **arrays)
-        self.model = config.model(self.dataset.y_train.shape[1])
-        examples = len(self.dataset.x_train)
-        self.batch_size = min(config.batch_size or examples, examples)
-        key, one = jax.random.key(config.seed), jnp.asarray(self.dataset.x_train[:1])
-        shapes = jax.eval_shape(self.model.init, key, one)
-        self.parameters = sum(p.size for p in jax.tree.leaves(shapes["params"]))
-        self.mesh = self._mesh(shapes["params"])
-        init = lambda key, x: pipeline.padded(self.model.init(key, x), self.mesh)  # noqa: E731
-        where = flow.shardings(shapes, self.mesh)
-        self.variables = jax.jit(init, out_shardings=where)(key, one)
-        self._describe()
-        self.plan = self._settle(resume)
-        self.times = kernel_times(config, self.plan)
-        self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
-        self.frozen = flow.put_state(
-            {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
-        )
-        params = flow.put_state(self.variables["params"], self.mesh)
-        shapes = jax.eval_shape(self.optimizer.init, params)
-        where = flow.shardings(shapes, self.mesh)
-        opt_state = jax.jit(self.optimizer.init, out_shardings=where)(params)
-        self.state = flow.TrainState(params, opt_state)
-        self.predict = flow.make_predict(self.model, self.mesh)
-        self.history: list[dict[str, Any]] = []
-        self.test_outputs: np.ndarray | None = None
-        self.resume = resume
-
-    def result(self) -> TrainResult:
-        with self._checkpoints() as checkpoints:
-            start = self._restore(checkpoints) if self.resume and checkpoints else 0
-            self._compile()
-            seconds = self.history[-1]["seconds"] if self.history else 0.0
-            self.begun = time.perf_counter() - seconds
-            if not self.history:
-                self._evaluate(0)
-            stepping = self._train(start, checkpoints)
-        summary = self._summary(stepping, self.plan.steps - start)
-        variables = {"params": self.state.params, **self.frozen}
-        variables = jax.device_put(self._whole(variables), jax.local_devices()[0])
-        if self.folder:
-            self.folder.write_json(SUMMARY, summary)
-            self._draw()
-        log.info("done: %s; %.0f s", described(summary), summary["seconds"])
-        return TrainResult(self.model, variables, self.history, summary, self.dataset)
-
-    def _whole(self, tree: Any) -> Any:
-        """On the host, whatever the mesh."""
-        return pipeline.unpadded(hosts.whole(tree), self.model)
-
-    def _describe(self) -> None:
-        config = self.config
-        log.info(
-            "network: %d-layer %s of width %d, %s initialization, %s form, C = %.4g, rho = %g, "
-            "beta = %g; %s parameters",
-            config.depth,
-            config.arch.upper(),
-            self.variables["params"]["first"]["bias"].size,
-            config.init,
-            config.parametrization,
-            config.scale_or_default,
-            config.rho,
-            config.beta,
-            f"{self.parameters:,}",
-        )
-        log.info("data: %s; batches of %d", self.dataset.description, self.batch_size)
-        devices = self.mesh.devices.ravel()
-        log.info("device: %d x %s, %s", devices.size, devices[0].device_kind, config.dtype)
-
-    def _settle(self, resume: bool) -> Plan:
-        """Choose the step and the number of steps, or take up what the resumed run chose."""
-        job = Job(self.config, self.model, len(self.dataset.x_train), self.batch_size)
-        if resume and self.folder:
-            plan = job.resumed(self.folder.read_config().get("plan"))
-        else:
-            plan = job.planned(self._lambda_max)
-            if self.folder:
-                content = {**self.config.to_json(), "plan": dataclasses.asdict(plan)}
-                self.folder.write_json(CONFIG, {**content, "versions": versions()})
-        log.info("time_step: %s; %d steps", plan.reason, plan.steps)
-        return plan
-
-    def _mesh(self, params: Any) -> Mesh:
-        if self.config.mesh:
-            return pipeline.make_mesh(self.config.mesh)
-        held = self.parameters * jnp.dtype(self.config.dtype).itemsize
-        threaded = fused.supports(self.model, params, self.dataset.x_train)
-        return flow.data_mesh(self.batch_size, held, threaded)
-
-    def _lambda_max(self) -> Eigenvalue:
-        """Of the network's own kernel, on one batch of training examples."""
-        order = np.random.default_rng(self.config.seed).permutation(len(self.dataset.x_train))
-        x = self.dataset.x_train[np.sort(order[: self.batch_size])]
-        return largest_eigenvalue(self.model, self.variables, x, self.mesh)
-
-    @contextlib.contextmanager
-    def _checkpoints(self) -> Iterator[Checkpoints | None]:
-        if self.folder is None:
-            yield None
-        else:
-            with Checkpoints(self.folder.path / "checkpoints") as checkpoints:
-                yield checkpoints
-
-    def _restore(self, checkpoints: Checkpoints) -> int:
-        assert self.folder is not None
-        held = {"state": self.state._asdict(), "frozen": self.frozen}
-        like = jax.eval_shape(lambda held: pipeline.unpadded(held, self.model), held)
-        if checkpoints.kept():  # then the initial values are not needed beside those to come
-            for array in jax.tree.leaves((held, self.variables)):
-                array.delete()
-        found = checkpoints.restore(like)
-        step = found[0] if found else 0
-        self.history = self.folder.keep_metrics_to(step if found else -1)
-        if found:
-            tree = flow.put_state(found[1], self.mesh)
-            self.state, self.frozen = flow.TrainState(**tree["state"]), tree["frozen"]
-        log.info("resume: from step %d", step)
-        return step
-
-    def _compile(self) -> None:
-        begun = time.perf_counter()
-        batch = self._batch(np.arange(self.batch_size))
-        self.at_once = self._same_batch() and flow.many_at_once(self.state.params)
-        make = flow.make_steps if self.at_once else flow.make_step
-        step = make(self.model, self.optimizer, self.mesh)
-        count = (np.int32(1),) if self.at_once else ()
-        self.step = step.lower(self.state, self.frozen, batch, *count).compile()
-        self.compile_seconds = time.perf_counter() - begun
-        log.info("compiled: the training step, %.1f s", self.compile_seconds)
-        params, x = self.state.params, self.dataset.x_train[: self.batch_size]
-        need = flow.step_bytes(self.step, self.model, params, x, self.mesh)
-        sizes = [a.nbytes for a in jax.tree.leaves((self.state, self.frozen))]
-        total = max(resident_bytes() - sum(sizes), 0) + need
-        if self.folder:
-            total += memory_to_write(sum(sizes))
-        log.info("memory: about %.2f GB expected at the peak", total / 1e9)
-
-    def _batch(self, chosen: np.ndarray, step: int | None = None) -> flow.Batch:
-        """Of training examples, as step ``step`` sees them; None is as they are."""
-        config = self.config
-        if config.shift and step is not None:
-            rng = np.random.default_rng((config.seed, step, config.shift))
-            moved = self.given.shifted(chosen, config.shift, rng)
-            x = inputs_as_trained(moved, config.arch == "mlp", config.dtype)
-        else:
-            x = self.dataset.x_train[chosen]
-        return flow.put_batch(x, self.dataset.y_train[chosen], self.mesh)
-
-    def _same_batch(self) -> bool:
-        return self.batch_size == len(self.dataset.x_train) and not self.config.shift
-
-    def _batches(self, start: int) -> Iterator[flow.Batch]:
-        examples = len(self.dataset.x_train)
-        if self._same_batch():
-            yield from itertools.repeat(self._batch(np.arange(examples)))
-        orders = flow.mini_batches(examples, self.batch_size, self.config.seed, start)
-        for step, chosen in zip(itertools.count(start), orders, strict=False):
-            yield self._batch(chosen, step)
-
-    def _train(self, start: int, checkpoints: Checkpoints | None) -> float:
-        """Take the steps; the seconds that they alone took."""
-        steps, batches, stepping = self.plan.steps, self._batches(start), 0.0
-        looks = set(evaluation_steps(self.config, steps))
-        checkpoint_every = checkpoint_interval(self.config, steps)
-        bar = progress_bar(
-            total=steps, initial=start, desc="training", unit="step", disable=not self.progress
-        )
-        with bar, told_to_stop() as told:
-            step, per_step = start, math.inf
-            while step < steps:
-                stops = (steps, step - step % checkpoint_every + checkpoint_every, *looks)
-                count = self._count(step, stops, per_step)
-                begun = time.perf_counter()
-                more = (np.int32(count),) if self.at_once else ()
-                self.state, loss = self.step(self.state, self.frozen, next(batches), *more)
-                value = float(loss)
-                took = time.perf_counter() - begun
-                stepping, per_step, step = stepping + took, took / count, step + count
-                self._check(value, step - 1)
-                bar.set_postfix(loss=f"{value:.3g}", refresh=False)
-                bar.update(count)
-                stop = hosts.any_of(step < steps and told() > 0)
-                save = checkpoints and (step % checkpoint_every == 0 or step == steps or stop)
-                if step in looks:
-                    self._evaluate(step)
-                elif save:
-                    self._check(self._losses(step)["train_loss"], step)
-                if save and checkpoints:
-                    tree = {"state": self.state._asdict(), "frozen": self.frozen}
-                    checkpoints.save(step, self._whole(tree))
-                if stop:
-                    raise self._stopped(step, told())
-        return stepping
-
-    def _stopped(self, step: int, number: int) -> Stopped | Interrupted:
-        kept = "nothing is kept without a workdir"
-        if self.folder:
-            kept = f"go on with --resume --workdir={shlex.quote(str(self.folder.path))}"
-        if number == signal.SIGINT:
-            return Interrupted(f"interrupted after step {step}; {kept}")
-        return Stopped(f"SIGTERM: stopped after step {step}; {kept}")
-
-    def _count(self, step: int, stops: tuple[int, ...], seconds_a_step: float) -> int:
-        """Steps to take at once after ``step``: up to where something is to be done, or seen."""
-        if not self.at_once:
-            return 1
-        stop = min(other for other in stops if other > step)
-        return hosts.agreed(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
-
-    def _check(self, loss: float, step: int) -> None:
-        first = self.history[0]["train_loss"]
-        if math.isfinite(loss) and loss <= DIVERGENCE * max(first, 1e-12):
-            return
-        limit = self.plan.lambda_max
-        advice = f"the stable limit was {2 / limit:.3g} at the start; " if limit else ""
-        used = f"time_step {self.plan.time_step:.3g}" if self.plan.time_step else "learning rate"
-        kept = f"; the last good checkpoint stays in {self.folder.path}" if self.folder else ""
-        raise Diverged(
-            f"the loss went from {first:.3g} to {loss:.3g} at step {step}: lower the {used} "
-            f"({advice}a larger scale keeps the kernel still){kept}",
-            self.history,
-        )
-
-    def _losses(self, step: int) -> dict[str, Any]:
-        """Loss and accuracy on both splits: on all examples after the last step, else on some."""
-        data = self.dataset
-        whole = step == self.plan.steps
-        limit = self.config.eval_examples or (None if whole else EVALUATED_ON_THE_WAY)
-        found: dict[str, Any] = {}
-        for name, x, y in (
-            ("train", data.x_train[:limit], data.y_train[:limit]),
-            ("test", data.x_test[:limit], data.y_test[:limit]),
-        ):
-            outputs = self.predict(self.state.params, self.frozen, x, self.batch_size)
-            found |= split_scores(name, outputs, y, data.labels_train is not None)
-        self.test_outputs = outputs
-        return found
-
-    def _evaluate(self, step: int) -> None:
-        reached = None if self.times is None else float(self.times[step])
-        line: dict[str, Any] = {"step": step, "time": reached}
-        line |= self._losses(step)
-        line["seconds"] = round(time.perf_counter() - self.begun, 3)
-        self.history.append(line)
-        self._check(line["train_loss"], step)
-        if self.folder:
-            self.folder.append_metrics(line)
-
-    def _summary(self, stepping: float, steps: int) -> dict[str, Any]:
-        last = self.history[-1]
-        return {
-            "train_loss": last["train_loss"],
-            "test_loss": last["test_loss"],
-            "train_mse": mean_squared_error(last["train_loss"], self.dataset.y_train.shape[1]),
-            "train_accuracy": last["train_accuracy"],
-            "test_accuracy": last["test_accuracy"],
-            "steps": self.plan.steps,
-            "time": last["time"],
-            "time_step": self.plan.time_step,
-            "lambda_max": self.plan.lambda_max,
-            "seconds": last["seconds"],
-            "sitting_seconds": round(time.perf_counter() - self.called, 3),
-            "steps_per_second": steps / stepping if stepping else None,
-            "compile_seconds": self.compile_seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "parameters": self.parameters,
-            "data": self.dataset.description,
-            "device": f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind}",
-            "versions": versions(),
-        }
-
-    def _draw(self) -> None:
-        assert self.folder is not None
-        path, data = self.folder.path, self.dataset
-        if self.test_outputs is None:  # nothing was left to train
-            self._losses(self.plan.steps)
-        outputs = self.test_outputs
-        assert outputs is not None
-        if not hosts.first():
-            return
-        config, name = self.config, figures.plain(data.name)
-        title = f"{config.depth:,}-layer {config.arch.upper()}, {name}"
-        figures.draw(path / "loss", figures.loss_figure, self.history, title)
-        if data.name == "toy":
-            x, y = data.x_test[: len(outputs)], data.y_test[: len(outputs)]
-            figures.draw(path / "fit", figures.arc_figure, x, y, outputs, "trained network", title)
-        if data.labels_test is not None:
-            counts = confusion(outputs, data.labels_test[: len(outputs)], len(data.classes))
-            part = "" if len(outputs) == len(data.x_test) else f", {len(outputs):,} images"
-            named = f"{title}: test set{part}"
-            figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)
+        check_resumed(folder.read_config(), recorded, folder.path)
+    data = {name: value for name, value in recorded.items() if name != "own"}
+    return folder.claim(config.to_json() | data, resume, free=RESUMABLE)
 
 
 def load_dataset_for(config: TrainConfig) -> Dataset:
@@ -456,22 +140,3 @@ def load_dataset_for(config: TrainConfig) -> Dataset:
         seed=config.seed,
         keep_unpooled=config.shift > 0,
     )
-
-
-def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
-    """The run's optimizer at a learning rate, for so many steps."""
-    if config.optimizer == "sgd" and not config.momentum and not config.scheduled:
-        return flow.sgd(rate)
-    over_time: Any = rate
-    if config.scheduled:
-        factor = schedule_of(config, steps)
-        over_time = lambda count: rate * factor(count)  # noqa: E731
-    if config.optimizer == "sgd":
-        return optax.sgd(over_time, momentum=config.momentum or None)
-    more = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    made = getattr(optax, config.optimizer)(over_time, **more)
-    if not config.sam_radius:
-        return cast(optax.GradientTransformation, made)
-    # Not `optax.contrib.normalize`, which makes nan of a gradient of 0.
-    uphill = optax.chain(optax.normalize_by_update_norm(), optax.sgd(config.sam_radius))
-    return optax.contrib.sam(made, uphill, opaque_mode=True)

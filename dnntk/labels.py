@@ -1,0 +1,141 @@
+"""Labels of any kind as indices into the classes."""
+
+from typing import Any
+
+import numpy as np
+
+from dnntk.checks import brief
+from dnntk.data import targets_of
+from dnntk.errors import InputError
+
+# More different labels are no classes, but the targets of a regression.
+MOST_CLASSES = 10_000
+
+
+def label_values(name: str, labels: Any, examples: int) -> list[Any] | None:
+    """Labels [n] or [n, 1] as a list of Python's values; None where there are none.
+
+    Raises:
+        InputError: there are more or fewer than examples, or one of them is missing.
+    """
+    if labels is None or (not examples and hasattr(labels, "__len__") and len(labels) == 0):
+        return None
+    expected = f"{name}: expected [{examples}] labels, an example each"
+    if not hasattr(labels, "__len__") or isinstance(labels, str | bytes | dict):
+        raise InputError(f"{expected}, got {brief(labels)}")
+    if not isinstance(labels, list | tuple):
+        if not hasattr(labels, "tolist"):  # a table of pandas'
+            labels = np.asarray(labels)
+        labels = labels.tolist()
+    values = [one[0] if isinstance(one, list | tuple) and len(one) == 1 else one for one in labels]
+    values = [one.item() if hasattr(one, "item") and not np.ndim(one) else one for one in values]
+    if len(values) != examples:
+        raise InputError(f"{expected}, got {len(values)}")
+    for value in (one for one in values if type(one) not in (int, bool, str)):
+        if not isinstance(value, str | bytes) and np.ndim(value):
+            raise InputError(f"{expected}, got {brief(value)} as one of them; one-hot: argmax(1)")
+        if value is None or str(value) in ("<NA>", "NaT") or value != value:
+            raise InputError(f"{name}: expected a label for each example, got {value}; drop those")
+    return values
+
+
+def checked_classes(classes: Any) -> tuple[Any, ...]:
+    """The classes as a tuple of Python's values, each once.
+
+    Raises:
+        InputError: they are no sequence of those.
+    """
+    if classes is None:
+        return ()
+    if isinstance(classes, str | bytes | dict | set) or not hasattr(classes, "__len__"):
+        raise InputError(f"classes: expected a sequence of labels, got {brief(classes)}")
+    names = tuple(label_values("classes", classes, len(classes)) or ())
+    if len(set(map(_known, names))) < len(names):
+        raise InputError(f"classes: expected each class once, got {brief(names)}")
+    return names
+
+
+def index_labels(
+    train: list[Any], test: list[Any] | None, names: tuple[Any, ...], targets: np.ndarray | None
+) -> tuple[tuple[Any, ...], np.ndarray, np.ndarray | None]:
+    """Labels as indices into the classes.
+
+    Args:
+        train: the training set's labels, each a value in ``names`` or an index into it.
+        test: the test set's, of the same kind; or None.
+        names: the classes; () for the training labels, sorted.
+        targets: [n, d_out] of the training examples, if given; they decide between the readings of
+            integers that could be either.
+
+    Returns:
+        The classes, and int32 indices [n] and [m] (or None).
+
+    Raises:
+        InputError: a label is not among the classes, or a class has no training examples.
+    """
+    kinds = set(map(_known, train))
+    if len(kinds) > MOST_CLASSES:
+        raise InputError(
+            f"labels_train: expected at most {MOST_CLASSES:,} classes, got {len(kinds):,}; leave "
+            "labels out for a regression"
+        )
+    by_index = bool(names) and _are_indices(train, kinds, names, targets)
+    if not names:
+        try:
+            names = tuple(sorted(kinds))
+        except TypeError:
+            raise InputError(
+                f"labels_train: expected labels of one kind, got {brief(list(kinds))}; or name "
+                "them all in classes"
+            ) from None
+    if len(names) < 2:
+        raise InputError(f"labels_train: expected two classes or more, got {brief(names)}")
+    places = {i: i for i in range(len(names))} if by_index else {n: i for i, n in enumerate(names)}
+    labels = _looked_up("labels_train", train, places, names)
+    absent = sorted(set(range(len(names))) - set(labels.tolist()))
+    if absent:
+        raise InputError(
+            f"classes: expected training examples of every class, got none of "
+            f"{brief(names[absent[0]])}; leave it out"
+        )
+    of_test = None if test is None else _looked_up("labels_test", test, places, names)
+    return tuple(map(_as_json, names)), labels, of_test
+
+
+def _looked_up(
+    name: str, values: list[Any], places: dict[Any, int], names: tuple[Any, ...]
+) -> np.ndarray:
+    try:
+        return np.array([places[value] for value in values], np.int32)
+    except KeyError as error:
+        raise InputError(
+            f"{name}: expected labels among the classes {brief(list(names))}, got "
+            f"{brief(error.args[0])}"
+        ) from None
+    except TypeError:
+        raise InputError(f"{name}: expected numbers or words, got others") from None
+
+
+def _are_indices(
+    values: list[Any], kinds: set[Any], names: tuple[Any, ...], targets: np.ndarray | None
+) -> bool:
+    whole = (isinstance(v, int) or (isinstance(v, float) and v.is_integer()) for v in kinds)
+    if not all(whole) or not all(0 <= v < len(names) for v in kinds):
+        return False
+    if not kinds <= set(names):
+        return True
+    likewise = targets_of(np.array(values, np.int32), len(names))
+    return targets is not None and np.array_equal(targets, likewise)
+
+
+def _known(value: Any) -> Any:
+    """A label that can be looked up."""
+    try:
+        hash(value)
+    except TypeError:
+        raise InputError(f"labels: expected numbers or words, got {brief(value)}") from None
+    return value
+
+
+def _as_json(name: Any) -> Any:
+    return name if isinstance(name, str | int | float | bool) else str(name)

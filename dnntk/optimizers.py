@@ -1,0 +1,29 @@
+"""A run's optimizer, from optax."""
+
+from typing import Any, cast
+
+import optax
+import optax.contrib
+
+from dnntk import flow
+from dnntk.config import TrainConfig
+from dnntk.plan import schedule_of
+
+
+def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
+    """The run's optimizer at a learning rate, for so many steps."""
+    if config.optimizer == "sgd" and not config.momentum and not config.scheduled:
+        return flow.sgd(rate)
+    over_time: Any = rate
+    if config.scheduled:
+        factor = schedule_of(config, steps)
+        over_time = lambda count: rate * factor(count)  # noqa: E731
+    if config.optimizer == "sgd":
+        return optax.sgd(over_time, momentum=config.momentum or None)
+    more = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    made = getattr(optax, config.optimizer)(over_time, **more)
+    if not config.sam_radius:
+        return cast(optax.GradientTransformation, made)
+    # Not `optax.contrib.normalize`, which makes nan of a gradient of 0.
+    uphill = optax.chain(optax.normalize_by_update_norm(), optax.sgd(config.sam_radius))
+    return optax.contrib.sam(made, uphill, opaque_mode=True)

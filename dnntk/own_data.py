@@ -1,0 +1,277 @@
+"""Data of the user's own, for `dnntk.train`: checked and converted before anything is compiled.
+
+`own_dataset` takes a `Dataset` that holds whatever the user has (lists, arrays of NumPy, JAX or
+pandas, labels of any kind) and returns one as `load_dataset` makes them. `record` is what a run's
+config.json keeps of it, so that the run is resumed on the same data only.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnntk.checks import brief, native_numbers
+from dnntk.config import TrainConfig
+from dnntk.data import Dataset, targets_of
+from dnntk.errors import InputError
+from dnntk.evaluation import class_targets, decide
+from dnntk.fields import without_effect
+from dnntk.labels import checked_classes, index_labels, label_values
+
+log = logging.getLogger("dnntk")
+
+# Root mean square of the inputs above which a line says so: standardized features and pixels in
+# [0, 1] are at 1 or below, pixels from 0 to 255 at 30 to 150.
+LARGE = 10.0
+
+
+def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
+    """Check data of the user's own, and convert them to what `load_dataset` returns.
+
+    Args:
+        data: ``x_train`` is [n, d_in] or NHWC images [n, H, W, c], ``y_train`` [n] or [n, d_out].
+            The test set may be missing; the result's is then empty. ``labels_train`` [n] are the
+            examples' classes, by value; or, where ``classes`` names them, indices into it as
+            `load_dataset` makes them. Integers that could be either are indices if the targets are
+            0 and 1, or one-hot, accordingly. ``classes`` may be empty: then it is the labels,
+            sorted. With labels, ``y_train`` may be missing: then the targets are 0 and 1 for two
+            classes, else one-hot. Without labels it is a regression, which has no accuracy.
+        config: of the run; the architecture, and the dtype of the result.
+
+    Returns:
+        The same in arrays of its own.
+
+    Raises:
+        InputError: a field cannot be used; the message names it.
+    """
+    if not isinstance(data, Dataset):
+        raise InputError(
+            f"dataset: expected a dnntk.Dataset, got {brief(data)}; make one by "
+            "dnntk.Dataset(x_train=..., y_train=..., x_test=..., y_test=...)"
+        )
+    of_data = ("dataset", "classes", "data_dir", "pool")
+    without_effect(config, of_data, "beside data of your own, given as dataset")
+    x_train = _inputs("x_train", data.x_train, config)
+    x_test = _test_inputs(data.x_test, x_train, config)
+    y_train = _targets("y_train", data.y_train, len(x_train), None, config)
+    names, labels_train, labels_test = _labels(data, y_train, len(x_train), len(x_test))
+    if y_train is None:
+        if labels_train is None:
+            raise InputError("y_train: expected targets [n, d_out], got none; or give labels_train")
+        y_train = targets_of(labels_train, len(names)).astype(config.dtype)
+    y_test = _targets("y_test", data.y_test, len(x_test), y_train.shape[1], config)
+    if y_test is None and data.y_train is None and labels_test is not None:
+        y_test = targets_of(labels_test, len(names)).astype(config.dtype)
+    if y_test is None:
+        if len(x_test):
+            raise InputError("y_test: expected targets of x_test, got none; give both or neither")
+        y_test = y_train[:0]
+    found = Dataset(
+        name=" ".join(str(data.name).split()) or "own",
+        x_train=x_train,
+        y_train=y_train,
+        x_test=x_test,
+        y_test=y_test,
+        labels_train=labels_train,
+        labels_test=labels_test,
+        classes=names,
+        unpooled=data.unpooled,
+    )
+    if labels_train is not None:
+        found = _decided(found)
+    said = " ".join(str(data.description or "").split())
+    return dataclasses.replace(found, description=said or _describe(found))
+
+
+def warn_of_size(data: Dataset) -> None:
+    """Say in a line if the inputs are far above the size that networks and kernels are made for."""
+    size = math.sqrt(float(np.vdot(data.x_train, data.x_train)) / data.x_train.size)
+    if size > LARGE:
+        log.warning(
+            "data: the inputs' root mean square is %.3g, which makes training slow or unstable; "
+            "scale them to about 1 (pixels by 1/255, features to standard deviation 1)",
+            size,
+        )
+
+
+def record(data: Dataset) -> dict[str, Any]:
+    """What config.json says of checked data of the user's own, in place of the same fields."""
+    digest = hashlib.sha256()
+    for array in (data.x_train, data.y_train, data.x_test, data.y_test):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    own = {
+        "name": data.name,
+        "description": data.description,
+        "x_train": list(data.x_train.shape),
+        "x_test": list(data.x_test.shape),
+        "sha256": digest.hexdigest(),
+    }
+    return {"dataset": "own", "classes": list(data.classes), "own": own}
+
+
+def check_resumed(saved: dict[str, Any], recorded: dict[str, Any], workdir: Path) -> None:
+    """Refuse to go on with a run on other data than those that it was started on.
+
+    Args:
+        saved: content of the run's config.json.
+        recorded: `record` of the data that were given, or {}.
+        workdir: of the run.
+
+    Raises:
+        InputError: they differ, or ``saved`` is not a run's.
+    """
+    before, now = saved.get("own"), recorded.get("own")
+    if before is None and now is not None:
+        raise InputError(
+            f"resume: {workdir} was started on dataset={saved.get('dataset')}, got data of your "
+            "own; leave dataset out, or use another workdir"
+        )
+    if before is not None and now is None:
+        raise InputError(
+            f"resume: {workdir} was started on data of your own ({_in_short(before)}), got none; "
+            "give them again from Python, as dataset"
+        )
+    if before is not None and now is not None:
+        if not isinstance(before, dict) or before.get("sha256") != now["sha256"]:
+            raise InputError(
+                f"resume: {workdir} was started on other data ({_in_short(before)}), got "
+                f"{_in_short(now)}; give the same, or use another workdir"
+            )
+        saved = {name: value for name, value in saved.items() if name != "own"}
+        saved |= {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
+    TrainConfig.from_json(saved)
+
+
+def _in_short(own: Any) -> str:
+    held = own if isinstance(own, dict) else {}
+    digest = str(held.get("sha256"))[:8]
+    return f"{held.get('name')}: x_train {held.get('x_train')}, sha256 {digest}"
+
+
+def _numbers(name: str, value: Any, dtype: str) -> np.ndarray:
+    """A copy in ``dtype``; finite."""
+    if value is None:
+        raise InputError(f"{name}: expected an array of numbers, got None")
+    given = native_numbers(name, value)
+    with np.errstate(over="ignore"):
+        array = np.array(given, dtype)
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = given[~finite][0]
+        raise InputError(
+            f"{name}: expected finite numbers, got {bad} ({int((~finite).sum())} such entries of "
+            f"{array.size}); drop those examples, or fill the entries"
+        )
+    return array
+
+
+def _inputs(name: str, value: Any, config: TrainConfig) -> np.ndarray:
+    array = _numbers(name, value, config.dtype)
+    shapes = "images [n, H, W, c]" if config.arch == "cnn" else "[n, d_in] or images [n, H, W, c]"
+    advice = {
+        1: "one feature is x[:, None], one example x[None]",
+        2: "reshape the examples to images, or give arch=mlp",
+        3: "add a channel axis, by x[..., None]",
+    }
+    right = (4,) if config.arch == "cnn" else (2, 4)
+    if array.ndim not in right:
+        more = f"; {advice[array.ndim]}" if array.ndim in advice else ""
+        raise InputError(f"{name}: expected {shapes}, got shape {array.shape}{more}")
+    if array.size == 0:
+        raise InputError(f"{name}: expected at least one example, got shape {array.shape}")
+    return array
+
+
+def _test_inputs(value: Any, x_train: np.ndarray, config: TrainConfig) -> np.ndarray:
+    if _is_missing(value):
+        return x_train[:0]
+    x_test = _inputs("x_test", value, config)
+    if x_test.shape[1:] != x_train.shape[1:]:
+        raise InputError(
+            f"x_test: expected examples of shape {x_train.shape[1:]}, as x_train has, got "
+            f"{x_test.shape[1:]}"
+        )
+    return x_test
+
+
+def _targets(
+    name: str, value: Any, examples: int, outputs: int | None, config: TrainConfig
+) -> np.ndarray | None:
+    """[n, d_out]; None where there are none."""
+    inputs = name.replace("y", "x")
+    if _is_missing(value) and (value is None or not examples):
+        return None
+    if not examples:
+        raise InputError(f"{name}: expected none without {inputs}, got some; give both or neither")
+    try:
+        array = _numbers(name, value, config.dtype)
+    except InputError as error:
+        if not _is_text(value):
+            raise
+        raise InputError(f"{error}; classes go into labels_train") from None
+    array = array[:, None] if array.ndim == 1 else array
+    width = "d_out" if outputs is None else str(outputs)
+    if array.ndim != 2 or len(array) != examples or array.shape[1] != (outputs or array.shape[1]):
+        raise InputError(
+            f"{name}: expected shape [{examples}, {width}], an example each as in {inputs}, got "
+            f"{list(np.shape(value))}"
+        )
+    if not array.shape[1]:
+        raise InputError(f"{name}: expected one output or more, got shape {array.shape}")
+    return array
+
+
+def _is_text(value: Any) -> bool:
+    with contextlib.suppress(Exception):
+        array = np.asarray(value)
+        return array.dtype.kind in "US" or any(isinstance(one, str) for one in array.flat)
+    return False
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (hasattr(value, "__len__") and len(value) == 0)
+
+
+def _labels(
+    data: Dataset, y_train: np.ndarray | None, train: int, test: int
+) -> tuple[tuple[Any, ...], np.ndarray | None, np.ndarray | None]:
+    """(classes, labels of the training and of the test set as indices into them)."""
+    names = checked_classes(data.classes)
+    in_train = label_values("labels_train", data.labels_train, train)
+    in_test = label_values("labels_test", data.labels_test, test)
+    if in_train is None:
+        if in_test is not None:
+            raise InputError("labels_train: expected labels, as labels_test has, got none")
+        if names:
+            raise InputError(f"classes: no effect without labels_train, got {brief(names)}")
+        return (), None, None
+    return index_labels(in_train, in_test, names, y_train)
+
+
+def _decided(data: Dataset) -> Dataset:
+    """With test labels where only the targets were given; classes have targets of their own."""
+    targets = class_targets(data)
+    if len(np.unique(targets, axis=0)) < len(targets):
+        raise InputError(
+            "y_train: expected other targets for each class, got two classes with the same; leave "
+            "y_train out to have them made from labels_train"
+        )
+    if data.labels_test is not None or not len(data.x_test):
+        return data
+    return dataclasses.replace(data, labels_test=decide(data.y_test, targets).astype(np.int32))
+
+
+def _describe(data: Dataset) -> str:
+    shape = " x ".join(map(str, data.x_train.shape[1:]))
+    outputs = data.y_train.shape[1]
+    named = f"{len(data.classes)} classes, " if data.classes else ""
+    return (
+        f"{data.name}: {named}{len(data.x_train)} training and {len(data.x_test)} test examples of "
+        f"{shape} numbers, {outputs} output{'s' if outputs > 1 else ''}"
+    )
