@@ -163,10 +163,14 @@ def _numbers(name: str, value: Any, dtype: str) -> np.ndarray:
         array = np.array(given, dtype)
     finite = np.isfinite(array)
     if not finite.all():
-        bad = given[~finite][0]
+        bad, many = given[~finite][0], f"{int((~finite).sum())} such entries of {array.size}"
+        if np.isfinite(bad):
+            raise InputError(
+                f"{name}: expected numbers that {dtype} holds, got {bad} ({many}); scale them down"
+            )
         raise InputError(
-            f"{name}: expected finite numbers, got {bad} ({int((~finite).sum())} such entries of "
-            f"{array.size}); drop those examples, or fill the entries"
+            f"{name}: expected finite numbers, got {bad} ({many}); drop those examples, or fill "
+            "the entries"
         )
     return array
 

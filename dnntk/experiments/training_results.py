@@ -1,6 +1,7 @@
 """What a finished run of `dnntk.train` says: summary.json's verdicts, the last line, pictures."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from dnntk import figures
 from dnntk.config import TrainConfig
 from dnntk.data import Dataset
 from dnntk.evaluation import confusion, constant_loss
+from dnntk.plan import Plan
+from dnntk.step_size import Eigenvalue
 
 log = logging.getLogger("dnntk")
 
 # A network has learned something if its training loss is below the best constant's by this share:
 # it then explains as much of the targets' variance. Below, rounding and chance decide.
 LEAST_LEARNED = 0.05
+# Of the largest eigenvalue: what float32 does not tell from 0.
+VANISHED = 1e-7
 
 
 def verdict(loss: float, y: np.ndarray, y_train: np.ndarray) -> dict[str, Any]:
@@ -24,6 +29,27 @@ def verdict(loss: float, y: np.ndarray, y_train: np.ndarray) -> dict[str, Any]:
     # Targets that are all the same leave nothing but the constant to learn.
     same = constant <= 1e-9 * float(np.mean(np.square(y, dtype=np.float64)))
     return {"constant_loss": constant, "learned": same or loss < (1 - LEAST_LEARNED) * constant}
+
+
+def warn_of_vanished(config: TrainConfig, plan: Plan, found: Eigenvalue) -> None:
+    """Say in a line if the network's kernel teaches it nothing but a constant.
+
+    In the run's time t at most the share 1 - exp(-rate t) of what the targets have beyond their
+    mean is learned if the kernel stands still, see `Eigenvalue`.
+    """
+    if found.targets_rate is None or plan.time_per_step is None:
+        return
+    share = -math.expm1(-found.targets_rate * plan.time_per_step * plan.steps)
+    if 2 * share < LEAST_LEARNED:  # the loss is a square
+        gone = found.targets_rate < VANISHED * found.value
+        start = "" if config.init == "deep_narrow" else "init=deep_narrow, "
+        log.warning(
+            "kernel: it %s its constant part: %d steps of %.3g learn at most %.2g%% of what tells "
+            "the examples apart; give %s%s",
+            "has vanished but for" if gone else "is small beyond",
+            *(plan.steps, plan.time_step, 100 * share, start),
+            "fewer layers or another lr" if gone else "more steps or momentum",
+        )
 
 
 def say_done(summary: dict[str, Any], config: TrainConfig) -> None:

@@ -27,8 +27,7 @@ from dnntk.config import (
 from dnntk.data import Dataset
 from dnntk.errors import Diverged, Interrupted, Stopped
 from dnntk.evaluation import as_trained, class_targets, inputs_as_trained, scores
-from dnntk.experiments.training_results import draw_run, say_done, verdict
-from dnntk.fields import short_repr
+from dnntk.experiments.training_results import draw_run, say_done, verdict, warn_of_vanished
 from dnntk.interruption import told_to_stop
 from dnntk.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
@@ -72,7 +71,12 @@ class TrainResult:
     summary: dict[str, Any]
     dataset: Dataset
 
-    __repr__ = short_repr
+    def __repr__(self) -> str:
+        """The network and what it came to."""
+        names = ("steps", "train_loss", "test_loss", "train_accuracy", "test_accuracy")
+        found = ", ".join(f"{name}={self.summary.get(name)}" for name in names)
+        kind = type(self.model).__name__
+        return f"TrainResult({kind} of depth {self.model.depth}, {found}, {self.dataset!r})"
 
 
 class Run:
@@ -176,6 +180,7 @@ class Run:
     def _settle(self, resume: bool) -> Plan:
         """Choose the step and the number of steps, or take up what the resumed run chose."""
         job = Job(self.config, self.model, len(self.dataset.x_train), self.batch_size)
+        self.eigenvalue: Eigenvalue | None = None
         if resume and self.folder:
             plan = job.resumed(self.folder.read_config().get("plan"))
         else:
@@ -185,6 +190,8 @@ class Run:
                 content |= {"plan": dataclasses.asdict(plan), "versions": versions()}
                 self.folder.write_json(CONFIG, content)
         log.info("time_step: %s; %d steps", plan.reason, plan.steps)
+        if self.eigenvalue is not None:
+            warn_of_vanished(self.config, plan, self.eigenvalue)
         return plan
 
     def _mesh(self, params: Any) -> Mesh:
@@ -199,7 +206,8 @@ class Run:
         order = np.random.default_rng(self.config.seed).permutation(len(self.dataset.x_train))
         chosen = np.sort(order[: self.batch_size])
         x, y = self.dataset.x_train[chosen], self.dataset.y_train[chosen]
-        return largest_eigenvalue(self.model, self.variables, x, self.mesh, y=y)
+        self.eigenvalue = largest_eigenvalue(self.model, self.variables, x, self.mesh, y=y)
+        return self.eigenvalue
 
     @contextlib.contextmanager
     def _checkpoints(self) -> Iterator[Checkpoints | None]:
