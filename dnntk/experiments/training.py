@@ -90,7 +90,7 @@ def _checked(config: TrainConfig | None) -> TrainConfig:
 
 def check_compiles() -> None:
     """Refuse JAX_DISABLE_JIT, in which no program can be compiled."""
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise InputError(
             "JAX_DISABLE_JIT: expected it off, as training compiles its steps, got it on; unset "
             "it, or jax.config.update('jax_disable_jit', False)"

@@ -1,4 +1,4 @@
-"""What a finished run of `dnntk.train` says: summary.json's verdicts, the last line, pictures."""
+"""What a run of `dnntk.train` says of itself: lines of the log, summary.json's verdict, pictures."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from dnntk import figures
 from dnntk.config import TrainConfig
 from dnntk.data import Dataset
-from dnntk.evaluation import confusion, constant_loss
+from dnntk.evaluation import confusion, constant_loss, described
 from dnntk.plan import Plan
 from dnntk.step_size import Eigenvalue
 
@@ -29,6 +29,16 @@ def verdict(loss: float, y: np.ndarray, y_train: np.ndarray) -> dict[str, Any]:
     # Targets that are all the same leave nothing but the constant to learn.
     same = constant <= 1e-9 * float(np.mean(np.square(y, dtype=np.float64)))
     return {"constant_loss": constant, "learned": same or loss < (1 - LEAST_LEARNED) * constant}
+
+
+def say_network(config: TrainConfig, width: int, parameters: int) -> None:
+    """The run's first line."""
+    log.info(
+        "network: %d-layer %s of width %d, %s initialization, %s form, C = %.4g, rho = %g, "
+        "beta = %g; %s parameters",
+        *(config.depth, config.arch.upper(), width, config.init, config.parametrization),
+        *(config.scale_or_default, config.rho, config.beta, f"{parameters:,}"),
+    )
 
 
 def warn_of_vanished(config: TrainConfig, plan: Plan, found: Eigenvalue) -> None:
@@ -62,13 +72,7 @@ def say_done(summary: dict[str, Any], config: TrainConfig) -> None:
             "more time (steps, epochs), %s%s may help",
             *(summary["train_loss"], summary["constant_loss"], larger, start),
         )
-    log.info(
-        "done: loss %.3g, accuracy %s training, %s test; %.0f s",
-        summary["train_loss"],
-        _percent(summary["train_accuracy"]),
-        _percent(summary["test_accuracy"]),
-        summary["seconds"],
-    )
+    log.info("done: %s; %.0f s", described(summary), summary["seconds"])
 
 
 def draw_run(
@@ -100,7 +104,3 @@ def draw_run(
         part = "" if count == len(data.x_test) else f", {count:,} images"
         named = f"{title}: test set{part}"
         figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}%"

@@ -26,8 +26,20 @@ from dnntk.config import (
 )
 from dnntk.data import Dataset
 from dnntk.errors import Diverged, Interrupted, Stopped
-from dnntk.evaluation import as_trained, class_targets, inputs_as_trained, scores
-from dnntk.experiments.training_results import draw_run, say_done, verdict, warn_of_vanished
+from dnntk.evaluation import (
+    as_trained,
+    class_targets,
+    inputs_as_trained,
+    mean_squared_error,
+    split_scores,
+)
+from dnntk.experiments.training_results import (
+    draw_run,
+    say_done,
+    say_network,
+    verdict,
+    warn_of_vanished,
+)
 from dnntk.interruption import told_to_stop
 from dnntk.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
@@ -60,7 +72,8 @@ class TrainResult:
     Attributes:
       model: the network; ``model.apply(variables, x)`` are its outputs.
       variables: trained variables, on the default device.
-      history: a dict an evaluation: step, time, loss, test_loss, train and test accuracy, seconds.
+      history: a dict an evaluation: step, time, train_loss, test_loss, train_accuracy,
+        test_accuracy, seconds.
       summary: the content of summary.json.
       dataset: what it was trained on, images as the network takes them.
     """
@@ -154,25 +167,13 @@ class Run:
         return pipeline.unpadded(hosts.whole(tree), self.model)
 
     def _describe(self) -> None:
-        config = self.config
-        log.info(
-            "network: %d-layer %s of width %d, %s initialization, %s form, C = %.4g, rho = %g, "
-            "beta = %g; %s parameters",
-            config.depth,
-            config.arch.upper(),
-            self.variables["params"]["first"]["bias"].size,
-            config.init,
-            config.parametrization,
-            config.scale_or_default,
-            config.rho,
-            config.beta,
-            f"{self.parameters:,}",
-        )
+        width = self.variables["params"]["first"]["bias"].size
+        say_network(self.config, width, self.parameters)
         log.info("data: %s; batches of %d", self._data(), self.batch_size)
         if self.recorded:
             warn_of_size(self.dataset)
         devices = self.mesh.devices.ravel()
-        log.info("device: %d x %s, %s", devices.size, devices[0].device_kind, config.dtype)
+        log.info("device: %d x %s, %s", devices.size, devices[0].device_kind, self.config.dtype)
 
     def _data(self) -> str:
         return ("own data: " if self.recorded else "") + self.dataset.description
@@ -300,7 +301,7 @@ class Run:
                 if step in looks:
                     self._evaluate(step)
                 elif save:
-                    self._check(self._losses(step)["loss"], step)
+                    self._check(self._losses(step)["train_loss"], step)
                 if save and checkpoints:
                     tree = {"state": self.state._asdict(), "frozen": self.frozen}
                     checkpoints.save(step, self._whole(tree))
@@ -324,7 +325,7 @@ class Run:
         return hosts.agreed(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
 
     def _check(self, loss: float, step: int) -> None:
-        first = self.history[0]["loss"]
+        first = self.history[0]["train_loss"]
         if math.isfinite(loss) and loss <= DIVERGENCE * max(first, 1e-12):
             return
         limit = self.plan.lambda_max
@@ -353,9 +354,7 @@ class Run:
             outputs = self.predict(self.state.params, self.frozen, x, self.batch_size)
             labelled, right = data.labels_train is not None, labels if self.recorded else None
             right = None if right is None else right[:limit]
-            loss, accuracy = scores(outputs, y, labelled, self.targets, right)
-            found["loss" if name == "train" else "test_loss"] = loss
-            found[f"{name}_accuracy"] = accuracy
+            found |= split_scores(name, outputs, y, labelled, self.targets, right)
         self.test_outputs = outputs if len(data.x_test) else data.y_test
         return found
 
@@ -365,16 +364,17 @@ class Run:
         line |= self._losses(step)
         line["seconds"] = round(time.perf_counter() - self.begun, 3)
         self.history.append(line)
-        self._check(line["loss"], step)
+        self._check(line["train_loss"], step)
         if self.folder:
             self.folder.append_metrics(line)
 
     def _summary(self, stepping: float, steps: int) -> dict[str, Any]:
         last, y = self.history[-1], self.dataset.y_train
         return {
-            "train_loss": last["loss"],
-            **verdict(last["loss"], y[: self.config.eval_examples or None], y),
+            "train_loss": last["train_loss"],
+            **verdict(last["train_loss"], y[: self.config.eval_examples or None], y),
             "test_loss": last["test_loss"],
+            "train_mse": mean_squared_error(last["train_loss"], y.shape[1]),
             "train_accuracy": last["train_accuracy"],
             "test_accuracy": last["test_accuracy"],
             "steps": self.plan.steps,
