@@ -19,10 +19,10 @@ from dnntk import hosts
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
-from dnntk.evaluation import described
-from dnntk.experiments.predict_config import PredictConfig, compared_fields
+from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.predict_forecast import forecast
 from dnntk.experiments.prediction import predict
+from dnntk.experiments.trained_run import TrainedRun
 from dnntk.regression import SOLVERS
 
 FLAGS = flags.FLAGS
@@ -36,7 +36,9 @@ flags.DEFINE_string("data_dir", None, "Folder of raw IDX files or of prepared tf
 flags.DEFINE_integer("pool", None, "Side of the average pool. None: 4 for mnist, else 1.")
 flags.DEFINE_list("rho", words(DEFAULT.rho), "Deviations of the weights; the best is chosen.")
 flags.DEFINE_list("beta", words(DEFAULT.beta), "Deviations of the biases; the best is chosen.")
-flags.DEFINE_list("times", words(DEFAULT.times), "Kernel times to report; inf is one.")
+flags.DEFINE_list(
+    "times", None, "Kernel times to report, like 1,inf. None: 1 to 1e5, or the run's."
+)
 flags.DEFINE_float("ridge", DEFAULT.ridge, "Weight decay, in units of eigenvalues of K/N.")
 flags.DEFINE_integer("validation", 0, "Examples held out to choose by. 0: a tenth if needed.")
 flags.DEFINE_integer("search_examples", DEFAULT.search_examples, "Most to choose rho, beta with.")
@@ -58,13 +60,15 @@ flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one un
 def _config() -> PredictConfig:
     fields = dataclasses.fields(PredictConfig)
     values: dict[str, Any] = {field.name: FLAGS[field.name].value for field in fields}
-    for name in ("rho", "beta", "times"):
+    for name in ("rho", "beta", *["times"] * FLAGS["times"].present):
         values[name] = command_line.listed(name, float, "numbers like 1,100")
     values["classes"] = parse_classes(FLAGS.classes)
-    if FLAGS.compare is not None:
-        held = compared_fields(FLAGS.compare)
-        values |= {name: value for name, value in held.items() if not FLAGS[name].present}
-    return PredictConfig(**values)
+    if FLAGS.compare is None:
+        return PredictConfig(**values)
+    trained = TrainedRun(FLAGS.compare)
+    settled = trained.predicted_fields
+    values |= {name: value for name, value in settled.items() if not FLAGS[name].present}
+    return trained.fill_times(PredictConfig(**values))
 
 
 def _new_workdir(config: PredictConfig) -> Path:
@@ -85,12 +89,9 @@ def main() -> None:
             print(told)
         return
     workdir = command_line.workdir(lambda: _new_workdir(config))
-    result = predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
-    if not hosts.first():
-        return
-    if len(result.rows) > 1:  # else its line is the last one
-        print(f"chosen: t = {result.chosen['time']:g}: {described(result.chosen)}")
-    print(f"results: {workdir}")
+    predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
+    if hosts.first():
+        print(f"results: {workdir}")
 
 
 if __name__ == "__main__":

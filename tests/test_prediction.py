@@ -33,7 +33,7 @@ def test_a_trained_run_is_compared(trained, tmp_path):
     """The script, through its command line, on what was trained: steps small enough for a flow."""
     folder, result = trained
     done = processes.outcome(
-        "predict.py", f"--compare={folder}", "--times=1,inf", "--workdir=out", cwd=tmp_path
+        "predict.py", f"--compare={folder}", "--times=1,1e5,inf", "--workdir=out", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "results: out" in done.stdout
@@ -41,15 +41,27 @@ def test_a_trained_run_is_compared(trained, tmp_path):
     assert {file.name for file in out.iterdir()} == FILES | PICTURES
     summary = _summary(out)
     compared = summary["compared"]
-    assert compared["depth"] == 60
-    np.testing.assert_allclose(compared["trained_loss"], [h["train_loss"] for h in result.history])
-    assert compared["predicted_loss"][0] == pytest.approx(result.history[0]["train_loss"], rel=1e-6)
-    # 60 layers are within 1 / sqrt(60) of the limit, and one step within 0.05 of the flow.
-    np.testing.assert_allclose(compared["predicted_loss"], compared["trained_loss"], rtol=0.35)
-    assert compared["largest_difference"] < 0.02
+    assert compared["depth"] == 60 and compared["workdir"] == str(folder)
+    assert [row["time"] for row in compared["rows"]] == [h["time"] for h in result.history]
+    for name in ("train_loss", "test_loss", "train_accuracy", "test_accuracy"):
+        trained, predicted, difference = (
+            np.array([row[f"{kind}_{name}"] for row in compared["rows"]])
+            for kind in ("trained", "predicted", "difference")
+        )
+        np.testing.assert_array_equal(trained, [h[name] for h in result.history])
+        np.testing.assert_array_equal(difference, trained - predicted)
+        # 60 layers are within 1 / sqrt(60) of the limit, and one step within 0.05 of the flow.
+        np.testing.assert_allclose(predicted, trained, rtol=0.35)
+        assert predicted[0] == pytest.approx(trained[0], rel=1e-6)
+        if name == "train_loss":
+            assert compared["largest_difference"] == max(abs(difference)) < 0.02
+            assert f"{trained[-1]:12.4g} {predicted[-1]:12.4g}" in done.stdout
+    assert done.stdout.count("t = 100000:") == done.stdout.count("t = inf:") == 1
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(set(lines)) < 20 and "done: t = inf: train loss" in lines[-2]
     assert summary["time"] == "inf" and summary["train_mse"] < 1e-12
-    assert [row["time"] for row in summary["times"]] == [1.0, "inf"]
-    assert summary["times"][1]["converged"]
+    assert [row["time"] for row in summary["times"]] == [1.0, 1e5, "inf"]
+    assert summary["times"][2]["converged"]
 
 
 def test_the_rows_are_the_flow_s(trained):
@@ -151,7 +163,7 @@ def test_a_command_can_be_mended_in_the_same_workdir(tmp_path):
 
 
 def test_a_run_on_other_data_is_not_compared(trained):
-    with pytest.raises(InputError, match="compare: .* was trained with rho=.*leave it out"):
+    with pytest.raises(InputError, match="compare: .* was trained with rho=.*leave rho out"):
         predict(PredictConfig(rho=(2.0,)), compare=trained[0])
 
 
@@ -184,6 +196,8 @@ def test_metrics_of_older_runs_are_read(trained, tmp_path):
     (folder.path / "summary.json").unlink()
     page = write_report([folder.path], tmp_path / "page", progress=False).read_text()
     assert f"{history[-1]['train_loss']:.5g}" in page and "train loss" in page
-    compared = predict(PredictConfig(), compare=folder.path, progress=False).summary["compared"]
-    assert compared["trained_loss"] == [line["train_loss"] for line in history]
+    found = predict(PredictConfig(), compare=folder.path, progress=False)
+    assert [row["time"] for row in found.rows] == [line["time"] for line in history[1:]]
+    trained = [row["trained_train_loss"] for row in found.summary["compared"]["rows"]]
+    assert trained == [line["train_loss"] for line in history]
     assert folder.keep_metrics_to(60) == history

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from typing import Any
 
 from dnntk import fields
@@ -10,7 +9,9 @@ from dnntk.checks import check_choice, check_deviation
 from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
 from dnntk.errors import InputError
 from dnntk.regression import SOLVERS
-from dnntk.results import RunFolder, as_json
+from dnntk.results import as_json
+
+DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,8 @@ class PredictConfig:
       rho, beta: standard deviations of the random weights and biases; where there are several of
         either, the pair that does best on the validation split is taken.
       times: kernel times to report, infinity among them if wanted. With a validation split, the
-        one that does best on it is chosen.
+        one that does best on it is chosen. None is those of the compared run's evaluations, else
+        `DEFAULT_TIMES`.
       ridge: weight decay, in units of the eigenvalues of K/N.
       validation: training examples held out to choose by; 0 is a tenth where there is something to
         choose from in rho or beta, and none otherwise.
@@ -45,7 +47,7 @@ class PredictConfig:
     pool: int | None = None
     rho: tuple[float, ...] = (1.0,)
     beta: tuple[float, ...] = (1.0,)
-    times: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+    times: tuple[float, ...] | None = None
     ridge: float = 0.0
     validation: int = 0
     search_examples: int = 6000
@@ -70,7 +72,7 @@ class PredictConfig:
                 raise InputError(f"{name}: expected one number or more, got none")
             for value in values:
                 check_deviation(name, value)
-        if not self.times or not all(t > 0 for t in self.times):
+        if self.times is not None and not (self.times and all(t > 0 for t in self.times)):
             raise InputError(f"times: expected numbers above 0, or inf, got {self.times}")
         if not 0 <= self.ridge < math.inf:
             raise InputError(f"ridge: expected a finite number >= 0, got {self.ridge}")
@@ -90,6 +92,11 @@ class PredictConfig:
         # What the network's own configuration refuses, its limit refuses.
         self.network()
 
+    @property
+    def times_or_default(self) -> tuple[float, ...]:
+        """The kernel times, as they are without a run to compare with."""
+        return DEFAULT_TIMES if self.times is None else self.times
+
     def network(self) -> TrainConfig:
         """A network on the same data, for what the two have in common."""
         return TrainConfig(
@@ -103,16 +110,5 @@ class PredictConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, as JSON holds it; infinity as text."""
-        return as_json(dataclasses.asdict(self))
-
-
-def compared_fields(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fields of `PredictConfig` that a trained run has settled: its data and its kernel.
-
-    Raises:
-      InputError: the folder holds no run.
-    """
-    run = TrainConfig.from_json(RunFolder(workdir).read_config("compare"))
-    shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
-    return {name: getattr(run, name) for name in shared} | {"rho": (run.rho,), "beta": (run.beta,)}
+        """Every field, as JSON holds it; infinity as text, and times as they are by default."""
+        return as_json(dataclasses.asdict(self) | {"times": self.times_or_default})

@@ -144,7 +144,7 @@ class _Calibration:
 
     def forecast(self) -> PredictForecast:
         n, held_out = len(self.data.x_train), self.run.held_out()
-        times = len(self.config.times)
+        times = len(self.config.times_or_default)
         main = self._problem(n, len(self.data.x_test), times + CURVE_POINTS)
         before = resident_bytes()
         entries, recomputed, compiling = self._kernel(main)
@@ -198,7 +198,7 @@ class _Calibration:
     def _choice_seconds(self, rest: int, held_out: int, iterations: int, rates: Rates) -> float:
         """Of the search for rho and beta, and of the last look at the validation examples."""
         config, total = self.config, 0.0
-        pairs, times = len(config.rho) * len(config.beta), len(config.times)
+        pairs, times = len(config.rho) * len(config.beta), len(config.times_or_default)
         if pairs > 1:
             few = min(config.search_examples, rest)
             steps = 0 if self._direct(few) else iterations
@@ -359,9 +359,9 @@ class _Calibration:
         level = log.level
         log.setLevel(logging.ERROR)  # what it says is of the sample
         try:
-            solutions = flow.solutions(list(config.times))
+            solutions = flow.solutions(list(config.times_or_default))
         except InputError:
-            if math.inf not in config.times:
+            if math.inf not in config.times_or_default:
                 raise  # as the run would
             # Singular: it has seen every direction.
             return sample, math.ceil(sample / max(self.outputs, BLOCK))

@@ -21,8 +21,9 @@ from dnntk import figures, hosts
 from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained, confusion, described, mean_squared_error, split_scores
-from dnntk.experiments.predict_config import PredictConfig, compared_fields
+from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.selection import Selection, usable
+from dnntk.experiments.trained_run import TrainedRun, log_comparison
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
@@ -30,12 +31,9 @@ from dnntk.paths import as_path
 from dnntk.regression import KernelFlow
 from dnntk.results import (
     CONFIG,
-    METRICS,
     SUMMARY,
     RunFolder,
     as_json,
-    metrics_line,
-    parsed,
     peak_memory_bytes,
     versions,
 )
@@ -93,7 +91,10 @@ def predict(
       InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
     """
     config = config or PredictConfig()
-    trained = None if compare is None else _Trained(as_path("compare", compare), config)
+    trained = None if compare is None else TrainedRun(compare)
+    if trained is not None:
+        trained.check_fields(config)
+        config = trained.fill_times(config)
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
         folder.claim(config.to_json(), resume, free=FREE)
@@ -103,30 +104,6 @@ def predict(
     return prediction.result()
 
 
-class _Trained:
-    """The curve of a run of `dnntk.train`."""
-
-    def __init__(self, workdir: Path, config: PredictConfig) -> None:
-        for name, value in compared_fields(workdir).items():
-            if getattr(config, name) != value:
-                raise InputError(
-                    f"compare: {workdir} was trained with {name}={value}, got "
-                    f"{getattr(config, name)}; leave it out"
-                )
-        self.depth = RunFolder(workdir).read_config("compare")["depth"]
-        file = workdir / METRICS
-        try:
-            lines = [metrics_line(parsed(text)) for text in file.read_bytes().splitlines()]
-            self.history = [line for line in lines if line["time"] is not None]
-            if not self.history:
-                raise KeyError
-        except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"compare: expected lines with a kernel time in {file}, found none; give the "
-                "workdir of a run of scripts/train.py with sgd"
-            ) from None
-
-
 class Prediction:
     """One run of `predict`."""
 
@@ -134,7 +111,7 @@ class Prediction:
         self,
         config: PredictConfig,
         folder: RunFolder | None,
-        trained: _Trained | None,
+        trained: TrainedRun | None,
         progress: bool,
     ) -> None:
         """Read the data."""
@@ -150,23 +127,32 @@ class Prediction:
         config, n = self.config, len(self.data.x_train)
         rho, beta, selected = config.rho[0], config.beta[0], None
         if (held_out := self.held_out()) > 0:
-            selection = Selection(self.data, held_out, config.times, self.folder)
+            selection = Selection(self.data, held_out, config.times_or_default, self.folder)
             rho, beta = selection.kernel(config.rho, config.beta, self.flow, config.search_examples)
             flow = self.flow(rho, beta, n, self.gram_dir)
             # The examples held out come last: the Gram matrix of the rest is part of the whole.
             part = partial(self.flow, folder=self.gram_dir, gram=flow.gram)
             selected = selection.best(rho, beta, selection.rest, part)["time"]
+            log.info("chosen on %d validation examples: t = %g", held_out, selected)
         else:
             flow = self.flow(rho, beta, n, self.gram_dir)
-        times = usable(flow, config.times)
+        times = usable(flow, config.times_or_default)
+        curve_times = self._curve_times()
+        every = times + curve_times
+        if self.trained is not None:
+            every += [line["time"] for line in self.trained.history]
         # The kernel between test and training examples is computed once, for every time.
-        outputs = flow.predict(self.data.x_test, times + self._curve_times())
-        rows = self._evaluated(flow, times, outputs[: len(times)])
-        self._say(flow, rows)
-        chosen = next((row for row in rows if row["time"] == selected), rows[-1])
-        curve = self._evaluated(flow, self._curve_times(), outputs[len(times) :])
+        outputs = self._test_outputs(flow, every)
+        found = self._evaluated(flow, every, outputs)
+        rows, rest = found[: len(times)], found[len(times) :]
+        curve, beside = rest[: len(curve_times)], rest[len(curve_times) :]
         outputs = outputs[: len(times)]
+        self._solved(flow, rows)
+        chosen = next((row for row in rows if row["time"] == selected), rows[-1])
         summary = self._summary(rho, beta, flow, rows, chosen)
+        if self.trained is not None:
+            summary["compared"] = self.trained.compared(beside)
+        self._say(rows, chosen, summary)
         if self.folder is not None:
             self._write(flow, outputs, rows, chosen, curve, summary)
         return PredictResult(rows, chosen, curve, flow, summary)
@@ -213,14 +199,31 @@ class Prediction:
             progress=self.progress,
         )
 
-    def _say(self, flow: KernelFlow, rows: list[dict[str, Any]]) -> None:
-        """Log every time, with how it was solved added to its row."""
+    def _test_outputs(self, flow: KernelFlow, times: list[float]) -> np.ndarray:
+        """[times, n', d_out], of no examples where there is no test set."""
+        x, d_out = self.data.x_test, self.data.y_train.shape[1]
+        return flow.predict(x, times) if len(x) else np.zeros((len(times), 0, d_out))
+
+    def _solved(self, flow: KernelFlow, rows: list[dict[str, Any]]) -> None:
+        """Add to every row how it was solved."""
         for row, solution in zip(rows, flow.solutions([row["time"] for row in rows]), strict=True):
             row |= {
                 name: getattr(solution, name)
                 for name in ("converged", "residual", "iterations", "condition", "solver")
             }
-            log.info("t = %g: %s", row["time"], described(row))
+
+    def _say(
+        self, rows: list[dict[str, Any]], chosen: dict[str, Any], summary: dict[str, Any]
+    ) -> None:
+        """Log every time once, the chosen one last; those of the trained run beside it."""
+        beside = set() if self.trained is None else set(self.trained.times)
+        for row in rows:
+            if row is not chosen and row["time"] not in beside:
+                log.info("t = %g: %s", row["time"], described(row))
+        if "compared" in summary:
+            log_comparison(summary["compared"])
+        at = f"t = {chosen['time']:g}"
+        log.info("done: %s: %s; %.0f s", at, described(chosen), summary["seconds"])
 
     def _evaluated(
         self, flow: KernelFlow, times: list[float], outputs: np.ndarray
@@ -237,8 +240,8 @@ class Prediction:
 
     def _curve_times(self) -> list[float]:
         """Times in between, and those of the trained network's evaluations."""
-        finite = [t for t in self.config.times if math.isfinite(t)]
-        own = [t for t in _evaluation_times(self.trained) if t > 0]
+        finite = [t for t in self.config.times_or_default if math.isfinite(t)]
+        own = [] if self.trained is None else self.trained.times
         last = max(finite + own, default=1e5)
         first = min([last / CURVE_SPAN, *finite, *own])
         return list(np.geomspace(first, last, CURVE_POINTS))
@@ -267,22 +270,7 @@ class Prediction:
             "peak_memory_bytes": peak_memory_bytes(),
             "versions": versions(),
         }
-        if self.trained is not None:
-            summary["compared"] = self._compared(flow, self.trained)
         return as_json(summary)
-
-    def _compared(self, flow: KernelFlow, trained: _Trained) -> dict[str, Any]:
-        """The trained network's losses beside the predicted ones at the same times."""
-        times = _evaluation_times(trained)
-        losses = [line["train_loss"] for line in trained.history]
-        predicted = flow.loss(times)
-        return {
-            "depth": trained.depth,
-            "times": times,
-            "trained_loss": losses,
-            "predicted_loss": predicted.tolist(),
-            "largest_difference": float(np.max(np.abs(predicted - losses))),
-        }
 
     def _write(
         self,
@@ -307,7 +295,7 @@ class Prediction:
         self.folder.write_json(SUMMARY, summary)
         title = f"infinitely deep {config.arch.upper()}, {figures.plain(data.name)}"
         history = self.trained.history if self.trained else []
-        label = f"trained, {self.trained.depth:,} layers" if self.trained else ""
+        label = f"trained, {self.trained.config.depth:,} layers" if self.trained else ""
         figures.draw(path / "curve", figures.prediction_figure, curve, history, label, title)
         at = list(times).index(chosen["time"])
         time_shown = r"\infty" if math.isinf(chosen["time"]) else f"{chosen['time']:g}"
@@ -318,10 +306,6 @@ class Prediction:
         if data.name == "toy":
             arc = data.x_test, data.y_test, outputs[at]
             figures.draw(path / "fit", figures.arc_figure, *arc, "limit", named)
-
-
-def _evaluation_times(trained: _Trained | None) -> list[float]:
-    return [] if trained is None else [float(line["time"]) for line in trained.history]
 
 
 def _prepared(config: PredictConfig) -> Dataset:

@@ -1,0 +1,162 @@
+"""The run of `dnntk.train` that a prediction is compared with, as its workdir keeps it."""
+
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dnntk.config import TrainConfig
+from dnntk.errors import InputError
+from dnntk.experiments.predict_config import PredictConfig
+from dnntk.paths import as_path
+from dnntk.results import METRICS, RunFolder, metrics_line, parsed
+
+# What is compared, by its name in every file.
+SCORES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+# Of the comparison in the log; summary.json has all.
+LOGGED_ROWS = 8
+
+log = logging.getLogger("dnntk")
+
+
+class TrainedRun:
+    """A run's configuration, and its evaluations against kernel time.
+
+    Attributes:
+        workdir: of the run.
+        config: of the run; of one on data of the user's own, with the default dataset.
+        own: what config.json keeps of the user's own data; None for one of dnntk's datasets.
+        history: a dict an evaluation, in the order of time and each time once: time, and `SCORES`,
+            None where there is none.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]) -> None:
+        """Read a run's workdir.
+
+        Raises:
+            InputError: the folder holds no run of `dnntk.train`, or one without kernel times.
+        """
+        self.workdir = as_path("compare", workdir)
+        content = RunFolder(self.workdir).read_config("compare")
+        self.own = content.pop("own", None)
+        if self.own is not None:
+            content |= {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
+        try:
+            self.config = TrainConfig.from_json(content)
+        except InputError as error:
+            raise InputError(
+                f"compare: expected a run of train.py in {self.workdir}, found another's ({error})"
+            ) from None
+        self.history = self._evaluations()
+
+    @property
+    def times(self) -> list[float]:
+        """Kernel times of the evaluations after the first step."""
+        return [line["time"] for line in self.history if line["time"] > 0]
+
+    @property
+    def predicted_fields(self) -> dict[str, Any]:
+        """Fields of `PredictConfig` that the run has settled: its data and its kernel."""
+        shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
+        deviations = {"rho": (self.config.rho,), "beta": (self.config.beta,)}
+        return {name: getattr(self.config, name) for name in shared} | deviations
+
+    def fill_times(self, config: PredictConfig) -> PredictConfig:
+        """The same configuration, with the run's own times where it has none."""
+        if config.times is not None or not self.times:
+            return config
+        return dataclasses.replace(config, times=tuple(self.times))
+
+    def check_fields(self, config: PredictConfig) -> None:
+        """Refuse a `PredictConfig` of other data or another kernel.
+
+        Raises:
+            InputError: a field differs; the message names it.
+        """
+        for name, value in self.predicted_fields.items():
+            if getattr(config, name) != value:
+                raise InputError(
+                    f"compare: {self.workdir} was trained with {name}={value}, got "
+                    f"{getattr(config, name)}; leave {name} out"
+                )
+
+    def compared(self, predicted: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The run beside its prediction.
+
+        Args:
+            predicted: the limit's scores at the times of ``history``.
+
+        Returns:
+            ``rows``, a dict a time with trained_, predicted_ and difference_ of each of `SCORES`;
+            ``largest_difference`` of the training losses, and the run's depth and workdir.
+        """
+        rows = []
+        for line, limit in zip(self.history, predicted, strict=True):
+            row = {"time": line["time"]}
+            for name in SCORES:
+                one, other = line[name], limit[name]
+                both = one is not None and other is not None
+                row |= {f"trained_{name}": one, f"predicted_{name}": other}
+                row[f"difference_{name}"] = one - other if both else None
+            rows.append(row)
+        largest = max(abs(row["difference_train_loss"]) for row in rows)
+        return {
+            "workdir": str(self.workdir),
+            "depth": self.config.depth,
+            "largest_difference": largest,
+            "rows": rows,
+        }
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        file = self.workdir / METRICS
+        try:
+            texts = file.read_bytes().splitlines()
+        except OSError as error:
+            raise InputError(
+                f"compare: expected a run's evaluations in {file}, got {error.strerror}; give a "
+                "run that has begun to train"
+            ) from None
+        found: dict[float, dict[str, Any]] = {}
+        for text in texts:
+            try:
+                line = parsed(text)
+            except ValueError:  # cut short, by a full disk or the end of the process
+                continue
+            held = metrics_line(line) if isinstance(line, dict) else {}
+            line = {name: _finite(held.get(name)) for name in ("time", *SCORES)}
+            if line["time"] is not None and line["train_loss"] is not None and line["time"] >= 0:
+                found[line["time"]] = line
+        if not found:
+            raise InputError(
+                f"compare: expected lines with a kernel time and a loss in {file}, found none; "
+                "give the workdir of a run with optimizer=sgd, as adam follows no kernel"
+            )
+        return [found[time] for time in sorted(found)]
+
+
+def log_comparison(compared: dict[str, Any]) -> None:
+    """A few of the times, evenly in their logarithm, the first and the last among them."""
+    rows = [row for row in compared["rows"] if row["time"] > 0] or compared["rows"]
+    times = np.array([row["time"] for row in rows])
+    chosen = set(range(len(rows)))
+    if len(rows) > LOGGED_ROWS:
+        logs = np.log(times)
+        wanted = np.linspace(logs[0], logs[-1], LOGGED_ROWS)
+        chosen = {int(np.argmin(np.abs(logs - one))) for one in wanted}
+    log.info("train loss of %s layers, and as predicted:", f"{compared['depth']:,}")
+    heads = ("kernel time", "trained", "predicted", "difference")
+    log.info("%12s %12s %12s %12s", *heads)
+    for row in (rows[i] for i in sorted(chosen)):
+        numbers = (row[f"{kind}_train_loss"] for kind in heads[1:])
+        log.info("%12.6g %12.4g %12.4g %+12.2g", row["time"], *numbers)
+
+
+def _finite(value: Any) -> float | None:
+    """A finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 and math.isfinite(value) else None
