@@ -211,7 +211,7 @@ def test_pools_rectangular_images_by_common_divisors_only(tmp_path: Path) -> Non
     data = load_dataset("mnist", data_dir=str(tmp_path), pool=3)
     assert data.x_train.shape[1:] == (2, 3, 1)
     message = refusal("mnist", data_dir=tmp_path, pool=2)
-    assert message.startswith("--pool=2: ") and "6 x 9" in message and "one of 1, 3" in message
+    assert message.startswith("pool=2: ") and "6 x 9" in message and "one of 1, 3" in message
 
 
 def broken(key: str, values: np.ndarray, words: str) -> Any:
@@ -251,19 +251,19 @@ def test_names_the_missing_file(tmp_path: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
-        ("cifar10", {}, "--dataset=cifar10: expected one of digits, toy, mnist, fashion_mnist"),
-        ("digits", {"classes": ()}, "--classes=: expected two classes or more, found 0"),
-        ("digits", {"classes": (3,)}, "--classes=3: expected two classes or more, found 1"),
-        ("digits", {"classes": (1, 1)}, "--classes=1,1: expected each class once, found 1"),
-        ("digits", {"classes": (0, 10)}, "--classes=0,10: expected classes from 0 to 9, found 10"),
+        ("cifar10", {}, "name=cifar10: expected one of digits, toy, mnist, fashion_mnist"),
+        ("digits", {"classes": ()}, "classes=: expected two classes or more, found 0"),
+        ("digits", {"classes": (3,)}, "classes=3: expected two classes or more, found 1"),
+        ("digits", {"classes": (1, 1)}, "classes=1,1: expected each class once, found 1"),
+        ("digits", {"classes": (0, 10)}, "classes=0,10: expected classes from 0 to 9, found 10"),
         ("digits", {"classes": (-1, 0)}, "found -1"),
-        ("digits", {"classes": "some"}, "--classes=some: expected numbers or 'all'"),
-        ("digits", {"pool": 3}, "--pool=3: expected a divisor of the images' 8 x 8 pixels"),
-        ("digits", {"pool": 0}, "--pool=0: expected a divisor"),
+        ("digits", {"classes": "some"}, "classes=some: expected numbers or 'all'"),
+        ("digits", {"pool": 3}, "pool=3: expected a divisor of the images' 8 x 8 pixels"),
+        ("digits", {"pool": 0}, "pool=0: expected a divisor"),
         ("digits", {"pool": -2}, "choose one of 1, 2, 4, 8"),
-        ("digits", {"seed": -1}, "--seed=-1: expected a whole number of at least 0"),
-        ("toy", {"pool": 2}, "--pool=2: expected 1"),
-        ("mnist", {"data_dir": "/no/such/folder"}, "--data_dir=/no/such/folder: expected a folder"),
+        ("digits", {"seed": -1}, "seed=-1: expected a whole number of at least 0"),
+        ("toy", {"pool": 2}, "pool=2: expected 1"),
+        ("mnist", {"data_dir": "/no/such/folder"}, "data_dir=/no/such/folder: expected a folder"),
     ],
 )
 def test_refuses_bad_arguments(name: str, arguments: dict[str, Any], words: str) -> None:
@@ -354,7 +354,7 @@ def test_a_failed_download_is_one_line(
     elif damage == "absent":
         (folder / (FILES["labels_test"] + ".gz")).unlink()
     message = refusal("mnist")
-    assert "--data_dir=FOLDER" in message
+    assert "data_dir=FOLDER" in message
     assert ("SHA-256" in message) == (damage == "changed")
     assert not (tmp_path / "default" / "mnist" / "3.0.1").exists()
 
@@ -442,7 +442,7 @@ def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError):
         importlib.import_module("tensorflow_datasets")
-    assert "--data_dir=FOLDER" in refusal("mnist")
+    assert "data_dir=FOLDER" in refusal("mnist")
 
 
 # The real thing
@@ -460,7 +460,7 @@ def test_published_mnist_has_the_published_counts() -> None:
 
 
 def test_the_published_files_of_one_set_are_not_taken_for_the_other(mnist_folder):
-    with pytest.raises(InputError, match="--dataset=mnist"):
+    with pytest.raises(InputError, match="dataset=mnist"):
         load_dataset("fashion_mnist", data_dir=mnist_folder)
 
 

@@ -11,20 +11,14 @@ import jax
 
 from dnntk import hosts
 from dnntk.checks import brief
-from dnntk.config import (
-    RESUMABLE,
-    TrainConfig,
-)
+from dnntk.config import RESUMABLE, TrainConfig
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
 from dnntk.experiments.training_run import Run, TrainResult
 from dnntk.lines import printed_lines
 from dnntk.locks import freeing_folders
 from dnntk.own_data import check_resumed, own_dataset, record
-from dnntk.results import (
-    DIVERGED,
-    RunFolder,
-)
+from dnntk.results import DIVERGED, RunFolder
 
 
 @freeing_folders()

@@ -1,4 +1,4 @@
-"""What a run of `dnntk.train` says of itself: lines of the log, summary.json's verdict, pictures."""
+"""What a run of `dnntk.train` says of itself: log lines, summary.json's verdict, pictures."""
 
 import logging
 import math

@@ -18,12 +18,7 @@ from jax.sharding import Mesh
 
 from dnntk import flow, fused, hosts, pipeline
 from dnntk.checkpoints import Checkpoints, memory_to_write
-from dnntk.config import (
-    EVALUATED_ON_THE_WAY,
-    TrainConfig,
-    checkpoint_interval,
-    evaluation_steps,
-)
+from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, checkpoint_interval, evaluation_steps
 from dnntk.data import Dataset
 from dnntk.errors import Diverged, Interrupted, Stopped
 from dnntk.evaluation import (
@@ -46,14 +41,7 @@ from dnntk.optimizers import optimizer_of
 from dnntk.own_data import warn_of_size
 from dnntk.plan import Job, Plan, kernel_times
 from dnntk.progress import progress_bar
-from dnntk.results import (
-    CONFIG,
-    SUMMARY,
-    RunFolder,
-    peak_memory_bytes,
-    resident_bytes,
-    versions,
-)
+from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
 from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")
