@@ -17,6 +17,7 @@ from dnntk.checks import brief, checked_array, common_dtype, native_numbers, rea
 from dnntk.errors import InputError
 
 ApplyFn = Callable[[Any, Any], Any]
+Params = list[tuple[jax.Array, ...]]  # of each parameter its value, or both parts of it
 BY_FUNCTION = "give the module, or a function (variables, x) -> outputs"
 
 
@@ -111,7 +112,7 @@ def checked_batches(x1: Any, x2: Any) -> tuple[Any, Any]:
     return left, right
 
 
-def parameters(variables: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
+def parameters(variables: Any) -> tuple[Params, Callable[[Params], Any]]:
     """The arrays to differentiate by, and how to put them back among ``variables``.
 
     They are the floating-point ones of the entry "params" where there is one, of ``nnx.Param`` in
@@ -128,35 +129,32 @@ def parameters(variables: Any) -> tuple[list[jax.Array], Callable[[list[jax.Arra
     leaves, structure = jax.tree.flatten(tree)
     is_variable = lambda v: nnx is not None and isinstance(v, nnx.Variable)  # noqa: E731
     trainable = [
-        not is_variable(node) or isinstance(node, nnx.Param)
+        not is_variable(node) or (nnx is not None and isinstance(node, nnx.Param))
         for node in jax.tree.leaves(tree, is_leaf=is_variable)
         for _ in jax.tree.leaves(node)
     ]
-    moving = [
-        i
-        for i, leaf in enumerate(leaves)
-        if trainable[i] and jax.dtypes.issubdtype(leaf.dtype, np.inexact)
-    ]
+    moving = [i for i, leaf in enumerate(leaves) if trainable[i] and _is(leaf, np.inexact)]
     if not moving:
         raise InputError("variables: expected floating-point arrays to differentiate by, got none")
-    real = [[leaves[i].real, leaves[i].imag] if _is_complex(leaves[i]) else [leaves[i]]
-            for i in moving]  # fmt: skip
-    dtype = common_dtype(*jax.tree.leaves(real))
-    parts, pairing = jax.tree.flatten(jax.tree.map(lambda p: p.astype(dtype), real))
+    parts = [
+        (leaves[i].real, leaves[i].imag) if _is(leaves[i], np.complexfloating) else (leaves[i],)
+        for i in moving
+    ]
+    dtype = common_dtype(*jax.tree.leaves(parts))
 
-    def rebuild(params: list[jax.Array]) -> Any:
+    def rebuild(params: Params) -> Any:
         whole = list(leaves)
-        for i, values in zip(moving, jax.tree.unflatten(pairing, params), strict=True):
-            value = jax.lax.complex(*values) if len(values) == 2 else values[0]
+        for i, parts in zip(moving, params, strict=True):
+            value = jax.lax.complex(*parts) if len(parts) == 2 else parts[0]
             whole[i] = value.astype(leaves[i].dtype)
         tree = jax.tree.unflatten(structure, whole)
         return {**variables, "params": tree} if nested else tree
 
-    return parts, rebuild
+    return jax.tree.map(lambda p: p.astype(dtype), parts), rebuild
 
 
-def flat_outputs(outputs: Any, variables: Any) -> jax.Array:
-    """The outputs of one example, flattened and joined, in float32 at least.
+def flat_outputs(outputs: Any, variables: Any, dtype: np.dtype) -> jax.Array:
+    """The outputs of one example, flattened and joined, in a dtype.
 
     Raises:
         InputError: an array has no axis of examples, or is not of real floating-point numbers; or
@@ -176,14 +174,13 @@ def flat_outputs(outputs: Any, variables: Any) -> jax.Array:
                 "apply_fn: expected outputs [n, ...] for inputs [n, ...], got shape "
                 f"{y.shape} for n = 1; return an entry an example"
             )
-        if not jax.dtypes.issubdtype(y.dtype, np.floating):
+        if not _is(y, np.floating):
             raise InputError(
                 f"apply_fn: expected real floating-point outputs, got {y.dtype}; return what can "
                 "be differentiated, and real and imaginary parts apart"
             )
     if not leaves:
         raise InputError("apply_fn: expected outputs [n, ...], got none; return an array")
-    dtype = common_dtype(*leaves)
     return jnp.concatenate([y.reshape(-1).astype(dtype) for y in leaves])
 
 
@@ -197,8 +194,8 @@ def _alike(left: Any, right: Any) -> bool:
     return structures[0] == structures[1]
 
 
-def _is_complex(leaf: jax.Array) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, np.complexfloating)
+def _is(leaf: jax.Array, kind: type) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, kind)
 
 
 def _split_nnx(apply_fn: Any, variables: Any) -> tuple[Any, Any]:

@@ -24,6 +24,7 @@ from jax.typing import ArrayLike
 from dnntk.checks import check_choice, check_count, checked_pair, common_dtype, real_array
 from dnntk.errors import InputError
 from dnntk.functional import (
+    Params,
     as_apply_fn,
     check_collections,
     checked_batches,
@@ -188,15 +189,16 @@ def _explicit_ntk(
     """J(x) J(x')^T, a block of examples at a time."""
     params, rebuild = parameters(variables)
 
-    def outputs_of(params: list[jax.Array], x: Any) -> jax.Array:
-        return flat_outputs(apply(rebuild(params), jax.tree.map(lambda a: a[None], x)), variables)
+    def outputs_of(params: Params, x: Any) -> jax.Array:
+        outputs = apply(rebuild(params), jax.tree.map(lambda a: a[None], x))
+        return flat_outputs(outputs, variables, params[0][0].dtype)
 
     differentiate = jax.jacfwd if method == "jacfwd" else jax.jacrev
     jacobian = jax.vmap(differentiate(outputs_of), (None, 0))
 
     def pair(x1: Any, x2: Any) -> jax.Array:
-        left = jacobian(params, x1)
-        right = left if x2 is x1 else jacobian(params, x2)
+        left = jax.tree.leaves(jacobian(params, x1))
+        right = left if x2 is x1 else jax.tree.leaves(jacobian(params, x2))
         flat = lambda j: j.reshape(*j.shape[:2], math.prod(j.shape[2:]))  # noqa: E731
         products = [_inner(flat(a), flat(b), outputs) for a, b in zip(left, right, strict=True)]
         return sum(products[1:], start=products[0])
@@ -204,7 +206,9 @@ def _explicit_ntk(
     if block_size is None:
         one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x1)
         k = jax.eval_shape(outputs_of, params, one).size
-        block_size = max(1, BLOCK_ELEMENTS // max(1, 2 * k * sum(p.size for p in params)))
+        block_size = max(
+            1, BLOCK_ELEMENTS // max(1, 2 * k * sum(p.size for p in jax.tree.leaves(params)))
+        )
     return blockwise(pair, x1, x2, block_size**2, most=block_size)
 
 
