@@ -4,6 +4,7 @@ A linen module is a function of its variables already. An NNX module holds its a
 takes them apart from the rest, the graph definition, which hashes and may be static under `jit`.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,6 +36,8 @@ def as_apply_fn(apply_fn: Any) -> ApplyFn:
         isinstance(owner, nn.Module) and getattr(apply_fn, "__name__", "") != "apply"
     ):
         raise InputError(f"{expected}, got a method of {type(owner).__name__}; {BY_FUNCTION}")
+    if isinstance(apply_fn, nn.Module) or _is_nnx(apply_fn):
+        _check_one_argument(apply_fn)
     if isinstance(apply_fn, nn.Module):
         return apply_fn.apply
     if not callable(apply_fn):
@@ -198,6 +201,22 @@ def _is(leaf: jax.Array, kind: type) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, kind)
 
 
+def _check_one_argument(module: Any) -> None:
+    needed = [
+        name
+        for name, argument in inspect.signature(type(module).__call__).parameters.items()
+        if argument.default is argument.empty
+        and argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
+    ][1:]
+    if len(needed) > 1:
+        call = "m(*x)" if _is_nnx(module) else "net.apply(m, *x)"
+        raise InputError(
+            f"apply_fn: expected a module that takes one argument, got {type(module).__name__}, "
+            f"which needs {', '.join(needed)}; give a function of variables and one tuple, "
+            f"lambda m, x: {call}"
+        )
+
+
 def _split_nnx(apply_fn: Any, variables: Any) -> tuple[Any, Any]:
     nnx = sys.modules["flax.nnx"]
     if isinstance(variables, nnx.Module):
@@ -239,13 +258,21 @@ def _batch(name: str, value: Any) -> Any:
             raise InputError(f"{at} must be a batch [n, ...], got one number; add an axis")
         return x
 
-    batch = jax.tree_util.tree_map_with_path(checked, value, is_leaf=_is_one_array)
+    try:
+        batch = jax.tree_util.tree_map_with_path(checked, value, is_leaf=_is_one_array)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} must have keys that can be sorted, got {brief(value)}") from None
     lengths = sorted({len(x) for x in jax.tree.leaves(batch)})
-    if len(lengths) != 1:
-        got = " and ".join(map(str, lengths)) or "no array"
+    if not lengths:
         raise InputError(
-            f"{name} must hold as many examples in each of its arrays [n, ...], got {got}; "
-            "give every input an entry an example"
+            f"{name} must be an array [n, ...], or a tuple or mapping of some, got {brief(value)}"
+        )
+    if len(lengths) > 1:
+        raise InputError(
+            f"{name} must hold as many examples in each of its arrays [n, ...], got "
+            f"{' and '.join(map(str, lengths))}; give every input an entry an example"
         )
     return batch
 

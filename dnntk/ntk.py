@@ -77,9 +77,10 @@ def empirical_ntk(
         InputError: an argument has the wrong shape, type or range, or an input is not finite.
     """
     if not isinstance(model, DeepNarrowMLP | DeepNarrowCNN):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(
-            "model: expected a DeepNarrowMLP or DeepNarrowCNN, got "
-            f"{type(model).__name__}; dnntk.empirical_ntk_fn takes any Flax module"
+            f"model: expected a DeepNarrowMLP or DeepNarrowCNN, got {got}; "
+            "dnntk.empirical_ntk_fn takes any Flax module"
         )
     left, right = checked_pair(x1, x2)
     check_choice("method", method, get_args(Method))

@@ -131,6 +131,20 @@ def test_linen_modules_take_collections_and_say_so():
 # ---- inputs
 
 
+class Pair(nn.Module):
+    @nn.compact
+    def __call__(self, x, y, train=False):
+        return nn.Dense(2, use_bias=False)(x - y)
+
+
+def test_several_arguments_are_taken_by_a_function():
+    net = Pair()
+    variables = net.init(jax.random.key(0), X, X)
+    found = empirical_ntk_fn(lambda v, x: net.apply(v, *x))(variables, (X, X[::-1]))
+    close(found, kernel_of_linear(X - X[::-1], X - X[::-1]))
+    refused(r"which needs x, y; give .* net.apply\(m, \*x\)", empirical_ntk_fn, net)
+
+
 def test_several_inputs_are_a_tree_and_tokens_stay_integers():
     net = Two()
     inputs = {"x": X, "token": np.array([0, 3, 3, 1])}
@@ -158,7 +172,9 @@ def test_several_inputs_are_a_tree_and_tokens_stay_integers():
     refused(r"x1\['token'\] must be integers within int32", kernel, variables,
             {**inputs, "token": np.array([0, 3, 3, 2**32 + 1])})  # fmt: skip
     refused("x2 must hold inputs of shape", kernel, variables, inputs, X)
-    refused("x1 must hold as many", kernel, variables, {})
+    refused("x1 must be an array", kernel, variables, {})
+    refused("x1 must be an array", kernel, variables, None)
+    refused("x1 must have keys", kernel, variables, {**inputs, 1: X})
     reporting = empirical_ntk_fn(lambda v, x: net.apply(v, x, mutable="intermediates"))
     refused("updated collections intermediates; leave mutable", reporting, variables, inputs)
 
