@@ -23,9 +23,9 @@ PROGRESS_DELAY = 5.0  # seconds of work before a progress bar appears
 
 
 def blockwise(
-    pair_fn: Callable[[jax.Array, jax.Array], jax.Array],
-    x1: jax.Array,
-    x2: jax.Array | None,
+    pair_fn: Callable[[Any, Any], jax.Array],
+    x1: Any,
+    x2: Any,
     area: int,
     most: int | None = None,
 ) -> jax.Array:
@@ -34,8 +34,9 @@ def blockwise(
     Args:
         pair_fn: [b1, ...], [b2, ...] -> [b1, b2], or [b1, b2, k, k] or [b1, b2, k] for the values
             of a matrix-valued kernel; the kernel of a block, symmetric where x2 is None.
-        x1: [n1, ...].
-        x2: [n2, ...], or None for the symmetric matrix of x1, whose pairs are computed once.
+        x1: [n1, ...], or a tree of such arrays.
+        x2: [n2, ...], likewise; None for the symmetric matrix of x1, whose pairs are computed
+            once.
         area: Most entries in a block; static. The last blocks along an axis overlap.
         most: Most rows, and most columns, in a block; None sets no such limit.
 
@@ -45,22 +46,27 @@ def blockwise(
     """
     symmetric = x2 is None
     x2 = x1 if x2 is None else x2
-    one = jax.eval_shape(pair_fn, x1[:1], x2[:1])
-    result = jnp.zeros((len(x1), len(x2), *one.shape[2:]), one.dtype)
+    n1, n2 = (len(jax.tree.leaves(x)[0]) for x in (x1, x2))
+    rows_of_one = [
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+        for x in (x1, x2)
+    ]
+    one = jax.eval_shape(pair_fn, *rows_of_one)
+    result = jnp.zeros((n1, n2, *one.shape[2:]), one.dtype)
     if result.size == 0:
         return result
     side = max(1, math.isqrt(area))
-    most = most or max(len(x1), len(x2))
-    cols = _balanced(len(x2), min(most, side if symmetric else max(side, area // len(x1))))
-    rows = _balanced(len(x1), min(most, side if symmetric else max(side, area // cols)))
-    row_starts, col_starts = _starts(len(x1), rows), _starts(len(x2), cols)
+    most = most or max(n1, n2)
+    cols = _balanced(n2, min(most, side if symmetric else max(side, area // n1)))
+    rows = _balanced(n1, min(most, side if symmetric else max(side, area // cols)))
+    row_starts, col_starts = _starts(n1, rows), _starts(n2, cols)
     if len(row_starts) == len(col_starts) == 1:
         return _mirror(pair_fn(x1, x2)) if symmetric else pair_fn(x1, x2)
 
     @jax.checkpoint
     def block(start: jax.Array) -> jax.Array:
-        left = lax.dynamic_slice_in_dim(x1, start[0], rows)
-        right = lax.dynamic_slice_in_dim(x2, start[1], cols)
+        left = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start[0], rows), x1)
+        right = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start[1], cols), x2)
         return pair_fn(left, right)
 
     def put(result: jax.Array, values: jax.Array, start: jax.Array) -> jax.Array:

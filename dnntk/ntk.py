@@ -11,18 +11,28 @@ function. Three methods give the same numbers:
   Jacobian of the network is never there, and compile time does not grow with depth.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.checks import check_choice, check_count, checked_array, checked_pair
+from dnntk.checks import check_choice, check_count, checked_pair, common_dtype, real_array
 from dnntk.errors import InputError
+from dnntk.functional import (
+    Params,
+    as_apply_fn,
+    check_collections,
+    checked_batches,
+    flat_outputs,
+    merged,
+    parameters,
+    split_variables,
+)
 from dnntk.gram import blockwise
 from dnntk.layerwise import Outputs, layerwise, plan
 from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
@@ -59,28 +69,34 @@ def empirical_ntk(
 
     Returns:
         [n1, n2, d_out, d_out] ("full"), [n1, n2] ("trace") or [n1, n2, d_out] ("diagonal"), in the
-        dtype of inputs and parameters together. Layerwise, time is of order n1 n2 (width + d_out^2
+        dtype of inputs and parameters together, float32 at least; of no examples, an empty array
+        of that shape. Layerwise, time is of order n1 n2 (width + d_out^2
         width) L for an MLP, n1 n2 d_out^2 width^2 q^2 L for a CNN.
 
     Raises:
         InputError: an argument has the wrong shape, type or range, or an input is not finite.
     """
     if not isinstance(model, DeepNarrowMLP | DeepNarrowCNN):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(
-            "model: expected a DeepNarrowMLP or DeepNarrowCNN, got "
-            f"{type(model).__name__}; dnntk.empirical_ntk_fn takes any Flax module"
+            f"model: expected a DeepNarrowMLP or DeepNarrowCNN, got {got}; "
+            "dnntk.empirical_ntk_fn takes any Flax module"
         )
     left, right = checked_pair(x1, x2)
     check_choice("method", method, get_args(Method))
     check_choice("outputs", outputs, get_args(Outputs))
     if block_size is not None:
-        check_count("block_size", block_size)
+        block_size = check_count("block_size", block_size)
+    check_collections(variables, ("params",))
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, v: real_array(f"variables{jax.tree_util.keystr(path)}", v), variables
+    )
     method = "layerwise" if method == "auto" else method
     return _empirical_ntk(model, method, outputs, block_size, variables, left, right)
 
 
 def empirical_ntk_fn(
-    apply_fn: nn.Module | Callable[..., Any],
+    apply_fn: Any,
     *,
     method: Literal["jacrev", "jacfwd"] = "jacrev",
     outputs: Outputs = "full",
@@ -89,9 +105,10 @@ def empirical_ntk_fn(
     """The unscaled NTK J(x) J(x')^T of any Flax module or apply function.
 
     Args:
-        apply_fn: a flax module, its ``apply``, or a function (variables, x [n, ...]) -> [n, ...].
-            It is given one example at a time, as a batch of one under `jax.vmap`, so that examples
-            must not see each other: call batch normalization with its running averages.
+        apply_fn: a linen module, its ``apply``, an NNX module, or a function (variables, x [n,
+            ...]) -> [n, ...]. It is given one example at a time, as a batch of one under
+            `jax.vmap`, so that examples must not see each other: call batch normalization with its
+            running averages. NNX modules are put in evaluation mode (``eval()``; a copy of them).
         method: "jacrev" (a backward pass an output) or "jacfwd" (a forward pass a parameter).
         outputs: as in `empirical_ntk`.
         block_size: most examples of x1, and of x2, whose Jacobians are held at a time; None is as
@@ -99,36 +116,41 @@ def empirical_ntk_fn(
 
     Returns:
         ntk(variables, x1, x2=None): [n1, n2, k, k], [n1, n2] or [n1, n2, k], k the outputs of an
-        example, flattened and joined. ``variables`` is whatever apply_fn takes first; the
-        derivative is by its entry "params" where it is a mapping that has one, as flax's
-        variables, else by all its floating-point arrays. x2=None means x1. Pure and jitted: keep
-        the function, and it is compiled once a shape; it works under vmap over variables. Memory
-        beyond the result: 2 block_size k parameters, and the passes over the network.
+        example, flattened and joined, in the parameters' dtype, float32 at least; x2=None means
+        x1. Pure and jitted: keep the function, and it is compiled once a shape; it works under
+        vmap over variables. Memory beyond the result: 2 block_size k parameters, and the passes
+        over the network.
+
+        ``variables`` is what apply_fn takes first; the derivative is by its entry "params" where
+        it is a mapping that has one, as linen's variables, else by all its floating-point arrays.
+        A complex parameter counts as two: its real and its imaginary part. For NNX it is the module
+        itself, ``nnx.state(module)`` or ``nnx.state(module, nnx.Param)``; the derivative is by
+        ``nnx.Param`` alone, and a function is called with a module: ``lambda m, x: m.encode(x)``.
+
+        x1 and x2 are arrays, or tuples or mappings of arrays [n, ...] for several inputs: apply_fn
+        gets the tuple or mapping as one argument (``lambda v, x: net.apply(v, *x)`` takes a tuple
+        apart). A list is one array. Integers stay such, for embeddings.
 
     Raises:
-        InputError: an argument has the wrong type or range, an input is not finite, or apply_fn
-            does not return [n, ...].
+        InputError: an argument has the wrong type or range, an input is not finite, integers do
+            not fit JAX's, inputs are complex or of different lengths, or apply_fn does not return
+            real [n, ...].
     """
-    apply = apply_fn.apply if isinstance(apply_fn, nn.Module) else apply_fn
-    if not callable(apply):
-        raise InputError(f"apply_fn must be a flax module or a function, got {apply_fn!r:.60}")
+    apply = as_apply_fn(apply_fn)
     check_choice("method", method, ("jacrev", "jacfwd"))
     check_choice("outputs", outputs, get_args(Outputs))
     if block_size is not None:
-        check_count("block_size", block_size)
-    compute = jax.jit(partial(_explicit_ntk, apply, method, outputs, block_size))
+        block_size = check_count("block_size", block_size)
 
-    def ntk(variables: Any, x1: ArrayLike, x2: ArrayLike | None = None) -> jax.Array:
-        return compute(variables, *checked_pair(x1, x2, _batch))
+    @partial(jax.jit, static_argnums=0)
+    def compute(graph: Any, variables: Any, x1: Any, x2: Any) -> jax.Array:
+        pure = lambda variables, x: apply(merged(graph, variables), x)  # noqa: E731
+        return _explicit_ntk(pure, method, outputs, block_size, variables, x1, x2)
+
+    def ntk(variables: Any, x1: Any, x2: Any = None) -> jax.Array:
+        return compute(*split_variables(apply_fn, variables), *checked_batches(x1, x2))
 
     return ntk
-
-
-def _batch(name: str, value: ArrayLike) -> jax.Array:
-    x = checked_array(name, value)
-    if x.ndim == 0:
-        raise InputError(f"{name} must be a batch [n, ...], got one number; add an axis")
-    return x
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -141,6 +163,9 @@ def _empirical_ntk(
     x1: jax.Array,
     x2: jax.Array | None,
 ) -> jax.Array:
+    leaves, structure = jax.tree.flatten((variables, x1, x2))
+    dtype = common_dtype(*leaves)
+    variables, x1, x2 = jax.tree.unflatten(structure, [leaf.astype(dtype) for leaf in leaves])
     if method != "layerwise":
         kernel = _explicit_ntk(model.apply, method, outputs, block_size, variables, x1, x2)
         return kernel * (model.step**2 if model.parametrization == "standard" else 1.0)
@@ -159,35 +184,32 @@ def _explicit_ntk(
     outputs: Outputs,
     block_size: int | None,
     variables: Any,
-    x1: jax.Array,
-    x2: jax.Array | None = None,
+    x1: Any,
+    x2: Any,
 ) -> jax.Array:
     """J(x) J(x')^T, a block of examples at a time."""
-    params, rebuild = _trainable(variables)
+    params, rebuild = parameters(variables)
 
-    def outputs_of(params: list[jax.Array], x: jax.Array) -> jax.Array:
-        leaves = [jnp.asarray(y) for y in jax.tree.leaves(apply(rebuild(params), x[None]))]
-        for y in leaves:
-            if y.ndim == 0 or len(y) != 1:
-                raise InputError(
-                    "apply_fn: expected outputs [n, ...] for inputs [n, ...], got shape "
-                    f"{y.shape} for n = 1; return an entry an example"
-                )
-        return jnp.concatenate([y.reshape(-1) for y in leaves])
+    def outputs_of(params: Params, x: Any) -> jax.Array:
+        outputs = apply(rebuild(params), jax.tree.map(lambda a: a[None], x))
+        return flat_outputs(outputs, variables, params[0][0].dtype)
 
     differentiate = jax.jacfwd if method == "jacfwd" else jax.jacrev
     jacobian = jax.vmap(differentiate(outputs_of), (None, 0))
 
-    def pair(x1: jax.Array, x2: jax.Array) -> jax.Array:
-        left = jacobian(params, x1)
-        right = left if x2 is x1 else jacobian(params, x2)
-        flat = lambda j: j.reshape(*j.shape[:2], -1)  # noqa: E731
+    def pair(x1: Any, x2: Any) -> jax.Array:
+        left = jax.tree.leaves(jacobian(params, x1))
+        right = left if x2 is x1 else jax.tree.leaves(jacobian(params, x2))
+        flat = lambda j: j.reshape(*j.shape[:2], math.prod(j.shape[2:]))  # noqa: E731
         products = [_inner(flat(a), flat(b), outputs) for a, b in zip(left, right, strict=True)]
         return sum(products[1:], start=products[0])
 
     if block_size is None:
-        k = jax.eval_shape(outputs_of, params, jax.eval_shape(lambda x: x[0], x1)).size
-        block_size = max(1, BLOCK_ELEMENTS // (2 * k * sum(p.size for p in params)))
+        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x1)
+        k = jax.eval_shape(outputs_of, params, one).size
+        block_size = max(
+            1, BLOCK_ELEMENTS // max(1, 2 * k * sum(p.size for p in jax.tree.leaves(params)))
+        )
     return blockwise(pair, x1, x2, block_size**2, most=block_size)
 
 
@@ -196,22 +218,3 @@ def _inner(a: jax.Array, b: jax.Array, outputs: Outputs) -> jax.Array:
     indices = {"full": "nmkl", "trace": "nm", "diagonal": "nmk"}[outputs]
     row = "l" if outputs == "full" else "k"
     return jnp.einsum(f"nkp,m{row}p->{indices}", a, b, precision=lax.Precision.HIGHEST)
-
-
-def _trainable(variables: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
-    """The arrays to differentiate by, and how to put them back among ``variables``."""
-    nested = isinstance(variables, Mapping) and "params" in variables
-    leaves, structure = jax.tree.flatten(variables["params"] if nested else variables)
-    leaves = [jnp.asarray(leaf) for leaf in leaves]
-    moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if not moving:
-        raise InputError("variables: expected floating-point arrays to differentiate by, got none")
-
-    def rebuild(params: list[jax.Array]) -> Any:
-        whole = list(leaves)
-        for i, value in zip(moving, params, strict=True):
-            whole[i] = value
-        tree = jax.tree.unflatten(structure, whole)
-        return {**variables, "params": tree} if nested else tree
-
-    return [leaves[i] for i in moving], rebuild
