@@ -124,8 +124,8 @@ class Checkpoints:
             self._discard(step)
             raise InputError(
                 f"workdir: expected room for a checkpoint of {needed / 1e6:.0f} MB in "
-                f"{self._folder} ({self._reason(error)}); make room and --resume: the checkpoint "
-                "before it is kept"
+                f"{self._folder} ({self._reason(error)}); make room and give resume=True: "
+                "the checkpoint before it is kept"
             ) from None
         try:
             self._check_readable(step, _without_empty(host))
@@ -256,17 +256,17 @@ def _plainly_named(folder: Path) -> Iterator[Path]:
     Raises:
       InputError: the system gives none, and the path would be taken for another.
     """
-    if not _OPEN_FILES.is_dir():
-        if found := _PATTERN & set(str(folder)):
-            raise InputError(
-                f"workdir: expected a path without {' '.join(sorted(found))}, got {folder}; "
-                "choose another"
-            )
-        yield folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        yield _OPEN_FILES / str(descriptor)
+        place = _OPEN_FILES / str(descriptor)
+        if not place.is_dir():
+            place = folder
+            if found := _PATTERN & set(str(folder)):
+                raise InputError(
+                    f"workdir: expected a path without {' '.join(sorted(found))}, got {folder}; "
+                    "choose another"
+                )
+        yield place
     finally:
         os.close(descriptor)
 

@@ -60,7 +60,7 @@ def make_mesh(text: str) -> Mesh:
     if count > len(devices):
         raise InputError(
             f"mesh: {text} needs {count} devices, {len(devices)} are there; give another mesh, "
-            "with --resume too, or on CPU set jax_num_cpu_devices before the first use of JAX"
+            "with resume=True too, or on CPU set jax_num_cpu_devices before the first use of JAX"
         )
     if jax.process_count() > 1 and count < len(devices):
         raise InputError(

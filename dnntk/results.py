@@ -102,7 +102,7 @@ class RunFolder:
             if hosts.first() and self.holds_run:
                 raise InputError(
                     f"workdir: expected one without a run, {self.path} holds one; "
-                    "add --resume to go on with it, or choose another"
+                    "give resume=True to go on with it, or choose another"
                 )
             if resume:
                 log.info("resume: %s holds no run yet; starting one", self.path)

@@ -138,6 +138,7 @@ def _naming_flags(message: str) -> str:
 
     As in "lr, time_step: expected ..." and "pool=3: expected ...".
     """
+    message = message.replace("resume=True", "--resume")
     names, found, rest = message.partition(":")
     arguments = [part.partition("=")[0].strip() for part in names.split(",")]
     if not found or not all(name in flags.FLAGS for name in arguments):

@@ -315,7 +315,7 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(kind) as caught:
         patch.setattr(training._Run, "_check", counted)
         train(SMALL, workdir, progress=False)
-    assert f"go on with --resume --workdir={workdir}" in caught.value.message
+    assert f"go on with resume=True, workdir={str(workdir)!r}" in caught.value.message
     assert [signal.getsignal(number) for number in ORDERS] == before
     resumed = train(SMALL, workdir, resume=True, progress=False)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import logging
 import math
-import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -300,7 +299,7 @@ class Run:
     def _stopped(self, step: int, number: int) -> Stopped | Interrupted:
         kept = "nothing is kept without a workdir"
         if self.folder:
-            kept = f"go on with --resume --workdir={shlex.quote(str(self.folder.path))}"
+            kept = f"go on with resume=True, workdir={str(self.folder.path)!r}"
         if number == signal.SIGINT:
             return Interrupted(f"interrupted after step {step}; {kept}")
         return Stopped(f"SIGTERM: stopped after step {step}; {kept}")
