@@ -86,10 +86,10 @@ def real_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> j
         _check_real(name, value.dtype, value)
         if any(jax.dtypes.issubdtype(value.dtype, kind) for kind in kept):
             return value
-        single = jax.dtypes.issubdtype(value.dtype, np.floating) and value.dtype.itemsize >= 4
+        dtype = _floating(value.dtype)
         traced = isinstance(value, jax.core.Tracer)
         with contextlib.nullcontext() if traced else jax.ensure_compile_time_eval():
-            return value if single else value.astype(_floating(value.dtype))
+            return value if value.dtype == dtype else value.astype(dtype)
     array = native_numbers(name, value)
     if any(jax.dtypes.issubdtype(array.dtype, kind) for kind in kept):
         array = _unwrapped(name, array)
@@ -223,16 +223,17 @@ def checked_pair(
     x1: ArrayLike,
     x2: ArrayLike | None,
     checked: Callable[[str, ArrayLike], jax.Array] = checked_inputs,
+    names: tuple[str, str] = ("x1", "x2"),
 ) -> tuple[jax.Array, jax.Array | None]:
     """The two batches of a kernel, inputs of one shape and dtype; None for x2 where it is x1."""
-    left = checked("x1", x1)
+    left = checked(names[0], x1)
     if x2 is None or x2 is x1:
         return left, None
-    right = checked("x2", x2)
+    right = checked(names[1], x2)
     if left.shape[1:] != right.shape[1:]:
         raise InputError(
-            f"x2 must hold inputs of shape {left.shape[1:]}, as x1 does, got {right.shape[1:]}; "
-            "reshape or resize one of them"
+            f"{names[1]} must hold inputs of shape {left.shape[1:]}, as {names[0]} does, got "
+            f"{right.shape[1:]}; reshape or resize one of them"
         )
     dtype = common_dtype(left, right)
     return left.astype(dtype), right.astype(dtype)

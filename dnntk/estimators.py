@@ -14,6 +14,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 
+from dnntk.checks import native_numbers
 from dnntk.errors import InputError
 from dnntk.infinite_depth import InfiniteDepth
 
@@ -156,8 +157,8 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
                 ridge, and the Gram matrix is singular.
             ValueError: scikit-learn's, for X and y.
         """
+        y = y if y is None else native_numbers("y", y).astype(np.float64)
         x, targets = self._validated(X, y, multi_output=True, y_numeric=True)
-        targets = np.asarray(targets, np.float64)
         self._solve(x, targets.reshape(len(targets), -1))
         self._flat = targets.ndim == 1
         return self

@@ -260,9 +260,10 @@ class InfiniteDepth(BaseEstimator):
         check_unmasked("y", y)
         try:
             return validate_data(self, X, y, dtype=np.float64, **options)
-        except TypeError:
-            raise
         except Exception as error:  # an array of another library's may raise anything
+            # scikit-learn's own checks ask for its type errors, and for its list of names.
+            if isinstance(error, TypeError) or "feature names should match" in str(error):
+                raise
             raise InputError(_in_one_line(str(error))) from None
 
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
@@ -281,8 +282,6 @@ class InfiniteDepth(BaseEstimator):
 
 def _in_one_line(message: str) -> str:
     """What scikit-learn says without the arrays and without advice to take another estimator."""
-    if "feature names should match" in message:  # a list, that scikit-learn's own checks ask for
-        return message
     text = " ".join(message.split())
     text = re.sub(r"array=.*\. Reshape", "Reshape", text)
     text = re.sub(r"(Complex data not supported).*", r"\1; stack real and imaginary parts", text)

@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from dnntk.checks import brief
 from dnntk.errors import InputError
 
 Layer = dict[str, jax.Array]
@@ -136,8 +137,8 @@ def baseline(key: jax.Array, shapes: dict[str, tuple], init: str, dtype: jnp.dty
 
 def check_init(init: str, scale: float, parametrization: str) -> None:
     """Raise `InputError` for an initialization that the parametrization cannot hold."""
-    if init not in INITS:
-        raise InputError(f"init: expected one of {', '.join(INITS)}, got {init!r}")
+    if not isinstance(init, str) or init not in INITS:
+        raise InputError(f"init: expected one of {', '.join(INITS)}, got {brief(init)}")
     if math.isinf(scale) and (parametrization == "standard" or init != "deep_narrow"):
         raise InputError(
             "scale: infinity needs init='deep_narrow' in parametrization='ntk', got "

@@ -24,9 +24,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dnntk import convolution, initializers
-from dnntk.checks import common_dtype, integer, real_array, real_number
+from dnntk.checks import brief, common_dtype, integer, real_array, real_number
 from dnntk.errors import InputError
 from dnntk.layers import Affine, Convolution, Dense, Network, forward, literal_form, ntk_form
 
@@ -77,6 +78,8 @@ class _DeepNarrow(nn.Module):
         super().__post_init__()
         if self.depth < 2:
             raise InputError(f"depth: expected at least 2 layers, got {self.depth}")
+        if self.depth >= 2**31:
+            raise InputError(f"depth: expected fewer than 2^31 layers, got {self.depth}")
         if self.d_out < 1:
             raise InputError(f"d_out: expected at least 1 output, got {self.d_out}")
         if not self.scale > 0:
@@ -86,10 +89,11 @@ class _DeepNarrow(nn.Module):
                 raise InputError(
                     f"{name}: expected a finite number >= 0, got {getattr(self, name)}"
                 )
-        if self.parametrization not in PARAMETRIZATIONS:
+        known = isinstance(self.parametrization, str) and self.parametrization in PARAMETRIZATIONS
+        if not known:
             raise InputError(
                 f"parametrization: expected one of {', '.join(PARAMETRIZATIONS)}, "
-                f"got {self.parametrization!r}"
+                f"got {brief(self.parametrization)}"
             )
         if self.segment is not None and self.segment < 1:
             raise InputError(f"segment: expected None or at least 1 layer, got {self.segment}")
@@ -110,12 +114,8 @@ class _DeepNarrow(nn.Module):
     ) -> tuple[initializers.Layers, initializers.Layers]:
         """(params, initial); the same key gives the same network in either parametrization."""
         shapes = initializers.layer_shapes(self.depth, d_in, self.d_out, window)
-        largest = float(jnp.finfo(dtype).max)
-        if self.parametrization == "standard" and self.scale > largest:
-            raise InputError(
-                f"scale: the literal matrices hold it, and {dtype} ends at {largest:.3g}, got "
-                f"{self.scale:.3g}; use parametrization='ntk' or a wider dtype"
-            )
+        if self.parametrization == "standard":
+            _check_held(self.scale, dtype)
         if self.initialization == "deep_narrow":
             start = initializers.gaussian_features(
                 key, self.depth, d_in, window, self.rho, self.beta, dtype
@@ -276,13 +276,23 @@ def to_standard(model: DeepNarrow, variables: Variables) -> tuple[DeepNarrow, Va
       module's docstring, {"first": {"kernel", "bias"}, "middle": ..., "last": ...}.
 
     Raises:
-      InputError: ``scale`` is infinite: the matrices would be.
+      InputError: ``scale`` is infinite, or beyond the dtype: the matrices would be.
     """
     if model.parametrization == "standard":
         return model, variables
     initializers.check_init(model.initialization, model.scale, "standard")
+    _check_held(model.scale, common_dtype(variables["params"]["first"]["kernel"]))
     params = _literal(model, variables["params"], variables["initial"])
     return model.clone(parametrization="standard"), {"params": params}
+
+
+def _check_held(scale: float, dtype: np.dtype) -> None:
+    largest = float(jnp.finfo(dtype).max)
+    if scale > largest:
+        raise InputError(
+            f"scale: the literal matrices hold it, and {dtype} ends at {largest:.3g}, got "
+            f"{scale:.3g}; use parametrization='ntk' or a wider dtype"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=0)

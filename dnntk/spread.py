@@ -222,7 +222,7 @@ class _Problem:
     ) -> "_Problem":
         """The arguments of the public functions, float64."""
         with jax.enable_x64(True):
-            left, right = checked_pair(x_train, x)
+            left, right = checked_pair(x_train, x, names=("x_train", "x"))
         rho, beta = (float(check_deviation(*pair)) for pair in (("rho", rho), ("beta", beta)))
         kernel_size = check_count("kernel_size", kernel_size)
         if kernel_size % 2 == 0:
