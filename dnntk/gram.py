@@ -46,15 +46,10 @@ def blockwise(
     """
     symmetric = x2 is None
     x2 = x1 if x2 is None else x2
-    n1, n2 = (len(jax.tree.leaves(x)[0]) for x in (x1, x2))
-    rows_of_one = [
-        jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-        for x in (x1, x2)
-    ]
-    one = jax.eval_shape(pair_fn, *rows_of_one)
-    result = jnp.zeros((n1, n2, *one.shape[2:]), one.dtype)
+    result = _zeros(pair_fn, x1, x2)
     if result.size == 0:
         return result
+    n1, n2 = result.shape[:2]
     side = max(1, math.isqrt(area))
     most = most or max(n1, n2)
     cols = _balanced(n2, min(most, side if symmetric else max(side, area // n1)))
@@ -91,6 +86,14 @@ def blockwise(
     pairs = [(i, j) for k, i in enumerate(row_starts) for j in row_starts[k + 1 :]]
     result, _ = lax.scan(write_both, result, jnp.array(pairs, jnp.int32))
     return lax.scan(write_diagonal, result, jnp.array([(i, i) for i in row_starts], jnp.int32))[0]
+
+
+def _zeros(pair_fn: Callable[[Any, Any], jax.Array], x1: Any, x2: Any) -> jax.Array:
+    """An array for the result, though there be no examples."""
+    n1, n2 = (len(jax.tree.leaves(x)[0]) for x in (x1, x2))
+    example = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)  # noqa: E731
+    one = jax.eval_shape(pair_fn, *jax.tree.map(example, (x1, x2)))
+    return jnp.zeros((n1, n2, *one.shape[2:]), one.dtype)
 
 
 def gram(
