@@ -167,6 +167,8 @@ class Comparison:
     time_step: float
     fits: list[dict[str, float] | None]
 
+    __repr__ = fields.short_repr
+
     def summary(self) -> dict[str, Any]:
         """What summary.json keeps: root mean squares over the trials, by time and depth."""
         measured = np.sqrt(np.mean(self.differences**2, axis=1))

@@ -13,6 +13,7 @@ import os
 import time
 from typing import Any
 
+from dnntk import fields
 from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.data import Dataset
 from dnntk.errors import Diverged
@@ -61,6 +62,8 @@ class TrainabilityResult:
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+
+    __repr__ = fields.short_repr
 
 
 @freeing_folders()
