@@ -292,3 +292,14 @@ def test_inputs_far_above_size_1_get_a_line(caplog):
             result = train(MLP, dataset=data, progress=False)
             assert ("scale them to about 1" in caplog.text) == (scale == 255)
     assert result.summary["test_accuracy"] is None
+
+
+def test_images_to_be_shifted_are_those_of_the_inputs():
+    data = dnntk.load_dataset("digits", pool=2, keep_unpooled=True)
+    shifted = dataclasses.replace(MLP, shift=1)
+    assert own_dataset(data, shifted).unpooled is not None
+    other = dataclasses.replace(data, x_train=data.x_train[::-1])
+    for given in (other, dataclasses.replace(data, unpooled=data.x_train)):
+        with pytest.raises(InputError, match="^unpooled: expected"):
+            own_dataset(given, shifted)
+    assert own_dataset(other, MLP).unpooled is None
