@@ -36,6 +36,10 @@ class Unpooled:
     maximum: int
     pool: int
 
+    def pooled(self) -> NDArray[np.float32]:
+        """[n, H / pool, W / pool, 1], as in `Dataset`."""
+        return _pooled(self.images, self.pool, self.maximum)
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

@@ -23,14 +23,18 @@ class _Printed(logging.Filter):
             print(record.getMessage(), flush=True)
         return False
 
-    def begin(self) -> None:
+    def begin(self) -> bool:
+        """Whether lines are printed from now on, and not taken by a handler."""
         with self._lock:
-            self._blocks += 1
-            if self._blocks == 1:
+            if not self._blocks:
+                if _LOGGER.isEnabledFor(logging.INFO) and _LOGGER.hasHandlers():
+                    return False
                 self._found = _LOGGER.level
                 self._level = max(_LOGGER.getEffectiveLevel(), logging.INFO + 1)
                 _LOGGER.addFilter(self)
                 _LOGGER.setLevel(logging.INFO)
+            self._blocks += 1
+            return True
 
     def end(self) -> None:
         with self._lock:
@@ -50,11 +54,9 @@ def printed_lines(wanted: bool) -> Iterator[None]:
     Afterwards logging is as it was. Warnings go where logging sends them, which is standard error
     where it is not set up. Threads may be in such blocks together.
     """
-    if not wanted or (_LOGGER.isEnabledFor(logging.INFO) and _LOGGER.hasHandlers()):
-        yield
-        return
-    _PRINTED.begin()
+    printing = wanted and _PRINTED.begin()
     try:
         yield
     finally:
-        _PRINTED.end()
+        if printing:
+            _PRINTED.end()

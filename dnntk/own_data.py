@@ -17,7 +17,7 @@ import numpy as np
 
 from dnntk.checks import brief, native_numbers
 from dnntk.config import TrainConfig
-from dnntk.data import Dataset, targets_of
+from dnntk.data import Dataset, Unpooled, targets_of
 from dnntk.errors import InputError
 from dnntk.evaluation import class_targets, decide
 from dnntk.fields import without_effect
@@ -80,7 +80,7 @@ def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
         labels_train=labels_train,
         labels_test=labels_test,
         classes=names,
-        unpooled=data.unpooled,
+        unpooled=_unpooled(data.unpooled, x_train, config),
     )
     if labels_train is not None:
         found = _decided(found)
@@ -202,6 +202,25 @@ def _test_inputs(value: Any, x_train: np.ndarray, config: TrainConfig) -> np.nda
             f"{x_test.shape[1:]}"
         )
     return x_test
+
+
+def _unpooled(given: Any, x_train: np.ndarray, config: TrainConfig) -> Unpooled | None:
+    """The training images before they were averaged, which only a run with ``shift`` needs."""
+    if given is None or not config.shift:
+        return None
+    try:
+        found = Unpooled(np.array(given.images), given.maximum, given.pool)
+        same = np.array_equal(found.pooled(), x_train.astype(np.float32))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"unpooled: expected images as load_dataset keeps them ({error})"
+        ) from None
+    if not same:
+        raise InputError(
+            "unpooled: expected the images of x_train before they were averaged, got others; leave "
+            "unpooled out, or take the same examples of both"
+        )
+    return found
 
 
 def _targets(

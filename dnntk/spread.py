@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from dnntk import fields
 from dnntk.checks import (
     check_count,
     check_deviation,
@@ -58,6 +59,8 @@ class Spread:
     prediction: np.ndarray
     layer_variance: np.ndarray
     first_variance: np.ndarray
+
+    __repr__ = fields.short_repr
 
     def std(self, depth: int) -> np.ndarray:
         """Standard deviation over initializations at ``depth``, in the shape of ``prediction``.

@@ -138,6 +138,8 @@ class Accumulation:
     drawn: np.ndarray
     summary: dict[str, Any]
 
+    __repr__ = fields.short_repr
+
     @property
     def shares(self) -> np.ndarray:
         """[depth - 1, p]: depth times what each layer but the first adds to the trained output."""

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnntk import figures
+from dnntk import fields, figures
 from dnntk.evaluation import split_scores
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig
 from dnntk.experiments.depth_or_width_findings import points, statements
@@ -59,6 +59,8 @@ class DepthOrWidth:
     limits: dict[str, dict[str, Any]]
     points: list[Row]
     statements: list[str]
+
+    __repr__ = fields.short_repr
 
 
 @freeing_folders()

@@ -106,6 +106,11 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
       InputError: the data cannot be used, the network's kernel sets no step, the run's mesh wants
         more devices than are here, or several processes ask together.
     """
+    return forecast_on(config, None if dataset is None else own_dataset(dataset, config))
+
+
+def forecast_on(config: TrainConfig, dataset: Dataset | None) -> Forecast:
+    """`forecast` on what `load_dataset_for` has loaded for ``config`` before; None loads it."""
     if hosts.several():
         raise InputError(
             "dry run: expected one process, which may have several devices, got "
@@ -114,7 +119,7 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
     check_compiles()
     with jax.enable_x64(config.dtype == "float64"):
         begun = time.perf_counter()
-        data = load_dataset_for(config) if dataset is None else own_dataset(dataset, config)
+        data = load_dataset_for(config) if dataset is None else dataset
         arrays = as_trained(data, config.arch == "mlp", config.dtype)
         reading = time.perf_counter() - begun
         return _Calibration(config, dataclasses.replace(data, **arrays), reading).forecast()

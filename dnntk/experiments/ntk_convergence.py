@@ -135,6 +135,8 @@ class ConvergenceResult:
     fits: dict[str, dict[str, Any]]
     summary: dict[str, Any]
 
+    __repr__ = fields.short_repr
+
 
 def settings(config: ConvergenceConfig) -> list[Setting]:
     """The figure's runs, then the sweep's."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dnntk import figures, hosts
+from dnntk import fields, figures, hosts
 from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained, confusion, described, mean_squared_error, split_scores
@@ -66,6 +66,8 @@ class PredictResult:
     curve: list[dict[str, Any]]
     flow: KernelFlow
     summary: dict[str, Any]
+
+    __repr__ = fields.short_repr
 
 
 @freeing_folders()

@@ -13,10 +13,11 @@ import os
 import time
 from typing import Any
 
+from dnntk import fields
 from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.data import Dataset
 from dnntk.errors import Diverged
-from dnntk.experiments.forecast import forecast
+from dnntk.experiments.forecast import forecast_on
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
 from dnntk.experiments.trainability_config import (
@@ -61,6 +62,8 @@ class TrainabilityResult:
 
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+
+    __repr__ = fields.short_repr
 
 
 @freeing_folders()
@@ -108,7 +111,7 @@ class _Experiment:
         """The run with as many steps as its share of the budget allows."""
         if not self.config.budget_minutes:
             return config
-        told = forecast(config, dataset=data)
+        told = forecast_on(config, data)
         steps = max(1, int(seconds * (1 - OVERHEAD) / told.step_seconds))
         if steps >= told.steps:
             return config

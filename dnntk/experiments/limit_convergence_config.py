@@ -1,0 +1,101 @@
+"""The configuration of `dnntk.experiments.limit_convergence`."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+from dnntk import fields
+from dnntk.checks import check_choice, check_count
+from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
+from dnntk.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class LimitConfig:
+    """Settings of the comparison of finite networks with their limit.
+
+    Attributes:
+      arch: "mlp", "cnn" or "both".
+      dataset: "digits", "mnist", "fashion_mnist" or (MLP only) "toy".
+      classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+      data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
+      pool: side of the average pool over the images; None is 4 for the MNIST sets and 1 otherwise.
+      train_examples, test_examples: how many to train on and to compare on, at most.
+      depths: of the networks; C = depth^2.2.
+      trials: independent initializations of every network.
+      times: kernel times to compare at. The first is a whole number of steps, the later ones are
+        rounded to such.
+      time_step: kernel time of a step of gradient descent; None is half of the largest stable one,
+        2 / lambda_max of the limit on the training examples.
+      rho, beta: standard deviations of the random weights and biases.
+      kernel_size: side of the CNN's filters, odd.
+      draws: linear networks of each depth that the theory's difference is averaged over.
+      dtype: of the trained networks; the theory is always float64.
+      seed: of the split, the initializations and the draws.
+    """
+
+    arch: str = "both"
+    dataset: str = "digits"
+    classes: tuple[int, ...] | str = (0, 1)
+    data_dir: str | os.PathLike[str] | None = None
+    pool: int | None = None
+    train_examples: int = 120
+    test_examples: int = 120
+    depths: tuple[int, ...] = (30, 100, 300, 1000)
+    trials: int = 4
+    times: tuple[float, ...] = (10.0, 20.0)
+    time_step: float | None = None
+    rho: float = 1.0
+    beta: float = 1.0
+    kernel_size: int = 3
+    draws: int = 64
+    dtype: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        fields.convert(self)
+        check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
+        check_choice("dtype", self.dtype, DTYPES)
+        if not self.depths or not all(isinstance(d, int) and d >= 2 for d in self.depths):
+            raise InputError(f"depths: expected whole numbers of at least 2, got {self.depths}")
+        if len(set(self.depths)) < len(self.depths):
+            raise InputError(f"depths: expected each depth once, got {self.depths}")
+        if not self.times or not all(0 < t < math.inf for t in self.times):
+            raise InputError(f"times: expected finite numbers above 0, got {self.times}")
+        if list(self.times) != sorted(set(self.times)):
+            raise InputError(f"times: expected each once, in growing order, got {self.times}")
+        for name in ("train_examples", "test_examples", "trials", "draws"):
+            check_count(name, getattr(self, name))
+        if self.time_step is not None and not 0 < self.time_step < math.inf:
+            raise InputError(f"time_step: expected a number above 0, got {self.time_step}")
+        if self.arch == "mlp":
+            fields.without_effect(self, ["kernel_size"], "on arch=mlp, which has no filters")
+        for arch in self.archs:  # the rest is the networks' own to refuse
+            self.network(arch, self.depths[0])
+
+    @property
+    def archs(self) -> tuple[str, ...]:
+        """The architectures, in order."""
+        return ARCHITECTURES if self.arch == "both" else (self.arch,)
+
+    @property
+    def kernel_options(self) -> dict[str, Any]:
+        """What kernels and predictions of the limit take."""
+        return {"rho": self.rho, "beta": self.beta, "kernel_size": self.kernel_size}
+
+    def network(self, arch: str, depth: int) -> TrainConfig:
+        """The network of one depth, in the theorems' regime, and its data."""
+        return TrainConfig(
+            arch=arch,
+            depth=depth,
+            dataset=self.dataset,
+            classes=self.classes,
+            data_dir=self.data_dir,
+            pool=self.pool,
+            seed=self.seed,
+            rho=self.rho,
+            beta=self.beta,
+            kernel_size=self.kernel_size if arch == "cnn" else TrainConfig.kernel_size,
+        )
