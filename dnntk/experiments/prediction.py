@@ -130,6 +130,7 @@ def _predicted(
     if trained is not None:
         trained.check_data(dataset)
         trained.check_fields(config)
+        trained.warn_of_settings()
         config = trained.fill_times(config)
     own = None if dataset is None else own_dataset(dataset, config.network())
     content = config.to_json() | ({} if own is None else record(own))

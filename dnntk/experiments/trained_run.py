@@ -94,6 +94,15 @@ class TrainedRun:
         recorded = {} if dataset is None else record(own_dataset(dataset, self.config))
         check_same(self._saved, recorded, self.workdir, "compare")
 
+    def warn_of_settings(self) -> None:
+        """Say in a line each what the run has and its limit has not."""
+        for name in ("init", "shift"):
+            if (value := getattr(self.config, name)) != getattr(TrainConfig, name):
+                log.warning(
+                    "compare: %s was trained with %s=%s, which its limit does not have",
+                    *(self.workdir, name, value),
+                )
+
     def compared(self, predicted: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The run beside its prediction.
 
