@@ -140,6 +140,7 @@ BAD = {
     "toy cnn": (["--dataset=toy", "--arch=cnn"], "toy has no images"),
     "even filter": (["--arch=cnn", "--kernel_size=2"], "kernel_size"),
     "no run": (["--compare=nowhere"], "compare: expected a run in nowhere"),
+    "own data": (["--compare=own"], "--compare: own was started on data of your own (planes"),
     "nothing to resume": (["--resume"], "resume: expected the --workdir"),
     "solver": (["--solver=lu"], "solver"),
     "block": (["--block_size=0"], "block_size: expected at least 1"),
@@ -147,7 +148,8 @@ BAD = {
 }
 
 
-def test_bad_flags_end_with_one_line(tmp_path):
+def test_bad_flags_end_with_one_line(tmp_path, trained_on_own):
+    shutil.copytree(trained_on_own[0], tmp_path / "own")
     found = processes.outcomes("predict.py", {name: bad[0] for name, bad in BAD.items()}, tmp_path)
     for name, (_, message) in BAD.items():
         status, _, error = found[name]
@@ -264,3 +266,26 @@ def test_own_data_without_a_test_set_are_predicted(tmp_path):
     assert json.loads(lines[0])["scores"][0]["accuracy"] > 0.5
     assert (tmp_path / "curve.png").exists() and not (tmp_path / "confusion.png").exists()
     assert np.load(tmp_path / "predictions.npz")["test_outputs"].shape == (1, 0, 1)
+
+
+def test_damaged_lines_of_a_run_are_passed_over(trained, tmp_path, caplog):
+    """As a full disk leaves them; and what the limit does not follow is said."""
+    folder, good = tmp_path / "proj [2]", trained[1].history[-1]
+    config = dnntk.TrainConfig(init="he_uniform").to_json()
+    RunFolder(folder).make()
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = (
+        ['{"time": NaN, "train_loss": 1}', '{"time": 1, "train_loss": NaN}', "[1]", "no JSON"]
+        + [json.dumps(good | {"time": "soon"}), json.dumps(good), json.dumps(good)]
+        + ['{"step": 99, "ti']
+    )
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    found = predict(compare=folder, workdir=tmp_path / "out", progress=False)
+    assert [row["time"] for row in found.rows] == [good["time"]]
+    rows = found.summary["compared"]["rows"]
+    assert len(rows) == 1 and rows[0]["trained_train_loss"] == good["train_loss"]
+    assert caplog.text.count("was trained with init=he_uniform, which its limit does not") == 1
+    assert len(repr(found)) < 300
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:5]))
+    with pytest.raises(InputError, match="compare: expected lines with a kernel time"):
+        predict(compare=folder)

@@ -495,6 +495,8 @@ def scripted(made):
     folder, _ = made
     cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     good = {"good": ["--runs=runs,runs/sweep", "--workdir=out", "--title=All <runs>"]}
+    write(folder / "one, two", config={}, summary={})
+    good["comma"] = ["--runs=one, two", "--workdir=comma"]
     return folder, processes.outcomes("report.py", cases | good, folder)
 
 
@@ -503,6 +505,7 @@ def test_the_script_writes_the_page(scripted):
     assert outcomes["good"].returncode == 0, outcomes["good"].stderr
     assert outcomes["good"].stdout == "report: out/report.html\n"
     assert os.listdir(folder / "out") == ["report.html"]
+    assert outcomes["comma"].stdout == "report: comma/report.html\n", outcomes["comma"].stderr
     page = Page(folder / "out" / "report.html")
     assert "All <runs>" in page.text and "6 runs" in page.words and len(page.images) == 3
 
