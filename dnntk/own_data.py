@@ -126,26 +126,40 @@ def check_resumed(saved: dict[str, Any], recorded: dict[str, Any], workdir: Path
     Raises:
         InputError: they differ, or ``saved`` is not a run's.
     """
+    check_same(saved, recorded, workdir, "resume")
+    if "own" in saved:
+        saved = {name: value for name, value in saved.items() if name != "own"}
+        saved |= {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
+    TrainConfig.from_json(saved)
+
+
+def check_same(
+    saved: dict[str, Any], recorded: dict[str, Any], workdir: Path, argument: str
+) -> None:
+    """Refuse other data of the user's own than those of a run, as in `check_resumed`.
+
+    ``argument`` is what named the run's folder.
+
+    Raises:
+        InputError: they differ.
+    """
     before, now = saved.get("own"), recorded.get("own")
     if before is None and now is not None:
         raise InputError(
-            f"resume: {workdir} was started on dataset={saved.get('dataset')}, got data of your "
-            "own; leave dataset out, or use another workdir"
+            f"{argument}: {workdir} was started on dataset={saved.get('dataset')}, got data of "
+            "your own; leave dataset out, or use another workdir"
         )
     if before is not None and now is None:
         raise InputError(
-            f"resume: {workdir} was started on data of your own ({_in_short(before)}), got none; "
-            "give them again from Python, as dataset"
+            f"{argument}: {workdir} was started on data of your own ({_in_short(before)}), got "
+            "none; give them again from Python, as dataset"
         )
     if before is not None and now is not None:
         if not isinstance(before, dict) or before.get("sha256") != now["sha256"]:
             raise InputError(
-                f"resume: {workdir} was started on other data ({_in_short(before)}), got "
+                f"{argument}: {workdir} was started on other data ({_in_short(before)}), got "
                 f"{_in_short(now)}; give the same, or use another workdir"
             )
-        saved = {name: value for name, value in saved.items() if name != "own"}
-        saved |= {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
-    TrainConfig.from_json(saved)
 
 
 def _in_short(own: Any) -> str:

@@ -66,6 +66,7 @@ def _config() -> PredictConfig:
     if FLAGS.compare is None:
         return PredictConfig(**values)
     trained = TrainedRun(FLAGS.compare)
+    trained.check_data(None)
     settled = trained.predicted_fields
     values |= {name: value for name, value in settled.items() if not FLAGS[name].present}
     return trained.fill_times(PredictConfig(**values))

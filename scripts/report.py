@@ -5,6 +5,8 @@ python scripts/report.py --runs=runs/mlp-digits-depth1000,runs/predict-mlp-digit
 python scripts/report.py --runs=runs --workdir=runs --title="Depth against width"
 """
 
+import os
+
 import command_line
 from absl import flags
 
@@ -12,14 +14,16 @@ from dnntk.report import TITLE, write_report
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_list("runs", ["runs"], "Workdirs, or folders of workdirs.")
+flags.DEFINE_string("runs", "runs", "Workdirs, or folders of workdirs, separated by commas.")
 flags.DEFINE_string("title", TITLE, "Title of the page.")
 flags.DEFINE_string("workdir", "runs/report", "Folder for report.html.")
 
 
 def main() -> None:
     """Flags to the page."""
-    runs = [run for run in FLAGS.runs if run]
+    # A folder's own name may have a comma.
+    one = os.path.isdir(os.path.expanduser(FLAGS.runs))
+    runs = [FLAGS.runs] if one else [run for run in FLAGS.runs.split(",") if run]
     print(f"report: {write_report(runs, command_line.workdir(), heading=FLAGS.title)}")
 
 

@@ -140,6 +140,7 @@ BAD = {
     "toy cnn": (["--dataset=toy", "--arch=cnn"], "toy has no images"),
     "even filter": (["--arch=cnn", "--kernel_size=2"], "kernel_size"),
     "no run": (["--compare=nowhere"], "compare: expected a run in nowhere"),
+    "own data": (["--compare=own"], "--compare: own was started on data of your own (planes"),
     "nothing to resume": (["--resume"], "resume: expected the --workdir"),
     "solver": (["--solver=lu"], "solver"),
     "block": (["--block_size=0"], "block_size: expected at least 1"),
@@ -147,7 +148,8 @@ BAD = {
 }
 
 
-def test_bad_flags_end_with_one_line(tmp_path):
+def test_bad_flags_end_with_one_line(tmp_path, trained_on_own):
+    shutil.copytree(trained_on_own[0], tmp_path / "own")
     found = processes.outcomes("predict.py", {name: bad[0] for name, bad in BAD.items()}, tmp_path)
     for name, (_, message) in BAD.items():
         status, _, error = found[name]
@@ -201,3 +203,89 @@ def test_metrics_of_older_runs_are_read(trained, tmp_path):
     trained = [row["trained_train_loss"] for row in found.summary["compared"]["rows"]]
     assert trained == [line["train_loss"] for line in history]
     assert folder.keep_metrics_to(60) == history
+
+
+def own_data(**changed):
+    """Two classes -1 and 1 of points in the plane, in float64 and pandas' kinds of labels."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    y = np.where(x[:, 0] > 0, 1.0, -1.0)
+    labels = np.where(y > 0, "right", "left")
+    mine = {"x_train": x[:30], "y_train": y[:30], "labels_train": labels[:30], "name": "planes"}
+    mine |= {"x_test": x[30:], "y_test": y[30:], "labels_test": labels[30:]}
+    return dnntk.Dataset(**mine | changed)
+
+
+WITHOUT_TEST = dict.fromkeys(("x_test", "y_test", "labels_test"))
+
+
+@pytest.fixture(scope="module")
+def trained_on_own(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    config = dnntk.TrainConfig(depth=40, steps=20, time_step=0.05)
+    return folder, dnntk.train(config, folder, dataset=own_data(), progress=False)
+
+
+def test_a_run_on_own_data_is_compared_on_the_same_only(trained_on_own, tmp_path):
+    run, result = trained_on_own
+    found = predict(compare=run, workdir=tmp_path, dataset=own_data(), progress=False)
+    assert found.summary["data"] == result.summary["data"]
+    last = found.summary["compared"]["rows"][-1]
+    assert last["predicted_test_accuracy"] == found.rows[-1]["test_accuracy"] >= 0.8
+    # Half of the inputs are negative, which the network's first ReLU makes 0, and its limit's.
+    assert last["predicted_train_loss"] == pytest.approx(last["trained_train_loss"], rel=0.02)
+    outputs = np.load(tmp_path / "predictions.npz")["test_outputs"][-1]
+    right = np.mean((outputs > 0) == (own_data().y_test[:, None] > 0))
+    assert found.rows[-1]["test_accuracy"] == right
+    saved = json.loads((tmp_path / "config.json").read_text())
+    trained = json.loads((run / "config.json").read_text())
+    assert saved["dataset"] == "own" and saved["own"]["x_train"] == trained["own"]["x_train"]
+
+    with pytest.raises(InputError, match="compare: .* data of your own .* again from Python"):
+        predict(compare=run)
+    other = own_data(x_train=own_data().x_train + 1e-3)
+    with pytest.raises(InputError, match="compare: .* other data .*sha256"):
+        predict(compare=run, dataset=other)
+    with pytest.raises(InputError, match="resume: .* other data"):
+        predict(workdir=tmp_path, dataset=other, resume=True)
+    with pytest.raises(InputError, match="resume: .* data of your own .* got none"):
+        predict(workdir=tmp_path, resume=True)
+
+
+def test_own_data_are_not_compared_with_a_run_on_a_dataset(trained):
+    with pytest.raises(InputError, match="compare: .* was started on dataset=digits, got data of"):
+        predict(compare=trained[0], dataset=own_data())
+
+
+def test_own_data_without_a_test_set_are_predicted(tmp_path):
+    config = PredictConfig(times=(5.0,), rho=(1.0, 2.0))  # a choice, by classes of -1 and 1
+    found = predict(config, tmp_path, dataset=own_data(**WITHOUT_TEST), progress=False)
+    assert found.chosen["test_loss"] is found.chosen["test_accuracy"] is None
+    assert found.chosen["train_accuracy"] > 0.8
+    lines = (tmp_path / "search.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["scores"][0]["accuracy"] > 0.5
+    assert (tmp_path / "curve.png").exists() and not (tmp_path / "confusion.png").exists()
+    assert np.load(tmp_path / "predictions.npz")["test_outputs"].shape == (1, 0, 1)
+
+
+def test_damaged_lines_of_a_run_are_passed_over(trained, tmp_path, caplog):
+    """As a full disk leaves them; and what the limit does not follow is said."""
+    folder, good = tmp_path / "proj [2]", trained[1].history[-1]
+    config = dnntk.TrainConfig(init="he_uniform").to_json()
+    RunFolder(folder).make()
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = (
+        ['{"time": NaN, "train_loss": 1}', '{"time": 1, "train_loss": NaN}', "[1]", "no JSON"]
+        + [json.dumps(good | {"time": "soon"}), json.dumps(good), json.dumps(good)]
+        + ['{"step": 99, "ti']
+    )
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    found = predict(compare=folder, workdir=tmp_path / "out", progress=False)
+    assert [row["time"] for row in found.rows] == [good["time"]]
+    rows = found.summary["compared"]["rows"]
+    assert len(rows) == 1 and rows[0]["trained_train_loss"] == good["train_loss"]
+    assert caplog.text.count("was trained with init=he_uniform, which its limit does not") == 1
+    assert len(repr(found)) < 300
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:5]))
+    with pytest.raises(InputError, match="compare: expected lines with a kernel time"):
+        predict(compare=folder)

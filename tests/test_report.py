@@ -495,6 +495,8 @@ def scripted(made):
     folder, _ = made
     cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     good = {"good": ["--runs=runs,runs/sweep", "--workdir=out", "--title=All <runs>"]}
+    write(folder / "one, two", config={}, summary={})
+    good["comma"] = ["--runs=one, two", "--workdir=comma"]
     return folder, processes.outcomes("report.py", cases | good, folder)
 
 
@@ -503,6 +505,7 @@ def test_the_script_writes_the_page(scripted):
     assert outcomes["good"].returncode == 0, outcomes["good"].stderr
     assert outcomes["good"].stdout == "report: out/report.html\n"
     assert os.listdir(folder / "out") == ["report.html"]
+    assert outcomes["comma"].stdout == "report: comma/report.html\n", outcomes["comma"].stderr
     page = Page(folder / "out" / "report.html")
     assert "All <runs>" in page.text and "6 runs" in page.words and len(page.images) == 3
 
@@ -513,3 +516,38 @@ def test_a_bad_flag_is_one_line_and_status_2(name, scripted):
     assert outcome.returncode == 2, outcome.stderr
     line = outcome.stderr.strip()
     assert "\n" not in line and BAD_FLAGS[name][1] in line and line.startswith("report.py")
+
+
+ODD_NAMES = ("proj [2]", "a b", "$5_$", "<b>&amp;", "größe ü", "back\\slash", "50% #1?", "*")
+
+
+def test_runs_with_any_name_are_found_and_shown_as_they_are(tmp_path):
+    for depth, name in enumerate(ODD_NAMES, 10):
+        write(tmp_path / "runs" / name, config=TrainConfig(depth=depth).to_json(), summary={})
+        (tmp_path / "runs" / name / "loss.pdf").write_bytes(b"%PDF")
+    page = Page(write_report([tmp_path / "runs"], tmp_path, progress=False))
+    for depth, name in enumerate(ODD_NAMES, 10):
+        assert page.cells[page.cells.index(name) + 3] == str(depth), name
+        linked = [unquote_to_bytes(a["href"]).decode() for a in page.all("a") if "href" in a]
+        assert any(href.endswith(f"/{name}/loss.pdf") for href in linked), name
+
+
+def test_own_data_a_missing_test_set_and_how_a_run_ended_are_said(tmp_path):
+    own = {"name": "planes", "x_train": [30, 2], "x_test": [0, 2], "sha256": "0123456789abcdef"}
+    config = TrainConfig().to_json() | {"dataset": "own", "classes": [-1, 1], "own": own}
+    blank = {"test_loss": None, "test_accuracy": None}
+    lines = [line | blank for line in history()]
+    at_end = {**lines[-1], "learned": False}
+    runs = tmp_path / "runs"
+    write(runs / "mine", config=config, metrics=lines, summary=at_end)
+    write(runs / "up", config=config, metrics=lines, diverged={"message": "the loss went <up>"})
+    write(runs / "later", config=config, summary={"learned": True}, diverged={"message": "before"})
+    write(runs / "odd", config=config | {"own": {}}, diverged=[1])
+    page = page_of(runs)
+    cells = {name: page.cells[page.cells.index(name) :] for name in ("mine", "up", "later", "odd")}
+    for name in ("mine", "up", "later"):
+        assert cells[name][4] == "own data: planes, 30 x 2, sha256 01234567", name
+    assert "finished, no better than a constant" in cells["mine"][:15]
+    assert "diverged" in cells["up"][:15] and "finished" in cells["later"][:15]
+    assert "diverged: the loss went <up>" in page.words and "before" not in page.words
+    assert "digits" not in page.words.replace("digits0", "")

@@ -107,6 +107,7 @@ class PredictConfig:
             classes=self.classes,
             pool=self.pool,
             data_dir=self.data_dir,
+            dtype=self.dtype,
             seed=self.seed,
         )
 

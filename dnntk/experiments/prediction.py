@@ -15,18 +15,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dnntk import fields, figures, hosts
 from dnntk.data import Dataset
 from dnntk.errors import InputError
-from dnntk.evaluation import as_trained, confusion, described, mean_squared_error, split_scores
+from dnntk.evaluation import (
+    as_trained,
+    class_targets,
+    confusion,
+    described,
+    mean_squared_error,
+    split_scores,
+)
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.selection import Selection, usable
 from dnntk.experiments.trained_run import TrainedRun, log_comparison
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
+from dnntk.lines import printed_lines
 from dnntk.locks import freeing_folders
+from dnntk.own_data import check_same, own_dataset, record
 from dnntk.paths import as_path
 from dnntk.regression import KernelFlow
 from dnntk.results import (
@@ -76,8 +86,10 @@ def predict(
     workdir: str | os.PathLike[str] | None = None,
     *,
     compare: str | os.PathLike[str] | None = None,
+    dataset: Dataset | None = None,
     resume: bool = False,
     progress: bool = True,
+    verbose: bool | None = None,
 ) -> PredictResult:
     """Predict what an infinitely deep network learns.
 
@@ -85,24 +97,47 @@ def predict(
       config: what to predict; None is the default, digits 0 and 1.
       workdir: folder for the configuration, curves, predictions, summary and figures; None writes
         nothing.
-      compare: workdir of a run of `dnntk.train` on the same data, whose curve is laid over.
+      compare: workdir of a run of `dnntk.train` on the same data, whose curve is laid over; the
+        times are those of its evaluations unless ``config`` has some.
+      dataset: examples of your own, instead of those that ``config`` names, as `dnntk.train` takes
+        them; the test set may be missing.
       resume: go on with what ``workdir`` holds: finished choices are not made again.
       progress: show bars for what takes longer than five seconds.
+      verbose: print the lines on data, solver and result, where logging does not take them to a
+        handler of its own; by default as ``progress``.
 
     Raises:
       InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
     """
     config = config or PredictConfig()
+    with printed_lines(hosts.first() and (progress if verbose is None else verbose)):
+        return _predicted(config, workdir, compare, dataset, resume, progress)
+
+
+def _predicted(
+    config: PredictConfig,
+    workdir: str | os.PathLike[str] | None,
+    compare: str | os.PathLike[str] | None,
+    dataset: Dataset | None,
+    resume: bool,
+    progress: bool,
+) -> PredictResult:
     trained = None if compare is None else TrainedRun(compare)
     if trained is not None:
+        trained.check_data(dataset)
         trained.check_fields(config)
+        trained.warn_of_settings()
         config = trained.fill_times(config)
+    own = None if dataset is None else own_dataset(dataset, config.network())
+    content = config.to_json() | ({} if own is None else record(own))
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
-        folder.claim(config.to_json(), resume, free=FREE)
-    prediction = Prediction(config, folder, trained, progress)
+        if resume and not folder.vacant:
+            check_same(folder.read_config(), content, folder.path, "resume")
+        folder.claim(content, resume, free=FREE)
+    prediction = Prediction(config, folder, trained, progress, own)
     if folder is not None:  # what cannot be read leaves no run behind that a mended command meets
-        folder.write_json(CONFIG, config.to_json() | {"versions": versions()})
+        folder.write_json(CONFIG, content | {"versions": versions()})
     return prediction.result()
 
 
@@ -115,21 +150,36 @@ class Prediction:
         folder: RunFolder | None,
         trained: TrainedRun | None,
         progress: bool,
+        own: Dataset | None = None,
     ) -> None:
-        """Read the data."""
+        """Read the data, unless they are the user's own."""
         self.config, self.folder, self.trained = config, folder, trained
         self.progress, self.begun = progress, time.perf_counter()
         named = config.gram_dir
         self.gram_dir = None if named is None else as_path("gram_dir", named)
-        self.data = _prepared(config)
+        if own is None:
+            data = load_dataset_for(config.network())
+        else:
+            data = dataclasses.replace(own, description=f"own data: {own.description}")
+        # Of the classes, where they are not 0 and 1 or one-hot.
+        self.targets = class_targets(data) if own is not None and data.classes else None
+        self.data = _prepared(data, config)
         log.info("data: %s", self.data.description)
+        self.negative = bool((self.data.x_train < 0).any() or (self.data.x_test < 0).any())
+        if self.negative:
+            log.warning(
+                "data: negative inputs count as 0, which a network's first ReLU makes of them; "
+                "shift or split the features to keep what they say"
+            )
 
     def result(self) -> PredictResult:
         """Choose, solve, predict, and write."""
         config, n = self.config, len(self.data.x_train)
         rho, beta, selected = config.rho[0], config.beta[0], None
         if (held_out := self.held_out()) > 0:
-            selection = Selection(self.data, held_out, config.times_or_default, self.folder)
+            selection = Selection(
+                self.data, held_out, config.times_or_default, self.folder, self.targets
+            )
             rho, beta = selection.kernel(config.rho, config.beta, self.flow, config.search_examples)
             flow = self.flow(rho, beta, n, self.gram_dir)
             # The examples held out come last: the Gram matrix of the rest is part of the whole.
@@ -174,7 +224,8 @@ class Prediction:
         """The limit kernel of this architecture."""
         sizes = {"kernel_size": self.config.kernel_size} if self.config.arch == "cnn" else {}
         d_out = self.data.y_train.shape[1]
-        return partial(limit_ntk, rho=rho, beta=beta, d_out=d_out, **sizes)
+        kernel = partial(limit_ntk, rho=rho, beta=beta, d_out=d_out, **sizes)
+        return _after_relu(kernel) if self.negative else kernel
 
     def flow(
         self,
@@ -232,11 +283,15 @@ class Prediction:
     ) -> list[dict[str, Any]]:
         """A row a time, from the outputs on the test examples [times, n', d_out]."""
         data, rows = self.data, []
-        labelled = data.labels_train is not None
+        labelled, targets = data.labels_train is not None, self.targets
+        in_train, in_test = data.labels_train, data.labels_test
+        if targets is None:  # the right decisions are those by y
+            in_train = in_test = None
         for t, on_train, on_test in zip(times, flow.train_predictions(times), outputs, strict=True):
-            row: dict[str, Any] = {"time": t}
-            row |= split_scores("train", on_train, data.y_train, labelled)
-            row |= split_scores("test", on_test, data.y_test, labelled)
+            row: dict[str, Any] = {"time": t, "test_loss": None, "test_accuracy": None}
+            row |= split_scores("train", on_train, data.y_train, labelled, targets, in_train)
+            if len(on_test):
+                row |= split_scores("test", on_test, data.y_test, labelled, targets, in_test)
             rows.append(row)
         return rows
 
@@ -302,17 +357,23 @@ class Prediction:
         at = list(times).index(chosen["time"])
         time_shown = r"\infty" if math.isinf(chosen["time"]) else f"{chosen['time']:g}"
         named = f"{title}: test set, $t = {time_shown}$"
+        if not len(data.x_test):
+            return
         if data.labels_test is not None:
-            counts = confusion(outputs[at], data.labels_test, len(data.classes))
+            counts = confusion(outputs[at], data.labels_test, len(data.classes), self.targets)
             figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)
-        if data.name == "toy":
+        if config.dataset == "toy":
             arc = data.x_test, data.y_test, outputs[at]
             figures.draw(path / "fit", figures.arc_figure, *arc, "limit", named)
 
 
-def _prepared(config: PredictConfig) -> Dataset:
+def _after_relu(kernel: Kernel) -> Kernel:
+    """The limit of networks on inputs of any sign: they pass on the positive part of each."""
+    return lambda x1, x2: kernel(jnp.maximum(x1, 0), jnp.maximum(x2, 0))
+
+
+def _prepared(data: Dataset, config: PredictConfig) -> Dataset:
     """The dataset, training examples in an order in which any last part is a fair sample."""
-    data = load_dataset_for(config.network())
     n = config.train_examples or len(data.x_train)
     if n > len(data.x_train):
         raise InputError(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import scores
@@ -24,11 +26,21 @@ class Selection:
     """Validation scores by kernel and number of training examples; kept, so none is found twice."""
 
     def __init__(
-        self, data: Dataset, held_out: int, times: tuple[float, ...], folder: RunFolder | None
+        self,
+        data: Dataset,
+        held_out: int,
+        times: tuple[float, ...],
+        folder: RunFolder | None,
+        targets: np.ndarray | None = None,
     ) -> None:
-        """Hold out the last examples; take up the scores that ``folder`` has."""
+        """Hold out the last examples; take up the scores that ``folder`` has.
+
+        ``targets`` are those of the classes of own data, as in `dnntk.evaluation.decide`.
+        """
         self._x, self._y = data.x_train[-held_out:], data.y_train[-held_out:]
-        self._labelled = data.labels_train is not None
+        self._labelled, self._targets = data.labels_train is not None, targets
+        labels = None if targets is None else data.labels_train
+        self._labels = None if labels is None else labels[-held_out:]
         self.rest, self._times, self._folder = len(data.x_train) - held_out, times, folder
         self._found: dict[tuple[float, float, int], list[dict[str, Any]]] = {}
         for line in [] if folder is None else folder.keep_lines(SEARCH):
@@ -68,7 +80,7 @@ class Selection:
     def _scored(self, flow: KernelFlow) -> list[dict[str, Any]]:
         times, found = usable(flow, self._times), []
         for t, f in zip(times, flow.predict(self._x, times), strict=True):
-            loss, accuracy = scores(f, self._y, self._labelled)
+            loss, accuracy = scores(f, self._y, self._labelled, self._targets, self._labels)
             found.append({"time": t, "accuracy": accuracy, "loss": loss})
         return found
 

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from dnntk.config import TrainConfig
+from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
+from dnntk.own_data import check_same, own_dataset, record
 from dnntk.paths import as_path
 from dnntk.results import METRICS, RunFolder, metrics_line, parsed
 
@@ -29,7 +31,6 @@ class TrainedRun:
     Attributes:
         workdir: of the run.
         config: of the run; of one on data of the user's own, with the default dataset.
-        own: what config.json keeps of the user's own data; None for one of dnntk's datasets.
         history: a dict an evaluation, in the order of time and each time once: time, and `SCORES`,
             None where there is none.
     """
@@ -42,8 +43,8 @@ class TrainedRun:
         """
         self.workdir = as_path("compare", workdir)
         content = RunFolder(self.workdir).read_config("compare")
-        self.own = content.pop("own", None)
-        if self.own is not None:
+        self._saved = dict(content)
+        if content.pop("own", None) is not None:
             content |= {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
         try:
             self.config = TrainConfig.from_json(content)
@@ -82,6 +83,24 @@ class TrainedRun:
                 raise InputError(
                     f"compare: {self.workdir} was trained with {name}={value}, got "
                     f"{getattr(config, name)}; leave {name} out"
+                )
+
+    def check_data(self, dataset: Dataset | None) -> None:
+        """Refuse other data of the user's own than those that the run was trained on.
+
+        Raises:
+            InputError: they differ, or only one of the two has such data.
+        """
+        recorded = {} if dataset is None else record(own_dataset(dataset, self.config))
+        check_same(self._saved, recorded, self.workdir, "compare")
+
+    def warn_of_settings(self) -> None:
+        """Say in a line each what the run has and its limit has not."""
+        for name in ("init", "shift"):
+            if (value := getattr(self.config, name)) != getattr(TrainConfig, name):
+                log.warning(
+                    "compare: %s was trained with %s=%s, which its limit does not have",
+                    *(self.workdir, name, value),
                 )
 
     def compared(self, predicted: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dnntk.report.curves import course
 from dnntk.report.markup import Html, collapsed, joined, tag
 from dnntk.report.reading import Figure, Workdir, read_figure, read_json, read_lines
 from dnntk.report.values import cut, mapping, properties, records, rendered, shown, title
-from dnntk.results import CONFIG, METRICS, SUMMARY
+from dnntk.results import CONFIG, DIVERGED, METRICS, SUMMARY
 
 # Of the pixels of a figure: `dnntk.figures.draw` draws 150 an inch, a browser 96.
 SCREEN = 96 / 150
@@ -57,8 +57,9 @@ class Section:
         self.others = {
             file: self._json(file)
             for file in workdir.files
-            if file.suffix == ".json" and file not in (self._own(CONFIG), self._own(SUMMARY))
+            if file.suffix == ".json" and file not in map(self._own, (CONFIG, SUMMARY, DIVERGED))
         }
+        self._diverged = self._message()
         self.config, self.summary = self._run_json(CONFIG), self._run_json(SUMMARY)
         self.lines = {file: self._lines(file) for file in workdir.files if file.suffix == ".jsonl"}
         self.headline = self._headline()
@@ -97,10 +98,20 @@ class Section:
         file = self._own(name)
         if file in self.workdir.files:
             return self._json(file)
-        if not self.others:
+        if not self.others and not (name == SUMMARY and self._diverged is not None):
             fate = "; the run is unfinished, or has failed" if name == SUMMARY else ""
             self._note(f"{name}: missing{fate}")
         return None
+
+    def _message(self) -> str | None:
+        """Why the run diverged, if it did; a run that finished later has put that right."""
+        file = self._own(DIVERGED)
+        if file not in self.workdir.files or self._own(SUMMARY) in self.workdir.files:
+            return None
+        content = self._json(file)
+        message = shown("", content.get("message") if isinstance(content, dict) else None)
+        self._note(f"diverged: {message}")
+        return message
 
     def _lines(self, file: Path) -> list[dict[str, Any]]:
         lines, problem = read_lines(file)
@@ -132,8 +143,12 @@ class Section:
         return headline
 
     def _state(self) -> str:
+        if isinstance(self.summary, dict) and self.summary.get("learned") is False:
+            return "finished, no better than a constant"
         if self.summary is not None:
             return "finished"
+        if self._diverged is not None:
+            return "diverged"
         present = self._own(SUMMARY) in self.workdir.files
         return "damaged" if present else "results" if self.others else "unfinished"
 
@@ -264,6 +279,10 @@ def _fields() -> dict[str, frozenset[str]]:
 
 
 def _data(config: dict[str, Any]) -> str | None:
+    if isinstance(own := config.get("own"), dict):  # `dnntk.own_data.record`
+        shape = shown("", own.get("x_train")).replace(", ", " x ")
+        digest = shown("", own.get("sha256"))[:8]
+        return f"own data: {shown('', own.get('name'))}, {shape}, sha256 {digest}"
     dataset, classes = config.get("dataset"), config.get("classes")
     if dataset is None:
         return None
