@@ -26,11 +26,11 @@ def progress_bar(
     """
     stream = sys.stderr
     missing = stream is None or getattr(stream, "closed", False)
-    file = None if missing else _Stream(stream)
+    file = None if missing else SafeStream(stream)
     return tqdm(iterable, disable=disable or missing, file=file, dynamic_ncols=True, **options)
 
 
-class _Stream:
+class SafeStream:
     """A text stream that is written to until it fails for the first time."""
 
     def __init__(self, stream: Any) -> None:

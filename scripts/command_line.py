@@ -20,6 +20,7 @@ from dnntk import Diverged, InputError, hosts
 from dnntk.errors import Interrupted, Stopped
 from dnntk.paths import as_path
 from dnntk.pipeline import parse_mesh
+from dnntk.progress import SafeStream
 
 # More host devices than this only cut the batch thinner.
 MOST_HOST_DEVICES = 8
@@ -147,10 +148,12 @@ def _naming_flags(message: str) -> str:
 
 
 def _print_anything() -> None:
-    """What a terminal's encoding does not have is printed as its number, and ends no run."""
-    for stream in (sys.stdout, sys.stderr):
+    """Neither a character that an encoding lacks nor a reader that has gone ends a run."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # None where it is closed
             stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, SafeStream(stream))
 
 
 def _stop(message: str, status: int) -> NoReturn:

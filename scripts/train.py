@@ -22,6 +22,7 @@ from dnntk.data import DATASETS
 from dnntk.experiments.forecast import forecast
 from dnntk.initializers import INITS
 from dnntk.models import PARAMETRIZATIONS
+from dnntk.own_data import check_resumed
 from dnntk.results import CONFIG, RunFolder
 
 FLAGS = flags.FLAGS
@@ -74,7 +75,9 @@ def _config() -> TrainConfig:
 
 def _resumed_config(workdir: Path) -> TrainConfig:
     """The saved run's configuration, with the flags that were really given laid over it."""
-    saved = TrainConfig.from_json(RunFolder(workdir).read_config())
+    held = RunFolder(workdir).read_config()
+    check_resumed(held, {}, workdir)
+    saved = TrainConfig.from_json(held)
     given = {f.name for f in dataclasses.fields(TrainConfig) if FLAGS[f.name].present}
     changes = {name: value for name, value in _values().items() if name in given}
     lengths = {"steps", "epochs", "time"}

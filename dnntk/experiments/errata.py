@@ -155,13 +155,13 @@ def errata(
     folder = None if workdir is None else RunFolder(workdir)
     if folder is not None:
         folder.claim(dataclasses.asdict(config), resume=False)
+    with (
+        jax.enable_x64(True),
+        progress_bar(STATEMENTS, desc="errata", disable=not progress) as bar,
+    ):
+        rows = [_row(statement, config) for statement in bar]
+    if folder is not None:  # not before: what was stopped has nothing to go on with
         folder.write_json(CONFIG, {**dataclasses.asdict(config), "versions": versions()})
-    with jax.enable_x64(True):
-        rows = [
-            _row(statement, config)
-            for statement in progress_bar(STATEMENTS, desc="errata", disable=not progress)
-        ]
-    if folder is not None:
         seconds = round(time.perf_counter() - begun, 1)
         folder.write_json(SUMMARY, {"rows": rows, "seconds": seconds, "versions": versions()})
         draw(folder.path / "errata", errata_figure, rows)
