@@ -34,15 +34,19 @@ class SafeStream:
     """A text stream that is written to until it fails for the first time."""
 
     def __init__(self, stream: Any) -> None:
+        """Write to ``stream``."""
         self._stream, self._failed = stream, False
 
     def __getattr__(self, name: str) -> Any:
+        """Whatever else the stream has."""
         return getattr(self._stream, name)  # encoding, fileno
 
     def write(self, text: str) -> None:
+        """Write, unless that has failed before."""
         self._try("write", text)
 
     def flush(self) -> None:
+        """As `write`."""
         self._try("flush")
 
     def _try(self, method: str, *text: str) -> None:

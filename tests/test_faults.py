@@ -300,9 +300,9 @@ def test_an_order_to_stop_writes_a_checkpoint_and_ends_in_seconds(tmp_path, orde
 def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monkeypatch, order):
     workdir = tmp_path / "w"
     whole, taken = run[1], []
-    from dnntk.experiments import training
+    from dnntk.experiments import training_run
 
-    count = training._Run._check
+    count = training_run.Run._check
 
     def counted(self, loss, step):
         taken.append(step)
@@ -313,7 +313,7 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monke
     before = [signal.getsignal(number) for number in ORDERS]
     kind = Stopped if order == signal.SIGTERM else KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(kind) as caught:
-        patch.setattr(training._Run, "_check", counted)
+        patch.setattr(training_run.Run, "_check", counted)
         train(SMALL, workdir, progress=False)
     assert f"go on with resume=True, workdir={str(workdir)!r}" in caught.value.message
     assert [signal.getsignal(number) for number in ORDERS] == before
