@@ -95,6 +95,8 @@ def test_every_configuration_converts_its_fields(kind):
         (AccumulationConfig, {"data_dir": "x"}, "data_dir"),
         (LimitConfig, {"arch": "mlp", "kernel_size": 5}, "kernel_size"),
         (DepthOrWidthConfig, {"data_dir": "x"}, "data_dir"),
+        (InitializationConfig, {"arch": "mlp", "width": 5}, "width"),
+        (InitializationConfig, {"arch": "cnn", "d_in": 5}, "d_in"),
         (TrainabilityConfig, {"dataset": "digits", "data_dir": "x"}, "data_dir"),
         (TrainabilityConfig, {"epochs": 3}, "epochs"),
         (TrainabilityConfig, {"preset": "mlp-4000", "rates": (0.1,)}, "rates"),

@@ -81,6 +81,14 @@ class InitializationConfig:
         fields.convert(self)
         check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
         check_choice("init", self.init, INITS)
+        if self.arch == "mlp":
+            of_images = ("height", "width", "channels", "kernel_size")
+            fields.without_effect(self, of_images, "on arch=mlp, which has no images")
+        if self.arch == "cnn":
+            fields.without_effect(self, ["d_in"], "on arch=cnn, whose inputs are channels")
+        if self.init != "deep_narrow":
+            deviations = f"on init={self.init}, which has a deviation of its own"
+            fields.without_effect(self, ["rho", "beta"], deviations)
         sides = {"d_in": MOST_UNITS, "d_out": MOST_UNITS, "channels": MOST_CHANNELS}
         sides |= {"height": MOST_PIXELS, "width": MOST_PIXELS}
         for name, most in sides.items():
