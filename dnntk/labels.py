@@ -1,5 +1,6 @@
 """Labels of any kind as indices into the classes."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,13 @@ def label_values(name: str, labels: Any, examples: int) -> list[Any] | None:
     if not hasattr(labels, "__len__") or isinstance(labels, str | bytes | dict):
         raise InputError(f"{expected}, got {brief(labels)}")
     if not isinstance(labels, list | tuple):
-        if not hasattr(labels, "tolist"):  # a table of pandas'
-            labels = np.asarray(labels)
-        labels = labels.tolist()
+        try:  # a table of pandas' has no tolist
+            labels = (labels if hasattr(labels, "tolist") else np.asarray(labels)).tolist()
+        except Exception as error:  # an array of another library's may raise anything
+            raise InputError(f"{expected}, got {brief(labels)} ({brief(error)})") from None
     values = [one[0] if isinstance(one, list | tuple) and len(one) == 1 else one for one in labels]
     values = [one.item() if hasattr(one, "item") and not np.ndim(one) else one for one in values]
+    values = [one.decode(errors="replace") if isinstance(one, bytes) else one for one in values]
     if len(values) != examples:
         raise InputError(f"{expected}, got {len(values)}")
     for value in (one for one in values if type(one) not in (int, bool, str)):
@@ -138,4 +141,5 @@ def _known(value: Any) -> Any:
 
 
 def _as_json(name: Any) -> Any:
-    return name if isinstance(name, str | int | float | bool) else str(name)
+    kept = isinstance(name, str | int) or (isinstance(name, float) and math.isfinite(name))
+    return name if kept else str(name)

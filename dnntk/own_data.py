@@ -72,7 +72,7 @@ def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
             raise InputError("y_test: expected targets of x_test, got none; give both or neither")
         y_test = y_train[:0]
     found = Dataset(
-        name=" ".join(str(data.name).split()) or "own",
+        name=" ".join(str(data.name or "").split()) or "own",
         x_train=x_train,
         y_train=y_train,
         x_test=x_test,

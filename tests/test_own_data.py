@@ -83,6 +83,7 @@ LABELS = {
     "1 to 2": (SIDES + 1, (), (1, 2)),
     "floats": (SIDES + 0.5, (), (0.5, 1.5)),
     "bools": (SIDES.astype(bool), (), (False, True)),
+    "bytes": (np.where(SIDES, b"dog", b"cat"), (), ("cat", "dog")),
     "a column": (WORDS[:, None], (), ("cat", "dog")),
     "a list of NumPy's": (list(SIDES + 1), np.array([2, 1]), (2, 1)),
 }
@@ -96,6 +97,7 @@ def test_labels_by_value_are_indices_into_the_classes(name):
     )
     assert found.classes == names and json.loads(json.dumps(found.classes)) == list(names)
     values = np.asarray(labels).ravel()
+    values = values.astype(str) if values.dtype.kind == "S" else values
     np.testing.assert_array_equal(np.array(names)[found.labels_train], values)
     np.testing.assert_array_equal(np.array(names)[found.labels_test], values[:3])
     assert found.labels_train.dtype == np.int32
