@@ -164,6 +164,11 @@ def _stop(message: str, status: int) -> NoReturn:
 
 def _log_lines() -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax narrates every checkpoint
+    # What fails in a thread of orbax's is raised again in the caller. The thread's own traceback
+    # may come after the one line that says so.
+    absl.logging.get_absl_logger().addFilter(
+        lambda record: "_SignalingThread" not in record.getMessage()
+    )
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("dnntk")

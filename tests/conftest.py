@@ -15,6 +15,7 @@ jax.config.update("jax_traceback_in_locations_limit", 0)
 # Many tests compile what another has compiled. The folder is a worker's own, and goes with it.
 # What takes less is compiled again sooner than it is packed, written and found.
 COMPILED = tempfile.TemporaryDirectory()
+processes.cache_without_compressing()
 jax.config.update("jax_compilation_cache_dir", COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.04)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

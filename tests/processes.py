@@ -13,6 +13,7 @@ import json
 import math
 import os
 import pkgutil
+import random
 import runpy
 import signal
 import socket
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,10 +50,7 @@ def command(script, *flags):
 @contextlib.contextmanager
 def joined(count, *flags, cwd, script="train.py"):
     """A script as so many processes of one job, `Running`."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    meet = (f"--coordinator=127.0.0.1:{port}", f"--processes={count}")
+    meet = (f"--coordinator=127.0.0.1:{_free_port()}", f"--processes={count}")
     running = []
     try:
         for process in range(count):
@@ -63,10 +62,26 @@ def joined(count, *flags, cwd, script="train.py"):
             one.wait()
 
 
+def _free_port():
+    """One that no other process is given meanwhile: the system gives none below 32768 unasked."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port found")
+
+
 def compile_fast():
     """Let this process and its children compile fast rather than well."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+
+
+def cache_without_compressing():
+    """Compressing what XLA compiled took 5% of the tests' time; readers take either."""
+    from jax._src import compilation_cache
+
+    compilation_cache.compress_executable = functools.partial(zlib.compress, level=0)
 
 
 def environment(optimized=False):
@@ -125,6 +140,16 @@ class Running:
 
     def kill(self):
         self.send_signal(signal.SIGKILL)
+
+    def until(self, there):
+        """Wait until ``there()`` is true; the process must still be running then."""
+        while not there():
+            ended = _ask(self._optimized, {"wait for": self.pid, "timeout": 0})
+            if ended is not None:
+                self.returncode = ended
+                words = _texts(self._kept.name, 0)[1]
+                raise AssertionError(f"ended too soon, with status {ended}: {words}")
+            time.sleep(0.02)
 
     def wait(self, timeout=SECONDS):
         """The last words, on standard error."""
@@ -252,6 +277,7 @@ class _Child(BaseException):
 
 def _serve():
     _import_what_scripts_import()
+    cache_without_compressing()
     gc.freeze()  # children end sooner: they leave alone what was imported
     server = _Server()
     for line in sys.stdin:

@@ -63,8 +63,7 @@ def test_descent_of_the_linear_network_is_kernel_gradient_descent(arch, x64):
     np.testing.assert_allclose(losses[0], 0.5 * np.mean(np.sum(y**2, 1)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("arch", ["mlp", "cnn"])
-@pytest.mark.parametrize("examples", [12, 11])
+@pytest.mark.parametrize(("arch", "examples"), [("mlp", 11), ("mlp", 12), ("cnn", 11)])
 def test_two_devices_do_what_one_does(arch, examples, x64):
     case = network(arch, scale=9.0, examples=examples)
     one = descend(*case, 1, 3, learning_rate=0.05, momentum=0.5)
@@ -112,8 +111,9 @@ def test_predictions_do_not_depend_on_the_chunk(chunk, x64):
     np.testing.assert_allclose(found, expected, rtol=1e-11)
 
 
-@pytest.mark.parametrize("arch", ["mlp", "cnn"])
-@pytest.mark.parametrize("mesh", ["data:1", "data:2", "depth:2"])
+@pytest.mark.parametrize(
+    ("arch", "mesh"), [("mlp", "data:1"), ("cnn", "data:2"), ("mlp", "depth:2"), ("cnn", "depth:2")]
+)
 def test_power_iteration_finds_the_largest_eigenvalue(arch, mesh, x64):
     model, variables, x, _ = network(arch, examples=11, scale=50.0)
     expected = np.linalg.eigvalsh(explicit_kernel(model, variables, x) / len(x))[-1]

@@ -18,14 +18,14 @@ from dnntk.experiments.forecast import forecast
 @pytest.mark.parametrize(
     "fields",
     [
-        {"dataset": "toy"},
         {"arch": "cnn", "steps": 7},
-        {"mesh": "data:2"},
-        {"mesh": "depth:2", "optimizer": "adam", "lr": 1e-3},
+        {"dataset": "toy", "mesh": "data:2"},
+        {"dataset": "toy", "mesh": "depth:2", "optimizer": "adam", "lr": 1e-3},
     ],
     ids=str,
 )
-def test_counts_are_those_of_the_run(fields):
+def test_counts_are_those_of_the_run(fields, monkeypatch):
+    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.0)
     config = TrainConfig(depth=40, **{"steps": 3, **fields})
     told = forecast(config)
     run = train(config, progress=False)
@@ -36,8 +36,9 @@ def test_counts_are_those_of_the_run(fields):
     assert "at the peak" in str(told)
 
 
-def test_arithmetic_is_two_operations_a_weight_position_and_example():
-    told = forecast(TrainConfig(depth=300, dataset="toy", steps=3))
+def test_arithmetic_is_two_operations_a_weight_position_and_example(monkeypatch):
+    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.0)
+    told = forecast(TrainConfig(depth=300, dataset="toy", steps=3, lr=1e-3))
     once = 2 * 200 * (2 * 4 + 298 * 16 + 4)
     # Up and twice down; the plain code goes up twice.
     assert told.step_operations == once * (3 if native.available() else 4)
@@ -73,7 +74,8 @@ def test_a_dry_run_counts_what_checkpoints_take(monkeypatch):
     assert told.step_bytes + params < told.memory_bytes < told.step_bytes + 2 * params
 
 
-def test_steps_follow_from_the_kernel_time_of_the_shallower_network():
+def test_steps_follow_from_the_kernel_time_of_the_shallower_network(monkeypatch):
+    monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.0)
     config = TrainConfig(depth=30, dataset="toy", time=20.0)
     told, run = forecast(config), train(config, progress=False)
     assert told.steps == pytest.approx(run.summary["steps"], abs=2)
@@ -81,7 +83,7 @@ def test_steps_follow_from_the_kernel_time_of_the_shallower_network():
 
 def test_depths_that_are_timed_split_into_stages_as_the_runs_own(monkeypatch):
     monkeypatch.setattr(forecasting, "CALIBRATION_SECONDS", 0.0)
-    told = forecast(TrainConfig(depth=1002, dataset="toy", steps=10, mesh="depth:2"))
+    told = forecast(TrainConfig(depth=1002, dataset="toy", steps=10, mesh="depth:2", lr=1e-3))
     assert all(depth < 1002 and depth % 2 == 0 for depth in told.calibrated_at)
     assert told.calibrated_at[0] < told.calibrated_at[1]
     # Stages run in the plain code, which goes up twice.

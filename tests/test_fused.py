@@ -33,7 +33,7 @@ CASES = {
     "wide, odd batch": ((37, 130), 3, 9, "float64", {}),
     "wide, few digits matter": ((37, 130), 3, 9, "float64", {"scale": 1e9}),
     "wide, dark pixels": ((37, 130), 3, 9, "float64", {"dark": True}),
-    "wide, dark pixels, many examples": ((290, 1300), 2, 4, "float32", {"dark": True}),
+    "wide, dark pixels, many examples": ((290, 640), 2, 4, "float32", {"dark": True}),
     "wide, dark pixels in the regime": ((37, 130), 1, 9, "float32", {"dark": True, "scale": 1e5}),
     "wide, dark pixels, C infinite": (
         (130, 255),
@@ -44,10 +44,8 @@ CASES = {
     ),
     "wide, matrices": ((70, 200), 1, 8, "float64", {"init": "he_uniform", "negative": True}),
     "wide, one example": ((1, 201), 2, 9, "float64", {"init": "he_uniform", "negative": True}),
-    "wide, two examples": ((2, 290), 4, 9, "float32", {"init": "he_uniform", "negative": True}),
     "wide, literal": ((5, 301), 10, 7, "float64", {"literal": True, "scale": 30.0}),
     "wide": ((130, 255), 10, 12, "float32", {"scale": math.inf}),
-    "wide, many examples": ((257, 150), 1, 8, "float32", {"init": "he_uniform", "negative": True}),
     "wide, many examples, literal": ((300, 131), 5, 7, "float32", {"literal": True}),
     "3 units": ((20, 1), 1, 12, "float64", {}),
     "6 units": ((130, 3), 2, 40, "float64", {"init": "he_uniform", "negative": True}),
@@ -181,8 +179,8 @@ def test_what_rounding_hides_is_left_out_and_nothing_else(examples, d_in, d_out,
 @pytest.mark.parametrize(
     ("shape", "depth", "options"),
     [
-        *(((150, 3), 70, {}), ((150, 4, 5, 1), 70, {}), ((150, 126), 20, {}), ((150, 126), 70, {})),
-        *(((290, 132), 12, {}), ((290, 126), 12, {}), ((290, 132), 12, {"scale": 1e5})),
+        *(((150, 3), 70, {}), ((150, 4, 5, 1), 70, {}), ((150, 126), 70, {})),
+        *(((290, 126), 12, {}), ((290, 132), 12, {"scale": 1e5})),
         *(((150, 126), 70, {"scale": 1e5}), ((150, 126), 70, {"scale": 3e3, "negative": True})),
         *(((290, 132), 12, {"dark": True}), ((290, 132), 12, {"dark": True, "scale": 1e5})),
     ],
@@ -206,11 +204,16 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkey
     assert_close(gradient(2), expected, 0)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    ("size", "options"),
-    [(0.0, {}), (1e-3, {}), (1.0, {}), (1.0, {"init": "he_uniform"}), (1e18, {"negative": True})],
-    ids=["nothing trained", "little", "much", "no state like another", "beyond all bounds"],
+    ("size", "options", "dtype"),
+    [
+        pytest.param(0.0, {}, "float32", id="nothing trained"),
+        pytest.param(1e-3, {}, "float64", id="little"),
+        pytest.param(1.0, {}, "float32", id="much"),
+        pytest.param(1.0, {"init": "he_uniform"}, "float32", id="no state like another"),
+        pytest.param(1.0, {"init": "he_uniform"}, "float64", id="nor of 64 bits"),
+        pytest.param(1e18, {"negative": True}, "float32", id="beyond all bounds"),
+    ],
 )
 def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
     # So many numbers that a matrix unit has its turn, where there is one.

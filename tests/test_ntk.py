@@ -58,8 +58,8 @@ def close(found, expected, dtype=np.float64, layers=9):
 )
 def test_all_methods_agree_with_the_definition(case, parametrization, trained, x64):
     model, variables, x1, x2 = make(case, parametrization, trained)
-    # The CNN's forward mode compiles for long; literal matrices have it in the MLP's case.
-    definition = "jacrev" if (case, parametrization) == (CNN, "standard") else "jacfwd"
+    # The CNN's forward mode compiles for long; test_models.py has it beside its reverse mode.
+    definition = "jacrev" if case == CNN else "jacfwd"
     expected = empirical_ntk(model, variables, x1, x2, method=definition)
     assert expected.shape == (5, 3, model.d_out, model.d_out)
     for method in ("auto", "layerwise", "jacrev"):

@@ -5,8 +5,6 @@ Eight host devices need a process of their own, as does every mesh of ``scripts/
 
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -115,8 +113,8 @@ print(json.dumps({"whole": whole, "held": list(held.values()), "worked": worked}
 """
 
 
-def test_stages_hold_their_own_layers_and_rest_only_where_they_must():
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+def test_stages_hold_their_own_layers_and_rest_only_where_they_must(tmp_path):
+    done = processes.outcomes(None, {"": ["-"]}, tmp_path, code=CODE)[""]
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     stages, count = 4, 16
@@ -149,8 +147,10 @@ def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
     frozen = {name: tree for name, tree in variables.items() if name != "params"}
     ended = []
     for text in ("data:1", "depth:2"):
-        # Its norms are a layer's and the whole network's, and it asks for a second gradient.
-        optimizer = optax.contrib.sam(optax.lamb(1e-2), optax.sgd(0.1), opaque_mode=True)
+        # Its norms are a layer's and the whole network's.
+        optimizer = optax.lamb(1e-2)
+        if examples == 7:  # asks for a second gradient
+            optimizer = optax.contrib.sam(optimizer, optax.sgd(0.1), opaque_mode=True)
         mesh = pipeline.make_mesh(text)
         params = flow.put_state(variables["params"], mesh)
         state = flow.TrainState(params, flow.put_state(optimizer.init(params), mesh))

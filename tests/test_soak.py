@@ -8,7 +8,7 @@ SMALL = ("--meshes=data:1", "--depth=6", "--steps=10", "--workdir=w")
 
 
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
-    done = processes.run("soak.py", "--kills=1", *SMALL, cwd=tmp_path)
+    done = processes.outcome("soak.py", "--kills=1", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "w/summary.json").read_text())
     assert summary["wrong"] == 0 and summary["kills"] >= 1
