@@ -10,7 +10,7 @@ import pytest
 from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, figures, to_standard
-from dnntk.experiments import training
+from dnntk.experiments import training_run
 from dnntk.experiments.accumulation import AccumulationConfig, accumulate
 from dnntk.shares import accumulated, coefficients, layer_shares
 
@@ -168,7 +168,7 @@ def test_resuming_does_not_train_again(small, monkeypatch):
     folder, whole = small
     lines = (folder / "training" / "metrics.jsonl").read_text()
     monkeypatch.setattr(figures, "draw", lambda *_: None)
-    monkeypatch.setattr(training._Run, "_train", lambda *_: 0.0)
+    monkeypatch.setattr(training_run.Run, "_train", lambda *_: 0.0)
     again = accumulate(SMALL, folder, resume=True, progress=False)
     np.testing.assert_array_equal(again.trained, whole.trained)
     np.testing.assert_array_equal(again.drawn, whole.drawn)
