@@ -115,10 +115,8 @@ class Checkpoints:
         try:
             if needed > free:
                 raise OSError(f"{free / 1e6:.0f} MB are free")
-            with _failing_threads() as failures:
+            with _threads_held_back():
                 self._manager.save(step, args=_in_pieces(_without_empty(host)))
-            if failures:
-                raise OSError(self._reason(failures[0]))
             _write_checksums(self._folder / str(step))
         except (OSError, ValueError) as error:  # tensorstore raises the latter
             self._discard(step)
@@ -272,15 +270,17 @@ def _plainly_named(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _failing_threads() -> Iterator[list[BaseException]]:
-    """What is raised in threads meanwhile, orbax's; it is not printed as well."""
+def _threads_held_back() -> Iterator[None]:
+    """What fails in a thread is reported afterwards, unless the block raises it: once is enough."""
     before = threading.excepthook
-    failures: list[BaseException] = []
-    threading.excepthook = lambda args: failures.append(args.exc_value or args.exc_type())
+    failures: list[threading.ExceptHookArgs] = []
+    threading.excepthook = failures.append
     try:
-        yield failures
+        yield
     finally:
         threading.excepthook = before
+    for failure in failures:
+        before(failure)
 
 
 class _CutShort(InputError):

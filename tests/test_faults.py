@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import jax
@@ -335,6 +336,22 @@ with told_to_stop() as told:
         assert told() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_thread_of_the_user_s_that_fails_meanwhile_is_reported(tmp_path, monkeypatch):
+    def failing(*args):
+        other = threading.Thread(target=lambda: 1 / 0)
+        other.start()
+        other.join()
+        return write(*args)
+
+    write, reported = checkpoints._in_pieces, []
+    monkeypatch.setattr(checkpoints, "_in_pieces", failing)
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    with Checkpoints(tmp_path) as kept:
+        kept.save(1, STATE)
+        assert kept.restore(STATE)[0] == 1
+    assert [failure.exc_type for failure in reported] == [ZeroDivisionError]
 
 
 def test_no_room_is_one_line_and_the_checkpoint_before_stays(copied, monkeypatch):

@@ -66,7 +66,7 @@ def test_a_checkpoint_that_cannot_be_read_again_is_an_error_at_once(tmp_path, mo
     monkeypatch.setattr(checkpoints, "_plainly_named", contextlib.nullcontext)
     with Checkpoints(tmp_path / "proj [2]") as kept:
         with pytest.raises(InputError, match="checkpoints can be read again") as caught:
-            kept.save(1, STATE)
+            kept.save(1, {"a": STATE["a"]})
         one_line(caught)
         assert kept.newest() is None
 
@@ -139,7 +139,7 @@ def test_what_is_no_path_is_one_line_that_names_the_argument(value):
     with pytest.raises(InputError, match="^workdir: expected a path, got") as caught:
         RunFolder(value)
     one_line(caught)
-    with pytest.raises(InputError, match="^data_dir: expected a path, got") as caught:
+    with pytest.raises(InputError, match="^data_dir: expected a ") as caught:
         dnntk.load_dataset("mnist", data_dir=value)
     one_line(caught)
 
