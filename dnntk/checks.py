@@ -67,7 +67,7 @@ def real_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> j
 
     NumPy's float64 becomes float32 where x64 is off, half precision float32, and integers and
     bools the float that is JAX's default: on the host, where JAX has not wrapped them yet. An array
-    of JAX's stays on its device, and may be traced.
+    of JAX's stays on its device, and may be traced; a number of Python's stays weakly typed.
 
     Args:
         name: what a message calls the value.
@@ -95,8 +95,9 @@ def real_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> j
         array = _unwrapped(name, array)
     else:
         array = _cast(array, _floating(array.dtype))
+    weak = type(value) in (int, float) and not kept
     with jax.ensure_compile_time_eval():  # inside a traced function, a constant is known
-        return jnp.asarray(array)
+        return jnp.asarray(float(array) if weak else array)
 
 
 def checked_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> jax.Array:
@@ -124,7 +125,7 @@ def common_dtype(*arrays: Any) -> np.dtype:
     Said by the caller, so that ``jax_numpy_dtype_promotion="strict"`` has nothing to refuse.
     """
     with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*(_floating(a.dtype) for a in arrays))
+        return _floating(jnp.result_type(*arrays))
 
 
 def _check_real(name: str, dtype: np.dtype, value: Any) -> None:
