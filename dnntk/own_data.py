@@ -88,8 +88,8 @@ def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
     return dataclasses.replace(found, description=said or _describe(found))
 
 
-def warn_of_size(data: Dataset) -> None:
-    """Say in a line if the inputs are far above the size that networks and kernels are made for."""
+def warn_of_inputs(data: Dataset) -> None:
+    """Say in a line each if inputs are far above size 1, or below 0."""
     size = math.sqrt(float(np.vdot(data.x_train, data.x_train)) / data.x_train.size)
     if size > LARGE:
         log.warning(
@@ -97,6 +97,20 @@ def warn_of_size(data: Dataset) -> None:
             "scale them to about 1 (pixels by 1/255, features to standard deviation 1)",
             size,
         )
+    warn_of_negative(data)
+
+
+def warn_of_negative(data: Dataset) -> bool:
+    """Say in a line if there are negative inputs, and return whether there are."""
+    share = float(np.mean(data.x_train < 0))
+    negative = share > 0 or bool((data.x_test < 0).any())
+    if negative:
+        log.warning(
+            "data: %.3g%% of the inputs are negative and count as 0, which the network's first "
+            "ReLU makes of them; shift every feature to start at 0, or split it by sign",
+            100 * share,
+        )
+    return negative
 
 
 def record(data: Dataset) -> dict[str, Any]:

@@ -286,13 +286,14 @@ def test_a_run_goes_on_with_its_own_data_only(own_run, tmp_path):
         train(longer, copy, dataset=data, resume=True, progress=False)
 
 
-def test_inputs_far_above_size_1_get_a_line(caplog):
+def test_inputs_far_above_size_1_or_below_0_get_a_line(caplog):
     with caplog.at_level(logging.WARNING, "dnntk"):
-        for scale in (1, 255):
+        for scale in (-1, 1, 255):
             caplog.clear()
             data = Dataset(x_train=IMAGES * scale, y_train=SIDES, x_test=IMAGES, y_test=SIDES)
             result = train(MLP, dataset=data, progress=False)
             assert ("scale them to about 1" in caplog.text) == (scale == 255)
+            assert ("inputs are negative" in caplog.text) == (scale == -1)
     assert result.summary["test_accuracy"] is None
 
 

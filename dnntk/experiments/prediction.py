@@ -36,7 +36,7 @@ from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.lines import printed_lines
 from dnntk.locks import freeing_folders
-from dnntk.own_data import check_same, own_dataset, record
+from dnntk.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.paths import as_path
 from dnntk.regression import KernelFlow
 from dnntk.results import (
@@ -165,12 +165,7 @@ class Prediction:
         self.targets = class_targets(data) if own is not None and data.classes else None
         self.data = _prepared(data, config)
         log.info("data: %s", self.data.description)
-        self.negative = bool((self.data.x_train < 0).any() or (self.data.x_test < 0).any())
-        if self.negative:
-            log.warning(
-                "data: negative inputs count as 0, which a network's first ReLU makes of them; "
-                "shift or split the features to keep what they say"
-            )
+        self.negative = warn_of_negative(self.data)
 
     def result(self) -> PredictResult:
         """Choose, solve, predict, and write."""

@@ -37,7 +37,7 @@ from dnntk.experiments.training_results import (
 from dnntk.interruption import told_to_stop
 from dnntk.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
-from dnntk.own_data import warn_of_size
+from dnntk.own_data import warn_of_inputs
 from dnntk.plan import Job, Plan, kernel_times
 from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
@@ -158,7 +158,7 @@ class Run:
         say_network(self.config, width, self.parameters)
         log.info("data: %s; batches of %d", self._data(), self.batch_size)
         if self.recorded:
-            warn_of_size(self.dataset)
+            warn_of_inputs(self.dataset)
         devices = self.mesh.devices.ravel()
         log.info("device: %d x %s, %s", devices.size, devices[0].device_kind, self.config.dtype)
 
