@@ -164,17 +164,31 @@ def _stop(message: str, status: int) -> NoReturn:
 
 def _log_lines() -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)  # orbax narrates every checkpoint
-    # What fails in a thread of orbax's is raised again in the caller. The thread's own traceback
-    # may come after the one line that says so.
-    absl.logging.get_absl_logger().addFilter(
-        lambda record: "_SignalingThread" not in record.getMessage()
-    )
+    _silence_orbax_threads()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("dnntk")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _silence_orbax_threads() -> None:
+    """Print no traceback of an error that orbax raises in the caller too.
+
+    Its threads may print theirs at any time, even after the one line. Tensorstore's futures that
+    end when orbax has closed their event loop print more.
+    """
+    absl.logging.get_absl_logger().addFilter(
+        lambda record: "_SignalingThread" not in record.getMessage()
+    )
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = report_others
 
 
 def _join_others() -> None:
