@@ -23,7 +23,9 @@
 
 #include "wide.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BW__) && defined(__linux__)
+// DNNTK_AMX_EMULATED: the unit's instructions by vectors, so that machines without it test this code.
+#if defined(__AVX512BW__) && defined(__linux__) && \
+    (defined(DNNTK_AMX_EMULATED) || (defined(__AMX_TILE__) && defined(__AMX_BF16__)))
 #define DNNTK_AMX 1
 
 #include <immintrin.h>
@@ -47,16 +49,68 @@ constexpr int64_t kLeast = int64_t{1} << 15;  // numbers of a state, or vectors 
 // May this process use the unit? The system must be asked.
 inline bool allowed() {
   static const bool answer = [] {
-    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
     const char* off = std::getenv("DNNTK_AMX");
     if (off != nullptr && std::strcmp(off, "0") == 0) return false;
+#ifdef DNNTK_AMX_EMULATED
+    return true;
+#else
+    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
     return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#endif
   }();
   return answer;
 }
 
 // Is there enough to do for it?
 inline bool pays(const Problem<float>& p) { return p.channels * p.examples >= kLeast; }
+
+#ifdef DNNTK_AMX_EMULATED
+
+// While it lives, this thread's tiles are full ones.
+struct Session {};
+
+inline __m512* tile(int k) {
+  alignas(64) static thread_local __m512 tiles[8][kTile];
+  return tiles[k];
+}
+
+inline const char* row_of(const void* first, int64_t bytes, int64_t row) {
+  return static_cast<const char*>(first) + bytes * row;
+}
+
+template <int K>
+inline void load_tile(const V* from, int64_t stride) {
+  for (int64_t m = 0; m < kTile; ++m) tile(K)[m] = _mm512_loadu_ps(row_of(from, stride, m));
+}
+template <int K>
+inline void store_tile(V* to, int64_t stride) {
+  for (int64_t m = 0; m < kTile; ++m)
+    _mm512_storeu_ps(const_cast<char*>(row_of(to, stride, m)), tile(K)[m]);
+}
+template <int K>
+inline void clear_tile() {
+  std::fill_n(tile(K), kTile, _mm512_setzero_ps());
+}
+// C += A B: first and second terms of the pairs are summed apart, and then added to C. Of a pair the
+// first lies in the lower half of its 32 bits.
+template <int C, int A, int B>
+inline void multiply_tiles() {
+  const __m512i upper = _mm512_set1_epi32(0xffff0000);
+  const auto first = [](__m512i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); };
+  const auto second = [&](__m512i v) { return _mm512_castsi512_ps(_mm512_and_si512(v, upper)); };
+  for (int64_t m = 0; m < kTile; ++m) {
+    const int32_t* pairs = reinterpret_cast<const int32_t*>(tile(A) + m);
+    __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t k = 0; k < kTile; ++k) {
+      const __m512i a = _mm512_set1_epi32(pairs[k]), b = _mm512_castps_si512(tile(B)[k]);
+      sums[0] = _mm512_fmadd_ps(first(a), first(b), sums[0]);
+      sums[1] = _mm512_fmadd_ps(second(a), second(b), sums[1]);
+    }
+    tile(C)[m] = _mm512_add_ps(tile(C)[m], _mm512_add_ps(sums[0], sums[1]));
+  }
+}
+
+#else
 
 // While it lives, this thread's unit is set to full tiles. Whoever set it before finds it so again.
 class Session {
@@ -99,6 +153,8 @@ template <int C, int A, int B>
 inline void multiply_tiles() {
   __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
+
+#endif  // DNNTK_AMX_EMULATED
 
 // Work in equal pieces, spread evenly over calls: piece() when it is due.
 class Pace {
