@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dnntk.checks import brief
+from dnntk.checks import brief, check_unmasked
 from dnntk.data import targets_of
 from dnntk.errors import InputError
 
@@ -24,6 +24,7 @@ def label_values(name: str, labels: Any, examples: int) -> list[Any] | None:
     expected = f"{name}: expected [{examples}] labels, an example each"
     if not hasattr(labels, "__len__") or isinstance(labels, str | bytes | dict):
         raise InputError(f"{expected}, got {brief(labels)}")
+    check_unmasked(name, labels)
     if not isinstance(labels, list | tuple):
         try:  # a table of pandas' has no tolist
             labels = (labels if hasattr(labels, "tolist") else np.asarray(labels)).tolist()

@@ -157,6 +157,14 @@ BAD = {
         "y_test.*nan",
     ),
     "beyond float32": ({"x_train": X * 1e300, "y_train": SIDES}, "x_train.*float32"),
+    "masked label": (
+        {"x_train": X, "labels_train": [np.ma.masked, *SIDES[1:]]},
+        "labels_train.*masked",
+    ),
+    "masked labels": (
+        {"x_train": X, "labels_train": np.ma.array(SIDES, mask=SIDES == 0)},
+        "labels_train.*masked",
+    ),
     "masked": ({"x_train": np.ma.array(X, mask=X > 1), "y_train": SIDES}, "x_train.*mask"),
     "complex": ({"x_train": X + 1j, "y_train": SIDES}, "x_train.*real"),
     "words as inputs": ({"x_train": [["a"]] * 8, "y_train": SIDES}, "x_train"),
