@@ -50,9 +50,10 @@ def converted(name: str, value: Any, kind: Any) -> Any:
         try:
             if one is not type(None):
                 return _as(name, value, one)
-        except (TypeError, ValueError, OverflowError) as error:
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except Exception:  # an array of another library's may raise anything
+            continue
     expected = " or ".join(_described(one) for one in kinds)
     raise InputError(f"{name}: expected {expected}, got {brief(value)}")
 

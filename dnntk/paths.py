@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dnntk.checks import brief
 from dnntk.errors import InputError
 
 
@@ -22,7 +23,7 @@ def as_path(name: str, value: Any) -> Path:
     try:
         text = os.fsdecode(value)
     except TypeError:
-        raise InputError(f"{name}: expected a path, got {_short(value)}; give a str") from None
+        raise InputError(f"{name}: expected a path, got {brief(value)}; give a str") from None
     try:
         if not text or "\0" in text:
             raise ValueError("empty" if not text else "it has a null character")
@@ -34,7 +35,7 @@ def as_path(name: str, value: Any) -> Path:
         ) from None
     except ValueError as error:  # null characters, and what the system's encoding does not have
         raise InputError(
-            f"{name}: expected a path, got {_short(value)} ({error}); give another"
+            f"{name}: expected a path, got {brief(value)} ({error}); give another"
         ) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -43,7 +44,3 @@ def as_path(name: str, value: Any) -> Path:
                 "give a shorter one"
             ) from None
     return path
-
-
-def _short(value: Any) -> str:
-    return " ".join(repr(value).split())[:60]

@@ -59,7 +59,27 @@ def test_values_of_other_libraries_become_pythons_own(given, expected):
 
 BAD_INTEGERS = (3.0, np.float64(3), "3", True, np.bool_(True), [3], np.array([3]), math.nan)
 BAD_NUMBERS = ("0.1", True, math.nan, 1j, [0.1], np.array([0.1]), 10**400, np.ma.masked, b"1")
-BAD_CLASSES = ("0,1", 3, None, {0, 1}, {0: 1}, np.array([[0, 1]]), (0, "1"), (0.0, 1.0), (True, 0))
+
+
+class Unreadable:
+    """An array of another library's that cannot be read."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise OSError("gone\naway")
+
+
+BAD_CLASSES = (
+    Unreadable(),
+    "0,1",
+    3,
+    None,
+    {0, 1},
+    {0: 1},
+    np.array([[0, 1]]),
+    (0, "1"),
+    (0.0, 1.0),
+    (True, 0),
+)
 BAD = [("steps", value) for value in (*BAD_INTEGERS, 2**31, -1, 0)]
 BAD += [("seed", value) for value in (*BAD_INTEGERS, None, 2**32, 2**63, -1)]
 BAD += [("lr", value) for value in BAD_NUMBERS] + [("momentum", np.float32(1)), ("scale", 0)]
