@@ -220,6 +220,11 @@ def _check_one_argument(module: Any) -> None:
 def _split_nnx(apply_fn: Any, variables: Any) -> tuple[Any, Any]:
     nnx = sys.modules["flax.nnx"]
     if isinstance(variables, nnx.Module):
+        if _is_nnx(apply_fn) and type(variables) is not type(apply_fn):
+            raise InputError(
+                f"variables: expected an NNX module like apply_fn, {type(apply_fn).__name__}, got "
+                f"{type(variables).__name__}; give the module itself"
+            )
         return nnx.split(variables)
     graph, own = nnx.split(apply_fn)
     state = nnx.merge_state(own, variables) if isinstance(variables, nnx.State) else None

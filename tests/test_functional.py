@@ -97,6 +97,8 @@ def test_an_nnx_module_its_state_and_its_parameters_give_the_kernel_by_its_param
     close(kernel(module, X[:1]), empirical_ntk_fn(module)(nnx.state(module), X[:1]))
     refused("variables: expected an NNX module", kernel, params, X)
     refused("another state", kernel, nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0))), X)
+    another = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    refused("like apply_fn, Encoder, got Linear", kernel, another, X)
     refused("got a method of Encoder", empirical_ntk_fn, module.encode)
     refused("class Encoder; give an instance", empirical_ntk_fn, Encoder)
 
