@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnntk import hosts
+from dnntk.checks import brief
 from dnntk.devices import Devices
 from dnntk.errors import InputError
 from dnntk.gram import PROGRESS_DELAY
@@ -49,6 +50,11 @@ class CrossKernel:
 
         ``x`` is kept, and copied only where ``dtype`` is another.
         """
+        if not callable(kernel):
+            raise InputError(
+                f"kernel: expected a function of two batches, got {brief(kernel)}; for example "
+                "dnntk.kernel.limit_ntk"
+            )
         self.kernel, self.dtype, self.x = kernel, dtype, x.astype(dtype, copy=False)
         self.devices = Devices()
         shape = self._shape_of_one()

@@ -138,3 +138,9 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
     damage(tmp_path)
     with pytest.raises(InputError, match="gram: expected a stored matrix.*found damage"):
         _gram(folder=tmp_path)
+
+
+def test_a_kernel_that_is_no_function_is_refused():
+    for kernel in (5, "limit"):
+        with pytest.raises(InputError, match=r"^kernel: expected a function of two batches, got"):
+            CrossKernel(kernel, np.ones((2, 3)), "float64")
