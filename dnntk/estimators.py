@@ -14,7 +14,7 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 
-from dnntk.checks import native_numbers
+from dnntk.checks import check_unmasked, native_numbers
 from dnntk.errors import InputError
 from dnntk.infinite_depth import InfiniteDepth
 
@@ -119,6 +119,16 @@ class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
             raise ValueError("another number of classes than of outputs")
         self.classes_ = classes
 
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """scikit-learn's: the share of right decisions.
+
+        Raises:
+            InputError: an entry is masked.
+        """
+        check_unmasked("y", y)
+        check_unmasked("sample_weight", sample_weight)
+        return float(super().score(X, y, sample_weight))
+
 
 class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
     """Regression by the infinitely deep deep-narrow network at a time of its training.
@@ -157,7 +167,9 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
                 ridge, and the Gram matrix is singular.
             ValueError: scikit-learn's, for X and y.
         """
-        y = y if y is None else native_numbers("y", y).astype(np.float64)
+        # scikit-learn refuses None and complex numbers itself, in words that its checks ask for.
+        if y is not None and getattr(getattr(y, "dtype", None), "kind", "") != "c":
+            y = native_numbers("y", y).astype(np.float64)
         x, targets = self._validated(X, y, multi_output=True, y_numeric=True)
         self._solve(x, targets.reshape(len(targets), -1))
         self._flat = targets.ndim == 1
@@ -181,3 +193,13 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
         if type(about["flat"]) is not bool or about["flat"] and self.coefficients_.shape[1] > 1:
             raise ValueError("several outputs in one column")
         self._flat = about["flat"]
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """scikit-learn's: the coefficient of determination, R^2.
+
+        Raises:
+            InputError: an entry is masked.
+        """
+        check_unmasked("y", y)
+        check_unmasked("sample_weight", sample_weight)
+        return float(super().score(X, y, sample_weight))

@@ -21,7 +21,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dnntk import savefile
-from dnntk.checks import check_choice, check_count, check_deviation, check_unmasked
+from dnntk.checks import brief, check_choice, check_count, check_deviation, check_unmasked
 from dnntk.errors import InputError
 from dnntk.kernel import limit_ntk
 from dnntk.regression import MOST_ITERATIONS, KernelFlow
@@ -264,6 +264,10 @@ class InfiniteDepth(BaseEstimator):
             # scikit-learn's own checks ask for its type errors, and for its list of names.
             if isinstance(error, TypeError) or "feature names should match" in str(error):
                 raise
+            if not isinstance(error, ValueError):
+                raise InputError(
+                    f"X, y: expected arrays, got one that raises {brief(error)}"
+                ) from None
             raise InputError(_in_one_line(str(error))) from None
 
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:

@@ -186,6 +186,22 @@ def test_one_class_is_refused(digits):
         InfiniteDepthClassifier().fit(x, np.ones(len(x), int))
 
 
+@pytest.mark.parametrize("estimator", [InfiniteDepthClassifier, InfiniteDepthRegressor])
+def test_a_score_refuses_masked_targets_and_arrays_that_raise_are_named(estimator, digits):
+    class Unreadable:
+        def __array__(self, dtype=None, copy=None):
+            raise OSError("gone\naway")
+
+    x, y, _, _ = digits
+    model = estimator().fit(x[:20], y[:20])
+    assert isinstance(model.score(x[:20], y[:20], np.ones(20)), float)
+    masked = np.ma.array(y[:20], mask=y[:20] == y[0])
+    with pytest.raises(InputError, match=r"^y must have no masked entries"):
+        model.score(x[:20], masked)
+    with pytest.raises(InputError, match=r"^X, y: expected arrays, got one that raises .*gone"):
+        model.predict(Unreadable())
+
+
 def test_rows_that_are_no_square_images_need_a_shape(digits):
     x, y, _, _ = digits
     model = InfiniteDepthClassifier(arch="cnn")
