@@ -177,6 +177,8 @@ def _stacked(name: str, value: Sequence[Any]) -> jax.Array:
 def _from_objects(array: np.ndarray) -> np.ndarray:
     """Python's numbers, or anybody's with a ``__float__``; complex ones as such."""
     types = set(map(type, array.flat))
+    if type(np.ma.masked) in types:
+        raise TypeError("masked entries among them")
     if any(
         issubclass(kind, numbers.Complex) and not issubclass(kind, numbers.Real) for kind in types
     ):
@@ -207,6 +209,12 @@ def _is_jax_array(value: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:100] or type(error).__name__
+
+
+def check_rows(name: str, x: jax.Array) -> None:
+    """At least one example along the first axis."""
+    if x.ndim == 0 or len(x) == 0:
+        raise InputError(f"{name} must have at least one row, got shape {x.shape}")
 
 
 def checked_inputs(name: str, value: ArrayLike) -> jax.Array:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.checks import check_count, checked_array
+from dnntk.checks import check_count, check_rows, checked_array
 from dnntk.errors import InputError
 from dnntk.progress import progress_bar
 
@@ -128,9 +128,8 @@ def gram(
     symmetric = x2 is None or x2 is x1
     left = checked_array("x1", x1)
     right = left if x2 is None or x2 is x1 else checked_array("x2", x2)
-    for name, x in (("x1", left), ("x2", right)):
-        if x.ndim == 0 or len(x) == 0:
-            raise InputError(f"{name} must have at least one row, got shape {x.shape}")
+    check_rows("x1", left)
+    check_rows("x2", right)
     rows, cols = (_balanced(len(x), block_size) for x in (left, right))
     row_starts, col_starts = _starts(len(left), rows), _starts(len(right), cols)
     pairs = [
@@ -145,6 +144,8 @@ def gram(
         block1 = lax.dynamic_slice_in_dim(left, row, rows)
         block2 = lax.dynamic_slice_in_dim(right, col, cols)
         values = np.asarray(kernel_fn(block1, block2))
+        if values.dtype.itemsize == 2:  # half precision
+            values = values.astype(np.float32)
         shape = (len(left), len(right), *values.shape[2:])
         out = np.empty(shape, values.dtype) if out is None else out
         if out.shape != shape:

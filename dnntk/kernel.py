@@ -72,6 +72,9 @@ def limit_ntk(
         InputError: An argument has the wrong shape, type or range, or an input is not finite.
     """
     left, right = checked_pair(x1, x2)
+    _check_squares("x1", left)
+    if right is not None:
+        _check_squares("x2", right)
     rho, beta = check_deviation("rho", rho), check_deviation("beta", beta)
     outputs = float(check_count("d_out", d_out))  # an int beyond 2^31 is none of JAX's
     kernel_size = check_count("kernel_size", kernel_size)
@@ -80,6 +83,21 @@ def limit_ntk(
     # On a CPU a step's cosines stay in the cache; elsewhere steps are few and large.
     elements = 2**18 if jax.default_backend() == "cpu" else 2**24
     return _limit_ntk(left, right, rho, beta, outputs, kernel_size, elements)
+
+
+def _check_squares(name: str, x: jax.Array) -> None:
+    """Inputs whose squares their dtype can add up, unless they are traced."""
+    if isinstance(x, jax.core.Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        rows = x.reshape(len(x), math.prod(x.shape[1:]))
+        within = bool(jnp.isfinite(jnp.einsum("ni,ni->n", rows, rows)).all())
+        largest = 0.0 if within else float(jnp.abs(x).max())
+    if not within:
+        raise InputError(
+            f"{name} must have squares within {x.dtype}, got entries up to {largest:.3g}; scale it "
+            "down, or enable x64"
+        )
 
 
 @partial(jax.jit, static_argnums=(5, 6))

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.checks import checked_inputs
+from dnntk.checks import check_rows, checked_inputs
 from dnntk.errors import InputError
 from dnntk.layers import Layer
 from dnntk.models import DeepNarrowMLP, Variables, to_standard
@@ -70,6 +70,7 @@ def measure(
             f"model: expected a DeepNarrowMLP, as in section 3.3, got {type(model).__name__}"
         )
     x = checked_inputs("x", x)
+    check_rows("x", x)
     before, after = (_hidden_layers(model, v, x) for v in (variables, trained))
     moved = (after.states - before.states) * before.unit
     phi_terms = _norm(before.values) + _norm(moved)

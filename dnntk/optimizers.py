@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import jax
 import optax
 import optax.contrib
 
@@ -11,7 +12,21 @@ from dnntk.plan import schedule_of
 
 
 def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
-    """The run's optimizer at a learning rate, for so many steps."""
+    """The run's optimizer at a learning rate, for so many steps.
+
+    optax joins numbers of several dtypes, which JAX's strict promotion would refuse.
+    """
+    made = _optimizer_of(config, rate, steps)
+
+    def standard(function: Any) -> Any:
+        return jax.numpy_dtype_promotion("standard")(function)
+
+    if isinstance(made, flow.PlainSGD):
+        return made
+    return made._replace(init=standard(made.init), update=standard(made.update))
+
+
+def _optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
     if config.optimizer == "sgd" and not config.momentum and not config.scheduled:
         return flow.sgd(rate)
     over_time: Any = rate

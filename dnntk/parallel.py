@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from dnntk.checks import check_count, real_array, real_number
+from dnntk.checks import check_count, check_rows, real_array, real_number
 from dnntk.errors import InputError
 from dnntk.initializers import Layer
 from dnntk.layers import Form, Network, in_segments
@@ -104,7 +104,9 @@ def outputs(
     tolerance = None if tolerance is None else real_number("tolerance", tolerance)
     if tolerance is not None and not tolerance >= 0:
         raise InputError(f"tolerance: expected None or a number >= 0, got {tolerance}")
-    return _outputs(model, variables, real_array("x", x), iterations, tolerance, chunk)
+    x = real_array("x", x)
+    check_rows("x", x)
+    return _outputs(model, variables, x, iterations, tolerance, chunk)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.checks import common_dtype, real_array
+from dnntk.checks import check_rows, common_dtype, real_array
 from dnntk.errors import InputError
 from dnntk.initializers import Layer
 from dnntk.layers import Network, in_segments
@@ -51,7 +51,9 @@ def accumulated(
     """
     if model.initialization != "deep_narrow":
         raise InputError(f"init: expected 'deep_narrow', got {model.initialization!r}")
-    return _accumulated(model, variables, real_array("x", x))
+    x = real_array("x", x)
+    check_rows("x", x)
+    return _accumulated(model, variables, x)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -164,3 +164,8 @@ def test_a_gram_matrix_of_distinct_inputs_is_accepted_and_its_ridge_mends_a_sing
         check_positive_definite("gram", singular)
     ridge = float(str(caught.value).split("at least ")[1].split()[0])
     check_positive_definite("gram", singular + 4 * ridge * np.eye(12, dtype=np.float32))
+
+
+def test_a_kernel_in_half_precision_is_kept_in_single():
+    half = gram(lambda a, b: (a @ b.T).astype(jnp.float16), np.ones((3, 2), np.float32))
+    assert half.dtype == np.float32 and (half == 2).all()

@@ -252,6 +252,8 @@ def test_dtype_follows_the_input_and_x64_stays_off():
     wrapped = limit_ntk(np.array([[2**32, 1]]))
     np.testing.assert_allclose(wrapped, limit_ntk(np.array([[2.0**32, 1]])), rtol=1e-6)
     np.testing.assert_allclose(wrapped, 2.3058e19, rtol=1e-4)
+    with pytest.raises(InputError, match="^x2 must have squares within float32, got .* 1.18e.21;"):
+        limit_ntk(np.ones((1, 2)), np.array([[2**70, 1]], object))
 
 
 # ---- the limit kernel: derivatives

@@ -96,6 +96,20 @@ def test_training_works_under_strict_promotion():
     config = dnntk.TrainConfig(depth=3, arch="cnn", steps=1)
     with jax.numpy_dtype_promotion("strict"):
         assert dnntk.train(config, dataset=data).summary["steps"] == 1
+        config = dnntk.TrainConfig(
+            depth=3, steps=1, optimizer="adam", lr=0.01, schedule="cosine", sam_radius=0.1
+        )
+        assert dnntk.train(config, dataset=data).summary["steps"] == 1
+
+
+def test_no_examples_are_one_line_where_nothing_follows_from_them():
+    for call in (
+        lambda x: dnntk.parallel.outputs(MODEL, VARIABLES, x),
+        lambda x: dnntk.shares.accumulated(MODEL, VARIABLES, x),
+        lambda x: dnntk.lyapunov.measure(MODEL, VARIABLES, VARIABLES, x),
+    ):
+        with pytest.raises(dnntk.InputError, match="^x must have at least one row, got shape"):
+            call(X[:0])
 
 
 def test_kernels_and_networks_work_without_jit():
