@@ -35,7 +35,7 @@ from dnntk.paths import as_path
 
 log = logging.getLogger("dnntk")
 
-SOURCE = Path(__file__).with_name("middle.cc")
+SOURCE = Path(__file__).with_name("cpp") / "ffi.cc"
 SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-pthread")
 # Of the same source, compiled at the same time: for float32 and for float64.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "amx.h"
-#include "states.h"
+#include "packed_states.h"
 #include "wide.h"
 
 namespace {

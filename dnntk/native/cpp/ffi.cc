@@ -13,9 +13,9 @@
 
 #include "xla/ffi/api/c_api.h"
 
-#include "passes.h"
+#include "wide_passes.h"
 #include "problem.h"
-#include "team.h"
+#include "thread_team.h"
 
 namespace {
 
@@ -853,7 +853,7 @@ void gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T
 
 }  // namespace
 
-#include "steps.h"
+#include "narrow_steps.h"
 
 namespace {
 

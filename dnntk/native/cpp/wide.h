@@ -25,10 +25,10 @@
 
 #pragma once
 
-#include "active.h"
-#include "negligible.h"
+#include "active_units.h"
+#include "negligible_products.h"
 #include "problem.h"
-#include "team.h"
+#include "thread_team.h"
 
 namespace {
 
