@@ -328,8 +328,8 @@ class Blocks(NamedTuple):
 
 
 # Of the whole batch, that wide layers need beside those kept, at most: two constants, sums, q twice
-# for each of the two ways and g three times, where these are of three bfloat16 a number.
-_WIDE_STATES = 14
+# for each of the two ways, g three times and derivatives twice.
+_WIDE_STATES = 12
 # As `kTogether` and `kTogetherBytes` of the library.
 _TOGETHER, _TOGETHER_BYTES = 64, 1 << 20
 

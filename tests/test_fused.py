@@ -1,15 +1,12 @@
 """The CPU library against the plain code: values, gradients, tangents, over shapes and forms."""
 
-import json
 import logging
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import processes
 import pytest
 from networks import initialized
 
@@ -217,7 +214,6 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkey
     ],
 )
 def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
-    # So many numbers that a matrix unit has its turn, where there is one.
     model, params, frozen, x, y = network((260, 126), 2, 40, dtype, options)
     params = jax.tree.map(lambda p: (size * p).astype(dtype), params)
     of = fused.Blocks.of
@@ -236,59 +232,6 @@ def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
         found = gradient(kept=kept, segment=segment)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-# Root mean square error of an output and of every gradient in float32, of the largest in float64.
-ERRORS = """
-import json
-import jax
-import numpy as np
-from dnntk import DeepNarrowMLP, fused, native
-
-jax.config.update("jax_enable_x64", True)
-assert native.available()
-rng = np.random.default_rng(0)
-single = lambda dtype, tree: jax.tree.map(lambda a: np.asarray(a, np.float32).astype(dtype), tree)
-error = lambda a, b: float(np.sqrt(np.mean((a - b) ** 2)) / np.abs(b).max())
-errors = []
-for inputs in (150, 124):  # with the latter the units fill whole tiles
-    x, y = rng.uniform(size=(257, inputs)), rng.standard_normal((257, 3))
-    model = DeepNarrowMLP(25, 3, 20.0)
-    frozen = dict(jax.jit(model.init)(jax.random.key(0), x[:1].astype(np.float32)))
-    params = jax.tree.map(lambda p: p + rng.standard_normal(p.shape), frozen.pop("params"))
-    def of(dtype):
-        given = single(dtype, (params, frozen, x, np.ones(257), -y))
-        return fused.gradient(model, *given, fused.Share(2))
-    found, exact = map(jax.tree.leaves, (jax.jit(of, static_argnums=0)(t) for t in ("f4", "f8")))
-    errors += [error(*pair) for pair in zip(found, exact, strict=True)]
-print(json.dumps(errors))
-"""
-
-
-# The library with the unit's instructions emulated, built sooner.
-EMULATED = """
-from dnntk import native
-native.FLAGS = (*native.FLAGS, "-O1", "-DDNNTK_AMX_EMULATED")
-"""
-
-
-def processor_has(feature):
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and feature in cpuinfo.read_text().split()
-
-
-@pytest.mark.skipif(not processor_has("avx512bw"), reason="needs AVX-512, also to emulate the unit")
-def test_a_matrix_unit_of_bfloat16_is_as_exact_as_vectors_of_float32(tmp_path):
-    errors = {}
-    library = "" if processor_has("amx_bf16") else EMULATED
-    for unit in "01":
-        code = f"import os; os.environ['DNNTK_AMX'] = '{unit}'\n{library}{ERRORS}"
-        done = processes.outcomes(None, {"": ["-"]}, tmp_path, code=code)[""]
-        assert done.returncode == 0, done.stderr
-        errors[unit] = np.array(json.loads(done.stdout))
-    assert np.all(errors["0"] > 0) and np.all(errors["0"] < 1e-6)
-    assert np.all(errors["1"] < 1.5 * errors["0"])
-    assert np.all(errors["1"] != errors["0"])  # or the unit was not used
 
 
 @pytest.mark.parametrize(

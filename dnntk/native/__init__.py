@@ -3,9 +3,6 @@
 A compiler (``c++``, ``g++`` or ``clang++``, or what ``CXX`` says, ``ccache g++`` too) builds it for
 the processor that it will run on, in 10 to 20 seconds on two cores. Where there is none, or
 ``DNNTK_NATIVE=0`` is set, everything runs in plain JAX, with the same results to rounding.
-
-Wide layers in float32 are multiplied by a processor's matrix unit where it has one (Intel's AMX),
-as three bfloat16 numbers for each and so to float32's precision; ``DNNTK_AMX=0`` leaves it alone.
 """
 
 import atexit

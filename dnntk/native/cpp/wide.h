@@ -1,5 +1,4 @@
-// Wide dense layers on a CPU, by vectors; `amx.h` does the same by tiles where there is such a unit,
-// and `passes.h` goes up and down through all layers with either.
+// Wide dense layers on a CPU; `wide_passes.h` goes up and down through all of them.
 //
 // A layer of hundreds of units is three matrix products, so all depends on how near to the peak
 // they run. Every product is made of one kernel, a tile of 4 x 6 (or 3 x 4) accumulators over a block of terms
@@ -291,11 +290,8 @@ template <class T>
 class Crew {
  public:
   using V = Vec<T>;
-  using Vector = V;
-  using Shared = ::Shared<T>;
-  struct Session {};  // what a thread must set up for it: nothing
 
-  Crew(Shared& shared, int64_t number, bool down)
+  Crew(Shared<T>& shared, int64_t number, bool down)
       : s_(shared),
         p_(shared.p),
         number_(number),
@@ -503,7 +499,7 @@ class Crew {
  private:
   static constexpr int64_t kFewUnits = kFew * kLanes<T>;
 
-  Shared& s_;
+  Shared<T>& s_;
   const Problem<T>& p_;
   const int64_t number_, c_, begin_, count_;
   Negligible<T> negligible_;

@@ -2,38 +2,34 @@
 
 #pragma once
 
-#include "amx.h"
 #include "packed_states.h"
 #include "wide.h"
 
 namespace {
 
 // work(crew of a thread) on every thread; `make` gets their memory before the first one starts.
-template <class Crew, class Make, class Work>
-void over_crews(typename Crew::Shared& shared, bool down, Make make, Work work) {
-  using Own = decltype(make(std::declval<Crew&>()));
-  std::vector<std::unique_ptr<Crew>> crews;
+template <class T, class Make, class Work>
+void over_crews(Shared<T>& shared, bool down, Make make, Work work) {
+  using Own = decltype(make(std::declval<Crew<T>&>()));
+  std::vector<std::unique_ptr<Crew<T>>> crews;
   std::vector<Own> own;
   for (int64_t k = 0; k < shared.threads; ++k) {
-    crews.emplace_back(new Crew(shared, k, down));
+    crews.emplace_back(new Crew<T>(shared, k, down));
     own.push_back(make(*crews.back()));
   }
-  Team::run(shared.threads, [&](int64_t k) {
-    [[maybe_unused]] typename Crew::Session session;
-    work(*crews[k], *own[k]);
-  });
+  Team::run(shared.threads, [&](int64_t k) { work(*crews[k], *own[k]); });
 }
 
-template <class Crew, class T>
-void forward_with(const Problem<T>& p, T* h_out) {
-  using V = typename Crew::Vector;
-  typename Crew::Shared shared(p, false);
-  over_crews<Crew>(
+template <class T>
+void wide_forward(const Problem<T>& p, T* h_out) {
+  using V = Vec<T>;
+  Shared<T> shared(p, false);
+  over_crews(
       shared, false,
-      [](Crew& crew) {
+      [](Crew<T>& crew) {
         return std::unique_ptr<Buffer<V>>(new Buffer<V>(crew.size + 2 * crew.reading));
       },
-      [&](Crew& crew, Buffer<V>& own) {
+      [&](Crew<T>& crew, Buffer<V>& own) {
         V *h = own.data(), *q = h + crew.size, *next = q + crew.reading;
         crew.arrange(p.h0, h);
         crew.read(0, h, q);
@@ -43,17 +39,17 @@ void forward_with(const Problem<T>& p, T* h_out) {
       });
 }
 
-template <class Crew, class T>
-void tangent_with(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out,
+template <class T>
+void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out,
                   T* dh_out) {
-  using V = typename Crew::Vector;
-  typename Crew::Shared shared(p, false);
-  over_crews<Crew>(
+  using V = Vec<T>;
+  Shared<T> shared(p, false);
+  over_crews(
       shared, false,
-      [](Crew& crew) {
+      [](Crew<T>& crew) {
         return std::unique_ptr<Buffer<V>>(new Buffer<V>(2 * crew.size + 4 * crew.reading));
       },
-      [&](Crew& crew, Buffer<V>& own) {
+      [&](Crew<T>& crew, Buffer<V>& own) {
         const int64_t size = crew.size, reading = crew.reading;
         V *h = own.data(), *dh = h + size, *q = dh + size, *q_next = q + reading,
           *dq = q_next + reading, *dq_next = dq + reading;
@@ -73,11 +69,11 @@ void tangent_with(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
 
 // The gradient goes to `kernel` and `bias`; with rates they are the parameters themselves, which
 // make a step.
-template <class Crew, class T>
-void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
+template <class T>
+void wide_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
                    T* kernel, T* bias) {
-  using V = typename Crew::Vector;
-  typename Crew::Shared shared(p, true);
+  using V = Vec<T>;
+  Shared<T> shared(p, true);
   const int64_t below = p.layers - p.kept, segments = parts(below, p.segment), c = p.channels;
   struct Own {
     Own(int64_t size, int64_t reading, int64_t starts, int64_t kept, int64_t layers)
@@ -87,13 +83,13 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
   };
   // All threads begin to go through layers once more where the first of them has none left.
   std::atomic<int64_t> kept{p.layers};
-  over_crews<Crew>(
+  over_crews(
       shared, true,
-      [&](Crew& crew) {
+      [&](Crew<T>& crew) {
         const int64_t most = std::max(p.kept, std::min(p.segment, below));
         return std::unique_ptr<Own>(new Own(crew.size, crew.reading, segments, most, p.layers));
       },
-      [&](Crew& crew, Own& own) {
+      [&](Crew<T>& crew, Own& own) {
         States<T>& states = own.states;
         V *q = own.scratch.data(), *q_next = q + crew.reading;
         auto start = [&](int64_t k) { return own.starts.data() + k * crew.size; };
@@ -158,37 +154,6 @@ void gradient_with(const Problem<T>& p, const Head<T>& head, const Rates<T>* rat
         }
         crew.store_derivatives(dh0);
       });
-}
-
-// f(crew): a pointer that only tells the kind, the fastest for such layers on this processor.
-template <class T, class F>
-void with_crew([[maybe_unused]] const Problem<T>& p, F f) {
-#ifdef DNNTK_AMX
-  if constexpr (std::is_same<T, float>::value)
-    if (amx::pays(p) && amx::allowed()) return f(static_cast<amx::Crew*>(nullptr));
-#endif
-  f(static_cast<Crew<T>*>(nullptr));
-}
-
-template <class T>
-void wide_forward(const Problem<T>& p, T* h_out) {
-  with_crew(p, [&](auto* crew) { forward_with<std::decay_t<decltype(*crew)>>(p, h_out); });
-}
-
-template <class T>
-void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out,
-                  T* dh_out) {
-  with_crew(p, [&](auto* crew) {
-    tangent_with<std::decay_t<decltype(*crew)>>(p, dk, db, dh0, h_out, dh_out);
-  });
-}
-
-template <class T>
-void wide_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
-                   T* kernel, T* bias) {
-  with_crew(p, [&](auto* crew) {
-    gradient_with<std::decay_t<decltype(*crew)>>(p, head, rates, h_out, dh0, kernel, bias);
-  });
 }
 
 }  // namespace
