@@ -54,17 +54,10 @@ PACKED = 0.5
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 BUDGET = 8 << 20
 
-# The library adds up the terms of so many layers before they go into a state. A segment is a
-# multiple of it, so that where segments begin changes no bit.
-SETTLED = 16
-
 # Vectors of the library, which it fills with examples.
 VECTOR = 64
 # Bytes of a state that stays in a core's own cache, together with the few others of a layer.
 STATE = {"dense": 128 << 10, "images": 96 << 10}
-
-# How `dnntk.native` is to read the initial values beside the trained parameters.
-_NONE, _MATRICES, _FEATURES = range(3)
 
 
 def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
@@ -137,7 +130,7 @@ def outputs(model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, share: Sh
     """Outputs [n, d_out] of ``model.apply``; not differentiable."""
     network, layers, initial = _pieces(model, params, frozen, x)
     h = _enter(network, layers["first"], initial)
-    h = _call("forward", h, *_operands(network, layers, initial, h, share))
+    h = _call("forward", h, _common(network, layers, initial, h, share))
     return _leave(network, layers["last"], initial, h)
 
 
@@ -219,12 +212,12 @@ def descents(
     names = ("middle", "first", "last")
     like = offset, *(layers[name][kind] for name in names for kind in ("kernel", "bias"))
     operands = (
-        *_operands(network, layers, initial, start, share),
         *(network.packed, *end("first"), *end("last"), head, offset, factor, shift),
         *(jnp.asarray(rate, x.dtype), jnp.asarray(count, jnp.int32)),
     )
-    aliases = {2: 1, 3: 2, 10: 3, 11: 4, 13: 5, 14: 6}
-    f, *found = _call("steps", like, *operands, aliases=aliases)
+    common = _common(network, layers, initial, start, share)
+    aliases = {1: 1, 2: 2, 9: 3, 10: 4, 12: 5, 13: 6}
+    f, *found = _call("steps", like, common, *operands, aliases=aliases)
     pairs = zip(names, found[::2], found[1::2], strict=True)
     return f, {name: {"kernel": kernel, "bias": bias} for name, kernel, bias in pairs}
 
@@ -236,9 +229,9 @@ def tangent(
     network, layers, initial = _pieces(model, params, frozen, x)
     enter = lambda layer: _enter(network, layer, initial)  # noqa: E731
     h0, dh0 = jax.jvp(enter, (layers["first"],), (direction["first"],))
-    given = _operands(network, layers, initial, h0, share)
+    common = _common(network, layers, initial, h0, share)
     along = direction["middle"]["kernel"], direction["middle"]["bias"], dh0
-    h, dh = _call("tangent", (h0, h0), *given, *along)
+    h, dh = _call("tangent", (h0, h0), common, *along)
     leave = lambda layer, h: _leave(network, layer, initial, h)  # noqa: E731
     return jax.jvp(leave, (layers["last"], h), (direction["last"], dh))[1]
 
@@ -290,7 +283,8 @@ class Blocks(NamedTuple):
         if alone and count % 2 and vectors > count:
             count += 1  # for an even number of cores
         state_bytes = -(-vectors // count) * a_vector
-        segment = -(-round(math.sqrt(layers)) // SETTLED) * SETTLED
+        # A multiple, so that where segments begin changes no bit.
+        segment = -(-round(math.sqrt(layers)) // native.SETTLE) * native.SETTLE
         if (layers + 1) * state_bytes <= BUDGET:
             segment = layers
         return cls(count, min(layers, segment), state_bytes)
@@ -308,6 +302,10 @@ class Blocks(NamedTuple):
         wide = x.ndim == 2 and _wide(layers, units, len(x))
         return cls.of(layers, units, positions, len(x), x.dtype.itemsize, wide)
 
+    def group(self, layers: int) -> int:
+        """Wide layers that the threads go down between two barriers: what fits a part of a cache."""
+        return min(layers, _GROUP, max(1, _GROUP_BYTES // self.state_bytes))
+
     def recomputed(self, layers: int) -> int:
         """How many of ``layers`` layers are gone through twice on the way to a gradient.
 
@@ -321,8 +319,7 @@ class Blocks(NamedTuple):
             below = layers - self.kept
             packed = max(self.kept, min(self.segment, below)) * (1 + 1 / VECTOR)
             states = math.ceil(packed) + 3 + -(-below // self.segment)
-            group = min(layers, _TOGETHER, max(1, _TOGETHER_BYTES // self.state_bytes))
-            return (states + _WIDE_STATES + 4 * (group - 1)) * self.state_bytes
+            return (states + _WIDE_STATES + 4 * (self.group(layers) - 1)) * self.state_bytes
         states = self.segment + 1 + 2 * -(-layers // self.segment)
         return min(threads, self.number) * states * self.state_bytes
 
@@ -330,27 +327,19 @@ class Blocks(NamedTuple):
 # Of the whole batch, that wide layers need beside those kept, at most: two constants, sums, q twice
 # for each of the two ways, g three times and derivatives twice.
 _WIDE_STATES = 12
-# As `kTogether` and `kTogetherBytes` of the library.
-_TOGETHER, _TOGETHER_BYTES = 64, 1 << 20
+_GROUP, _GROUP_BYTES = 64, 1 << 20
 
 
-class _Operands(NamedTuple):
-    """What every function of the library takes, in its order."""
+class _Common(NamedTuple):
+    """What every function of the library takes: `Settings` and the first operands of `ffi.cc`."""
 
-    settings: np.ndarray
-    units: np.ndarray
-    kernel: jax.Array
-    bias: jax.Array
-    initial_kernel: jax.Array
-    initial_bias: jax.Array
-    base: jax.Array
-    floor: jax.Array
-    h0: jax.Array
+    settings: dict[str, Any]
+    operands: tuple[Any, ...]
 
 
-def _operands(
+def _common(
     network: Network, params: Layers, initial: Layers, h0: jax.Array, share: Share
-) -> _Operands:
+) -> _Common:
     middle, form, channels = params["middle"], network.form, len(h0)
     slope, ratio = form.slope("middle", channels)
     constants = [
@@ -359,9 +348,9 @@ def _operands(
     ]
     start = initial.get("middle")
     if start is None:
-        kind, start = _NONE, {name: jnp.zeros(1, h0.dtype) for name in ("kernel", "bias")}
+        kind, start = "none", {name: jnp.zeros(1, h0.dtype) for name in ("kernel", "bias")}
     else:
-        kind = _MATRICES if start["kernel"].shape == middle["kernel"].shape else _FEATURES
+        kind = "matrices" if start["kernel"].shape == middle["kernel"].shape else "features"
     side = rows = columns = 1
     if isinstance(network.affine, Convolution):
         layout = network.affine.layout
@@ -370,30 +359,31 @@ def _operands(
     wide = isinstance(network.affine, Dense) and _wide(layers, channels, examples)
     shapes = layers, channels, positions, examples, h0.dtype.itemsize
     blocks = Blocks.of(*shapes, wide, share.alone)
-    inputs = len(network.packed)
-    split = (blocks.number, blocks.segment, int(wide), blocks.kept)
-    settings = (side, kind, rows, columns, inputs, share.threads, *split)
-    return _Operands(
-        np.array(settings, np.int32),
-        np.stack(constants),
-        middle["kernel"],
-        middle["bias"],
-        start["kernel"],
-        start["bias"],
+    numbers = {
+        **{"side": side, "rows": rows, "columns": columns, "inputs": len(network.packed)},
+        **{"threads": share.threads, "blocks": blocks.number, "segment": blocks.segment},
+        **{"kept": blocks.kept, "group": blocks.group(layers)},
+    }
+    operands = (
+        *(np.stack(constants), middle["kernel"], middle["bias"], start["kernel"], start["bias"]),
         jnp.broadcast_to(jnp.asarray(form.base, h0.dtype), h0.shape),
         jnp.broadcast_to(jnp.asarray(form.floor, h0.dtype), h0.shape),
         h0,
     )
+    settings = {name: np.int64(number) for name, number in numbers.items()}
+    return _Common(settings | {"wide": np.bool_(wide), "initial": kind}, operands)
 
 
-def _call(name: str, like: Any, *operands: Any, aliases: dict[int, int] | None = None) -> Any:
+def _call(
+    name: str, like: Any, common: _Common, *own: Any, aliases: dict[int, int] | None = None
+) -> Any:
     """The library's function, whose results have shapes and dtypes ``like`` those arrays."""
     results = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), like)
     # Of many networks under `jax.vmap`, one after another: each fills the machine.
     function = jax.ffi.ffi_call(
         f"dnntk_{name}", results, vmap_method="sequential", input_output_aliases=aliases
     )
-    return function(*operands)
+    return function(*common.operands, *own, **common.settings)
 
 
 def _down(
@@ -416,9 +406,9 @@ def _down(
     h, by_h0, kernel, bias = _call(
         name,
         (h0, h0, middle["kernel"], middle["bias"]),
-        *_operands(network, layers, initial, h0, share),
+        _common(network, layers, initial, h0, share),
         *(head, offset, factor, shift, *more),
-        aliases={2: 2, 3: 3} if name == "descent" else None,
+        aliases={1: 2, 2: 3} if name == "descent" else None,
     )
     f, pull_last = jax.vjp(lambda layer: _leave(network, layer, initial, h), layers["last"])
     (last,) = pull_last(factor[:, None] * f + shift)

@@ -1,8 +1,9 @@
 """The CPU library behind `dnntk.fused`: built from C++ at its first use, then kept.
 
 A compiler (``c++``, ``g++`` or ``clang++``, or what ``CXX`` says, ``ccache g++`` too) builds it for
-the processor that it will run on, in 10 to 20 seconds on two cores. Where there is none, or
-``DNNTK_NATIVE=0`` is set, everything runs in plain JAX, with the same results to rounding.
+the processor that it will run on, or for ``DNNTK_MARCH`` (``x86-64-v3``, say), in 10 to 20 seconds
+on two cores. Where there is none, or ``DNNTK_NATIVE=0`` is set, everything runs in plain JAX, with
+the same results to rounding.
 """
 
 import atexit
@@ -32,11 +33,16 @@ from dnntk.paths import as_path
 
 log = logging.getLogger("dnntk")
 
-SOURCE = Path(__file__).with_name("cpp") / "ffi.cc"
-SOURCES = (SOURCE, *sorted(SOURCE.parent.glob("*.h")))
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-pthread")
-# Of the same source, compiled at the same time: for float32 and for float64.
-PARTS = ((), ("-DDNNTK_DOUBLE",))
+CPP = Path(__file__).with_name("cpp")
+SOURCES = sorted(CPP.glob("*.*"))
+# Layers whose terms are added up before they go into a narrow network's state.
+SETTLE = 16
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", f"-DDNNTK_SETTLE={SETTLE}")
+# Compiled at the same time: JAX's side, and the layers in either precision.
+PARTS = (
+    ("-O1", str(CPP / "ffi.cc")),
+    *(("-DDNNTK_REAL=" + real, str(CPP / "layers.cc")) for real in ("float", "double")),
+)
 FUNCTIONS = ("forward", "tangent", "gradient", "descent", "steps")
 SECONDS_ALLOWED = 300
 
@@ -66,14 +72,12 @@ def available() -> bool:
 def _built() -> Path:
     """The library's file, compiled unless it is there already."""
     compiler = _compiler()
-    command = [*compiler, *FLAGS, f"-I{jax.ffi.include_dir()}", "-c", str(SOURCE)]
-    if platform.machine() in ("x86_64", "AMD64"):
-        command.insert(len(compiler), "-mprefer-vector-width=512")
+    command = [*compiler, *FLAGS, *machine_flags(), f"-I{jax.ffi.include_dir()}"]
     key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
     version = _output([*compiler, "--version"])
-    for part in (*command[:-1], *PARTS[1], version, _processor(), jaxlib.__version__):
+    for part in (*command, *sum(PARTS, ()), version, _processor(), jaxlib.__version__):
         key.update(os.fsencode(part) + b"\0")
-    file = _folder() / f"middle-{key.hexdigest()[:24]}.so"
+    file = _folder() / f"layers-{key.hexdigest()[:24]}.so"
     if file.exists():
         return file
     with _one_at_a_time(file.parent):
@@ -84,13 +88,22 @@ def _built() -> Path:
             made = Path(scratch, file.name)
             objects = [str(made.with_suffix(f".{part}.o")) for part in range(len(PARTS))]
             commands = [
-                [*command, *part, "-o", target] for part, target in zip(PARTS, objects, strict=True)
+                [*command, *part, "-c", "-o", target]
+                for part, target in zip(PARTS, objects, strict=True)
             ]
             with concurrent.futures.ThreadPoolExecutor() as pool:
                 list(pool.map(_output, commands))
             _output([*compiler, "-shared", "-pthread", *objects, "-o", str(made)])
             made.replace(file)
     return file
+
+
+def machine_flags() -> list[str]:
+    """The compiler's options for the processor: ``DNNTK_MARCH``, or the one at hand."""
+    flags = [f"-march={os.environ.get('DNNTK_MARCH', '').strip() or 'native'}"]
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags.append("-mprefer-vector-width=512")
+    return flags
 
 
 @contextlib.contextmanager

@@ -13,10 +13,11 @@
 
 #include "problem.h"
 
+namespace dnntk {
 namespace {
 
 // Some of a layer's units, in order.
-struct Listing {
+struct UnitList {
   std::vector<int32_t> units;
   bool all = true;
 
@@ -29,16 +30,16 @@ struct Listing {
 };
 
 // By thread and by the state that a layer reads, or the last one leaves.
-class Active {
+class ActiveUnits {
  public:
   // Of the last `states` gone through.
-  Active(int64_t threads, int64_t states, int64_t units)
+  ActiveUnits(int64_t threads, int64_t states, int64_t units)
       : states_(states), units_(units), words_(parts(units, kBits)), bits_(threads * states * words_) {}
 
   bool has(int64_t thread, int64_t state, int64_t unit) const {
     return row(thread, state)[unit / kBits] >> unit % kBits & 1;
   }
-  void note(int64_t thread, int64_t state, int64_t unit) {
+  void set(int64_t thread, int64_t state, int64_t unit) {
     row(thread, state)[unit / kBits] |= uint64_t{1} << unit % kBits;
   }
   void clear(int64_t thread, int64_t state) {
@@ -46,7 +47,7 @@ class Active {
   }
 
   // Those of threads `first` to `end`.
-  void list(int64_t first, int64_t end, int64_t state, Listing& to) const {
+  void list(int64_t first, int64_t end, int64_t state, UnitList& to) const {
     auto word = [&](int64_t w) {
       uint64_t any = 0;
       for (int64_t t = first; t < end; ++t) any |= row(t, state)[w];
@@ -61,7 +62,7 @@ class Active {
       for (uint64_t left = word(w); left != 0; left &= left - 1)
         to.units.push_back(w * kBits + __builtin_ctzll(left));
   }
-  void list_all(Listing& to) const {
+  void list_all(UnitList& to) const {
     if (to.all && to.count() == units_) return;
     to.all = true;
     to.units.resize(units_);
@@ -85,7 +86,7 @@ class Active {
 
 // Is a unit active in any of these examples?
 template <class T>
-inline bool active(const Vec<T>& h, const Vec<T>& floor, const Vec<T>& q) {
+inline bool is_active(const Vec<T>& h, const Vec<T>& floor, const Vec<T>& q) {
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) {
     const auto a = reinterpret_cast<__m512>(h), b = reinterpret_cast<__m512>(floor);
@@ -101,9 +102,35 @@ inline bool active(const Vec<T>& h, const Vec<T>& floor, const Vec<T>& q) {
   return any != 0;
 }
 
+// Records which units of a state are active in a thread's own examples, unless that was done before:
+// `last` is the last state recorded.
+template <class T>
+class ActivityRecorder {
+ public:
+  using V = Vec<T>;
+
+  ActivityRecorder(ActiveUnits& units, int64_t thread, int64_t state, int64_t& last)
+      : units_(state > last ? &units : nullptr), thread_(thread), state_(state) {
+    if (!units_) return;
+    units_->clear(thread, state);
+    last = state;
+  }
+
+  // `count` vectors of a unit's examples.
+  void record(int64_t unit, int count, const V* h, const V* floor, const V* q) {
+    if (!units_ || units_->has(thread_, state_, unit)) return;
+    for (int x = 0; x < count; ++x)
+      if (is_active<T>(h[x], floor[x], q[x])) return units_->set(thread_, state_, unit);
+  }
+
+ private:
+  ActiveUnits* units_;
+  const int64_t thread_, state_;
+};
+
 // Numbers for the lanes in `mask`, one after the other; zeros for the others.
 template <class T>
-inline Vec<T> spread(const T* from, uint32_t mask) {
+inline Vec<T> expand_lanes(const T* from, uint32_t mask) {
 #ifdef __AVX512F__
   if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_expandloadu_ps(mask, from));
   else return reinterpret_cast<Vec<T>>(_mm512_maskz_expandloadu_pd(mask, from));
@@ -120,3 +147,4 @@ inline Vec<T> spread(const T* from, uint32_t mask) {
 }
 
 }  // namespace
+}  // namespace dnntk

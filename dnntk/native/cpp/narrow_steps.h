@@ -1,38 +1,24 @@
-// Step after step of gradient descent on a whole narrow dense network, in one call.
+// Many steps of gradient descent on a whole narrow dense network in one call.
 //
-// Between two calls lies as much as twenty layers of a narrow network take: its first and last layer
-// as operations of their own, and threads that have to be found again. Here every thread keeps its
-// block of examples, and a first and a last layer of its own, which change alike in all of them; they
-// meet once a step.
+// Returning to JAX between two steps takes as long as twenty layers of a narrow network: its first and
+// last layer would be operations of their own, and the threads would have to be woken again. Here every
+// thread keeps its block of examples and its own copy of the first and the last layer, which all threads
+// change alike; there is one barrier a step.
 
 #pragma once
 
-// Included behind what it is made of, the workers and sums of middle.cc.
+#include "narrow_passes.h"
 
+namespace dnntk {
 namespace {
 
-// The first or the last layer: what is trained, [in, out] and [out], and [2, out] derivatives of its
-// weights and of its biases by that.
+// The first and the last layer for one thread: its copy of the parameters, and its block of examples.
 template <class T>
-struct End {
-  const T *kernel, *bias, *slopes;
-};
-
-template <class T>
-struct Ends {
-  int64_t inputs;
-  const T* x;  // [inputs, 1, n]
-  End<T> first, last;
-  Head<T> untrained;  // the last layer without what is trained of it
-};
-
-// Both ends as one thread has them: parameters of its own, and its block's examples.
-template <class T>
-class OwnEnds {
+class ThreadEnds {
  public:
   using V = Vec<T>;
 
-  OwnEnds(const Problem<T>& p, const Ends<T>& ends, const Block<T>& block)
+  ThreadEnds(const Problem<T>& p, const EndLayers<T>& ends, const Block<T>& block)
       : p_(p),
         ends_(ends),
         block_(block),
@@ -41,12 +27,12 @@ class OwnEnds {
         start_(block.size()),
         base_(block.size()),
         floor_(block.size()),
-        offset_(p.outputs * columns_),
+        offset_(ends.untrained.outputs * columns_),
         factor_(columns_),
-        shift_(p.outputs * columns_),
+        shift_(ends.untrained.outputs * columns_),
         slope_(columns_),
         own_(size(p, ends)) {
-    const int64_t c = p.channels, k = p.outputs;
+    const int64_t c = p.channels, k = ends.untrained.outputs;
     first_ = own_.data();
     first_bias_ = first_ + ends.inputs * c;
     last_ = first_bias_ + c;
@@ -65,8 +51,8 @@ class OwnEnds {
   }
 
   // How many parameters both have: first kernel and bias, last kernel and bias.
-  static int64_t size(const Problem<T>& p, const Ends<T>& ends) {
-    return (ends.inputs + 1) * p.channels + (p.channels + 1) * p.outputs;
+  static int64_t size(const Problem<T>& p, const EndLayers<T>& ends) {
+    return (ends.inputs + 1) * p.channels + (p.channels + 1) * ends.untrained.outputs;
   }
 
   // The state above the first layer.
@@ -84,9 +70,9 @@ class OwnEnds {
   }
 
   // Derivatives by the state `h` below the last layer to `g`, the last layer's gradient to its part
-  // of `sums`, and, where they are asked for, the outputs [n, k].
-  void leave(const V* h, V* g, T* sums, T* outputs) {
-    const int64_t channels = p_.channels, many = p_.outputs;
+  // of `sums`, and the outputs [n, k] to `to` unless that is nullptr.
+  void leave(const V* h, V* g, T* sums, T* to) {
+    const int64_t channels = p_.channels, many = outputs();
     const T *slope = ends_.last.slopes, *bias_slope = slope + many;
     T *by_kernel = sums + (last_ - first_), *by_bias = sums + (last_bias_ - first_);
     std::fill(g, g + block_.size(), V{});
@@ -99,10 +85,10 @@ class OwnEnds {
           f += h[c * columns_ + v] * head[c] + q(h, c, v) * (last_[c * many + k] * slope[k]);
         slope_[v] = factor_[v] * f + shift_[k * columns_ + v];
         total += slope_[v];
-        if (outputs == nullptr) continue;
+        if (to == nullptr) continue;
         const int64_t n = (block_.first + v) * kLanes<T>;
         for (int64_t lane = 0; lane < kLanes<T> && n + lane < p_.examples; ++lane)
-          outputs[(n + lane) * many + k] = f[lane];
+          to[(n + lane) * many + k] = f[lane];
       }
       by_bias[k] = sum<T>(total) * bias_slope[k];
       for (int64_t c = 0; c < channels; ++c) {
@@ -138,8 +124,8 @@ class OwnEnds {
     }
   }
 
-  // A step against the sum of all blocks' `sums`, in their order.
-  void descend(T rate, const T* sums, int64_t blocks) {
+  // A step of gradient descent by all blocks' `sums`, added up in the order of the blocks.
+  void take_step(T rate, const T* sums, int64_t blocks) {
     const int64_t size = this->size(p_, ends_);
     for (int64_t i = 0; i < size; ++i) {
       T total = sums[i];
@@ -148,15 +134,16 @@ class OwnEnds {
     }
   }
 
-  // First kernel and bias, last kernel and bias.
-  void give(T* const results[4]) const {
-    std::copy(first_, first_bias_, results[0]);
-    std::copy(first_bias_, last_, results[1]);
-    std::copy(last_, last_bias_, results[2]);
-    std::copy(last_bias_, last_bias_ + p_.outputs, results[3]);
+  void store_parameters(const Trained<T>& to) const {
+    std::copy(first_, first_bias_, to.first_kernel);
+    std::copy(first_bias_, last_, to.first_bias);
+    std::copy(last_, last_bias_, to.last_kernel);
+    std::copy(last_bias_, last_bias_ + outputs(), to.last_bias);
   }
 
  private:
+  int64_t outputs() const { return ends_.untrained.outputs; }
+
   V q(const V* h, int64_t c, int64_t v) const {
     const int64_t at = c * columns_ + v;
     return base_[at] + h[at] * p_.column[c];
@@ -173,7 +160,7 @@ class OwnEnds {
   }
 
   const Problem<T>& p_;
-  const Ends<T>& ends_;
+  const EndLayers<T>& ends_;
   const Block<T> block_;
   const int64_t columns_;
   Buffer<V> x_, start_, base_, floor_, offset_, factor_, shift_, slope_;
@@ -181,37 +168,35 @@ class OwnEnds {
   T *first_, *first_bias_, *last_, *last_bias_;
 };
 
-// `count` steps; results: outputs before the last one, middle kernel and bias, which are the
-// problem's own, and what `OwnEnds::give` gives.
 template <class T>
-void steps(const Problem<T>& p, const Ends<T>& ends, const T* rate, int64_t count,
-           T* const results[7]) {
-  if (!p.dense() || p.blocks > p.threads)
-    throw std::invalid_argument("dnntk: steps at once are for dense layers and a thread a block");
-  const int64_t size = OwnEnds<T>::size(p, ends);
-  const Rates<T> rates{*rate, 1};
-  Sums<T> sums(p, &rates, results[1], results[2]);
-  // One step's are still read where another thread has begun the next.
+void narrow_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
+                  const Trained<T>& to) {
+  const int64_t size = ThreadEnds<T>::size(p, ends);
+  const Rates<T> rates{rate, 1};
+  GradientSums<T> sums(p, &rates, to.kernel, to.bias);
+  // Twice: one thread may begin a step while another still reads the sums of the last one.
   Buffer<T> at_ends(2 * p.blocks * size);
   Barrier barrier(p.blocks);
   over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,
                                  const Failed& failed) {
-    Worker<T, 1> worker(p, block);
-    OwnEnds<T> own_ends(p, ends, block);
+    NarrowWorker<T, 1> worker(p, block);
+    ThreadEnds<T> own_ends(p, ends, block);
+    BlockGradient<T, 1> gradient(p, worker, own, sums, failed);
     Vec<T>* h0 = own.states.data();
     for (int64_t step = 0; step < count; ++step) {
       T* all = at_ends.data() + step % 2 * p.blocks * size;
-      T *mine = all + number * size, *outputs = step == count - 1 ? results[0] : nullptr;
+      T *mine = all + number * size, *f = step == count - 1 ? outputs : nullptr;
       own_ends.enter(h0);
-      auto top = [&](const Vec<T>* h, Vec<T>* g) { own_ends.leave(h, g, mine, outputs); };
-      const Vec<T>* g = up_and_down(p, worker, own, sums, step, number, failed, top);
+      auto top = [&](const Vec<T>* h, Vec<T>* g) { own_ends.leave(h, g, mine, f); };
+      const Vec<T>* g = gradient(step, number, top);
       if (g == nullptr) return;
       own_ends.below(h0, g, mine);
       if (!barrier.wait(&failed)) return;
-      own_ends.descend(*rate, all, p.blocks);
+      own_ends.take_step(rate, all, p.blocks);
     }
-    if (number == 0) own_ends.give(results + 3);
+    if (number == 0) own_ends.store_parameters(to);
   });
 }
 
 }  // namespace
+}  // namespace dnntk

@@ -21,17 +21,18 @@
 
 #include "problem.h"
 
+namespace dnntk {
 namespace {
 
 template <class T>
-class Negligible {
+class NegligibleProducts {
  public:
   using V = Vec<T>;
 
   // Units are left out by whole `granules`; `descends`: is there a way down?
-  Negligible(const Problem<T>& p, int64_t granule, bool descends) : p_(p) {
+  NegligibleProducts(const Problem<T>& p, int64_t granule, bool descends) : p_(p) {
     const int64_t units = p.inputs / granule * granule;
-    if (units == 0 || p.initial == kMatrices || !eligible(units)) return;
+    if (units == 0 || p.initial == Initial::kMatrices || !eligible(units)) return;
     column_ = p.column[0];
     if (column_ == 0) {
       units_ = units;
@@ -131,16 +132,16 @@ class Negligible {
       for (; o + kSums <= vectors; o += kSums)
 #pragma GCC unroll 4
         for (int s = 0; s < kSums; ++s) {
-          const V value = copied<T>(d + (o + s) * kLanes<T>, kLanes<T>);
+          const V value = load_lanes<T>(d + (o + s) * kLanes<T>, kLanes<T>);
           sums[s] += value * value;
         }
       for (; o < vectors; ++o) {
-        const V value = copied<T>(d + o * kLanes<T>, kLanes<T>);
+        const V value = load_lanes<T>(d + o * kLanes<T>, kLanes<T>);
         sums[0] += value * value;
       }
       for (int64_t v = 0; v < rest; ++v) {
         const int64_t at = units_ + v * kLanes<T>;
-        const V value = copied<T>(d + at, std::min<int64_t>(kLanes<T>, c - at));
+        const V value = load_lanes<T>(d + at, std::min<int64_t>(kLanes<T>, c - at));
         other[v] += value * value;
       }
     }
@@ -149,7 +150,7 @@ class Negligible {
       const T value = bias[o] * p_.bias_slope[o];
       constant += value * value;
     }
-    if (p_.initial == kFeatures)
+    if (p_.initial == Initial::kFeatures)
       for (int64_t k = 0; k < p_.inputs; ++k) {
         const T u = p_.initial_kernel[layer * p_.inputs + k];
         features += u * u;
@@ -164,7 +165,7 @@ class Negligible {
     for (int64_t o = units_; o < c; ++o) {
       T weight = std::abs(p_.slope[o]) * std::sqrt(by_unit[o - units_]);
       T start = std::abs(bias[o] * p_.bias_slope[o]);
-      if (p_.initial == kFeatures && o == p_.inputs) {
+      if (p_.initial == Initial::kFeatures && o == p_.inputs) {
         weight += std::sqrt(features);
         start += std::abs(p_.initial_bias[layer]);
       }
@@ -186,3 +187,4 @@ class Negligible {
 };
 
 }  // namespace
+}  // namespace dnntk

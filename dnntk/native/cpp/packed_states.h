@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #endif
 
+namespace dnntk {
 namespace {
 
 // Vectors of `size` numbers as differences from what two others let expect.
@@ -142,13 +143,13 @@ class Differences {
 
 // A thread's last state, and below it as many as there is memory for.
 template <class T>
-class States {
+class PackedStates {
  public:
   using V = Vec<T>;
 
   // Of up to `layers` layers; below the last state there is memory for `many` of `size` vectors each,
   // and for more where they take less.
-  States(int64_t size, int64_t many, int64_t layers)
+  PackedStates(int64_t size, int64_t many, int64_t layers)
       : size_(size),
         bytes_(std::max<int64_t>(many, 1) * Differences<T>::most(size)),
         whole_(3 * size),
@@ -222,3 +223,4 @@ class States {
 };
 
 }  // namespace
+}  // namespace dnntk

@@ -15,6 +15,7 @@
 #include <thread>
 #include <vector>
 
+namespace dnntk {
 namespace {
 
 // How a thread rounds and what it does with denormal numbers.
@@ -39,9 +40,9 @@ inline void set_float_mode(FloatMode) {}
 // Which processor a thread is on. Where a kernel wakes a helper on its caller's own, the two take
 // turns, and each looks out for the other in vain: so the helper leaves.
 #if defined(__linux__) && defined(__GLIBC__)
-class Place {
+class CoreAffinity {
  public:
-  static Place mine() { return {sched_getcpu(), pthread_self()}; }
+  static CoreAffinity mine() { return {sched_getcpu(), pthread_self()}; }
 
   // To another one of those that the thread which is here may use, if there is one.
   void leave() const {
@@ -54,13 +55,13 @@ class Place {
   }
 
  private:
-  Place(int processor, pthread_t thread) : processor_(processor), thread_(thread) {}
+  CoreAffinity(int processor, pthread_t thread) : processor_(processor), thread_(thread) {}
   int processor_;
   pthread_t thread_;  // waits for whoever leaves
 };
 #else
-struct Place {
-  static Place mine() { return {}; }
+struct CoreAffinity {
+  static CoreAffinity mine() { return {}; }
   void leave() const {}
 };
 #endif
@@ -68,9 +69,9 @@ struct Place {
 // What a thread does between two looks at what it waits for: nothing at first, then it gives way to
 // others, and after a while it sleeps. Whoever only gives way uses up its share of a busy machine,
 // and then is not there when the others wait for it.
-class Waiting {
+class Backoff {
  public:
-  explicit Waiting(int spins = 0) : spins_(spins) {}
+  explicit Backoff(int spins = 0) : spins_(spins) {}
 
   void pause() {
     if (spins_ > 0) {
@@ -92,7 +93,7 @@ class Waiting {
   std::chrono::steady_clock::time_point end_;
 };
 
-class Team {
+class ThreadTeam {
  public:
   // work(0) on this thread, and work(1), ..., work(count - 1) each on one of its own, all at the
   // same time; `work` must not throw. Whoever calls at the same time has other threads.
@@ -107,21 +108,21 @@ class Team {
     }
     alignas(64) std::atomic<int64_t> working{count - 1};
     auto call = [](const void* work, int64_t k) { (*static_cast<const Work*>(work))(k); };
-    const Place place = Place::mine();
+    const CoreAffinity place = CoreAffinity::mine();
     const FloatMode mode = float_mode();
     for (int64_t k = 1; k < count; ++k)
       helpers[k - 1]->start({call, &work, k, &working, place, mode});
     work(0);
-    Waiting waiting;
-    for (Patience patience; working.load(std::memory_order_acquire) != 0;)
-      if (!patience.left()) waiting.pause();
+    Backoff backoff;
+    for (SpinWait spin; working.load(std::memory_order_acquire) != 0;)
+      if (!spin.left()) backoff.pause();
     give(helpers);
   }
 
  private:
   // How long to look for the next call before sleeping: steps that follow one another at once find
   // the threads awake.
-  class Patience {
+  class SpinWait {
    public:
     bool left() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -135,12 +136,12 @@ class Team {
         std::chrono::steady_clock::now() + std::chrono::microseconds(100);
   };
 
-  struct Job {
+  struct Task {
     void (*call)(const void* work, int64_t number);
     const void* work;
     int64_t number;
     std::atomic<int64_t>* working;
-    Place place;
+    CoreAffinity place;
     FloatMode mode;
   };
 
@@ -150,8 +151,8 @@ class Team {
    public:
     Helper() { std::thread([this] { live(); }).detach(); }
 
-    void start(const Job& job) {
-      job_ = job;
+    void start(const Task& task) {
+      task_ = task;
       if (state_.exchange(kCalled, std::memory_order_acq_rel) != kAsleep) return;
       { std::lock_guard<std::mutex> lock(mutex_); }  // it looks again before it waits
       called_.notify_one();
@@ -162,28 +163,28 @@ class Team {
 
     void live() {
       for (;;) {
-        Patience patience;
-        while (!called() && patience.left()) {}
+        SpinWait spin;
+        while (!called() && spin.left()) {}
         if (!called()) {
           std::unique_lock<std::mutex> lock(mutex_);
           State idle = kIdle;
           state_.compare_exchange_strong(idle, kAsleep, std::memory_order_acq_rel);
           called_.wait(lock, [this] { return called(); });
         }
-        Job job = job_;
+        Task task = task_;
         state_.store(kIdle, std::memory_order_relaxed);
         // The caller's, or denormal numbers would depend on which thread has them.
-        set_float_mode(job.mode);
-        job.place.leave();
-        job.call(job.work, job.number);
-        job.working->fetch_sub(1, std::memory_order_acq_rel);
+        set_float_mode(task.mode);
+        task.place.leave();
+        task.call(task.work, task.number);
+        task.working->fetch_sub(1, std::memory_order_acq_rel);
       }
     }
 
     bool called() const { return state_.load(std::memory_order_acquire) == kCalled; }
 
     alignas(64) std::atomic<State> state_{kIdle};
-    Job job_{nullptr, nullptr, 0, nullptr, Place::mine(), {}};
+    Task task_{nullptr, nullptr, 0, nullptr, CoreAffinity::mine(), {}};
     alignas(64) std::mutex mutex_;
     std::condition_variable called_;
   };
@@ -236,7 +237,7 @@ class Barrier {
       turn_.store(turn + 1, std::memory_order_release);
       return true;
     }
-    for (Waiting waiting(1000); turn_.load(std::memory_order_acquire) == turn; waiting.pause())
+    for (Backoff backoff(1000); turn_.load(std::memory_order_acquire) == turn; backoff.pause())
       if (failed != nullptr && *failed) return false;
     return true;
   }
@@ -247,3 +248,4 @@ class Barrier {
 };
 
 }  // namespace
+}  // namespace dnntk

@@ -1,41 +1,47 @@
-// Up and down the layers of a wide dense network, and what multiplies their matrices.
+// Up and down the layers of a wide dense network.
 
 #pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
 
 #include "packed_states.h"
 #include "wide.h"
 
+namespace dnntk {
 namespace {
 
-// work(crew of a thread) on every thread; `make` gets their memory before the first one starts.
+// work(worker, own) on every thread, where `own` is what make(worker) returns: all memory is allocated
+// before the first thread starts.
 template <class T, class Make, class Work>
-void over_crews(Shared<T>& shared, bool down, Make make, Work work) {
-  using Own = decltype(make(std::declval<Crew<T>&>()));
-  std::vector<std::unique_ptr<Crew<T>>> crews;
+void over_workers(Shared<T>& shared, bool down, Make make, Work work) {
+  using Own = decltype(make(std::declval<WideWorker<T>&>()));
+  std::vector<std::unique_ptr<WideWorker<T>>> workers;
   std::vector<Own> own;
   for (int64_t k = 0; k < shared.threads; ++k) {
-    crews.emplace_back(new Crew<T>(shared, k, down));
-    own.push_back(make(*crews.back()));
+    workers.emplace_back(new WideWorker<T>(shared, k, down));
+    own.push_back(make(*workers.back()));
   }
-  Team::run(shared.threads, [&](int64_t k) { work(*crews[k], *own[k]); });
+  ThreadTeam::run(shared.threads, [&](int64_t k) { work(*workers[k], *own[k]); });
 }
 
 template <class T>
 void wide_forward(const Problem<T>& p, T* h_out) {
   using V = Vec<T>;
   Shared<T> shared(p, false);
-  over_crews(
+  over_workers(
       shared, false,
-      [](Crew<T>& crew) {
-        return std::unique_ptr<Buffer<V>>(new Buffer<V>(crew.size + 2 * crew.reading));
+      [](WideWorker<T>& worker) {
+        return std::make_unique<Buffer<V>>(worker.size + 2 * worker.reading);
       },
-      [&](Crew<T>& crew, Buffer<V>& own) {
-        V *h = own.data(), *q = h + crew.size, *next = q + crew.reading;
-        crew.arrange(p.h0, h);
-        crew.read(0, h, q);
+      [&](WideWorker<T>& worker, Buffer<V>& own) {
+        V *h = own.data(), *q = h + worker.size, *next = q + worker.reading;
+        worker.arrange(p.h0, h);
+        worker.read(0, h, q);
         for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
-          crew.forward(layer, h, q, h, next);
-        crew.store(h, h_out);
+          worker.forward(layer, h, q, h, next);
+        worker.store(h, h_out);
       });
 }
 
@@ -44,116 +50,167 @@ void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
                   T* dh_out) {
   using V = Vec<T>;
   Shared<T> shared(p, false);
-  over_crews(
+  over_workers(
       shared, false,
-      [](Crew<T>& crew) {
-        return std::unique_ptr<Buffer<V>>(new Buffer<V>(2 * crew.size + 4 * crew.reading));
+      [](WideWorker<T>& worker) {
+        return std::make_unique<Buffer<V>>(2 * worker.size + 4 * worker.reading);
       },
-      [&](Crew<T>& crew, Buffer<V>& own) {
-        const int64_t size = crew.size, reading = crew.reading;
+      [&](WideWorker<T>& worker, Buffer<V>& own) {
+        const int64_t size = worker.size, reading = worker.reading;
         V *h = own.data(), *dh = h + size, *q = dh + size, *q_next = q + reading,
           *dq = q_next + reading, *dq_next = dq + reading;
-        crew.arrange(p.h0, h);
-        crew.arrange(dh0, dh);
-        crew.read(0, h, q);
-        crew.column(dh, dq);
+        worker.arrange(p.h0, h);
+        worker.arrange(dh0, dh);
+        worker.read(0, h, q);
+        worker.column(dh, dq);
         for (int64_t layer = 0; layer < p.layers; ++layer) {
-          crew.tangent(layer, dk, db, h, q, dh, dq, h, q_next, dh, dq_next);
+          worker.tangent(layer, dk, db, h, q, dh, dq, h, q_next, dh, dq_next);
           std::swap(q, q_next);
           std::swap(dq, dq_next);
         }
-        crew.store(h, h_out);
-        crew.store(dh, dh_out);
+        worker.store(h, h_out);
+        worker.store(dh, dh_out);
       });
 }
 
-// The gradient goes to `kernel` and `bias`; with rates they are the parameters themselves, which
-// make a step.
+// One thread's part of a gradient, which goes to `kernel` and `bias`; with rates they are the parameters
+// themselves, which take a step.
+//
+//     up      layer 0 ........ first kept ........ top    states kept as differences (packed_states.h),
+//             a start a segment                           the oldest replaced where there is no room
+//     down    top ........ first kept                     all states are there
+//             then segment by segment, the highest first:
+//               up from its start, which keeps its states; down through them
+//     a group of layers down:
+//               every thread: derivatives of its own examples, layer by layer; q and g left to all
+//               barrier: all have left theirs, and none reads these layers' weights any more
+//               every thread: its own rows of these layers' weight gradients
+template <class T>
+class WideGradient {
+ public:
+  using V = Vec<T>;
+
+  // What all threads share.
+  struct Call {
+    const Problem<T>& p;
+    const Head<T>& head;
+    const Rates<T>* rates;
+    T *h_out, *dh0, *kernel, *bias;
+    Shared<T> shared;
+    std::atomic<int64_t> kept;  // states that every thread still has of the way up
+  };
+
+  WideGradient(Call& call, WideWorker<T>& worker)
+      : call_(call),
+        p_(call.p),
+        shared_(call.shared),
+        worker_(worker),
+        below_(p_.layers - p_.kept),
+        states_(worker.size, std::max(p_.kept, std::min(p_.segment, below_)), p_.layers),
+        starts_(parts(below_, p_.segment) * worker.size, false),
+        scratch_(2 * worker.reading),
+        q_(scratch_.data()),
+        q_next_(q_ + worker.reading) {}
+
+  void run() {
+    up_through_all();
+    const int64_t top = p_.layers;
+    int64_t end = top - states_kept_by_all();
+    states_.pop();
+    down(end, top);
+    for (int64_t segment = parts(end, p_.segment) - 1; segment >= 0; --segment) {
+      const int64_t from = segment * p_.segment;
+      std::copy(start(segment), start(segment) + worker_.size, states_.top());
+      worker_.read(from, states_.top(), q_);
+      states_.restart();
+      up(from, end - 1);
+      down(from, end);
+      end = from;
+    }
+    worker_.store_derivatives(call_.dh0);
+  }
+
+ private:
+  V* start(int64_t segment) { return starts_.data() + segment * worker_.size; }
+
+  void up_through_all() {
+    worker_.arrange(p_.h0, states_.top());
+    worker_.read(0, states_.top(), q_);
+    states_.restart();
+    for (int64_t segment = 0, from = 0; from < below_; ++segment, from += p_.segment) {
+      std::copy(states_.top(), states_.top() + worker_.size, start(segment));
+      up(from, std::min(below_, from + p_.segment));
+    }
+    up(below_, p_.layers);
+    worker_.store(states_.top(), call_.h_out);
+    worker_.top_derivatives(call_.head, states_.top(), shared_.g[p_.layers - 1]);
+  }
+
+  // The smallest number of states that a thread has below the top one: all recompute the same layers.
+  int64_t states_kept_by_all() {
+    const int64_t own = states_.below();
+    int64_t least = call_.kept;
+    while (own < least && !call_.kept.compare_exchange_weak(least, own)) {}
+    shared_.barrier.wait();
+    return call_.kept;
+  }
+
+  // From the state in `top` on.
+  void up(int64_t from, int64_t end) {
+    for (int64_t layer = from; layer < end; ++layer, std::swap(q_, q_next_)) {
+      worker_.forward(layer, states_.top(), q_, states_.next(), q_next_);
+      states_.push();
+    }
+  }
+
+  // With the state that layer `end - 1` reads in `top`.
+  void down(int64_t from, int64_t end) {
+    for (int64_t above = end; above > from; above -= shared_.group) {
+      const int64_t lowest = std::max(from, above - shared_.group);
+      for (int64_t layer = above - 1; layer >= lowest; --layer) {
+        worker_.backward(layer, states_.top(), shared_.q[layer], shared_.g[layer - 1]);
+        if (layer > from) states_.pop();
+      }
+      shared_.barrier.wait();
+      for (int64_t layer = above - 1; layer >= lowest; --layer) weight_gradient(layer);
+    }
+  }
+
+  void weight_gradient(int64_t layer) {
+    const Rates<T>* rates = call_.rates;
+    T *kernel = call_.kernel + layer * p_.weights(), *bias = call_.bias + layer * p_.channels;
+    auto store = [&](V value, T* at, int64_t lanes) {
+      if (rates) value = rates->keep * load_lanes<T>(at, lanes) - rates->rate * value;
+      store_lanes<T>(value, lanes, at);
+    };
+    worker_.outer(
+        layer, shared_.q[layer], shared_.g[layer], kernel, rates && rates->keep == 1,
+        [&](int64_t in, int64_t out, V value, int64_t lanes) {
+          store(value, kernel + in * p_.channels + out, lanes);
+        },
+        [&](int64_t out, V value, int64_t lanes) { store(value, bias + out, lanes); });
+  }
+
+  Call& call_;
+  const Problem<T>& p_;
+  Shared<T>& shared_;
+  WideWorker<T>& worker_;
+  const int64_t below_;  // layers below those whose states are kept
+  PackedStates<T> states_;
+  Buffer<V> starts_, scratch_;
+  V *q_, *q_next_;
+};
+
 template <class T>
 void wide_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
                    T* kernel, T* bias) {
-  using V = Vec<T>;
-  Shared<T> shared(p, true);
-  const int64_t below = p.layers - p.kept, segments = parts(below, p.segment), c = p.channels;
-  struct Own {
-    Own(int64_t size, int64_t reading, int64_t starts, int64_t kept, int64_t layers)
-        : states(size, kept, layers), starts(starts * size, false), scratch(2 * reading) {}
-    States<T> states;
-    Buffer<V> starts, scratch;
-  };
-  // All threads begin to go through layers once more where the first of them has none left.
-  std::atomic<int64_t> kept{p.layers};
-  over_crews(
-      shared, true,
-      [&](Crew<T>& crew) {
-        const int64_t most = std::max(p.kept, std::min(p.segment, below));
-        return std::unique_ptr<Own>(new Own(crew.size, crew.reading, segments, most, p.layers));
-      },
-      [&](Crew<T>& crew, Own& own) {
-        States<T>& states = own.states;
-        V *q = own.scratch.data(), *q_next = q + crew.reading;
-        auto start = [&](int64_t k) { return own.starts.data() + k * crew.size; };
-        // From the state in `top` on.
-        auto run = [&](int64_t from, int64_t end) {
-          for (int64_t layer = from; layer < end; ++layer, std::swap(q, q_next)) {
-            crew.forward(layer, states.top(), q, states.next(), q_next);
-            states.push();
-          }
-        };
-        // Own rows of a layer's gradient, from what all threads have left.
-        auto change = [&](int64_t layer) {
-          T *k = kernel + layer * p.weights(), *b = bias + layer * c;
-          auto put_changed = [&](V value, T* at, int64_t lanes) {
-            if (rates) value = rates->keep * copied<T>(at, lanes) - rates->rate * value;
-            put<T>(value, lanes, at);
-          };
-          crew.outer(
-              layer, shared.q[layer], shared.g[layer], k, rates && rates->keep == 1,
-              [&](int64_t in, int64_t out, V value, int64_t lanes) {
-                put_changed(value, k + in * c + out, lanes);
-              },
-              [&](int64_t out, V value, int64_t lanes) { put_changed(value, b + out, lanes); });
-        };
-        // With the state below layer `end - 1` in `top`.
-        auto down = [&](int64_t from, int64_t end) {
-          for (int64_t above = end; above > from; above -= shared.group) {
-            const int64_t lowest = std::max(from, above - shared.group);
-            for (int64_t layer = above - 1; layer >= lowest; --layer) {
-              crew.backward(layer, states.top(), shared.q[layer], shared.g[layer - 1]);
-              if (layer > from) states.pop();
-            }
-            // All have left their examples of these layers, and read their weights.
-            shared.barrier.wait();
-            for (int64_t layer = above - 1; layer >= lowest; --layer) change(layer);
-          }
-        };
-        crew.arrange(p.h0, states.top());
-        crew.read(0, states.top(), q);
-        states.restart();
-        for (int64_t k = 0; k < segments; ++k) {
-          std::copy(states.top(), states.top() + crew.size, start(k));
-          run(k * p.segment, std::min(below, (k + 1) * p.segment));
-        }
-        run(below, p.layers);
-        crew.store(states.top(), h_out);
-        crew.descend(head, states.top(), shared.g[p.layers - 1]);
-        int64_t own_kept = states.below(), least = kept;
-        while (own_kept < least && !kept.compare_exchange_weak(least, own_kept)) {}
-        shared.barrier.wait();
-        int64_t end = p.layers - kept;
-        states.pop();
-        down(end, p.layers);
-        for (int64_t k = parts(end, p.segment) - 1; k >= 0; --k) {
-          const int64_t from = k * p.segment;
-          std::copy(start(k), start(k) + crew.size, states.top());
-          crew.read(from, states.top(), q);
-          states.restart();
-          run(from, end - 1);
-          down(from, end);
-          end = from;
-        }
-        crew.store_derivatives(dh0);
-      });
+  typename WideGradient<T>::Call call{p,      head, rates,    h_out,  dh0,
+                                      kernel, bias, {p, true}, {p.layers}};
+  over_workers(
+      call.shared, true,
+      [&](WideWorker<T>& worker) { return std::make_unique<WideGradient<T>>(call, worker); },
+      [](WideWorker<T>&, WideGradient<T>& gradient) { gradient.run(); });
 }
 
 }  // namespace
+}  // namespace dnntk

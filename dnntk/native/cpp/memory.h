@@ -1,0 +1,173 @@
+// Memory that is kept from one call to the next.
+
+#pragma once
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "simd.h"
+
+namespace dnntk {
+namespace {
+
+// Large memory that is kept from one call to the next: what the system hands out page by page, and
+// clears, costs more than a layer of work in it. Only what the last calls used stays. All threads
+// share it: JAX calls now from one of them, now from another, and each would keep its own. But a
+// thread gets what one of its own number in a team had, if there is such: the cache may still hold it.
+class PageCache {
+ public:
+  static constexpr size_t kLarge = size_t{1} << 20, kPage = size_t{2} << 20;
+
+  // This thread's number in the team that it works in.
+  static int64_t& number() {
+    thread_local int64_t one = 0;
+    return one;
+  }
+
+  static void* take(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex());
+    auto [found, end] = free().equal_range(bytes);
+    if (found != end) {
+      for (auto block = found; block != end; ++block)
+        if (block->second.number == number()) found = block;
+      void* data = found->second.data;
+      free().erase(found);
+      return data;
+    }
+    for (auto& block : free()) std::free(block.second.data);
+    free().clear();
+    void* data = std::aligned_alloc(kPage, bytes);
+#ifdef MADV_HUGEPAGE
+    if (data != nullptr) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return data;
+  }
+
+  static void give(void* data, size_t bytes) {
+    try {
+      std::lock_guard<std::mutex> lock(mutex());
+      free().emplace(bytes, Block{data, number()});
+    } catch (...) {
+      std::free(data);
+    }
+  }
+
+ private:
+  struct Block {
+    void* data;
+    int64_t number;
+  };
+
+  // Never destroyed: a thread may still be at work when the process ends.
+  static std::multimap<size_t, Block>& free() {
+    static auto* blocks = new std::multimap<size_t, Block>;
+    return *blocks;
+  }
+  static std::mutex& mutex() {
+    static auto* one = new std::mutex;
+    return *one;
+  }
+};
+
+// Small memory that a thread keeps for its next call, in which it needs the same once more: to ask
+// for it anew, a dozen times a call, takes as long as ten layers of a narrow network.
+class ThreadCache {
+ public:
+  static constexpr size_t kMost = size_t{1} << 20;  // bytes kept
+
+  ~ThreadCache() {
+    for (auto& [bytes, data] : kept_) std::free(data);
+  }
+
+  static void* take(size_t bytes) {
+    ThreadCache& own = mine();
+    for (size_t k = own.kept_.size(); k-- > 0;)
+      if (own.kept_[k].first == bytes) {
+        void* data = own.kept_[k].second;
+        own.kept_.erase(own.kept_.begin() + k);
+        own.bytes_ -= bytes;
+        return data;
+      }
+    return std::aligned_alloc(kLine, bytes);
+  }
+
+  static void give(void* data, size_t bytes) {
+    if (bytes > kMost) return std::free(data);
+    ThreadCache& own = mine();
+    while (own.bytes_ + bytes > kMost) {
+      std::free(own.kept_.front().second);
+      own.bytes_ -= own.kept_.front().first;
+      own.kept_.erase(own.kept_.begin());
+    }
+    try {
+      own.kept_.emplace_back(bytes, data);
+      own.bytes_ += bytes;
+    } catch (const std::bad_alloc&) {
+      std::free(data);
+    }
+  }
+
+ private:
+  static ThreadCache& mine() {
+    thread_local ThreadCache one;
+    return one;
+  }
+
+  std::vector<std::pair<size_t, void*>> kept_;
+  size_t bytes_ = 0;
+};
+
+// Memory aligned to a cache line, set to zero unless it is to be written before it is read.
+template <class X>
+class Buffer {
+ public:
+  explicit Buffer(size_t size, bool zero = true) {
+    size_t bytes = std::max<size_t>(size, 1) * sizeof(X);
+    large_ = bytes >= PageCache::kLarge;
+    const size_t unit = large_ ? PageCache::kPage : kLine;
+    bytes_ = bytes = (bytes + unit - 1) / unit * unit;
+    data_ = static_cast<X*>(large_ ? PageCache::take(bytes) : ThreadCache::take(bytes));
+    if (data_ == nullptr) throw std::bad_alloc();
+    if (zero) std::memset(static_cast<void*>(data_), 0, bytes);
+  }
+  ~Buffer() {
+    if (large_) PageCache::give(data_, bytes_);
+    else ThreadCache::give(data_, bytes_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  X* data() { return data_; }
+  const X* data() const { return data_; }
+  X& operator[](size_t i) { return data_[i]; }
+  const X& operator[](size_t i) const { return data_[i]; }
+
+ private:
+  X* data_;
+  size_t bytes_;
+  bool large_;
+};
+
+// An array a layer, of the last so many layers gone through.
+template <class X>
+class Ring {
+ public:
+  Ring(int64_t layers, size_t size) : layers_(layers), size_(size), all_(layers * size) {}
+  X* operator[](int64_t layer) { return all_.data() + (layer + layers_) % layers_ * size_; }
+
+ private:
+  int64_t layers_;
+  size_t size_;
+  Buffer<X> all_;
+};
+
+}  // namespace
+}  // namespace dnntk

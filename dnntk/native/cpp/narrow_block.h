@@ -1,0 +1,80 @@
+// The examples that one thread takes through a narrow network at a time.
+//
+// Layout: [groups][rows][channels][columns + padding] vectors, whose lanes are examples. Every row of an
+// image is followed by `padding` = side / 2 zero vectors, which also precede the next row. A dense layer
+// is an image of one row whose columns are vectors of examples.
+
+#pragma once
+
+#include "memory.h"
+#include "problem.h"
+#include "simd.h"
+
+namespace dnntk {
+namespace {
+
+// The examples that one thread takes through the network at a time.
+template <class T>
+struct Block {
+  int64_t first;    // vector of examples
+  int64_t groups;   // images side by side, in vectors
+  int64_t columns;  // of an image
+  int64_t rows, channels;
+  int padding;
+
+  Block(const Problem<T>& p, int64_t first, int64_t count)
+      : first(first),
+        groups(p.dense() ? 1 : count),
+        columns(p.dense() ? count : p.columns),
+        rows(p.rows),
+        channels(p.channels),
+        padding(p.padding()) {}
+
+  int64_t stride() const { return columns + padding; }
+  int64_t group() const { return rows * channels * stride() + 2 * padding; }
+  int64_t size() const { return groups * group(); }  // vectors of a state
+  int64_t at(int64_t g, int64_t y, int64_t c) const {
+    return g * group() + padding + (y * channels + c) * stride();
+  }
+};
+
+// Between a block and an array [channels, positions, examples].
+template <class T>
+void load(const Problem<T>& p, const Block<T>& b, const T* from, Vec<T>* to) {
+  for (int64_t g = 0; g < b.groups; ++g)
+    for (int64_t y = 0; y < b.rows; ++y)
+      for (int64_t c = 0; c < b.channels; ++c)
+        for (int64_t x = 0; x < b.columns; ++x) {
+          int64_t vector = b.first + (p.dense() ? x : g);
+          int64_t position = p.dense() ? 0 : y * (p.columns + p.padding()) + x;
+          int64_t n = vector * kLanes<T>;
+          int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
+          const T* source = from + (c * p.positions() + position) * p.examples + n;
+          Vec<T> v = {};
+          // A copy whose size is known beforehand is one instruction.
+          if (lanes == kLanes<T>) std::memcpy(&v, source, sizeof v);
+          else std::memcpy(&v, source, lanes * sizeof(T));
+          to[b.at(g, y, c) + x] = v;
+        }
+}
+
+template <class T>
+void store(const Problem<T>& p, const Block<T>& b, const Vec<T>* from, T* to) {
+  for (int64_t g = 0; g < b.groups; ++g)
+    for (int64_t y = 0; y < b.rows; ++y)
+      for (int64_t c = 0; c < b.channels; ++c)
+        for (int64_t x = 0; x < b.columns + (p.dense() ? 0 : b.padding); ++x) {
+          int64_t vector = b.first + (p.dense() ? x : g);
+          int64_t position = p.dense() ? 0 : y * (p.columns + p.padding()) + x;
+          int64_t n = vector * kLanes<T>;
+          int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
+          Vec<T> v = {};
+          if (x < b.columns) v = from[b.at(g, y, c) + x];
+          T* target = to + (c * p.positions() + position) * p.examples + n;
+          if (lanes == kLanes<T>) std::memcpy(target, &v, sizeof v);
+          else std::memcpy(target, &v, lanes * sizeof(T));
+        }
+}
+
+}  // namespace
+}  // namespace dnntk
