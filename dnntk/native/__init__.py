@@ -45,6 +45,8 @@ PARTS = (
 )
 FUNCTIONS = ("forward", "tangent", "gradient", "descent", "steps")
 SECONDS_ALLOWED = 300
+# Instructions of x86-64 by the names that Linux and compilers give them.
+VECTORS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")
 
 
 @functools.cache
@@ -72,6 +74,7 @@ def available() -> bool:
 def _built() -> Path:
     """The library's file, compiled unless it is there already."""
     compiler = _compiler()
+    _check_level(compiler)
     command = [*compiler, *FLAGS, *machine_flags(), f"-I{jax.ffi.include_dir()}"]
     key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES))
     version = _output([*compiler, "--version"])
@@ -104,6 +107,18 @@ def machine_flags() -> list[str]:
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-mprefer-vector-width=512")
     return flags
+
+
+def _check_level(compiler: list[str]) -> None:
+    """Raises an OSError if ``DNNTK_MARCH`` has vectors that this processor lacks."""
+    level = os.environ.get("DNNTK_MARCH", "").strip()
+    if not level or platform.machine() not in ("x86_64", "AMD64"):
+        return
+    macros = _output([*compiler, *machine_flags(), "-dM", "-E", "-xc++", os.devnull]).split()
+    here = _processor().split()
+    lacking = [kind for kind in VECTORS if f"__{kind.upper()}__" in macros and kind not in here]
+    if lacking:
+        raise OSError(f"DNNTK_MARCH={level} needs {', '.join(lacking)}, which this processor lacks")
 
 
 @contextlib.contextmanager

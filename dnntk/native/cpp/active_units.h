@@ -1,40 +1,46 @@
-// Which units of a wide network do anything at all.
+// Which units of a wide network are not zero.
 //
-// A pixel that is dark in all examples leaves its unit at zero, until a layer lights it: in digits that
-// is a fifth of them. Where a unit is at zero in every example, what weighs it multiplies nothing and
-// has no gradient; where it is at its floor, no derivative passes either. So products leave such units out,
-// of what they read and, on the way down, of what they make. Nothing changes, not a bit: what is left out
-// is zero.
+// A pixel that is dark in all examples (a fifth of the pixels of digits) leaves its unit at zero
+// until a layer changes it. If a unit's q is zero in every example, its weights multiply zeros and
+// have no gradient; if its state is at the floor, no derivative passes. Products skip such units,
+// among their terms and, on the way down, among their results. This changes no bit: what is
+// skipped is zero.
 //
-// The way up notes which units of a thread's own examples are active; the way down takes those that are
-// in any thread's, so that results do not depend on how many there are.
+// On the way up every thread records the active units of its own examples; the way down uses the
+// units that are active in any thread's examples, so that results do not depend on the number of
+// threads.
 
 #pragma once
 
+#include "memory.h"
 #include "problem.h"
+#include "simd.h"
 
 namespace dnntk {
 namespace {
 
-// Some of a layer's units, in order.
+// Some of a layer's units, ascending.
 struct UnitList {
   std::vector<int32_t> units;
   bool all = true;
 
   int64_t count() const { return units.size(); }
 
-  // How many come before `unit`.
+  // The number of listed units below `unit`.
   int64_t before(int64_t unit) const {
     return std::lower_bound(units.begin(), units.end(), unit) - units.begin();
   }
 };
 
-// By thread and by the state that a layer reads, or the last one leaves.
+// A bit for every thread, state and unit; state `layers` is the last one.
 class ActiveUnits {
  public:
-  // Of the last `states` gone through.
+  // Keeps the last `states` states.
   ActiveUnits(int64_t threads, int64_t states, int64_t units)
-      : states_(states), units_(units), words_(parts(units, kBits)), bits_(threads * states * words_) {}
+      : states_(states),
+        units_(units),
+        words_(parts(units, kBits)),
+        bits_(threads * states * words_) {}
 
   bool has(int64_t thread, int64_t state, int64_t unit) const {
     return row(thread, state)[unit / kBits] >> unit % kBits & 1;
@@ -46,7 +52,7 @@ class ActiveUnits {
     std::fill_n(row(thread, state), words_, uint64_t{0});
   }
 
-  // Those of threads `first` to `end`.
+  // Units that are active for any of the threads [first, end).
   void list(int64_t first, int64_t end, int64_t state, UnitList& to) const {
     auto word = [&](int64_t w) {
       uint64_t any = 0;
@@ -55,7 +61,7 @@ class ActiveUnits {
     };
     int64_t count = 0;
     for (int64_t w = 0; w < words_; ++w) count += __builtin_popcountll(word(w));
-    if (count > units_ - units_ / kFew) return list_all(to);
+    if (count > units_ - units_ / kWorthwhile) return list_all(to);
     to.all = false;
     to.units.clear();
     for (int64_t w = 0; w < words_; ++w)
@@ -71,7 +77,7 @@ class ActiveUnits {
 
  private:
   static constexpr int64_t kBits = 64;
-  static constexpr int64_t kFew = 32;  // less than one unit in so many is not worth a choice
+  static constexpr int64_t kWorthwhile = 32;  // a list pays from one inactive unit in 32 on
 
   uint64_t* row(int64_t thread, int64_t state) {
     return bits_.data() + (thread * states_ + state % states_) * words_;
@@ -102,8 +108,8 @@ inline bool is_active(const Vec<T>& h, const Vec<T>& floor, const Vec<T>& q) {
   return any != 0;
 }
 
-// Records which units of a state are active in a thread's own examples, unless that was done before:
-// `last` is the last state recorded.
+// Records which units of a state are active in a thread's own examples, unless that was done
+// before: `last` is the last state recorded.
 template <class T>
 class ActivityRecorder {
  public:
@@ -128,11 +134,12 @@ class ActivityRecorder {
   const int64_t thread_, state_;
 };
 
-// Numbers for the lanes in `mask`, one after the other; zeros for the others.
+// Consecutive numbers into the lanes of `mask`, zeros into the others.
 template <class T>
 inline Vec<T> expand_lanes(const T* from, uint32_t mask) {
 #ifdef __AVX512F__
-  if constexpr (sizeof(T) == 4) return reinterpret_cast<Vec<T>>(_mm512_maskz_expandloadu_ps(mask, from));
+  if constexpr (sizeof(T) == 4)
+    return reinterpret_cast<Vec<T>>(_mm512_maskz_expandloadu_ps(mask, from));
   else return reinterpret_cast<Vec<T>>(_mm512_maskz_expandloadu_pd(mask, from));
 #else
   T lanes[kLanes<T>];

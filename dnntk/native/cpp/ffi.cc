@@ -48,7 +48,7 @@ constexpr ffi::DataType kType<double> = ffi::F64;
 template <class T>
 T* data(const In& buffer) {
   if (buffer.element_type() != kType<T>)
-    throw std::invalid_argument("dnntk: all arrays must be of one dtype, and the number of steps int32");
+    throw std::invalid_argument("dnntk: expected all arrays of one dtype, and int32 steps");
   return static_cast<T*>(buffer.untyped_data());
 }
 template <class T>

@@ -1,4 +1,5 @@
-// The library's functions in one precision: compiled with DNNTK_REAL=float and with DNNTK_REAL=double.
+// The library's functions in one precision: compiled with DNNTK_REAL=float and with
+// DNNTK_REAL=double.
 
 #include <stdexcept>
 #include <string>

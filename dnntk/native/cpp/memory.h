@@ -19,10 +19,11 @@
 namespace dnntk {
 namespace {
 
-// Large memory that is kept from one call to the next: what the system hands out page by page, and
-// clears, costs more than a layer of work in it. Only what the last calls used stays. All threads
-// share it: JAX calls now from one of them, now from another, and each would keep its own. But a
-// thread gets what one of its own number in a team had, if there is such: the cache may still hold it.
+// Large memory, kept for the next call: to get it from the system page by page, cleared, takes
+// longer than a layer's work on it. Blocks of sizes that calls no longer ask for are freed. All
+// threads share one cache, since JAX calls from different threads, each of which would keep its
+// own. A thread prefers a block that a thread of its number in a team gave back: its core may
+// still have it in cache.
 class PageCache {
  public:
   static constexpr size_t kLarge = size_t{1} << 20, kPage = size_t{2} << 20;
@@ -78,8 +79,8 @@ class PageCache {
   }
 };
 
-// Small memory that a thread keeps for its next call, in which it needs the same once more: to ask
-// for it anew, a dozen times a call, takes as long as ten layers of a narrow network.
+// Small memory that a thread keeps for its next call: a dozen allocations a call take as long as
+// ten layers of a narrow network.
 class ThreadCache {
  public:
   static constexpr size_t kMost = size_t{1} << 20;  // bytes kept
@@ -126,7 +127,8 @@ class ThreadCache {
   size_t bytes_ = 0;
 };
 
-// Memory aligned to a cache line, set to zero unless it is to be written before it is read.
+// Memory aligned to a cache line, set to zero unless `zero` is false: then it must be written
+// before it is read.
 template <class X>
 class Buffer {
  public:
@@ -156,7 +158,7 @@ class Buffer {
   bool large_;
 };
 
-// An array a layer, of the last so many layers gone through.
+// An array for each of the last `layers` layers.
 template <class X>
 class Ring {
  public:

@@ -1,7 +1,7 @@
 // One thread's way through the layers of a narrow network, in tiles that fit the registers.
 //
-// A layer is less work than the call of an operation, so one call goes through all of them, with a few
-// examples at a time, which stay in the core's own cache.
+// A layer is less work than the call of an operation, so one call goes through all of them, with a
+// few examples at a time, which stay in the core's own cache.
 
 #pragma once
 
@@ -30,7 +30,7 @@ class NarrowWorker {
         bias_(p.channels) {
     load(p_, b_, p_.base, base_.data());
     load(p_, b_, p_.floor, floor_.data());
-    // Tiles of three channels or, where that divides them better, of four.
+    // Tiles of three channels or, where that divides the channels better, of four.
     const bool by_four = p_.channels % 4 == 0 && p_.channels % 3 != 0;
     channel_parts_ = parts(p_.channels, by_four ? 4 : 3);
     column_parts_ = parts(b_.columns, by_four ? kByFour : kByThree);
@@ -48,7 +48,7 @@ class NarrowWorker {
     each([&](int64_t i, int64_t c) { dq[i] = p_.column[c] * dh[i]; });
   }
 
-  // The layer's weights and bias, from what is trained and what was there before.
+  // The layer's weights and bias: slope D plus the initial values.
   void prepare(int64_t layer) {
     const int64_t c = p_.channels;
     const T* d = p_.kernel + layer * p_.weights();
@@ -83,14 +83,15 @@ class NarrowWorker {
     }
   }
 
-  // For every tile of the result: finish(index of its corner, first channel, channels, columns,
-  // tile), where the tile is W in (+ W2 in2).
+  // epilogue(index of the corner, first channel, channels, columns, tile) for every tile of W in,
+  // or of W in + W2 in2.
   template <class Epilogue>
   void convolve(const V* in, const T* w, const V* in2, const T* w2, Epilogue epilogue) {
     const int64_t c = p_.channels, r = b_.padding;
     for (int64_t g = 0; g < b_.groups; ++g)
       for (int64_t y = 0; y < b_.rows; ++y) {
-        int64_t above = std::max<int64_t>(0, r - y), below = std::max<int64_t>(0, y + r + 1 - b_.rows);
+        int64_t above = std::max<int64_t>(0, r - y);
+        int64_t below = std::max<int64_t>(0, y + r + 1 - b_.rows);
         int64_t terms = (SIDE - above - below) * c;
         for (int64_t k = 0; k < channel_parts_; ++k) {
           int64_t o = part(c, channel_parts_, k), m = part(c, channel_parts_, k + 1) - o;
@@ -117,11 +118,12 @@ class NarrowWorker {
     if (narrow()) in_registers_->begin(h, compensation);
   }
 
-  // State and q of layer `layer` to those of the next one. Over millions of layers each one adds less
-  // than the state's last digit: the rounding error of the sum is kept in `compensation` and added to
-  // the next term (two-sum). In `narrow` layers `compensation` is all that was added since the last
-  // `settle`, and the next state is written only if `seen` or where it settles.
-  // The state two layers above is fetched meanwhile, as `backward` fetches the one two layers below.
+  // State and q of layer `layer` to those of the next one. Over millions of layers each one adds
+  // less than the state's last digit: the rounding error of the sum is kept in `compensation` and
+  // added to the next term (two-sum). In `narrow` layers `compensation` is all that was added
+  // since the last `settle`, and the next state is written only if `seen` or where it settles.
+  // The state two layers above is fetched meanwhile, as `backward` fetches the one two layers
+  // below.
   void forward(int64_t layer, const V* h, const V* q, V* compensation, V* h_next, V* q_next,
                bool seen) {
     const int64_t ahead = h_next == h ? 0 : b_.size();
@@ -141,7 +143,7 @@ class NarrowWorker {
              });
   }
 
-  // The same with tangents: of the parameters dk, db and of the state and q.
+  // The same, and their tangents; dk and db are those of the parameters.
   void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
                const V* dq, V* compensation, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     const int64_t c = p_.channels;
@@ -159,7 +161,8 @@ class NarrowWorker {
                for (int64_t i = 0; i < m; ++i)
                  for (int64_t x = 0; x < n; ++x) {
                    int64_t k = at + i * b_.stride() + x, u = o + i;
-                   V dz = tile[i * n + x] + db[layer * c + u] * p_.bias_slope[u] + p_.carry[u] * dh[k];
+                   V dz = tile[i * n + x] + db[layer * c + u] * p_.bias_slope[u] +
+                          p_.carry[u] * dh[k];
                    V next = h_next[k] > floor_[k] ? dz : V{};
                    dh_next[k] = next;
                    dq_next[k] = p_.column[u] * next;
@@ -167,13 +170,13 @@ class NarrowWorker {
              });
   }
 
-  // g where the state is above its floor, in an array whose padding is zero.
+  // gz = g where the state is above its floor, else 0; the padding of gz is zero already.
   void mask(const V* h, const V* g, V* gz) {
     each([&](int64_t i, int64_t) { gz[i] = h[i] > floor_[i] ? g[i] : V{}; });
   }
 
-  // From derivatives by a layer's z to those by the state h that it read, masked unless it is the
-  // lowest; the gradients by the layer's parameters go to `by_kernel` and `by_bias`.
+  // From derivatives gz by a layer's z to those by the z of the layer below, or by the state h for
+  // the lowest layer; the gradients by the layer's parameters go to `by_kernel` and `by_bias`.
   void backward(int64_t layer, const V* h, V* q, const V* gz, V* next, T* by_kernel, T* by_bias) {
     read(h, q);
     outer(q, gz, by_kernel, by_bias);
@@ -203,7 +206,7 @@ class NarrowWorker {
         }
   }
 
-  // The state of channel `o` above `h`, to whose z the layer adds `term`, and what the sum loses.
+  // The state of channel `o` above `h`, where the layer adds `term` to z; updates the compensation.
   V add(int64_t o, const V& h, V term, const V& floor, V* compensation) {
     V old = p_.carry[o] * h;
     term += *compensation;

@@ -1,8 +1,8 @@
 // The examples that one thread takes through a narrow network at a time.
 //
-// Layout: [groups][rows][channels][columns + padding] vectors, whose lanes are examples. Every row of an
-// image is followed by `padding` = side / 2 zero vectors, which also precede the next row. A dense layer
-// is an image of one row whose columns are vectors of examples.
+// Layout: [groups][rows][channels][columns + padding] vectors, whose lanes are examples. Every row
+// of an image is followed by `padding` = side / 2 zero vectors, which also precede the next row. A
+// dense layer is an image of one row whose columns are vectors of examples.
 
 #pragma once
 
@@ -13,7 +13,6 @@
 namespace dnntk {
 namespace {
 
-// The examples that one thread takes through the network at a time.
 template <class T>
 struct Block {
   int64_t first;    // vector of examples
@@ -51,7 +50,7 @@ void load(const Problem<T>& p, const Block<T>& b, const T* from, Vec<T>* to) {
           int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
           const T* source = from + (c * p.positions() + position) * p.examples + n;
           Vec<T> v = {};
-          // A copy whose size is known beforehand is one instruction.
+          // A copy of constant size is one instruction.
           if (lanes == kLanes<T>) std::memcpy(&v, source, sizeof v);
           else std::memcpy(&v, source, lanes * sizeof(T));
           to[b.at(g, y, c) + x] = v;

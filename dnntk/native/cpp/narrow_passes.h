@@ -16,10 +16,10 @@ constexpr int kChunk = 32;  // layers whose gradients are added up at a time
 
 using Failed = std::atomic<bool>;
 
-// work(block, its number, own, has another thread failed?) for every block. Threads take blocks in the
-// order of their numbers as they come free; if there is a thread for each block, the calling thread,
-// which starts first, has the last and largest one. `own` is the thread's Own(problem, its largest
-// block).
+// work(block, its number, own, has another thread failed?) for every block. Threads take blocks in
+// the order of their numbers as they come free; if there is a thread for each block, the calling
+// thread, which starts first, has the last and largest one. `own` is the thread's Own(problem, its
+// largest block).
 template <class Own, class T, class Work>
 void over_blocks(const Problem<T>& p, Work work) {
   const int64_t count = p.blocks, vectors = parts(p.examples, kLanes<T>);
@@ -64,7 +64,8 @@ void narrow_forward(const Problem<T>& p, T* h_out) {
 }
 
 template <class T, int SIDE>
-void narrow_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out, T* dh_out) {
+void narrow_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h_out,
+                    T* dh_out) {
   over_blocks<NoScratch<T>>(p, [&](const Block<T>& block, int64_t, NoScratch<T>&, const Failed&) {
     using V = Vec<T>;
     NarrowWorker<T, SIDE> worker(p, block);
@@ -77,8 +78,8 @@ void narrow_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0,
     worker.column(dh.data(), dq);
     worker.begin(h.data(), compensation.data());
     for (int64_t layer = 0; layer < p.layers; ++layer) {
-      worker.tangent(layer, dk, db, h.data(), q, dh.data(), dq, compensation.data(), h.data(), q_next,
-                     dh.data(), dq_next);
+      worker.tangent(layer, dk, db, h.data(), q, dh.data(), dq, compensation.data(), h.data(),
+                     q_next, dh.data(), dq_next);
       std::swap(q, q_next);
       std::swap(dq, dq_next);
     }
@@ -87,7 +88,8 @@ void narrow_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0,
   });
 }
 
-// Derivatives of the loss by the state h that the last layer reads; zero in lanes without an example.
+// Derivatives of the loss by the state h that the last layer reads; zero in lanes without an
+// example.
 template <class T>
 void top_derivatives(const Problem<T>& p, const Block<T>& b, const Head<T>& head, const Vec<T>* h,
              Vec<T>* g) {
@@ -116,8 +118,8 @@ void top_derivatives(const Problem<T>& p, const Block<T>& b, const Head<T>& head
     }
 }
 
-// A thread's memory for gradients. The padding behind the rows of images stays zero from block to block;
-// a smaller block leaves a part unused.
+// A thread's memory for gradients. The padding behind the rows of images stays zero from block to
+// block; a smaller block leaves a part unused.
 template <class T>
 struct Scratch {
   using V = Vec<T>;
@@ -134,13 +136,14 @@ struct Scratch {
         by_bias(kChunk * p.channels, false) {}
 };
 
-// The layers' gradients, summed over the blocks in the order of the blocks' numbers, whichever thread
-// has them, `kChunk` layers at a time.
+// The layers' gradients, summed over the blocks in the order of the blocks' numbers, whichever
+// thread has them, `kChunk` layers at a time.
 //
-// Given rates, the last block to add takes a step of gradient descent in `kernel` and `bias`, which are
-// the problem's own: once all blocks have added to a chunk, none reads its parameters any more. If every
-// block has its own thread, they stay within a few chunks of one another, and only those chunks'
-// gradients are stored. Many steps may follow: no block begins one before all have ended the last one.
+// Given rates, the last block to add takes a step of gradient descent in `kernel` and `bias`,
+// which are the problem's own: once all blocks have added to a chunk, none reads its parameters
+// any more. If every block has its own thread, they stay within a few chunks of one another, and
+// only those chunks' gradients are stored. Many steps may follow: no block begins one before all
+// have ended the last one.
 template <class T>
 class GradientSums {
  public:
@@ -180,8 +183,8 @@ class GradientSums {
   }
 
  private:
-  // Chunks by which one block may be ahead of another: as many as take little memory, for on a shared
-  // machine a thread may lose its core for milliseconds, and the others would wait for it.
+  // Chunks by which one block may be ahead of another: as many as take little memory, for on a
+  // shared machine a thread may lose its core for milliseconds, and the others would wait for it.
   static int64_t most_ahead(int64_t weights) {
     return std::max<int64_t>(16, (4 << 20) / (kChunk * weights * int64_t(sizeof(T))));
   }
@@ -201,12 +204,12 @@ class GradientSums {
   std::unique_ptr<std::atomic<int64_t>[]> added_;
 };
 
-// One block's way up and down again. `top(h, g)` gets the state h that the last layer reads and fills in
-// the derivatives g by it. Returns the derivatives by the block's first state, or nullptr if another
-// thread failed; `own.states` holds the first state before and after.
+// One block's way up and down again. `top(h, g)` gets the state h that the last layer reads and
+// fills in the derivatives g by it. Returns the derivatives by the block's first state, or nullptr
+// if another thread failed; `own.states` holds the first state before and after.
 //
-// Up, a state and its compensation are kept where a segment starts; all states of the last segment are
-// kept. Down, segment by segment: recompute its states, then go through its layers backwards.
+// Up, a state and its compensation are kept where a segment starts; all states of the last segment
+// are kept. Down, segment by segment: recompute its states, then go through its layers backwards.
 template <class T, int SIDE>
 class BlockGradient {
  public:
@@ -258,7 +261,8 @@ class BlockGradient {
   int64_t first(int64_t segment) const { return segment * p_.segment; }
   int64_t end(int64_t segment) const { return std::min(p_.layers, first(segment) + p_.segment); }
 
-  // From the state in `state(0)` to the one above the segment, which is returned; `keep` all states?
+  // From the state in `state(0)` to the one above the segment, which is returned; `keep` all
+  // states?
   V* up(int64_t segment, bool keep) {
     worker_.read(state(0), q_);
     worker_.begin(state(0), compensation_);
@@ -295,8 +299,8 @@ class BlockGradient {
 };
 
 template <class T, int SIDE>
-void narrow_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
-              T* dk, T* db) {
+void narrow_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out,
+                     T* dh0, T* dk, T* db) {
   using V = Vec<T>;
   GradientSums<T> sums(p, rates, dk, db);
   over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,

@@ -1,4 +1,4 @@
-// The products of narrow layers.
+// The products of narrow layers: tiles whose accumulators stay in registers.
 
 #pragma once
 
@@ -8,11 +8,10 @@ namespace dnntk {
 namespace {
 
 constexpr bool kManyRegisters = kRegisters == 32;
-// Columns of the tiles of three and of four channels; they fit the registers, with what they are made
-// of.
+// Columns of the tiles of three and of four channels: accumulators and factors fit the registers.
 constexpr int kByThree = kManyRegisters ? 7 : 4, kByFour = kManyRegisters ? 6 : 3;
-// Steps of a product's terms that stand side by side: where registers are few, GCC would keep what
-// several of them read.
+// Unrolled steps of a product's terms: with few registers, GCC would keep what several of them
+// read.
 constexpr int kUnrolled = kManyRegisters ? 8 : 1;
 
 // acc[m][v] = sum over `terms` rows of the input, SIDE shifts: w[.., dx, m] in[.., v + dx].
@@ -54,7 +53,7 @@ void outer_sums(const Vec<T>* in, const Vec<T>* out, int64_t groups, int64_t a_g
       const Vec<T>*q = in + y * a_row, *gz = out + y * a_row;
       for (int64_t x = 0; x < columns; ++x, ++q, ++gz) {
         forget(q);
-        // The fewer ones stay in registers.
+        // The side with fewer vectors stays in registers.
         if constexpr (I * SIDE < M) {
           Vec<T> value[I][SIDE];
 #pragma GCC unroll 8

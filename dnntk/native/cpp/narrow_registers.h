@@ -1,8 +1,8 @@
 // Dense layers of 3 to 6 channels on their way up: all channels of a layer fit the registers.
 //
 // What the layers have added to a state since the last `settle` is summed by itself, in
-// `compensation`: it is far smaller than the state, so the sum loses no digit that matters, and most
-// layers need not write the state.
+// `compensation`: it is far smaller than the state, so the sum loses no digit that matters, and
+// most layers need not write the state.
 
 #pragma once
 
@@ -13,8 +13,8 @@
 namespace dnntk {
 namespace {
 
-// Layers whose terms are added up before they go into a state. A segment is a multiple of it, so that
-// where segments begin changes no bit.
+// Layers whose terms are added up before they go into a state. A segment is a multiple of it, so
+// that where segments begin changes no bit.
 constexpr int kSettle = DNNTK_SETTLE;
 
 template <class T>
@@ -89,8 +89,8 @@ class RegisterLayers {
     }
   }
 
-  // Weights and biases of the layers from `from` up to the next `settle`, in one loop: prepared layer
-  // by layer, every product would wait for its own weights.
+  // Weights and biases of the layers from `from` up to the next `settle`, in one loop: prepared
+  // layer by layer, every product would wait for its own weights.
   template <int C>
   void prepare(int64_t from) {
     const int64_t layers = std::min<int64_t>(kSettle, p_.layers - from), inputs = p_.inputs;
@@ -132,8 +132,8 @@ class RegisterLayers {
   template <int C, bool SEEN>
   void layer_of(int64_t layer, V* compensation, [[maybe_unused]] V* h_next) {
     const T *own = weights_ + layer % kSettle * C * C, *bias = biases_ + layer % kSettle * C;
-    // This loop is bound by its loads: up to 4 channels, all that is the same for every example stays
-    // in registers.
+    // This loop is bound by its loads: up to 4 channels, all that is the same for every example
+    // stays in registers.
     V weights[C][C], biases[C], column[C];
     bool carried[C];
 #pragma GCC unroll 8

@@ -1,9 +1,9 @@
 // Many steps of gradient descent on a whole narrow dense network in one call.
 //
-// Returning to JAX between two steps takes as long as twenty layers of a narrow network: its first and
-// last layer would be operations of their own, and the threads would have to be woken again. Here every
-// thread keeps its block of examples and its own copy of the first and the last layer, which all threads
-// change alike; there is one barrier a step.
+// Returning to JAX between two steps takes as long as twenty layers of a narrow network: its first
+// and last layer would be operations of their own, and the threads would have to be woken again.
+// Here every thread keeps its block of examples and its own copy of the first and the last layer,
+// which all threads change alike; there is one barrier a step.
 
 #pragma once
 
@@ -12,7 +12,8 @@
 namespace dnntk {
 namespace {
 
-// The first and the last layer for one thread: its copy of the parameters, and its block of examples.
+// The first and the last layer for one thread: its copy of the parameters, and its block of
+// examples.
 template <class T>
 class ThreadEnds {
  public:
@@ -50,7 +51,7 @@ class ThreadEnds {
     take(ends.untrained.factor, 1, 0, 1, factor_.data());
   }
 
-  // How many parameters both have: first kernel and bias, last kernel and bias.
+  // The number of parameters: first kernel and bias, last kernel and bias.
   static int64_t size(const Problem<T>& p, const EndLayers<T>& ends) {
     return (ends.inputs + 1) * p.channels + (p.channels + 1) * ends.untrained.outputs;
   }
@@ -149,7 +150,7 @@ class ThreadEnds {
     return base_[at] + h[at] * p_.column[c];
   }
 
-  // The block's examples of `rows` rows of an array; where there is no example there is zero.
+  // The block's examples of `rows` rows of an array, zero in lanes without an example.
   void take(const T* from, int64_t rows, int64_t a_row, int64_t an_example, V* to) const {
     T* lanes = reinterpret_cast<T*>(to);
     const int64_t first = block_.first * kLanes<T>;

@@ -1,25 +1,28 @@
-// Which products of a wide dense layer rounding hides, so that nobody need compute them.
+// Which products of a wide dense layer are too small to change a result, and are skipped.
 //
-// In the theorems' regime C is large. What a layer then does to the deviations alpha of its input
-// units reaches q = x + alpha / C divided by C once more, and C^2 is beyond the digits of x; the same
-// on the way down, where the derivatives by alpha pass such a layer as they are. What is left of
-// either product are the few units besides, d_out + 1 of them, whatever they read or tell.
+// In the theorems' regime C is large. The input units have q = x + alpha / C, and a layer adds
+// terms of size 1 / C to alpha: C^2 is beyond the digits of x. On the way down, such a layer
+// likewise passes on the derivatives by alpha unchanged. Only the rows and columns of the d_out +
+// 1 remaining units still have to be multiplied.
 //
-// That is decided layer by layer from the parameters as they are, not from C: by the Frobenius norm of
-// the weights, against a budget that all layers share. Up: what layers leave out may change no unit's
-// input, in the mean over examples, by more than half its last digit, and take none to zero; so every
-// input must be positive, as the thesis has them, for at zero a ReLU asks for the sign of alpha, however
-// small. Down: it may change the derivatives by alpha, seen as one vector an example, by no more than
-// half their last digit. Both are bounds for the worst case; what happens is some hundred times less.
+// This is decided layer by layer from the present parameters, not from C: by the Frobenius norm of
+// the weights, against a budget that all layers share. Up: what is skipped may change no unit's
+// input by more than half its last digit, in the mean over examples, and may make none zero. So
+// every input must be positive, as in the thesis: at zero a ReLU depends on the sign of alpha,
+// however small. Down: what is skipped may change the derivatives by alpha, as one vector for each
+// example, by at most half their last digit. Both are bounds for the worst case; the change itself
+// is some hundred times smaller.
 //
-// All threads decide alike, from all examples: so results do not depend on how many there are.
+// All threads decide from all examples, so results do not depend on the number of threads.
 
 #pragma once
 
 #include <cmath>
 #include <limits>
 
+#include "memory.h"
 #include "problem.h"
+#include "simd.h"
 
 namespace dnntk {
 namespace {
@@ -29,8 +32,8 @@ class NegligibleProducts {
  public:
   using V = Vec<T>;
 
-  // Units are left out by whole `granules`; `descends`: is there a way down?
-  NegligibleProducts(const Problem<T>& p, int64_t granule, bool descends) : p_(p) {
+  // Units are skipped in multiples of `granule`; `way_down`: are derivatives computed, too?
+  NegligibleProducts(const Problem<T>& p, int64_t granule, bool way_down) : p_(p) {
     const int64_t units = p.inputs / granule * granule;
     if (units == 0 || p.initial == Initial::kMatrices || !eligible(units)) return;
     column_ = p.column[0];
@@ -52,7 +55,7 @@ class NegligibleProducts {
     }
     most_ = std::min(smallest / 2, kBudget * least);
     leaves_ = most_ > 0;
-    if (!leaves_ && !descends) return;
+    if (!leaves_ && !way_down) return;
     units_ = units;
     for (int64_t n = 0; n < p.examples; ++n) inputs_ = std::max(inputs_, square[n]);
     for (int64_t c = units; c < p.channels; ++c) {
@@ -66,8 +69,8 @@ class NegligibleProducts {
     read_ = reading();
   }
 
-  // How many units, from the first on, a layer leaves as they are. To be asked of one layer after the
-  // other, and then of any once more.
+  // The number of units, from the first on, that a layer does not change. The first time, ask of
+  // one layer after the other.
   int64_t up(int64_t layer) {
     if (units_ == 0) return 0;
     if (column_ == 0) return units_;
@@ -75,8 +78,8 @@ class NegligibleProducts {
     return layers_[layer].up ? units_ : 0;
   }
 
-  // How many units' derivatives are told by those of the other units and by their own, unmultiplied;
-  // after the way up.
+  // The number of units whose derivatives a layer passes on, so that only the other units'
+  // derivatives are multiplied; after the way up.
   int64_t down(int64_t layer) {
     if (units_ == 0 || column_ == 0) return units_;
     if (lowest_ < 0) {
@@ -89,7 +92,7 @@ class NegligibleProducts {
     return layer >= lowest_ ? units_ : 0;
   }
 
-  // Units by which no derivative is but zero: C is infinite.
+  // Units whose weights have gradient zero: those with q = x, since C is infinite.
   int64_t without_gradient() const { return column_ == 0 ? units_ : 0; }
 
  private:
@@ -102,10 +105,11 @@ class NegligibleProducts {
     T base, state;  // at most
   };
 
-  // Do all of so many units only add to what they are, and count so little in what is read of them?
+  // Are all of these units carried alike, with so little of their change in q?
   bool eligible(int64_t units) const {
     for (int64_t c = 0; c < units; ++c)
-      if (p_.carry[c] != 1 || p_.column[c] != p_.column[0] || p_.slope[c] != p_.slope[0]) return false;
+      if (p_.carry[c] != 1 || p_.column[c] != p_.column[0] || p_.slope[c] != p_.slope[0])
+        return false;
     return p_.column[0] * p_.column[0] <= std::numeric_limits<T>::epsilon();
   }
 
@@ -117,7 +121,7 @@ class NegligibleProducts {
       const T q = others_[k].base + column[k] * others_[k].state;
       total += q * q;
     }
-    return std::sqrt(total) * (1 + T(1e-3));  // for what the sums have lost
+    return std::sqrt(total) * (1 + T(1e-3));  // a margin for rounding in the sums
   }
 
   void measure(int64_t layer) {
@@ -177,12 +181,12 @@ class NegligibleProducts {
 
   const Problem<T>& p_;
   int64_t units_ = 0, lowest_ = -1;
-  bool leaves_ = false;         // has no layer done anything to the units so far?
+  bool leaves_ = false;         // has no layer changed the units so far?
   T column_ = 1;
-  T spent_ = 0, most_ = 0;      // of what q of the units may change
+  T spent_ = 0, most_ = 0;      // bound on the change of the units' q so far, and its limit
   T inputs_ = 0;                // the largest sum of squares over an example's units
   T read_ = 0;
-  std::vector<Other> others_;   // the units besides
+  std::vector<Other> others_;   // the remaining units
   std::vector<Layer> layers_;   // those measured
 };
 

@@ -1,12 +1,15 @@
-// States of a wide network on its way up, kept for the way down in as few bytes as they need.
+// States of a wide network, kept on the way up for the way down, in few bytes and without losing a
+// bit.
 //
-// From layer to layer a state hardly changes, and its change hardly does either: of a number's 32 bits
-// some 20 follow from the two layers above it. Only what does not is kept, as the difference of two
-// bit patterns, in whole quarters of a number for every vector. Nothing is lost.
+// A state hardly changes from layer to layer, nor does its change: some 20 of a number's 32 bits
+// follow from the two states above it. What is kept is the difference of the bit patterns of a
+// number and of its prediction, in whole quarters of a number for every vector.
 
 #pragma once
 
+#include "memory.h"
 #include "problem.h"
+#include "simd.h"
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -15,19 +18,20 @@
 namespace dnntk {
 namespace {
 
-// Vectors of `size` numbers as differences from what two others let expect.
+// Vectors as differences from a prediction by two others.
 //
-// A vector's differences are put in order of weight: the lowest quarter of all its lanes' bits first. As
-// many quarters are kept as it takes until all others are zero; how many is written in front of all.
+// A vector's differences are sorted by weight: the lowest quarters of all lanes first. Only
+// quarters up to the highest that is not zero are kept; their numbers, one byte a vector, come
+// first.
 template <class T>
 class Differences {
  public:
   using V = Vec<T>;
 
-  // Bytes of an array of `size` vectors, at most.
+  // The most bytes that `size` vectors take.
   static size_t most(int64_t size) { return counts(size) + size * sizeof(V) + kLine; }
 
-  // `low` as seen from the next two above it. Returns where its bytes end.
+  // Packs the state `low`, predicted from the two above it. Returns the end of its bytes.
   static char* pack(const V* low, const V* middle, const V* high, int64_t size, char* to) {
     auto* count = reinterpret_cast<uint8_t*>(to);
     to += counts(size);
@@ -37,14 +41,14 @@ class Differences {
       const Bits folded = (change << 1) ^ (Bits{} - (change >> (kWidth - 1)));
       const int quarters = quarters_of(any(folded));
       const Bits sorted = by_weight(folded);
-      std::memcpy(to, &sorted, sizeof sorted);  // what is too much is written over, or not counted
+      std::memcpy(to, &sorted, sizeof sorted);  // the next vector overwrites zero quarters
       to += quarters * kQuarter;
       count[i] = quarters;
     }
     return to + kBytes;
   }
 
-  // `low` again, in place of `high`.
+  // Restores `low`, in place of `high`.
   static void unpack(const char* from, const V* middle, V* high, int64_t size) {
     const auto* count = reinterpret_cast<const uint8_t*>(from);
     from += counts(size);
@@ -82,7 +86,7 @@ class Differences {
 
   static Bits bits(const V& v) { return (Bits)v; }
 
-  // All lanes' bits together.
+  // The OR of all lanes.
   static Whole any(const Bits& v) {
 #ifdef __AVX512F__
     if constexpr (sizeof(T) == 4) return _mm512_reduce_or_epi32(reinterpret_cast<__m512i>(v));
@@ -100,7 +104,7 @@ class Differences {
     return (used + kWidth / 4 - 1) / (kWidth / 4);
   }
 
-  // Of every 16 bytes those of the same weight together, then those of the whole vector; and back.
+  // Groups the bytes of equal weight, in every 16 bytes and then in the whole vector; and back.
   static Bits by_weight(const Bits& v) {
     Bytes within;
     Words across;
@@ -121,7 +125,7 @@ class Differences {
   }
   static constexpr int kQuarterWords = kWords / 4;
 
-  // Where the byte is that goes to `i` of 16: [quarter][number][byte] from [number][quarter][byte].
+  // The source of byte `i` of 16: [quarter][number][byte] from [number][quarter][byte].
   static constexpr int place(int i) {
     constexpr int bytes = sizeof(T) / 4;
     return i % 4 / bytes * sizeof(T) + i / 4 * bytes + i % bytes;
@@ -141,14 +145,14 @@ class Differences {
   }
 };
 
-// A thread's last state, and below it as many as there is memory for.
+// A thread's last state, and as many below it as fit the memory.
 template <class T>
 class PackedStates {
  public:
   using V = Vec<T>;
 
-  // Of up to `layers` layers; below the last state there is memory for `many` of `size` vectors each,
-  // and for more where they take less.
+  // For up to `layers` layers, with memory for `many` unpacked states of `size` vectors below the
+  // last one.
   PackedStates(int64_t size, int64_t many, int64_t layers)
       : size_(size),
         bytes_(std::max<int64_t>(many, 1) * Differences<T>::most(size)),
@@ -166,7 +170,7 @@ class PackedStates {
   // Where the next one goes, before `push`.
   V* next() { return next_; }
 
-  // What is now in `top` is the lowest of all.
+  // The state in `top` becomes the lowest one.
   void restart() {
     below_ = 0;
     end_ = 0;
@@ -175,7 +179,7 @@ class PackedStates {
 
   void push() {
     if (below_ > 0) {
-      // In one piece; it replaces the oldest where there is no more room.
+      // In one piece; it overwrites the oldest states if there is no more room.
       const size_t left = bytes_ - end_ % bytes_;
       if (left < Differences<T>::most(size_)) end_ += left;
       starts_.push_back(end_);
@@ -190,34 +194,34 @@ class PackedStates {
     next_ = free;
   }
 
-  // How many below `top` are there still.
+  // The number of states below `top` that are still stored.
   int64_t below() const {
     if (below_ == 0) return 0;
-    return 1 + std::count_if(starts_.begin(), starts_.end(), [&](size_t s) { return there(s); });
+    return 1 + std::count_if(starts_.begin(), starts_.end(), [&](size_t s) { return stored(s); });
   }
 
-  // The one below becomes `top`; no more often than `below` says.
+  // The state below becomes `top`; at most `below()` times.
   void pop() {
     if (!starts_.empty()) {
       const size_t start = starts_.back();
       starts_.pop_back();
       const char* from = packed_.data() + start % bytes_;
-      if (there(start)) Differences<T>::unpack(from, second_, top_, size_);
+      if (stored(start)) Differences<T>::unpack(from, second_, top_, size_);
     }
     --below_;
     std::swap(top_, second_);
   }
 
  private:
-  // Has nothing replaced what starts there?
-  bool there(size_t start) const { return end_ - start <= bytes_; }
+  // Are the bytes that start there not overwritten?
+  bool stored(size_t start) const { return end_ - start <= bytes_; }
 
   const int64_t size_;
   const size_t bytes_;
   Buffer<V> whole_;
   Buffer<char> packed_;
   V *top_, *second_, *next_;
-  std::vector<size_t> starts_;  // of what is packed, the lowest first, as if nothing were replaced
+  std::vector<size_t> starts_;  // of packed states, the lowest first, as if none were overwritten
   size_t end_ = 0;
   int64_t below_ = 0;
 };

@@ -1,7 +1,7 @@
 // What a call of the CPU library computes: its arrays, how they are split, and its five functions.
 //
-// A layer is h' = max(carry h + W q + b, floor) with q = base + column h (dnntk.layers.Form). W is a
-// convolution or a matrix, and W = initial W + slope D where D is trained.
+// A layer is h' = max(carry h + W q + b, floor) with q = base + column h (dnntk.layers.Form). W is
+// a convolution or a matrix, and W = initial W + slope D where D is trained.
 
 #pragma once
 
@@ -20,7 +20,7 @@ struct Problem {
   Initial initial;
   int64_t blocks, segment;  // blocks of examples; layers that are recomputed together
   bool wide;                // as matrix products (wide.h)?
-  int64_t kept, group;      // wide.h: last layers whose states are kept; layers between two barriers
+  int64_t kept, group;      // last layers whose states are kept; layers between barriers
   const T *kernel, *bias;                        // [layers, side, side, in, out], [layers, out]
   const T *initial_kernel, *initial_bias;        // as above, or features, or nothing
   const T *slope, *bias_slope, *column, *carry;  // [channels]
@@ -81,14 +81,14 @@ void forward(const Problem<T>& p, T* h);
 template <class T>
 void tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T* h, T* dh);
 
-// With `rates`, `kernel` and `bias` are the parameters, which take a step; otherwise they become the
-// gradient.
+// With `rates`, `kernel` and `bias` are the parameters, which take a step; otherwise they become
+// the gradient.
 template <class T>
 void gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h, T* dh0,
               T* kernel, T* bias);
 
-// `count` steps of gradient descent of a narrow dense network in place; p.h0 is what the first layer's
-// z is without its trained parameters. `outputs` are those before the last step.
+// `count` steps of gradient descent of a narrow dense network in place; p.h0 is what the first
+// layer's z is without its trained parameters. `outputs` are those before the last step.
 template <class T>
 void steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
            const Trained<T>& to);

@@ -15,8 +15,7 @@ namespace {
 
 constexpr int kLine = 64;  // bytes of a cache line
 
-// A vector fills a register, and no more: a longer one GCC takes to memory and back, a few bytes at a
-// time, for every operation.
+// GCC splits vectors longer than a register by way of memory, a few bytes at a time.
 #if defined(__AVX512F__)
 constexpr int kBytes = 64, kRegisters = 32;
 #elif defined(__AVX__)
@@ -46,7 +45,7 @@ using Vec = typename Simd<T>::Vector;
 template <class T>
 constexpr int kLanes = kBytes / sizeof(T);
 
-// Keep a vector in a register: a compiler may otherwise load it anew for every product it is in.
+// Keeps a vector in a register: otherwise a compiler may load it again for every product.
 template <class V>
 inline void hold(V& v) {
 #if defined(__AVX512F__)
@@ -58,8 +57,8 @@ inline void hold(V& v) {
 #endif
 }
 
-// Where a pointer leads is not to be told from where it led before: GCC otherwise keeps what it expects
-// to read once more, and pushes the rest out of the registers.
+// Hides from GCC what a pointer was computed from: otherwise it keeps values that it expects to
+// read again, and spills others from the registers.
 template <class T>
 inline void forget(T*& pointer) {
 #ifdef __GNUC__
@@ -91,7 +90,7 @@ inline __m256i first_lanes(int64_t count) {
 }
 #endif
 
-// `count` numbers, and zeros; a copy of less than a vector by way of memory would be waited for.
+// `count` numbers, then zeros; by masked loads, since a partial copy by way of memory stalls.
 template <class T>
 inline Vec<T> load_lanes(const T* from, int64_t count) {
   Vec<T> v = {};

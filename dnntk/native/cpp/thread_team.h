@@ -1,4 +1,5 @@
-// Threads that stay: to start one costs as much as a hundred layers of a narrow network.
+// Threads that persist between calls: to start one takes as long as a hundred layers of a narrow
+// network.
 
 #pragma once
 
@@ -37,15 +38,16 @@ inline FloatMode float_mode() { return {}; }
 inline void set_float_mode(FloatMode) {}
 #endif
 
-// Which processor a thread is on. Where a kernel wakes a helper on its caller's own, the two take
-// turns, and each looks out for the other in vain: so the helper leaves.
+// The core that a thread runs on. If the system wakes a helper on its caller's core, the two take
+// turns there, each waiting for the other: so the helper moves to another core.
 #if defined(__linux__) && defined(__GLIBC__)
 class CoreAffinity {
  public:
-  static CoreAffinity mine() { return {sched_getcpu(), pthread_self()}; }
+  static CoreAffinity current() { return {sched_getcpu(), pthread_self()}; }
 
-  // To another one of those that the thread which is here may use, if there is one.
-  void leave() const {
+  // Moves the calling thread from this core to another one that this object's thread may use, if
+  // any.
+  void move_away() const {
     if (sched_getcpu() != processor_) return;
     cpu_set_t allowed;
     if (pthread_getaffinity_np(thread_, sizeof allowed, &allowed) != 0) return;
@@ -57,18 +59,18 @@ class CoreAffinity {
  private:
   CoreAffinity(int processor, pthread_t thread) : processor_(processor), thread_(thread) {}
   int processor_;
-  pthread_t thread_;  // waits for whoever leaves
+  pthread_t thread_;
 };
 #else
 struct CoreAffinity {
-  static CoreAffinity mine() { return {}; }
-  void leave() const {}
+  static CoreAffinity current() { return {}; }
+  void move_away() const {}
 };
 #endif
 
-// What a thread does between two looks at what it waits for: nothing at first, then it gives way to
-// others, and after a while it sleeps. Whoever only gives way uses up its share of a busy machine,
-// and then is not there when the others wait for it.
+// A thread's pauses while it polls: it spins, then yields, and after 200 us it sleeps. A thread
+// that only yields uses up its time slice on a busy machine, and then does not run when the others
+// wait for it.
 class Backoff {
  public:
   explicit Backoff(int spins = 0) : spins_(spins) {}
@@ -95,8 +97,8 @@ class Backoff {
 
 class ThreadTeam {
  public:
-  // work(0) on this thread, and work(1), ..., work(count - 1) each on one of its own, all at the
-  // same time; `work` must not throw. Whoever calls at the same time has other threads.
+  // work(0) on this thread, and work(1), ..., work(count - 1) each on its own helper thread, all
+  // at the same time; `work` must not throw. Calls at the same time get different helpers.
   template <class Work>
   static void run(int64_t count, const Work& work) {
     std::vector<Helper*> helpers;
@@ -108,10 +110,10 @@ class ThreadTeam {
     }
     alignas(64) std::atomic<int64_t> working{count - 1};
     auto call = [](const void* work, int64_t k) { (*static_cast<const Work*>(work))(k); };
-    const CoreAffinity place = CoreAffinity::mine();
+    const CoreAffinity caller = CoreAffinity::current();
     const FloatMode mode = float_mode();
     for (int64_t k = 1; k < count; ++k)
-      helpers[k - 1]->start({call, &work, k, &working, place, mode});
+      helpers[k - 1]->start({call, &work, k, &working, caller, mode});
     work(0);
     Backoff backoff;
     for (SpinWait spin; working.load(std::memory_order_acquire) != 0;)
@@ -120,8 +122,7 @@ class ThreadTeam {
   }
 
  private:
-  // How long to look for the next call before sleeping: steps that follow one another at once find
-  // the threads awake.
+  // Polls for 100 us before sleeping: steps that follow at once find the threads awake.
   class SpinWait {
    public:
     bool left() {
@@ -141,15 +142,15 @@ class ThreadTeam {
     const void* work;
     int64_t number;
     std::atomic<int64_t>* working;
-    CoreAffinity place;
+    CoreAffinity caller;
     FloatMode mode;
   };
 
-  // A call is handed over in one cache line: where cores are far apart, every further one that moves
-  // between them costs as much as a layer.
+  // A task is handed over in one cache line: between distant cores, moving another line takes as
+  // long as a layer.
   class Helper {
    public:
-    Helper() { std::thread([this] { live(); }).detach(); }
+    Helper() { std::thread([this] { loop(); }).detach(); }
 
     void start(const Task& task) {
       task_ = task;
@@ -161,7 +162,7 @@ class ThreadTeam {
    private:
     enum State { kIdle, kAsleep, kCalled };
 
-    void live() {
+    void loop() {
       for (;;) {
         SpinWait spin;
         while (!called() && spin.left()) {}
@@ -173,9 +174,9 @@ class ThreadTeam {
         }
         Task task = task_;
         state_.store(kIdle, std::memory_order_relaxed);
-        // The caller's, or denormal numbers would depend on which thread has them.
+        // The caller's mode, or results with denormal numbers would depend on the thread.
         set_float_mode(task.mode);
-        task.place.leave();
+        task.caller.move_away();
         task.call(task.work, task.number);
         task.working->fetch_sub(1, std::memory_order_acq_rel);
       }
@@ -184,13 +185,13 @@ class ThreadTeam {
     bool called() const { return state_.load(std::memory_order_acquire) == kCalled; }
 
     alignas(64) std::atomic<State> state_{kIdle};
-    Task task_{nullptr, nullptr, 0, nullptr, CoreAffinity::mine(), {}};
+    Task task_{nullptr, nullptr, 0, nullptr, CoreAffinity::current(), {}};
     alignas(64) std::mutex mutex_;
     std::condition_variable called_;
   };
 
-  // Never destroyed: its threads may be at work when the process ends. They do not live on in a
-  // fork, which starts with none.
+  // Never destroyed: its threads may still run when the process ends. A forked process has none of
+  // them and starts with an empty list.
   struct Idle {
     std::mutex mutex;
     std::vector<Helper*> helpers;
@@ -224,12 +225,12 @@ class ThreadTeam {
   }
 };
 
-// Where so many threads wait for one another.
+// `count` threads wait for one another.
 class Barrier {
  public:
   explicit Barrier(int64_t count) : count_(count) {}
 
-  // False where one of them has failed, and will not come.
+  // False if `failed`: another thread will not arrive.
   bool wait(const std::atomic<bool>* failed = nullptr) {
     const int64_t turn = turn_.load(std::memory_order_acquire);
     if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {

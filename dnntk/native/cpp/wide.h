@@ -1,26 +1,28 @@
 // Wide dense layers on a CPU; `wide_passes.h` goes up and down through all of them.
 //
 // A layer of hundreds of units is three matrix products, so all depends on how near to the peak
-// they run. Every product is made of one kernel, a tile of 4 x 6 (or 3 x 4) accumulators over a block of terms
-// that stays in the first cache (`block`). Examples are the lanes of every vector but those of a
-// weight gradient, so of all operands only the derivatives are transposed:
+// they run. Every product is made of one kernel, a tile of accumulators over a block of terms that
+// stays in the first cache (`block` of wide_products.h). Examples are the lanes of every vector
+// but those of a weight gradient, so of all operands only the derivatives are transposed:
 //
 //   z[out][n]   = sum_in W[in][out] q[in][n]    vectors along n
 //   g[in][n]    = sum_out W[in][out] g[out][n]  vectors along n
 //   D'[in][out] = sum_n q[in][n] g[n][out]      vectors along out
 //
-// Weights are made ready a few at a time, [terms] x [units], while those that come next are on
-// their way from memory; whatever is done to a result is done to each few units of it at once.
+// Weights are packed a few rows at a time, [terms] x [units], while the next ones are fetched from
+// memory. The epilogue of a product (bias, ReLU, ...) runs on each strip of units while it is in
+// cache.
 //
-// Every thread takes its own examples up and down, and its own rows of the weight gradient: on the
-// way down the threads meet once in a few layers, as many as fit a part of a cache. Whoever is taken
-// off its core stops the others there; where a layer is short, that would be most of the time. With
-// rates the gradient is never stored: layers' weights change as soon as no thread needs them any
-// more.
+// Every thread has its own examples, up and down, and its own rows of the weight gradient. On the
+// way down there is one barrier for a group of layers whose q and g fit a part of a cache: with
+// one for every layer, a thread that loses its core would stop the others most of the time if
+// layers are short. With rates the gradient is never stored: a layer's weights change as soon as
+// no thread reads them any more.
 //
-// Units that are at zero in all examples take no part (`active.h`).
+// Units that are zero in all examples are skipped (active_units.h), as are products too small to
+// change a result (negligible_products.h).
 //
-// Sums go over the same terms in the same order whatever the number of threads.
+// Sums go over the same terms in the same order for any number of threads.
 
 #pragma once
 
@@ -31,7 +33,7 @@
 namespace dnntk {
 namespace {
 
-// One thread's examples, and its rows of the weight gradient.
+// One thread's examples.
 template <class T>
 class WideWorker {
  public:
@@ -44,17 +46,20 @@ class WideWorker {
         c_(p_.channels),
         begin_(s_.begin(number)),
         count_(s_.count(number)),
-        negligible_(p_, kStripUnits, down),
-        sums_(std::max(c_ * count_, kStripUnits * kTileColumns), false),
+        negligible_(p_, kStripUnits<T>, down),
+        sums_(std::max(c_ * count_, kStripUnits<T> * kTileColumns), false),
         weights_(std::max<int64_t>(kTermsUp * s_.vectors, kStrip * kTermsDown), false),
         derivatives_(down ? 2 * c_ * count_ : 1, false),
         g_(derivatives_.data()),
         g_next_(derivatives_.data() + (down ? c_ * count_ : 0)),
-        size(c_ * count_),
-        reading(size),
-        gradient_(shared, number, negligible_.without_gradient()) {}
+        weight_gradient_(shared, number, negligible_.without_gradient()) {}
 
-  // Own examples of all that the threads leave for each other.
+  int64_t size() const { return c_ * count_; }  // vectors of a state
+
+  // Own rows of all weight gradients.
+  WeightGradient<T>& weight_gradient() { return weight_gradient_; }
+
+  // Own examples in an array of all threads' examples.
   template <class Pointer>
   Pointer own(Pointer all) const { return all + c_ * begin_; }
 
@@ -62,7 +67,7 @@ class WideWorker {
   void store(const V* from, T* to) const { s_.store(from, number_, to); }
   void store_derivatives(T* to) const { store(g_, to); }
 
-  // q = base + column h, of state `layer`
+  // q = base + column h, where h is the state that layer `layer` reads.
   void read(int64_t layer, const V* h, V* q) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
     ActivityRecorder<T> activity(s_.active, number_, layer, recorded_);
@@ -77,7 +82,7 @@ class WideWorker {
     });
   }
 
-  // State and q of layer `layer` to those of the next.
+  // From the state and q of layer `layer` to those of the next one.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
     const int64_t first = negligible_.up(layer);
@@ -97,7 +102,7 @@ class WideWorker {
     times_weights({{q, p_.kernel, true}}, layer, first, epilogue);
   }
 
-  // The same with tangents: of the parameters dk, db and of the state and q.
+  // The same, and their tangents; dk and db are those of the parameters.
   void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
                const V* dq, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     forward(layer, h, q, h_next, q_next);
@@ -115,7 +120,8 @@ class WideWorker {
     times_weights({{dq, p_.kernel, true}, {q, dk, false}}, layer, 0, epilogue);
   }
 
-  // Derivatives by the state h above the last layer, masked: to `g_`, and by example to `g`.
+  // Derivatives of the loss by the z whose state h the last layer reads: to `g_`, and by example
+  // to `g`.
   void top_derivatives(const Head<T>& head, const V* h, V* g) {
     const V* floor = own(s_.floor.data());
     s_.list_active(p_.layers, above_);
@@ -142,8 +148,9 @@ class WideWorker {
     });
   }
 
-  // From derivatives by a layer's z (in `g_`) to those by the state h that it read: masked, and by
-  // example in `g`, unless it is the lowest. Own q of it goes to `q`, for a weight gradient.
+  // `g_` becomes the derivatives by the z of the layer below, which are also stored by example in
+  // `g`; of the lowest layer, the derivatives by its state h, in `g_` alone. Own q goes to `q`,
+  // for the weight gradient.
   void backward(int64_t layer, const V* h, V* q, V* g) {
     s_.list_active(layer, reads_);
     s_.list_active(layer + 1, above_);
@@ -157,7 +164,7 @@ class WideWorker {
         for (int64_t i = at; i < at + w; ++i) *to++ = base[i] + p_.column[c] * h[i];
       }
     });
-    if (!computed_.all) std::fill(g_next_, g_next_ + size, V{});
+    if (!computed_.all) std::fill(g_next_, g_next_ + size(), V{});
     if (const int64_t units = negligible_.down(layer)) {
       down(layer, h, g, 0, units, units / kLanes<T>);
       down(layer, h, g, units, c_, 0);
@@ -168,30 +175,6 @@ class WideWorker {
   }
 
  private:
-  static constexpr int64_t kStripUnits = kStrip * kLanes<T>;
-
-  Shared<T>& s_;
-  const Problem<T>& p_;
-  const int64_t number_, c_, begin_, count_;
-  NegligibleProducts<T> negligible_;
-  Buffer<V> sums_, weights_, derivatives_;
-  V *g_, *g_next_;  // by a layer's z, and by that of the layer below
-  UnitList reads_, above_, computed_;  // a layer's units: read, of the state above, and with derivatives to be made
-  int64_t recorded_ = -1;             // the last state whose active units are known
-
- public:
-  const int64_t size;     // vectors of a state
-  const int64_t reading;  // and of its q
-
-  // Own rows of a layer's weight gradient.
-  template <class... Given>
-  void outer(Given... given) {
-    gradient_.outer(given...);
-  }
-
- private:
-  WeightGradient<T> gradient_;
-
   // f(unit, place of its first vector, vectors) of all units, panel by panel.
   template <class F>
   void units(F f) const {
@@ -200,19 +183,21 @@ class WideWorker {
     });
   }
 
-  // The units before `end`, which a layer leaves as they are.
-  void copy_units(int64_t end, const V* h, const V* q, V* h_next, V* q_next, ActivityRecorder<T>& activity) const {
+  // The units before `end`, which the layer does not change.
+  void copy_units(int64_t end, const V* h, const V* q, V* h_next, V* q_next,
+                  ActivityRecorder<T>& activity) const {
     const V* floor = own(s_.floor.data());
     over_panels(count_, [&](int64_t v, int w) {
       const int64_t at = c_ * v, beyond = at + end * w;
       if (h_next != h) std::copy(h + at, h + beyond, h_next + at);
       std::copy(q + at, q + beyond, q_next + at);
-      for (int64_t c = 0, i = at; c < end; ++c, i += w) activity.record(c, w, h_next + i, floor + i, q_next + i);
+      for (int64_t c = 0, i = at; c < end; ++c, i += w)
+        activity.record(c, w, h_next + i, floor + i, q_next + i);
     });
   }
 
-  // Of `backward` the units from `first` to `last`, from derivatives of the vectors of units from
-  // `lowest` on.
+  // The part of `backward` that computes units [first, last) from the derivatives of the units
+  // from vector `lowest` on.
   void down(int64_t layer, const V* h, V* g, int64_t first, int64_t last, int64_t lowest) {
     const V* floor = own(s_.floor.data());
     const int64_t blocks = parts(s_.vectors - lowest, kTermsDown / kLanes<T>);
@@ -222,23 +207,25 @@ class WideWorker {
       const int64_t o = start(block), from = o * kLanes<T>;
       const int n = start(block + 1) - o;
       Product of(above_, from, std::min(c_, from + n * kLanes<T>));
-      for (int64_t k = begin; k < end; k += kStripUnits) {
-        const int64_t strip = std::min(kStripUnits, end - k);
+      for (int64_t k = begin; k < end; k += kStripUnits<T>) {
+        const int64_t strip = std::min(kStripUnits<T>, end - k);
         const int32_t* ins = computed_.units.data() + k;
-        weights(p_.kernel, layer, true, ins, strip, kPacked, o, n, weights_.data());
+        pack(p_.kernel, layer, true, ins, strip, kInOrder, o, n, weights_.data());
         const int64_t next = k + strip < end ? k + strip : begin;
-        const int64_t there = std::min(kStripUnits, end - next);
-        const T* then = p_.kernel + layer * p_.weights() + (next > begin ? from : from + n * kLanes<T>);
+        const int64_t there = std::min(kStripUnits<T>, end - next);
+        const int64_t column = next > begin ? from : from + n * kLanes<T>;
+        const T* then = p_.kernel + layer * p_.weights() + column;
         over_panels(count_, [&](int64_t v, int w) {
           const int64_t ahead_from = part(there, count_, v), ahead_end = part(there, count_, v + w);
-          Prefetcher<T> prefetcher(Prefetcher<T>::kRead, then, ahead_end - ahead_from, n * kLanes<T>, c_,
-                         tiles(strip) * of.count, computed_.units.data() + next + ahead_from);
-          const T* ready = reinterpret_cast<const T*>(weights_.data());
-          const Terms<T> terms{ready - of.shift, n * kLanes<T>, 1, of.count, of.listed};
-          // What is not all yet stays until the last block.
+          Prefetcher<T> prefetcher(Prefetcher<T>::kRead, then, ahead_end - ahead_from,
+                                   n * kLanes<T>, c_, tiles(strip) * of.count,
+                                   computed_.units.data() + next + ahead_from);
+          const T* packed = reinterpret_cast<const T*>(weights_.data());
+          const Terms<T> terms{packed - of.shift, n * kLanes<T>, 1, of.count, of.listed};
+          // Sums over several blocks are kept until the last block.
           V* sums = sums_.data() + (blocks > 1 ? c_ * v + (k - begin) * w : 0);
-          product<T>(&terms, 1, 0, strip, w, g_ + c_ * v + (from - of.shift) * w, block == 0, prefetcher,
-                     sums);
+          product<T>(&terms, 1, 0, strip, w, g_ + c_ * v + (from - of.shift) * w, block == 0,
+                     prefetcher, sums);
           if (block < blocks - 1) return;
           for (int64_t i = 0; i < strip; ++i) {
             const int64_t c = ins[i], at = c_ * v + c * w;
@@ -248,16 +235,17 @@ class WideWorker {
             }
           }
           if (layer == 0) return;
-          const int64_t done = k + strip;  // whole vectors of them, or what is left
-          const int64_t whole = done < computed_.count() ? done / kLanes<T> : parts(done, kLanes<T>);
+          const int64_t done = k + strip;  // to be stored by whole vectors, and the rest at the end
+          const bool last = done >= computed_.count();
+          const int64_t whole = last ? parts(done, kLanes<T>) : done / kLanes<T>;
           for (int64_t x = k / kLanes<T>; x < whole; ++x) by_example(g_next_, computed_, x, v, w, g);
         });
       }
     }
   }
 
-  // The active ones of units `from` to `end` as terms of a product, counted from `from` on where
-  // nothing is listed, and from `shift` before it otherwise.
+  // The active units in [from, end) as the product's terms; with a list, indices are absolute and
+  // `shift` is subtracted.
   struct Product {
     Product(const UnitList& units, int64_t from, int64_t end)
         : first(units.before(from)),
@@ -269,15 +257,15 @@ class WideWorker {
     const int64_t shift;
   };
 
-  // A layer's weights, or what is to be added to D alone, and what they are multiplied by.
+  // One product: the `whole` weights that belong to `kernel`, or slope kernel alone, times q.
   struct Factors {
     const V* q;
     const T* kernel;
     bool whole;
   };
 
-  // The sum of products, for units from `first` on; as soon as a unit's are there,
-  // finish(unit, place of its first vector, vectors, sums).
+  // The sum of products, for units from `first` on: epilogue(unit, place of its first vector,
+  // vectors, sums) for every panel of examples.
   template <class Epilogue>
   void times_weights(std::initializer_list<Factors> products, int64_t layer, int64_t first,
                      Epilogue epilogue) {
@@ -292,27 +280,28 @@ class WideWorker {
         for (int64_t k = 0; k < read.count; k += kPackedRows)
           for (int64_t o = lowest; o < s_.vectors; o += kStrip) {
             const int n = std::min<int64_t>(kStrip, s_.vectors - o);
-            weights(of.kernel, layer, of.whole, reads_.units.data() + read.first + k,
-                    std::min(kPackedRows, read.count - k), from, o, n, weights_.data() + o * terms);
+            pack(of.kernel, layer, of.whole, reads_.units.data() + read.first + k,
+                 std::min(kPackedRows, read.count - k), from, o, n, weights_.data() + o * terms);
           }
-        // The next block's rows follow.
+        // The rows of the next block are fetched meanwhile.
         const int64_t next = first > 0 ? 0 : part(c_, blocks, std::min(block + 2, blocks)) - end;
         const T* rows = of.kernel + layer * p_.weights() + end * c_;
         over_panels(count_, [&](int64_t v, int w) {
           for (int64_t o = lowest; o < s_.vectors; o += kStrip) {
             const int n = std::min<int64_t>(kStrip, s_.vectors - o);
-            const int64_t c = o * kLanes<T>, strip = std::min(kStripUnits, c_ - c);
+            const int64_t c = o * kLanes<T>, strip = std::min(kStripUnits<T>, c_ - c);
             const int64_t at = c_ * v + c * w;
-            const T* ready = reinterpret_cast<const T*>(weights_.data() + o * terms);
+            const T* packed = reinterpret_cast<const T*>(weights_.data() + o * terms);
             const int64_t place = v * s_.vectors + w * o, places = count_ * s_.vectors;
             const int64_t begin = part(next * c_, places, place);
             const int64_t width = part(next * c_, places, place + w * n) - begin;
-            Prefetcher<T> prefetcher(Prefetcher<T>::kRead, rows + begin, 1, width, 0, tiles(strip) * read.count);
+            Prefetcher<T> prefetcher(Prefetcher<T>::kRead, rows + begin, 1, width, 0,
+                                     tiles(strip) * read.count);
             V* sums = sums_.data() + at;
             const int64_t step = n * kLanes<T>;
-            const Terms<T> all{ready - read.shift * step, 1, step, read.count, read.listed};
-            product<T>(&all, 1, 0, strip, w, of.q + c_ * v + (from - read.shift) * w, pass == 0, prefetcher,
-                       sums);
+            const Terms<T> all{packed - read.shift * step, 1, step, read.count, read.listed};
+            product<T>(&all, 1, 0, strip, w, of.q + c_ * v + (from - read.shift) * w, pass == 0,
+                       prefetcher, sums);
             if (pass == passes - 1)
               for (int64_t k = 0; k < strip; ++k) epilogue(c + k, at + k * w, w, sums + k * w);
           }
@@ -320,13 +309,13 @@ class WideWorker {
       }
   }
 
-  // `count` rows of the vectors o ... o + n of a layer's weights, zero beyond the units: one after the
-  // other, or each where it is from row `from` on.
-  static constexpr int64_t kPacked = -1;
-  void weights(const T* kernel, int64_t layer, bool whole, const int32_t* rows, int64_t count,
-               int64_t from, int64_t o, int n, V* to) const {
+  // Packs `count` rows of a layer's weights, vectors [o, o + n), with zeros beyond the units: in
+  // order (from = kInOrder), or row r at r - from.
+  static constexpr int64_t kInOrder = -1;
+  void pack(const T* kernel, int64_t layer, bool whole, const int32_t* rows, int64_t count,
+            int64_t from, int64_t o, int n, V* to) const {
     const bool matrices = whole && p_.initial == Initial::kMatrices;
-    auto place = [&](int64_t k) { return to + (from == kPacked ? k : rows[k] - from) * n; };
+    auto place = [&](int64_t k) { return to + (from == kInOrder ? k : rows[k] - from) * n; };
     const int64_t last = s_.lanes(o + n - 1);
     for (int64_t k = 0; k < count; ++k) {
       const int64_t row = layer * p_.weights() + rows[k] * c_ + o * kLanes<T>;
@@ -350,11 +339,12 @@ class WideWorker {
   T bias(const T* bias, int64_t layer, bool whole, int64_t c) const {
     T value = bias[layer * c_ + c] * p_.bias_slope[c];
     if (whole && p_.initial == Initial::kMatrices) value += p_.initial_bias[layer * c_ + c];
-    if (whole && p_.initial == Initial::kFeatures && c == p_.inputs) value += p_.initial_bias[layer];
+    if (whole && p_.initial == Initial::kFeatures && c == p_.inputs)
+      value += p_.initial_bias[layer];
     return value;
   }
 
-  // Vector `o` of the listed units of own examples v ... v + w, from [unit] to [example].
+  // Transposes vector `o` of the listed units, own examples [v, v + w), from [unit] to [example].
   void by_example(const V* from, const UnitList& of, int64_t o, int64_t v, int w, V* to) const {
     constexpr int kSquare = kLanes<T>;
     const int32_t* units = of.units.data() + o * kSquare;
@@ -375,6 +365,16 @@ class WideWorker {
       for (int i = 0; i < kSquare; ++i) rows[i * n] = square[i];
     }
   }
+
+  Shared<T>& s_;
+  const Problem<T>& p_;
+  const int64_t number_, c_, begin_, count_;
+  NegligibleProducts<T> negligible_;
+  Buffer<V> sums_, weights_, derivatives_;
+  V *g_, *g_next_;                     // by a layer's z, and by that of the layer below
+  UnitList reads_, above_, computed_;  // active units: read, of the state above, of the derivatives
+  int64_t recorded_ = -1;              // the last state whose active units are known
+  WeightGradient<T> weight_gradient_;
 };
 
 }  // namespace

@@ -14,14 +14,14 @@ class WeightGradient {
  public:
   using V = Vec<T>;
 
-  // No derivative by the first `without_gradient` units is but zero.
+  // Derivatives by the first `without_gradient` units are zero.
   WeightGradient(const Shared<T>& shared, int64_t number, int64_t without_gradient)
       : s_(shared),
         p_(shared.p),
         number_(number),
         c_(p_.channels),
         without_gradient_(without_gradient),
-        sums_(kStripUnits * kTileColumns, false) {
+        sums_(kStripUnits<T> * kTileColumns, false) {
     for (int64_t t = 0; t < s_.threads; ++t)
       over_panels(s_.count(t), [&](int64_t v, int w) {
         stretches_.push_back({nullptr, w * kLanes<T>, 1, w * kLanes<T>});
@@ -29,15 +29,15 @@ class WeightGradient {
       });
   }
 
-  // Own rows of the gradient by a layer's D from all examples: put(in, first of out, values, how many),
-  // which goes to `to`; then its bias, put_bias(first of out, values, how many). Zeros may be left out
-  // where they change nothing.
+  // Own rows of the gradient by a layer's D, from all examples: put(in, first out, values, how
+  // many); and by its bias: put_bias(first out, values, how many). `to` is where `put` stores
+  // them. With `skip_zeros`, zeros need not be put.
   template <class Put, class PutBias>
-  void outer(int64_t layer, const V* q, const V* g, const T* to, bool leave_zeros, Put put,
-             PutBias put_bias) {
+  void operator()(int64_t layer, const V* q, const V* g, const T* to, bool skip_zeros, Put put,
+                  PutBias put_bias) {
     s_.list_active(layer, reads_);
     s_.list_active(layer + 1, above_);
-    if (!leave_zeros) {
+    if (!skip_zeros) {
       over_others(reads_, [&](int64_t in) {
         for (int64_t o = 0; o < s_.vectors; ++o) put(in, o * kLanes<T>, V{}, s_.lanes(o));
       });
@@ -49,29 +49,22 @@ class WeightGradient {
     const int64_t ins = part(reads_.count(), s_.threads, number_ + 1) - in;
     const int32_t* rows = reads_.units.data() + in;
     const int64_t vectors = parts(above_.count(), kLanes<T>);
-    // f(vector, unit, lane) of own ones among n vectors of units.
-    auto over_own = [&](int64_t o, int n, auto f) {
-      const int64_t first = part(vectors, s_.threads, number_), end = part(vectors, s_.threads, number_ + 1);
-      for (int64_t v = std::max<int64_t>(first - o, 0); v < std::min<int64_t>(end - o, n); ++v)
-        for (int64_t lane = 0, k = (o + v) * kLanes<T>; lane < kLanes<T> && k < above_.count(); ++lane, ++k)
-          f(v, above_.units[k], lane);
-    };
     over_panels(vectors, [&](int64_t o, int n) {
       const int64_t end = set_pieces(o, n), width = end - pieces_[0].first;
       if (end <= without_gradient_) {
-        if (leave_zeros) return;
+        if (skip_zeros) return;
         for (const Piece& piece : pieces_)
           for (int64_t i = 0; i < ins; ++i) put(rows[i], piece.first, V{}, piece.lanes);
         over_own(o, n, [&](int64_t, int64_t out, int64_t) { put_bias(out, V{}, 1); });
         return;
       }
       const V* derivatives = g + s_.examples * o;
-      for (int64_t i = 0; i < ins; i += kStripUnits) {
-        const int64_t strip = std::min(kStripUnits, ins - i);
+      for (int64_t i = 0; i < ins; i += kStripUnits<T>) {
+        const int64_t strip = std::min(kStripUnits<T>, ins - i);
         const int64_t next = i + strip < ins ? i + strip : 0;
         Prefetcher<T> prefetcher(Prefetcher<T>::kWrite, to + (next > 0 ? pieces_[0].first : end),
-                       std::min(kStripUnits, ins - next), width, c_, tiles(strip) * s_.examples,
-                       rows + next);
+                                 std::min(kStripUnits<T>, ins - next), width, c_,
+                                 tiles(strip) * s_.examples, rows + next);
         product<T>(stretches_.data(), stretches_.size(), in + i, in + i + strip, n, derivatives,
                    true, prefetcher, sums_.data());
         for (int64_t k = 0; k < strip; ++k) {
@@ -95,7 +88,18 @@ class WeightGradient {
   }
 
  private:
-  static constexpr int64_t kStripUnits = kStrip * kLanes<T>;
+  // f(vector, unit, lane) of own units among the n vectors of active units from the o-th on.
+  template <class F>
+  void over_own(int64_t o, int n, F f) const {
+    const int64_t vectors = parts(above_.count(), kLanes<T>);
+    const int64_t first = part(vectors, s_.threads, number_) - o;
+    const int64_t end = part(vectors, s_.threads, number_ + 1) - o;
+    for (int64_t v = std::max<int64_t>(first, 0); v < std::min<int64_t>(end, n); ++v)
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane) {
+        const int64_t k = (o + v) * kLanes<T> + lane;
+        if (k < above_.count()) f(v, above_.units[k], lane);
+      }
+  }
 
   // f(unit) of own units that are not in a list.
   template <class F>
@@ -108,16 +112,20 @@ class WeightGradient {
     }
   }
 
-  // Units from `first` on, and where the numbers of those that are active begin.
+  // The units of one vector in memory, `first` on; `mask` tells the active ones, whose values lie
+  // from `from` on.
   struct Piece {
     V slope;
     int64_t first, lanes, from;
     uint32_t mask;
 
-    V among(const V* active) const { return expand_lanes<T>(reinterpret_cast<const T*>(active) + from, mask); }
+    V among(const V* active) const {
+      return expand_lanes<T>(reinterpret_cast<const T*>(active) + from, mask);
+    }
   };
 
-  // Sets `pieces_` to what lies between n vectors of active units, from the o-th on. Returns its end.
+  // Sets `pieces_` to the units in memory that n vectors of active units span, from the o-th
+  // vector on. Returns the end of them.
   int64_t set_pieces(int64_t o, int n) {
     const std::vector<int32_t>& units = above_.units;
     const int64_t begin = o * kLanes<T>;

@@ -12,8 +12,8 @@
 namespace dnntk {
 namespace {
 
-// work(worker, own) on every thread, where `own` is what make(worker) returns: all memory is allocated
-// before the first thread starts.
+// work(worker, own) on every thread, where `own` is what make(worker) returns: all memory is
+// allocated before the first thread starts.
 template <class T, class Make, class Work>
 void over_workers(Shared<T>& shared, bool down, Make make, Work work) {
   using Own = decltype(make(std::declval<WideWorker<T>&>()));
@@ -33,10 +33,10 @@ void wide_forward(const Problem<T>& p, T* h_out) {
   over_workers(
       shared, false,
       [](WideWorker<T>& worker) {
-        return std::make_unique<Buffer<V>>(worker.size + 2 * worker.reading);
+        return std::make_unique<Buffer<V>>(3 * worker.size());
       },
       [&](WideWorker<T>& worker, Buffer<V>& own) {
-        V *h = own.data(), *q = h + worker.size, *next = q + worker.reading;
+        V *h = own.data(), *q = h + worker.size(), *next = q + worker.size();
         worker.arrange(p.h0, h);
         worker.read(0, h, q);
         for (int64_t layer = 0; layer < p.layers; ++layer, std::swap(q, next))
@@ -53,12 +53,12 @@ void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
   over_workers(
       shared, false,
       [](WideWorker<T>& worker) {
-        return std::make_unique<Buffer<V>>(2 * worker.size + 4 * worker.reading);
+        return std::make_unique<Buffer<V>>(6 * worker.size());
       },
       [&](WideWorker<T>& worker, Buffer<V>& own) {
-        const int64_t size = worker.size, reading = worker.reading;
-        V *h = own.data(), *dh = h + size, *q = dh + size, *q_next = q + reading,
-          *dq = q_next + reading, *dq_next = dq + reading;
+        const int64_t size = worker.size();
+        V *h = own.data(), *dh = h + size, *q = dh + size, *q_next = q + size, *dq = q_next + size,
+          *dq_next = dq + size;
         worker.arrange(p.h0, h);
         worker.arrange(dh0, dh);
         worker.read(0, h, q);
@@ -73,17 +73,17 @@ void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
       });
 }
 
-// One thread's part of a gradient, which goes to `kernel` and `bias`; with rates they are the parameters
-// themselves, which take a step.
+// One thread's part of a gradient, which goes to `kernel` and `bias`; with rates they are the
+// parameters themselves, which take a step.
 //
-//     up      layer 0 ........ first kept ........ top    states kept as differences (packed_states.h),
-//             a start a segment                           the oldest replaced where there is no room
+//     up      layer 0 ........ first kept ........ top    states are packed (packed_states.h),
+//             the start of each segment                   the oldest ones go where there is no room
 //     down    top ........ first kept                     all states are there
 //             then segment by segment, the highest first:
 //               up from its start, which keeps its states; down through them
 //     a group of layers down:
-//               every thread: derivatives of its own examples, layer by layer; q and g left to all
-//               barrier: all have left theirs, and none reads these layers' weights any more
+//               every thread: derivatives of its own examples, layer by layer; stores their q and g
+//               barrier: all q and g are stored, and no thread reads these layers' weights any more
 //               every thread: its own rows of these layers' weight gradients
 template <class T>
 class WideGradient {
@@ -106,11 +106,11 @@ class WideGradient {
         shared_(call.shared),
         worker_(worker),
         below_(p_.layers - p_.kept),
-        states_(worker.size, std::max(p_.kept, std::min(p_.segment, below_)), p_.layers),
-        starts_(parts(below_, p_.segment) * worker.size, false),
-        scratch_(2 * worker.reading),
+        states_(worker.size(), std::max(p_.kept, std::min(p_.segment, below_)), p_.layers),
+        starts_(parts(below_, p_.segment) * worker.size(), false),
+        scratch_(2 * worker.size()),
         q_(scratch_.data()),
-        q_next_(q_ + worker.reading) {}
+        q_next_(q_ + worker.size()) {}
 
   void run() {
     up_through_all();
@@ -120,7 +120,7 @@ class WideGradient {
     down(end, top);
     for (int64_t segment = parts(end, p_.segment) - 1; segment >= 0; --segment) {
       const int64_t from = segment * p_.segment;
-      std::copy(start(segment), start(segment) + worker_.size, states_.top());
+      std::copy(start(segment), start(segment) + worker_.size(), states_.top());
       worker_.read(from, states_.top(), q_);
       states_.restart();
       up(from, end - 1);
@@ -131,14 +131,14 @@ class WideGradient {
   }
 
  private:
-  V* start(int64_t segment) { return starts_.data() + segment * worker_.size; }
+  V* start(int64_t segment) { return starts_.data() + segment * worker_.size(); }
 
   void up_through_all() {
     worker_.arrange(p_.h0, states_.top());
     worker_.read(0, states_.top(), q_);
     states_.restart();
     for (int64_t segment = 0, from = 0; from < below_; ++segment, from += p_.segment) {
-      std::copy(states_.top(), states_.top() + worker_.size, start(segment));
+      std::copy(states_.top(), states_.top() + worker_.size(), start(segment));
       up(from, std::min(below_, from + p_.segment));
     }
     up(below_, p_.layers);
@@ -146,7 +146,8 @@ class WideGradient {
     worker_.top_derivatives(call_.head, states_.top(), shared_.g[p_.layers - 1]);
   }
 
-  // The smallest number of states that a thread has below the top one: all recompute the same layers.
+  // The smallest number of states that a thread has below the top one: all recompute the same
+  // layers.
   int64_t states_kept_by_all() {
     const int64_t own = states_.below();
     int64_t least = call_.kept;
@@ -183,7 +184,7 @@ class WideGradient {
       if (rates) value = rates->keep * load_lanes<T>(at, lanes) - rates->rate * value;
       store_lanes<T>(value, lanes, at);
     };
-    worker_.outer(
+    worker_.weight_gradient()(
         layer, shared_.q[layer], shared_.g[layer], kernel, rates && rates->keep == 1,
         [&](int64_t in, int64_t out, V value, int64_t lanes) {
           store(value, kernel + in * p_.channels + out, lanes);
@@ -202,8 +203,8 @@ class WideGradient {
 };
 
 template <class T>
-void wide_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out, T* dh0,
-                   T* kernel, T* bias) {
+void wide_gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T* h_out,
+                   T* dh0, T* kernel, T* bias) {
   typename WideGradient<T>::Call call{p,      head, rates,    h_out,  dh0,
                                       kernel, bias, {p, true}, {p.layers}};
   over_workers(

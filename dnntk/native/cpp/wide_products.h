@@ -1,4 +1,4 @@
-// The products of wide layers.
+// The products of wide layers: tiles of accumulators that stay in registers.
 
 #pragma once
 
@@ -10,21 +10,23 @@ namespace {
 
 // Accumulators of a tile: kTileRows x kTileColumns vectors.
 constexpr int kTileRows = kRegisters == 32 ? 4 : 3, kTileColumns = kRegisters == 32 ? 6 : 4;
-// Vectors of units that are gone through together: whole tiles, and a cache line at least.
+// A strip of units: whole tiles, and a cache line at least; in vectors and in units.
 constexpr int kStrip = kRegisters == 32 ? kInLine : 3;
-constexpr int64_t kTermsUp = 96, kTermsDown = 800;  // of a product at a time, on the way up and down
+template <class T>
+constexpr int64_t kStripUnits = kStrip * kLanes<T>;
+constexpr int64_t kTermsUp = 96, kTermsDown = 800;  // of a product at a time, up and down
 constexpr int64_t kPackedRows = 8;                  // of weights that are packed together
 
-// What is needed next, on its way from memory while something else is multiplied: `rows` of `width`
-// numbers, `stride` apart, or those `listed`, a line every few of so many terms. All at once would hold
-// up the processor, which waits as soon as some ten are under way.
+// Prefetches what the next product needs during this one: `rows` of `width` numbers, `stride`
+// apart, or the `listed` rows; one cache line every few of the product's `terms`. All lines at
+// once would stall the processor, which can fetch about ten at a time.
 template <class T>
 class Prefetcher {
  public:
   enum Use { kRead, kWrite };
 
   Prefetcher(Use use, const T* first, int64_t rows, int64_t width, int64_t stride, int64_t terms,
-        const int32_t* listed = nullptr)
+             const int32_t* listed = nullptr)
       : first_(first), listed_(listed), rows_(width > 0 ? rows : 0), width_(width), stride_(stride),
         use_(use) {
     const int64_t lines = rows_ * (parts(width - 1, kStep) + 1);
@@ -54,7 +56,7 @@ class Prefetcher {
   Use use_;
 };
 
-// Some terms of a sum: a[m row + k column] for the rows m of a tile, of k from 0 on or as listed.
+// Terms of a sum: a[m row + k column] for the rows m of a tile; k = 0, 1, ..., or the listed ones.
 template <class T>
 struct Terms {
   const T* a;
@@ -62,8 +64,8 @@ struct Terms {
   const int32_t* listed = nullptr;
 };
 
-// c[m][v] = or += sum over terms k of a[m row + k column] b[k][v], of `many` stretches of them, or one
-// that is listed.
+// c[m][v] = (if fresh) or += the sum over terms k of a[m row + k column] b[k][v]; `many` stretches
+// of terms, or one that is listed.
 template <class T, bool kListed, int M, int N>
 void block(const Terms<T>* terms, int64_t many, int64_t first, const Vec<T>* b, bool fresh,
            Prefetcher<T>& prefetcher, Vec<T>* c) {
@@ -106,7 +108,7 @@ void block(const Terms<T>* terms, int64_t many, int64_t first, const Vec<T>* b, 
     for (int v = 0; v < N; ++v) c[m * N + v] = acc[m][v];
 }
 
-// The same for rows first ... end: c is [m][N], from the first on.
+// The same for the rows [first, end); c is [m][N] from row `first` on.
 template <class T, bool kListed, int N>
 void rows_of(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, const Vec<T>* b,
              bool fresh, Prefetcher<T>& prefetcher, Vec<T>* c) {
@@ -122,12 +124,13 @@ void rows_of(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, co
   }
 }
 
-// And for any number of vectors n <= kTileColumns.
+// The same for any number of vectors n <= kTileColumns.
 template <class T, bool kListed>
 void product_of(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, int n,
                 const Vec<T>* b, bool fresh, Prefetcher<T>& prefetcher, Vec<T>* c) {
   auto vectors = [&](auto most) {
-    rows_of<T, kListed, std::min<int>(most, kTileColumns)>(terms, many, first, end, b, fresh, prefetcher, c);
+    constexpr int kColumns = std::min<int>(decltype(most)::value, kTileColumns);
+    rows_of<T, kListed, kColumns>(terms, many, first, end, b, fresh, prefetcher, c);
   };
   switch (n) {
     case 1: return vectors(std::integral_constant<int, 1>());

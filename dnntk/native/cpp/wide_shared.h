@@ -3,17 +3,18 @@
 #pragma once
 
 #include "active_units.h"
+#include "memory.h"
 #include "thread_team.h"
 #include "wide_products.h"
 
 namespace dnntk {
 namespace {
 
-// What all threads read, and where they leave for each other what a weight gradient needs.
+// What all threads read, and the q and g of all examples, which weight gradients need.
 //
 // Arrays by unit are [thread][panel of its examples][unit][vectors of the panel]; derivatives are
-// also there by example, [panel of units][example][vectors of the panel], zero beyond the units. On the
-// way down `q` and `g` are of active units alone, those of all threads.
+// also stored by example, [panel of units][example][vectors of the panel], zero beyond the units.
+// On the way down `q` and `g` hold only units that are active in some thread's examples.
 template <class T>
 struct Shared {
   using V = Vec<T>;
@@ -64,8 +65,8 @@ struct Shared {
     });
   }
 
-  // Active units, in any thread's examples, of the state that layer `state` reads; the last state counts
-  // as active throughout.
+  // Units, active in any thread's examples, of the state that layer `state` reads; in the last
+  // state all units count as active.
   void list_active(int64_t state, UnitList& to) const {
     if (state == p.layers) active.list_all(to);
     else active.list(0, threads, state, to);
