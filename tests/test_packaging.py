@@ -19,11 +19,7 @@ def test_a_wheel_holds_the_package_with_its_sources_and_styles_and_nothing_else(
     kinds = (".py", ".cc", ".h", ".css")
     files = [file for file in (ROOT / "dnntk").rglob("*") if file.suffix in kinds]
     assert names == {str(file.relative_to(ROOT)) for file in files}
-    assert {
-        "dnntk/native/cpp/ffi.cc",
-        "dnntk/native/cpp/problem.h",
-        "dnntk/report/page.css",
-    } <= names
+    assert {"dnntk/native/cpp/ffi.cc", "dnntk/native/cpp/simd.h", "dnntk/report/page.css"} <= names
 
 
 def test_the_package_is_found_in_a_folder_that_holds_a_clone(tmp_path):
