@@ -303,7 +303,7 @@ class Blocks(NamedTuple):
         return cls.of(layers, units, positions, len(x), x.dtype.itemsize, wide)
 
     def group(self, layers: int) -> int:
-        """Wide layers that the threads go down between two barriers: what fits a part of a cache."""
+        """Wide layers between two barriers on the way down: as many as fit a part of a cache."""
         return min(layers, _GROUP, max(1, _GROUP_BYTES // self.state_bytes))
 
     def recomputed(self, layers: int) -> int:
