@@ -6,6 +6,7 @@ import pictures
 import processes
 import pytest
 
+processes.take_interrupts()
 processes.compile_fast()  # train.py, run as a process of its own, is optimized
 import jax  # noqa: E402
 

@@ -71,6 +71,11 @@ def _free_port():
     raise OSError("no free port found")
 
 
+def take_interrupts():
+    """Let SIGINT through, which a shell has what it runs in the background ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def compile_fast():
     """Let this process and its children compile fast rather than well."""
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {COMPILE_FAST}"
@@ -276,6 +281,7 @@ class _Child(BaseException):
 
 
 def _serve():
+    take_interrupts()
     _import_what_scripts_import()
     cache_without_compressing()
     gc.freeze()  # children end sooner: they leave alone what was imported

@@ -280,7 +280,8 @@ ORDERS = {signal.SIGTERM: "SIGTERM: stopped", signal.SIGINT: "interrupted"}
 @pytest.mark.parametrize("order", ORDERS)
 def test_an_order_to_stop_writes_a_checkpoint_and_ends_the_run(tmp_path, order):
     running = processes.Running("train.py", *FLAGS, "--workdir=w", cwd=tmp_path)
-    running.until((tmp_path / "w/metrics.jsonl").exists)
+    metrics = tmp_path / "w/metrics.jsonl"  # its first line comes before the first step
+    running.until(lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) > 1)
     running.send_signal(order)
     errors = running.wait()  # 100,000 steps would take longer
     assert running.returncode == 128 + order

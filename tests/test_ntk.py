@@ -49,7 +49,6 @@ def close(found, expected, dtype=np.float64, layers=9):
     ("case", "parametrization", "trained"),
     [
         (MLP, "ntk", True),
-        (MLP, "ntk", False),
         (MLP, "standard", True),
         (WIDE, "ntk", True),
         (CNN, "ntk", True),
@@ -99,7 +98,7 @@ def test_trace_and_diagonal_are_parts_of_the_full_kernel(case, method, x64):
 
 @pytest.mark.parametrize(
     ("method", "outputs"),
-    [("layerwise", "full"), ("layerwise", "diagonal"), ("jacrev", "full")],
+    [("layerwise", "full"), ("jacrev", "diagonal")],
 )
 def test_blocks_do_not_change_the_kernel_and_x2_none_is_symmetric(method, outputs, x64):
     model, variables, x1, x2 = make(MLP)
@@ -113,7 +112,7 @@ def test_blocks_do_not_change_the_kernel_and_x2_none_is_symmetric(method, output
     np.testing.assert_array_equal(found, swapped)
 
 
-@pytest.mark.parametrize("segment", [1, 4, 100])
+@pytest.mark.parametrize("segment", [1, 4])
 def test_the_segment_does_not_change_the_kernel(segment, x64):
     model, variables, x1, x2 = make(MLP)
     expected = empirical_ntk(model, variables, x1, x2)

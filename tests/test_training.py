@@ -57,8 +57,7 @@ def test_the_first_line_is_the_loss_of_a_zero_output(small_run):
     "changes",
     [
         {},
-        {"batch_size": 64, "momentum": 0.5},
-        {"batch_size": 64, "shift": 2},
+        {"batch_size": 64, "momentum": 0.5, "shift": 2},
         {"arch": "cnn", "optimizer": "adam", "lr": 0.01},
         {"depth": 2, "momentum": 0.5},  # no middle layers
         {"optimizer": "adamw", "lr": 0.01, "sam_radius": 0.1},
