@@ -33,7 +33,7 @@ from dnntk.functional import (
     parameters,
     split_variables,
 )
-from dnntk.gram import blockwise
+from dnntk.kernel.gram import blockwise
 from dnntk.layerwise import Outputs, layerwise, plan
 from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
 

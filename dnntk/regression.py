@@ -31,7 +31,7 @@ from dnntk.checks import (
     number_within,
 )
 from dnntk.errors import InputError
-from dnntk.gram import PROGRESS_DELAY
+from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.paths import as_path
 from dnntk.progress import progress_bar
 from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual

@@ -27,7 +27,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from dnntk import hosts
-from dnntk.gram import PROGRESS_DELAY
+from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.progress import progress_bar
 from dnntk.threads import by_rows, one_blas_thread
 

@@ -27,7 +27,7 @@ from dnntk import hosts
 from dnntk.checks import brief
 from dnntk.devices import Devices
 from dnntk.errors import InputError
-from dnntk.gram import PROGRESS_DELAY
+from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.progress import progress_bar
 from dnntk.results import parsed, replace_json
 from dnntk.threads import cores, on_cores, one_blas_thread

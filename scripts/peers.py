@@ -1,7 +1,7 @@
 """What a competent user would write instead of `dnntk`, in plain JAX: the peers of benchmark.py.
 
 Each is the definition or the formula as it is printed, jitted, and as fast as that form would go in
-trials. `dnntk.gram.blockwise` alone is shared, so that both sides work in bounded memory.
+trials. `dnntk.kernel.gram.blockwise` alone is shared, so that both sides work in bounded memory.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dnntk.gram import blockwise
 from dnntk.initializers import Layer, Layers
+from dnntk.kernel.gram import blockwise
 
 # Covariances a step of `limit_cnn` works on: on 2 cores, 2^16 and 2^20 were slower.
 ELEMENTS = 2**18

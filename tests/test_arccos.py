@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnntk import arccos
 from dnntk.errors import InputError
-from dnntk.kernel import arccos0, arccos1
+from dnntk.kernel import arccos, arccos0, arccos1
 
 DTYPES = (np.float32, np.float64)
 

@@ -16,13 +16,7 @@ from dnntk.experiments.depth_or_width import compare
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job
 from dnntk.experiments.depth_or_width_runs import Problem, deep_parameters, run
 from dnntk.experiments.kernel_change import alignment, movement
-from dnntk.experiments.shallow import (
-    ShallowMLP,
-    descend,
-    shallow_limit_ntk,
-    shallow_ntk,
-    width_for,
-)
+from dnntk.experiments.shallow import ShallowMLP, descend, shallow_limit_ntk, shallow_ntk, width_for
 from dnntk.figures.depth_or_width import regime_figure
 
 SMALL = DepthOrWidthConfig(

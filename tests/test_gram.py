@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnntk import gram as gram_module
 from dnntk.errors import InputError
-from dnntk.gram import blockwise, check_positive_definite, gram
+from dnntk.kernel import gram as gram_module
 from dnntk.kernel import limit_ntk
+from dnntk.kernel.gram import blockwise, check_positive_definite, gram
 
 
 def numbered(n, width=2, seed=0):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import dnntk
-from dnntk import gram, lyapunov, parallel, shares, spread
+from dnntk import lyapunov, parallel, shares, spread
 from dnntk.errors import InputError
-from dnntk.kernel import arccos1, limit_ntk
+from dnntk.kernel import arccos1, gram, limit_ntk
 
 X = np.random.default_rng(0).uniform(0.1, 1, (2, 2)).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(0.1, 1, (2, 4, 4, 1)).astype(np.float32)

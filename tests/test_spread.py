@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from dnntk import (
-    DeepNarrowCNN,
-    DeepNarrowMLP,
-    InputError,
-    empirical_ntk,
-    flow,
-    kernel,
-    spread,
-)
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, flow, kernel, spread
 from dnntk.ensemble import Ensemble
 from dnntk.experiments.limit_convergence import stepped
 from dnntk.regression import KernelFlow

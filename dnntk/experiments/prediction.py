@@ -39,14 +39,7 @@ from dnntk.locks import freeing_folders
 from dnntk.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.paths import as_path
 from dnntk.regression import KernelFlow
-from dnntk.results import (
-    CONFIG,
-    SUMMARY,
-    RunFolder,
-    as_json,
-    peak_memory_bytes,
-    versions,
-)
+from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.tiles import Kernel, SymmetricGram
 
 CURVE_POINTS = 41

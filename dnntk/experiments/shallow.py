@@ -25,9 +25,9 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.arccos import arccos0, arccos1
 from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
+from dnntk.kernel.arccos import arccos0, arccos1
 from dnntk.progress import progress_bar
 
 # How often a run shows its progress.

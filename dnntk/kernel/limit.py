@@ -6,7 +6,7 @@ enough. Use it to predict what such a network learns without training one. `arcc
 are the arc-cosine kernels of Cho & Saul (2009) that it is made of.
 
 How it is computed. The arc-cosine kernel is n n' c / 4, which is bilinear in the inputs and costs
-one matrix product, plus n n' even(c) / 2 (see `dnntk.arccos`). At zero inputs with beta = 0, where
+one matrix product, plus n n' even(c) / 2 (see `dnntk.kernel.arccos`). At zero inputs with beta = 0, where
 the kernel has a kink, autodiff of this form gives the mean of the one-sided slopes.
 """
 
@@ -19,10 +19,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.arccos import arccos0, arccos1, even, root_and_inverse
 from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
-from dnntk.gram import blockwise
+from dnntk.kernel.arccos import arccos0, arccos1, even, root_and_inverse
+from dnntk.kernel.gram import blockwise
 
 __all__ = ["arccos0", "arccos1", "limit_ntk"]
 
@@ -48,7 +48,7 @@ def limit_ntk(
     the zero-padded patches around p and p', with variances rho^2 |patch|^2 + beta^2. The kernel is
     defined for all real inputs; the theorems, that networks converge to it, assume positive ones.
     It is positive semidefinite up to rounding: coincident inputs make a Gram matrix singular, and
-    `dnntk.gram.check_positive_definite` says whether one can be solved with.
+    `dnntk.kernel.gram.check_positive_definite` says whether one can be solved with.
 
     Args:
         x1: [n1, d_in] for the MLP, NHWC images [n1, H, W, c] for the CNN.
@@ -65,7 +65,7 @@ def limit_ntk(
         Theta(x,x') for inputs that are not negative and to sqrt(Theta(x,x) Theta(x',x')) for signed
         ones, whose x.x' can cancel; measured for d_in up to 3072 and images up to 28 x 28. Time is
         of order n1 n2 d_in, or n1 n2 (HW)^2 kernel_size^2 c. Memory beyond the result: a few
-        blocks, and up to twice the result in reverse-mode differentiation; `dnntk.gram.gram` is for
+        blocks, and up to twice the result in reverse-mode differentiation; `dnntk.kernel.gram.gram` is for
         results that fill the memory. rho and beta may be traced, and differentiated by.
 
     Raises:
