@@ -13,9 +13,9 @@ from dnntk import (
     InputError,
     empirical_ntk,
     empirical_ntk_fn,
-    layerwise,
     to_standard,
 )
+from dnntk.ntk import layerwise
 
 MLP, WIDE, CNN = "mlp", "mlp of 24 inputs", "cnn 4 x 6, two channels, 5 x 5 filters"
 CASES = {

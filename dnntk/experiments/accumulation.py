@@ -30,7 +30,7 @@ from dnntk.figures import accumulation as pictures
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
 from dnntk.models import DeepNarrow
-from dnntk.ntk import empirical_ntk
+from dnntk.ntk.empirical import empirical_ntk
 from dnntk.regression import MOST_ROWS_FOR_EIGH
 from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.shares import accumulated, coefficients, layer_shares

@@ -25,7 +25,7 @@ from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
 from dnntk.experiments.training import load_dataset_for, train_on
-from dnntk.ntk import empirical_ntk
+from dnntk.ntk.empirical import empirical_ntk
 from dnntk.step_size import largest_eigenvalue
 
 log = logging.getLogger("dnntk")

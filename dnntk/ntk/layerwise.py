@@ -2,7 +2,7 @@
 
 With A a layer's inputs and B the outputs' derivatives by its pre-activations, the layer adds
 (A A'^T + 1) * (B B'^T) to the kernel. `plan` says how many layers are held at a time, `layerwise`
-goes through them. `dnntk.ntk.empirical_ntk` is the way in.
+goes through them. `dnntk.ntk.empirical.empirical_ntk` is the way in.
 """
 
 import math

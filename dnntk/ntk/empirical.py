@@ -23,7 +23,9 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_choice, check_count, checked_pair, common_dtype, real_array
 from dnntk.errors import InputError
-from dnntk.functional import (
+from dnntk.kernel.gram import blockwise
+from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
+from dnntk.ntk.functional import (
     Params,
     as_apply_fn,
     check_collections,
@@ -33,9 +35,7 @@ from dnntk.functional import (
     parameters,
     split_variables,
 )
-from dnntk.kernel.gram import blockwise
-from dnntk.layerwise import Outputs, layerwise, plan
-from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
+from dnntk.ntk.layerwise import Outputs, layerwise, plan
 
 Method = Literal["auto", "layerwise", "jacfwd", "jacrev"]
 

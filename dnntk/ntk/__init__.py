@@ -1,0 +1,1 @@
+"""The empirical neural tangent kernel, of deep narrow networks and of any other."""
