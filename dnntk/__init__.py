@@ -7,7 +7,7 @@ from dnntk.config import TrainConfig
 from dnntk.data import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
 from dnntk.experiments.training import TrainResult, train
-from dnntk.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
+from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
 from dnntk.ntk.empirical import empirical_ntk, empirical_ntk_fn
 from dnntk.regression import KernelFlow
 from dnntk.spread import initialization_spread

@@ -5,11 +5,12 @@ import math
 import os
 from typing import Any
 
-from dnntk import fields, models, pipeline
+from dnntk import fields, pipeline
 from dnntk.checks import brief
 from dnntk.data import DATASETS
 from dnntk.errors import InputError
 from dnntk.mnist import CLASS_NAMES
+from dnntk.networks import models
 
 ARCHITECTURES = ("mlp", "cnn")
 OPTIMIZERS = (

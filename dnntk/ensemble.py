@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnntk import flow
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 
 
 class Ensemble:

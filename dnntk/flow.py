@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from dnntk import fused, hosts, pipeline
 from dnntk.errors import InputError
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 from dnntk.pipeline import DATA, DEPTH
 
 # Below this many examples a device, the per-layer overhead costs more than a second device saves.

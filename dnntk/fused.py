@@ -15,7 +15,7 @@ For narrow MLPs it goes on step after step without leaving the library (`descent
 between two calls takes as long as twenty layers.
 
 This is the one place that knows of it: `supports` says whether it applies. What it computes is what
-`dnntk.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX,
+`dnntk.networks.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX,
 save in `descents`.
 """
 
@@ -32,9 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnntk import native
-from dnntk.initializers import Layer, Layers
-from dnntk.layers import Convolution, Dense, Network
-from dnntk.models import DeepNarrow
+from dnntk.networks.initializers import Layer, Layers
+from dnntk.networks.layers import Convolution, Dense, Network
+from dnntk.networks.models import DeepNarrow
 
 # Filters that `dnntk.native` has code for.
 SIDES = (1, 3, 5)

@@ -15,8 +15,8 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_rows, checked_inputs
 from dnntk.errors import InputError
-from dnntk.layers import Layer
-from dnntk.models import DeepNarrowMLP, Variables, to_standard
+from dnntk.networks.layers import Layer
+from dnntk.networks.models import DeepNarrowMLP, Variables, to_standard
 
 POWERS = 8
 

@@ -34,9 +34,9 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_count, check_rows, real_array, real_number
 from dnntk.errors import InputError
-from dnntk.initializers import Layer
-from dnntk.layers import Form, Network, in_segments
-from dnntk.models import DeepNarrow, Variables
+from dnntk.networks.initializers import Layer
+from dnntk.networks.layers import Form, Network, in_segments
+from dnntk.networks.models import DeepNarrow, Variables
 
 # Numbers in one array of states of all layers of a chunk.
 CHUNK_SIZE = 1 << 22

@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from dnntk.errors import InputError
-from dnntk.initializers import Layers
-from dnntk.layers import Network, middle
-from dnntk.models import DeepNarrow
+from dnntk.networks.initializers import Layers
+from dnntk.networks.layers import Network, middle
+from dnntk.networks.models import DeepNarrow
 
 DATA, DEPTH = "data", "depth"
 # Micro-batches a stage: a fifth of the time is then idle, at most.

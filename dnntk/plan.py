@@ -12,7 +12,7 @@ from dnntk import flow
 from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.errors import InputError
 from dnntk.fields import LARGEST
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 from dnntk.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, Eigenvalue
 
 

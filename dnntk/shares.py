@@ -24,9 +24,9 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_rows, common_dtype, real_array
 from dnntk.errors import InputError
-from dnntk.initializers import Layer
-from dnntk.layers import Network, in_segments
-from dnntk.models import DeepNarrow, Variables
+from dnntk.networks.initializers import Layer
+from dnntk.networks.layers import Network, in_segments
+from dnntk.networks.models import DeepNarrow, Variables
 from dnntk.solvers import Filter
 
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from dnntk import fused, pipeline
 from dnntk.flow import apply, put_batch, put_state
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 from dnntk.pipeline import DATA, DEPTH
 
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top

@@ -41,7 +41,7 @@ from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
 from dnntk.locks import freeing_folders
 from dnntk.mnist import LabelledImages, prepare, read_images
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 from dnntk.results import RunFolder, peak_memory_bytes
 from dnntk.step_size import largest_eigenvalue
 

@@ -14,7 +14,7 @@ from absl import flags
 
 from dnntk.config import ARCHITECTURES
 from dnntk.experiments.initialization import InitializationConfig, initialize
-from dnntk.initializers import INITS
+from dnntk.networks.initializers import INITS
 
 FLAGS = flags.FLAGS
 DEFAULT = InitializationConfig()

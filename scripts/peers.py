@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dnntk.initializers import Layer, Layers
 from dnntk.kernel.gram import blockwise
+from dnntk.networks.initializers import Layer, Layers
 
 # Covariances a step of `limit_cnn` works on: on 2 cores, 2^16 and 2^20 were slower.
 ELEMENTS = 2**18

@@ -24,7 +24,7 @@ from measuring import busy_cores
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, flow, to_standard
 from dnntk.data import load_dataset
 from dnntk.kernel import limit_ntk
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 
 SEED = 0
 OWN = ("network", "ensemble", "two devices")

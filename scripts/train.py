@@ -20,8 +20,8 @@ from dnntk import InputError, TrainConfig, hosts, train
 from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.data import DATASETS
 from dnntk.experiments.forecast import forecast
-from dnntk.initializers import INITS
-from dnntk.models import PARAMETRIZATIONS
+from dnntk.networks.initializers import INITS
+from dnntk.networks.models import PARAMETRIZATIONS
 from dnntk.own_data import check_resumed
 from dnntk.results import CONFIG, RunFolder
 

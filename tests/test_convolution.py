@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnntk.convolution import RowLayout, arrange, convolve, correlate, transpose_filter
+from dnntk.networks.convolution import RowLayout, arrange, convolve, correlate, transpose_filter
 
 SHAPES = [
     (5, 5, 1, 3, 3),

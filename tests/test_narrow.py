@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnntk import narrow
+from dnntk.networks import narrow
 
 SHAPES = {"plain": (), "few networks": (3,), "many networks": (5, 2)}
 

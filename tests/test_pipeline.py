@@ -15,7 +15,7 @@ import pytest
 
 from dnntk import TrainConfig, flow, pipeline
 from dnntk.errors import InputError
-from dnntk.models import DeepNarrowCNN, DeepNarrowMLP
+from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP
 
 MESHES = ("data:1", "data:8", "depth:4", "data:2,depth:4")
 SMALL = ("--depth=13", "--steps=12", "--checkpoint_every=4", "--eval_every=2", "--scale=20")
@@ -87,7 +87,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 import jax.numpy as jnp, numpy as np
 from dnntk import flow, layers, pipeline
-from dnntk.models import DeepNarrowMLP
+from dnntk.networks.models import DeepNarrowMLP
 
 stages, examples = 4, 32
 mesh = pipeline.make_mesh("depth:4")

@@ -22,7 +22,7 @@ from dnntk.figures import draw
 from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
-from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
+from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, versions

@@ -33,8 +33,8 @@ from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained
 from dnntk.experiments.training import check_compiles, load_dataset_for
-from dnntk.initializers import layer_shapes
-from dnntk.models import DeepNarrow
+from dnntk.networks.initializers import layer_shapes
+from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
 from dnntk.own_data import own_dataset
 from dnntk.plan import Job

@@ -20,9 +20,9 @@ from dnntk.config import ARCHITECTURES
 from dnntk.errors import InputError
 from dnntk.experiments.parameter_styles import network_styles
 from dnntk.figures.initialization import Diagram, Style, initialization_figure
-from dnntk.initializers import INITS
 from dnntk.locks import freeing_folders
-from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
+from dnntk.networks.initializers import INITS
+from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
 from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
 
 log = logging.getLogger("dnntk")

@@ -30,7 +30,7 @@ from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.locks import freeing_folders
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 from dnntk.progress import progress_bar
 from dnntk.regression import KernelFlow
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions

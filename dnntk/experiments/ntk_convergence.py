@@ -27,7 +27,7 @@ from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
 from dnntk.experiments import rates
 from dnntk.locks import freeing_folders
-from dnntk.models import DeepNarrowMLP
+from dnntk.networks.models import DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions

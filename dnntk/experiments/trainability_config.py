@@ -9,7 +9,7 @@ from dnntk import fields
 from dnntk.checks import check_choice, check_count
 from dnntk.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
 from dnntk.errors import InputError
-from dnntk.initializers import INITS
+from dnntk.networks.initializers import INITS
 from dnntk.results import as_json
 
 FIGURE = "figure-4.2"

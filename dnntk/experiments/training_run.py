@@ -35,7 +35,7 @@ from dnntk.experiments.training_results import (
     warn_of_vanished,
 )
 from dnntk.interruption import told_to_stop
-from dnntk.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
 from dnntk.own_data import warn_of_inputs
 from dnntk.plan import Job, Plan, kernel_times

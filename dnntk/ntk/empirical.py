@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from dnntk.checks import check_choice, check_count, checked_pair, common_dtype, real_array
 from dnntk.errors import InputError
 from dnntk.kernel.gram import blockwise
-from dnntk.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
+from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables
 from dnntk.ntk.functional import (
     Params,
     as_apply_fn,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dnntk.layers import Layer, Network, in_segments
-from dnntk.models import DeepNarrow, DeepNarrowCNN, Variables
+from dnntk.networks.layers import Layer, Network, in_segments
+from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, Variables
 
 Outputs = Literal["full", "trace", "diagonal"]
 

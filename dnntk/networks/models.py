@@ -26,10 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import convolution, initializers
 from dnntk.checks import brief, common_dtype, integer, real_array, real_number
 from dnntk.errors import InputError
-from dnntk.layers import Affine, Convolution, Dense, Network, forward, literal_form, ntk_form
+from dnntk.networks import convolution, initializers
+from dnntk.networks.layers import (
+    Affine,
+    Convolution,
+    Dense,
+    Network,
+    forward,
+    literal_form,
+    ntk_form,
+)
 
 PARAMETRIZATIONS = ("ntk", "standard")
 Variables = dict[str, Any]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import convolution, narrow
-from dnntk.initializers import Layer, Layers
+from dnntk.networks import convolution, narrow
+from dnntk.networks.initializers import Layer, Layers
 
 # On accelerators, where a step is launches of small kernels: a compiler joins those of neighbours.
 LAYERS_A_LOOP = 4

@@ -1,0 +1,1 @@
+"""The networks: flax modules, and what a layer of theirs computes."""
