@@ -6,7 +6,7 @@ which for plain SGD means a learning rate of ``time_step`` on D in the ``ntk`` p
 of time_step / (depth C^2) on the matrices in the ``standard`` one.
 
 A batch is split over devices; every device holds all parameters and the gradient is summed once,
-after the backward pass over all layers. On CPU, networks that `dnntk.fused` takes run on one
+after the backward pass over all layers. On CPU, networks that `dnntk.native.ops` takes run on one
 device with a thread a core; for other narrow ones, one host device a core is about twice as fast
 as threads inside each tiny product.
 
@@ -28,8 +28,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dnntk import fused, hosts, pipeline
+from dnntk import hosts, pipeline
 from dnntk.errors import InputError
+from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
 from dnntk.pipeline import DATA, DEPTH
 
@@ -80,7 +81,7 @@ class Batch(NamedTuple):
 def data_mesh(examples: int, parameter_bytes: int, threaded: bool = False) -> Mesh:
     """A one-axis mesh ``data`` over as many devices as ``examples`` can keep busy.
 
-    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.fused` does. Over
+    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.native.ops` does. Over
     all of them where there are several processes.
     """
     devices = jax.devices()

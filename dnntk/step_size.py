@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dnntk import fused, pipeline
+from dnntk import pipeline
 from dnntk.flow import apply, put_batch, put_state
+from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
 from dnntk.pipeline import DATA, DEPTH
 

@@ -17,8 +17,9 @@ import numpy as np
 import racing
 from jax_contestants import peak_bytes
 
-from dnntk import flow, fused, pipeline
+from dnntk import flow, pipeline
 from dnntk.ensemble import Ensemble
+from dnntk.native import ops as fused
 
 
 class One:

@@ -8,11 +8,12 @@ import jax
 import processes
 import pytest
 
-from dnntk import TrainConfig, native, train
+from dnntk import TrainConfig, train
 from dnntk.config import evaluation_steps
 from dnntk.errors import InputError
 from dnntk.experiments import forecast as forecasting
 from dnntk.experiments.forecast import forecast
+from dnntk.native import build as native
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import optax
 import pytest
 from networks import initialized
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, flow, fused, native
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, flow
 from dnntk.ensemble import Ensemble
+from dnntk.native import build as native
+from dnntk.native import ops as fused
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not native.available(), reason="needs a C++ compiler"

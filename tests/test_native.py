@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from networks import initialized
 
-from dnntk import DeepNarrowMLP, fused, native
+from dnntk import DeepNarrowMLP
+from dnntk.native import build as native
+from dnntk.native import ops as fused
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not native.available(), reason="needs a C++ compiler"

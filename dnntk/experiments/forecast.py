@@ -2,7 +2,7 @@
 
 Time is that of the same work, on this device and this data, of two shallower networks: a step takes
 a + b depth, and b is what counts. Memory is what the compiler says that the whole step, and the
-choice of its size, need, what `dnntk.fused` and a checkpoint's writing keep beside it, and what
+choice of its size, need, what `dnntk.native.ops` and a checkpoint's writing keep beside it, and what
 this process holds already.
 """
 
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnntk import figures, flow, fused, hosts, pipeline
+from dnntk import figures, flow, hosts, pipeline
 from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import (
     DEFAULT_STEPS,
@@ -33,6 +33,7 @@ from dnntk.data import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained
 from dnntk.experiments.training import check_compiles, load_dataset_for
+from dnntk.native import ops as fused
 from dnntk.networks.initializers import layer_shapes
 from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of

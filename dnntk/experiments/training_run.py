@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnntk import flow, fused, hosts, pipeline
+from dnntk import flow, hosts, pipeline
 from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, checkpoint_interval, evaluation_steps
 from dnntk.data import Dataset
@@ -35,6 +35,7 @@ from dnntk.experiments.training_results import (
     warn_of_vanished,
 )
 from dnntk.interruption import told_to_stop
+from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
 from dnntk.own_data import warn_of_inputs

@@ -1,7 +1,7 @@
 """All middle layers in one call on CPU: outputs, gradients and tangents of deep narrow networks.
 
 A layer of a few channels on a small image is less work than the call of an operation costs, a
-thousand times over. `dnntk.native` takes a few examples at a time, which stay in a core's own
+thousand times over. `dnntk.native.build` takes a few examples at a time, which stay in a core's own
 cache, through all layers and back before it takes the next ones: so no state outlives its block,
 and a block keeps those of O(sqrt(depth)) layers where all of them would not fit.
 
@@ -31,12 +31,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import native
+from dnntk.native import build as native
 from dnntk.networks.initializers import Layer, Layers
 from dnntk.networks.layers import Convolution, Dense, Network
 from dnntk.networks.models import DeepNarrow
 
-# Filters that `dnntk.native` has code for.
+# Filters that `dnntk.native.build` has code for.
 SIDES = (1, 3, 5)
 # A wider convolution is at home in one large matrix product.
 MAX_CHANNELS = 256
