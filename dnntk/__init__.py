@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from dnntk import kernel, lyapunov, parallel
 from dnntk.config import TrainConfig
-from dnntk.data import Dataset, load_dataset
+from dnntk.data.datasets import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
 from dnntk.experiments.training import TrainResult, train
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP, to_standard

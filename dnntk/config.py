@@ -7,9 +7,9 @@ from typing import Any
 
 from dnntk import fields, pipeline
 from dnntk.checks import brief
-from dnntk.data import DATASETS
+from dnntk.data.datasets import DATASETS
+from dnntk.data.mnist import CLASS_NAMES
 from dnntk.errors import InputError
-from dnntk.mnist import CLASS_NAMES
 from dnntk.networks import models
 
 ARCHITECTURES = ("mlp", "cnn")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
 
 
 def decide(outputs: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:

@@ -13,7 +13,7 @@ import command_line
 from absl import flags
 
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
-from dnntk.data import DATASETS
+from dnntk.data.datasets import DATASETS
 from dnntk.experiments.accumulation import AccumulationConfig, accumulate
 
 FLAGS = flags.FLAGS

@@ -14,7 +14,7 @@ from absl import flags
 from command_line import words
 
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
-from dnntk.data import DATASETS
+from dnntk.data.datasets import DATASETS
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 
 FLAGS = flags.FLAGS

@@ -23,7 +23,7 @@ from absl import flags
 
 from dnntk import TrainConfig, figures, parallel, train
 from dnntk.config import ARCHITECTURES
-from dnntk.data import DATASETS
+from dnntk.data.datasets import DATASETS
 from dnntk.errors import InputError
 from dnntk.locks import freeing_folders
 from dnntk.results import RunFolder

@@ -17,7 +17,7 @@ from command_line import words
 
 from dnntk import hosts
 from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
-from dnntk.data import DATASETS
+from dnntk.data.datasets import DATASETS
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.predict_forecast import forecast

@@ -22,7 +22,7 @@ from contestant import Contestant, Gone
 from measuring import busy_cores
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, flow, to_standard
-from dnntk.data import load_dataset
+from dnntk.data.datasets import load_dataset
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 

@@ -18,11 +18,11 @@ from absl import flags
 
 from dnntk import InputError, TrainConfig, hosts, train
 from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
-from dnntk.data import DATASETS
+from dnntk.data.datasets import DATASETS
+from dnntk.data.own_data import check_resumed
 from dnntk.experiments.forecast import forecast
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
-from dnntk.own_data import check_resumed
 from dnntk.results import CONFIG, RunFolder
 
 FLAGS = flags.FLAGS

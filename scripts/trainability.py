@@ -17,7 +17,7 @@ from absl import flags
 from command_line import words
 
 from dnntk.config import DTYPES, OPTIMIZERS
-from dnntk.data import DATASETS
+from dnntk.data.datasets import DATASETS
 from dnntk.experiments.trainability import trainability
 from dnntk.experiments.trainability_config import FIGURE, PRESETS, TrainabilityConfig
 

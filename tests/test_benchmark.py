@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from dnntk import InputError
-from dnntk.data import load_dataset
+from dnntk.data.datasets import load_dataset
 
 sys.path.insert(0, str(processes.SCRIPTS))
 import contestant  # noqa: E402

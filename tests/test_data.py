@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from dnntk.data import Dataset, load_dataset
+from dnntk.data.datasets import Dataset, load_dataset
+from dnntk.data.mnist import LabelledImages, prepare, read_images
 from dnntk.errors import InputError
-from dnntk.mnist import LabelledImages, prepare, read_images
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 FILES = {
@@ -274,7 +274,7 @@ def test_refuses_bad_arguments(name: str, arguments: dict[str, Any], words: str)
 
 
 def test_import_leaves_tensorflow_datasets_alone() -> None:
-    code = "import sys, dnntk.data; sys.exit('tensorflow_datasets' in sys.modules)"
+    code = "import sys, dnntk.data.datasets; sys.exit('tensorflow_datasets' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

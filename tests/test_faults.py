@@ -22,8 +22,8 @@ from mutations import mutations
 
 from dnntk import TrainConfig, checkpoints, savefile, train
 from dnntk.checkpoints import CHECKSUMS, Checkpoints
+from dnntk.data.idx import read_idx
 from dnntk.errors import InputError, Stopped
-from dnntk.idx import read_idx
 from dnntk.interruption import told_to_stop
 from dnntk.kernel import limit_ntk
 from dnntk.locks import LOCK, FolderLock

@@ -171,7 +171,7 @@ from pathlib import Path
 import numpy as np
 import dnntk
 from dnntk import figures
-from dnntk.data import load_dataset
+from dnntk.data.datasets import load_dataset
 
 def drawn(name, backend):
     os.environ["MPLBACKEND"] = backend

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dnntk.data.idx import find_idx, read_idx
 from dnntk.errors import InputError
-from dnntk.idx import find_idx, read_idx
 
 BILLION = 10**9
 MEBIBYTE = 1 << 20

@@ -12,9 +12,9 @@ import pytest
 import dnntk
 from dnntk import TrainConfig, checkpoints, savefile
 from dnntk.checkpoints import Checkpoints
+from dnntk.data.idx import MNIST_FILES, read_idx
 from dnntk.errors import InputError
 from dnntk.experiments.prediction import predict
-from dnntk.idx import MNIST_FILES, read_idx
 from dnntk.kernel import limit_ntk
 from dnntk.native import build as native
 from dnntk.paths import as_path

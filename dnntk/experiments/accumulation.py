@@ -23,7 +23,7 @@ import numpy as np
 from dnntk import fields, figures
 from dnntk.checks import check_count
 from dnntk.config import TrainConfig
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.experiments.training import TrainResult, load_dataset_for, train_on
 from dnntk.figures import accumulation as pictures

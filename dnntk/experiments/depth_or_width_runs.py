@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
 from dnntk.evaluation import as_trained, scores, split_scores
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job

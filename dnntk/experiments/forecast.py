@@ -29,7 +29,8 @@ from dnntk.config import (
     checkpoint_interval,
     evaluation_steps,
 )
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
+from dnntk.data.own_data import own_dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained
 from dnntk.experiments.training import check_compiles, load_dataset_for
@@ -37,7 +38,6 @@ from dnntk.native import ops as fused
 from dnntk.networks.initializers import layer_shapes
 from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
-from dnntk.own_data import own_dataset
 from dnntk.plan import Job
 from dnntk.results import resident_bytes
 from dnntk.step_size import Eigenvalue, kernel_product, largest_eigenvalue

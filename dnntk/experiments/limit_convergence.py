@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnntk import fields, figures, flow
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
 from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
 from dnntk.evaluation import as_trained

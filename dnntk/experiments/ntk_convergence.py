@@ -22,7 +22,7 @@ import numpy as np
 from dnntk import fields, figures, flow, kernel, lyapunov
 from dnntk.checkpoints import Checkpoints
 from dnntk.checks import check_choice, check_count, check_deviation
-from dnntk.data import load_dataset
+from dnntk.data.datasets import load_dataset
 from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
 from dnntk.experiments import rates

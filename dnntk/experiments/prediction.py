@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnntk import fields, figures, hosts
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
+from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.errors import InputError
 from dnntk.evaluation import (
     as_trained,
@@ -36,7 +37,6 @@ from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.lines import printed_lines
 from dnntk.locks import freeing_folders
-from dnntk.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.paths import as_path
 from dnntk.regression import KernelFlow
 from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import scores
 from dnntk.regression import KernelFlow

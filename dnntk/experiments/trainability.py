@@ -15,7 +15,7 @@ from typing import Any
 
 from dnntk import fields
 from dnntk.config import DEFAULT_STEPS, TrainConfig
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
 from dnntk.experiments.forecast import forecast_on
 from dnntk.experiments.predict_config import PredictConfig

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from dnntk.config import TrainConfig
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
+from dnntk.data.own_data import check_same, own_dataset, record
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
-from dnntk.own_data import check_same, own_dataset, record
 from dnntk.paths import as_path
 from dnntk.results import METRICS, RunFolder, metrics_line, parsed
 

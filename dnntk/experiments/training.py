@@ -12,12 +12,12 @@ import jax
 from dnntk import hosts
 from dnntk.checks import brief
 from dnntk.config import RESUMABLE, TrainConfig
-from dnntk.data import Dataset, load_dataset
+from dnntk.data.datasets import Dataset, load_dataset
+from dnntk.data.own_data import check_resumed, own_dataset, record
 from dnntk.errors import Diverged, InputError
 from dnntk.experiments.training_run import Run, TrainResult
 from dnntk.lines import printed_lines
 from dnntk.locks import freeing_folders
-from dnntk.own_data import check_resumed, own_dataset, record
 from dnntk.results import DIVERGED, RunFolder
 
 
@@ -38,7 +38,7 @@ def train(
       workdir: folder for configuration, metrics, checkpoints, summary and figures; None writes
         nothing.
       dataset: examples of your own, instead of those that ``config`` names; of any kind that
-        `dnntk.own_data.own_dataset` takes.
+        `dnntk.data.own_data.own_dataset` takes.
       resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
         never cut off (on the same machine and devices). Where nothing was written yet, start.
       progress: show a progress bar.
@@ -125,7 +125,7 @@ def _claimed(
 
 
 def load_dataset_for(config: TrainConfig) -> Dataset:
-    """The dataset of a run, as `dnntk.data` gives it."""
+    """The dataset of a run, as `dnntk.data.datasets` gives it."""
     return load_dataset(
         config.dataset,
         classes=config.classes,

@@ -9,7 +9,7 @@ import numpy as np
 
 from dnntk import figures
 from dnntk.config import TrainConfig
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
 from dnntk.evaluation import confusion, constant_loss, described
 from dnntk.plan import Plan
 from dnntk.step_size import Eigenvalue

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from dnntk import flow, hosts, pipeline
 from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, checkpoint_interval, evaluation_steps
-from dnntk.data import Dataset
+from dnntk.data.datasets import Dataset
+from dnntk.data.own_data import warn_of_inputs
 from dnntk.errors import Diverged, Interrupted, Stopped
 from dnntk.evaluation import (
     as_trained,
@@ -38,7 +39,6 @@ from dnntk.interruption import told_to_stop
 from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
-from dnntk.own_data import warn_of_inputs
 from dnntk.plan import Job, Plan, kernel_times
 from dnntk.progress import progress_bar
 from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
@@ -83,7 +83,7 @@ class TrainResult:
 class Run:
     """One sitting of a run. Its parts, in the order they are made, are its attributes.
 
-    ``recorded`` is what config.json says of data of the user's own, see `dnntk.own_data.record`.
+    ``recorded`` is what config.json says of data of the user's own, see `dnntk.data.own_data.record`.
     """
 
     def __init__(

@@ -279,7 +279,7 @@ def _fields() -> dict[str, frozenset[str]]:
 
 
 def _data(config: dict[str, Any]) -> str | None:
-    if isinstance(own := config.get("own"), dict):  # `dnntk.own_data.record`
+    if isinstance(own := config.get("own"), dict):  # `dnntk.data.own_data.record`
         shape = shown("", own.get("x_train")).replace(", ", " x ")
         digest = shown("", own.get("sha256"))[:8]
         return f"own data: {shown('', own.get('name'))}, {shape}, sha256 {digest}"

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dnntk.data.mnist import CLASS_NAMES, LabelledImages, read_images
 from dnntk.errors import InputError
 from dnntk.fields import converted, short_repr
-from dnntk.mnist import CLASS_NAMES, LabelledImages, read_images
 
 DATASETS = ("digits", "toy", *CLASS_NAMES)
 NOT_GIVEN: Any = None
@@ -47,7 +47,7 @@ class Dataset:
 
     What `load_dataset` returns is as below. For `dnntk.train`, make one of data of your own:
     ``Dataset(x_train=x, y_train=y)`` and whatever else there is of the rest, in lists, or arrays of
-    NumPy, JAX or pandas, with labels of any kind; see `dnntk.own_data.own_dataset`.
+    NumPy, JAX or pandas, with labels of any kind; see `dnntk.data.own_data.own_dataset`.
 
     Attributes:
         name: one of ``DATASETS``, or what to call your own.
@@ -127,7 +127,7 @@ def load_dataset(
             or ``fashion_mnist`` (28 x 28).
         classes: numbers of the classes to keep, or ``"all"``. Two give one output with targets 0
             and 1 in the order given, more give one-hot targets. ``toy`` has no classes.
-        data_dir: for the MNIST sets, where to read; see ``dnntk.mnist.read_images``.
+        data_dir: for the MNIST sets, where to read; see ``dnntk.data.mnist.read_images``.
         pool: side of the windows over which images are averaged; must divide their height and
             width. 4 makes MNIST 7 x 7, as in the thesis.
         seed: chooses the third of ``digits`` that is held out for testing; the other sets have a

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dnntk.data.idx import MNIST_FILES, find_idx, read_pair
 from dnntk.errors import InputError
-from dnntk.idx import MNIST_FILES, find_idx, read_pair
 from dnntk.paths import as_path
 
 CLASS_NAMES: dict[str, tuple[str | int, ...]] = {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dnntk.checks import brief, check_unmasked
-from dnntk.data import targets_of
+from dnntk.data.datasets import targets_of
 from dnntk.errors import InputError
 
 # More different labels are no classes, but the targets of a regression.

@@ -1,0 +1,1 @@
+"""Datasets: embedded, downloaded, or of the user's own."""
