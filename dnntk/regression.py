@@ -32,8 +32,8 @@ from dnntk.checks import (
 )
 from dnntk.errors import InputError
 from dnntk.kernel.gram import PROGRESS_DELAY
-from dnntk.paths import as_path
 from dnntk.progress import progress_bar
+from dnntk.runs.paths import as_path
 from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual
 from dnntk.tiles import CrossKernel, Kernel, SymmetricGram, balanced
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnntk.errors import InputError
-from dnntk.paths import as_path
+from dnntk.runs.paths import as_path
 
 FORMAT, VERSION = "dnntk", "1"
 _DTYPE, _WIDTH = "F64", 8

@@ -29,7 +29,7 @@ from dnntk.devices import Devices
 from dnntk.errors import InputError
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.progress import progress_bar
-from dnntk.results import parsed, replace_json
+from dnntk.runs.folder import parsed, replace_json
 from dnntk.threads import cores, on_cores, one_blas_thread
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]

@@ -35,14 +35,14 @@ from dnntk import (
     to_standard,
     train,
 )
-from dnntk.checkpoints import Checkpoints
 from dnntk.data.mnist import LabelledImages, prepare, read_images
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
-from dnntk.locks import freeing_folders
 from dnntk.networks.models import DeepNarrow
-from dnntk.results import RunFolder, peak_memory_bytes
+from dnntk.runs.checkpoints import Checkpoints
+from dnntk.runs.folder import RunFolder, peak_memory_bytes
+from dnntk.runs.locks import freeing_folders
 from dnntk.step_size import largest_eigenvalue
 
 FLAGS = flags.FLAGS

@@ -33,9 +33,9 @@ from measuring import Call, Row, check_same, machine, measured, promise, set_pee
 
 from dnntk import DeepNarrowMLP, InputError, empirical_ntk, figures, to_standard
 from dnntk.kernel import limit_ntk
-from dnntk.locks import freeing_folders
 from dnntk.networks.models import DeepNarrow, Variables
-from dnntk.results import RunFolder, peak_memory_bytes, versions
+from dnntk.runs.folder import RunFolder, peak_memory_bytes, versions
+from dnntk.runs.locks import freeing_folders
 
 FLAGS = flags.FLAGS
 

@@ -18,9 +18,9 @@ from absl import flags
 
 from dnntk import Diverged, InputError, hosts
 from dnntk.errors import Interrupted, Stopped
-from dnntk.paths import as_path
 from dnntk.pipeline import parse_mesh
 from dnntk.progress import SafeStream
+from dnntk.runs.paths import as_path
 
 # More host devices than this only cut the batch thinner.
 MOST_HOST_DEVICES = 8

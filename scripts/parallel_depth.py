@@ -25,8 +25,8 @@ from dnntk import TrainConfig, figures, parallel, train
 from dnntk.config import ARCHITECTURES
 from dnntk.data.datasets import DATASETS
 from dnntk.errors import InputError
-from dnntk.locks import freeing_folders
-from dnntk.results import RunFolder
+from dnntk.runs.folder import RunFolder
+from dnntk.runs.locks import freeing_folders
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

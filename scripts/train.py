@@ -23,7 +23,7 @@ from dnntk.data.own_data import check_resumed
 from dnntk.experiments.forecast import forecast
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
-from dnntk.results import CONFIG, RunFolder
+from dnntk.runs.folder import CONFIG, RunFolder
 
 FLAGS = flags.FLAGS
 

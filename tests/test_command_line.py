@@ -15,7 +15,7 @@ from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
 from dnntk.experiments.trainability import trainability
 from dnntk.experiments.trainability_config import TrainabilityConfig
-from dnntk.results import CONFIG, DIVERGED, SUMMARY, RunFolder
+from dnntk.runs.folder import CONFIG, DIVERGED, SUMMARY, RunFolder
 
 SMALL = TrainConfig(depth=4, steps=2)
 # A value that only the checks behind the flags can refuse.

@@ -20,14 +20,15 @@ import processes
 import pytest
 from mutations import mutations
 
-from dnntk import TrainConfig, checkpoints, savefile, train
-from dnntk.checkpoints import CHECKSUMS, Checkpoints
+from dnntk import TrainConfig, savefile, train
 from dnntk.data.idx import read_idx
 from dnntk.errors import InputError, Stopped
-from dnntk.interruption import told_to_stop
 from dnntk.kernel import limit_ntk
-from dnntk.locks import LOCK, FolderLock
-from dnntk.results import RunFolder
+from dnntk.runs import checkpoints
+from dnntk.runs.checkpoints import CHECKSUMS, Checkpoints
+from dnntk.runs.folder import RunFolder
+from dnntk.runs.interruption import told_to_stop
+from dnntk.runs.locks import LOCK, FolderLock
 from dnntk.tiles import PROGRESS, TILES, CrossKernel, SymmetricGram
 
 SMALL = TrainConfig(depth=8, steps=12, eval_every=4, checkpoint_every=4, batch_size=64)
@@ -243,7 +244,7 @@ def test_a_folder_is_one_process_s(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from dnntk.locks import FolderLock
+from dnntk.runs.locks import FolderLock
 lock = FolderLock(Path({str(tmp_path)!r}))
 print("held", flush=True)
 time.sleep(60)
@@ -322,7 +323,7 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monke
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
     code = """
 import os, signal
-from dnntk.interruption import told_to_stop
+from dnntk.runs.interruption import told_to_stop
 with told_to_stop() as told:
     os.kill(os.getpid(), signal.SIGINT)
     print(told(), flush=True)

@@ -10,16 +10,17 @@ import processes
 import pytest
 
 import dnntk
-from dnntk import TrainConfig, checkpoints, savefile
-from dnntk.checkpoints import Checkpoints
+from dnntk import TrainConfig, savefile
 from dnntk.data.idx import MNIST_FILES, read_idx
 from dnntk.errors import InputError
 from dnntk.experiments.prediction import predict
 from dnntk.kernel import limit_ntk
 from dnntk.native import build as native
-from dnntk.paths import as_path
 from dnntk.report.reading import find_workdirs
-from dnntk.results import RunFolder
+from dnntk.runs import checkpoints
+from dnntk.runs.checkpoints import Checkpoints
+from dnntk.runs.folder import RunFolder
+from dnntk.runs.paths import as_path
 
 STATE = {"a": np.arange(12.0, dtype=np.float32).reshape(3, 4), "b": [np.int32(3), np.zeros(0)]}
 NAMES = (

@@ -12,7 +12,7 @@ from dnntk.evaluation import described
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
 from dnntk.report import write_report
-from dnntk.results import RunFolder
+from dnntk.runs.folder import RunFolder
 
 FILES = {"config.json", "summary.json", "curve.jsonl", "predictions.npz"}
 PICTURES = {"curve.png", "curve.pdf", "confusion.png", "confusion.pdf"}

@@ -240,7 +240,7 @@ def newest_checkpoint(folder):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(first_run, killed_run):
-    from dnntk.checkpoints import Checkpoints
+    from dnntk.runs.checkpoints import Checkpoints
 
     whole = first_run[0] / "runs" / "cnn-digits-depth60"
     cut, left = killed_run

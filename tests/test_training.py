@@ -8,7 +8,7 @@ import pytest
 
 import dnntk
 from dnntk import Diverged, InputError, TrainConfig, train
-from dnntk.checkpoints import Checkpoints
+from dnntk.runs.checkpoints import Checkpoints
 
 SMALL = TrainConfig(depth=20, steps=12, eval_every=4, checkpoint_every=3)
 

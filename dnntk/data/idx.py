@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnntk.errors import InputError
-from dnntk.paths import as_path
+from dnntk.runs.paths import as_path
 
 # The published names: images and labels for training, then for testing.
 MNIST_FILES = (

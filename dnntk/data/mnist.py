@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dnntk.data.idx import MNIST_FILES, find_idx, read_pair
 from dnntk.errors import InputError
-from dnntk.paths import as_path
+from dnntk.runs.paths import as_path
 
 CLASS_NAMES: dict[str, tuple[str | int, ...]] = {
     "mnist": tuple(range(10)),

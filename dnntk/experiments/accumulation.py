@@ -28,11 +28,11 @@ from dnntk.errors import InputError
 from dnntk.experiments.training import TrainResult, load_dataset_for, train_on
 from dnntk.figures import accumulation as pictures
 from dnntk.kernel import limit_ntk
-from dnntk.locks import freeing_folders
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.regression import MOST_ROWS_FOR_EIGH
-from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.locks import freeing_folders
 from dnntk.shares import accumulated, coefficients, layer_shares
 
 log = logging.getLogger("dnntk")

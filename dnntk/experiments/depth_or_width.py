@@ -30,9 +30,9 @@ from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
 from dnntk.kernel import limit_ntk
-from dnntk.locks import freeing_folders
 from dnntk.regression import KernelFlow
-from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.locks import freeing_folders
 
 log = logging.getLogger("dnntk")
 

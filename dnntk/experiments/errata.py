@@ -21,11 +21,11 @@ from dnntk.errors import InputError
 from dnntk.figures import draw
 from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
-from dnntk.locks import freeing_folders
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.progress import progress_bar
-from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
+from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, versions
+from dnntk.runs.locks import freeing_folders
 
 log = logging.getLogger("dnntk")
 

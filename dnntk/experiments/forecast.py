@@ -20,7 +20,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnntk import figures, flow, hosts, pipeline
-from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import (
     DEFAULT_STEPS,
     EVALUATED_ON_THE_WAY,
@@ -39,7 +38,8 @@ from dnntk.networks.initializers import layer_shapes
 from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
 from dnntk.plan import Job
-from dnntk.results import resident_bytes
+from dnntk.runs.checkpoints import Checkpoints, memory_to_write
+from dnntk.runs.folder import resident_bytes
 from dnntk.step_size import Eigenvalue, kernel_product, largest_eigenvalue
 
 # A step of the deeper of the two networks takes at least so long, if the run's own does.

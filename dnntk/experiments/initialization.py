@@ -20,10 +20,10 @@ from dnntk.config import ARCHITECTURES
 from dnntk.errors import InputError
 from dnntk.experiments.parameter_styles import network_styles
 from dnntk.figures.initialization import Diagram, Style, initialization_figure
-from dnntk.locks import freeing_folders
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
-from dnntk.results import CONFIG, SUMMARY, RunFolder, versions
+from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, versions
+from dnntk.runs.locks import freeing_folders
 
 log = logging.getLogger("dnntk")
 

@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnntk import fields, figures, flow, kernel, lyapunov
-from dnntk.checkpoints import Checkpoints
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data.datasets import load_dataset
 from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
 from dnntk.experiments import rates
-from dnntk.locks import freeing_folders
 from dnntk.networks.models import DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.progress import progress_bar
-from dnntk.results import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions
+from dnntk.runs.checkpoints import Checkpoints
+from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions
+from dnntk.runs.locks import freeing_folders
 
 log = logging.getLogger("dnntk")
 

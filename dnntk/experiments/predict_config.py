@@ -10,7 +10,7 @@ from dnntk.checks import check_choice, check_deviation
 from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
 from dnntk.errors import InputError
 from dnntk.regression import SOLVERS
-from dnntk.results import as_json
+from dnntk.runs.folder import as_json
 
 DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 

@@ -24,9 +24,9 @@ from dnntk.devices import COMPILING, HOST_SHARE, worth
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import CURVE_POINTS, Prediction
-from dnntk.paths import as_path
 from dnntk.regression import MOST_ITERATIONS, MOST_ROWS_FOR_EIGH, KernelFlow, fits, usual_memory
-from dnntk.results import resident_bytes
+from dnntk.runs.folder import resident_bytes
+from dnntk.runs.paths import as_path
 from dnntk.solvers import BLOCK, CHUNK, Krylov
 from dnntk.threads import one_blas_thread
 from dnntk.tiles import CrossKernel, SymmetricGram, balanced

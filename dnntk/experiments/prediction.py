@@ -36,10 +36,10 @@ from dnntk.experiments.trained_run import TrainedRun, log_comparison
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.lines import printed_lines
-from dnntk.locks import freeing_folders
-from dnntk.paths import as_path
 from dnntk.regression import KernelFlow
-from dnntk.results import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.locks import freeing_folders
+from dnntk.runs.paths import as_path
 from dnntk.tiles import Kernel, SymmetricGram
 
 CURVE_POINTS = 41

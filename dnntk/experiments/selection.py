@@ -12,7 +12,7 @@ from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.evaluation import scores
 from dnntk.regression import KernelFlow
-from dnntk.results import RunFolder
+from dnntk.runs.folder import RunFolder
 
 SEARCH = "search.jsonl"
 

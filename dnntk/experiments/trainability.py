@@ -32,9 +32,8 @@ from dnntk.experiments.trainability_config import (
 from dnntk.experiments.training import load_dataset_for, train_on
 from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
-from dnntk.locks import freeing_folders
 from dnntk.progress import progress_bar
-from dnntk.results import (
+from dnntk.runs.folder import (
     CONFIG,
     SUMMARY,
     RunFolder,
@@ -43,6 +42,7 @@ from dnntk.results import (
     peak_memory_bytes,
     versions,
 )
+from dnntk.runs.locks import freeing_folders
 
 log = logging.getLogger("dnntk")
 

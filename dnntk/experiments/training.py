@@ -17,8 +17,8 @@ from dnntk.data.own_data import check_resumed, own_dataset, record
 from dnntk.errors import Diverged, InputError
 from dnntk.experiments.training_run import Run, TrainResult
 from dnntk.lines import printed_lines
-from dnntk.locks import freeing_folders
-from dnntk.results import DIVERGED, RunFolder
+from dnntk.runs.folder import DIVERGED, RunFolder
+from dnntk.runs.locks import freeing_folders
 
 
 @freeing_folders()

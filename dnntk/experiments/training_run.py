@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dnntk import flow, hosts, pipeline
-from dnntk.checkpoints import Checkpoints, memory_to_write
 from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, checkpoint_interval, evaluation_steps
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import warn_of_inputs
@@ -35,13 +34,21 @@ from dnntk.experiments.training_results import (
     verdict,
     warn_of_vanished,
 )
-from dnntk.interruption import told_to_stop
 from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
 from dnntk.plan import Job, Plan, kernel_times
 from dnntk.progress import progress_bar
-from dnntk.results import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, resident_bytes, versions
+from dnntk.runs.checkpoints import Checkpoints, memory_to_write
+from dnntk.runs.folder import (
+    CONFIG,
+    SUMMARY,
+    RunFolder,
+    peak_memory_bytes,
+    resident_bytes,
+    versions,
+)
+from dnntk.runs.interruption import told_to_stop
 from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")

@@ -28,8 +28,8 @@ import jax
 import jaxlib
 
 from dnntk.errors import InputError
-from dnntk.locks import fcntl
-from dnntk.paths import as_path
+from dnntk.runs.locks import fcntl
+from dnntk.runs.paths import as_path
 
 log = logging.getLogger("dnntk")
 

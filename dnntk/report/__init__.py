@@ -20,7 +20,7 @@ from dnntk.report.markup import Html, escaped, joined, table, tag
 from dnntk.report.reading import Workdir, find_workdirs
 from dnntk.report.sections import OVERVIEW, Budget, Section, slug
 from dnntk.report.values import number, shown, title
-from dnntk.results import RunFolder
+from dnntk.runs.folder import RunFolder
 
 PAGE = "report.html"
 TITLE = "Deep narrow networks: runs"

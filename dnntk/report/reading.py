@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dnntk.errors import InputError
-from dnntk.paths import as_path
-from dnntk.results import CONFIG, SUMMARY, metrics_line
+from dnntk.runs.folder import CONFIG, SUMMARY, metrics_line
+from dnntk.runs.paths import as_path
 
 # Parsed, JSON takes up to thirty times its size in memory.
 JSON_BYTES = 4 << 20

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from dnntk import hosts
 from dnntk.errors import InputError
-from dnntk.results import parsed
+from dnntk.runs.folder import parsed
 
 CHECKSUMS = "checksums.json"
 # Larger arrays are written and read in pieces of so many bytes, and with them go files of twice as

@@ -17,8 +17,8 @@ import jax
 
 from dnntk import hosts
 from dnntk.errors import InputError
-from dnntk.locks import LOCK, FolderLock
-from dnntk.paths import as_path
+from dnntk.runs.locks import LOCK, FolderLock
+from dnntk.runs.paths import as_path
 
 log = logging.getLogger("dnntk")
 
