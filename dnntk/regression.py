@@ -20,7 +20,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dnntk import hosts
 from dnntk.checks import (
     check_choice,
     check_count,
@@ -32,8 +31,9 @@ from dnntk.checks import (
 )
 from dnntk.errors import InputError
 from dnntk.kernel.gram import PROGRESS_DELAY
-from dnntk.progress import progress_bar
 from dnntk.runs.paths import as_path
+from dnntk.runtime import processes as hosts
+from dnntk.runtime.progress import progress_bar
 from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual
 from dnntk.tiles import CrossKernel, Kernel, SymmetricGram, balanced
 

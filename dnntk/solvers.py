@@ -26,10 +26,10 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from dnntk import hosts
 from dnntk.kernel.gram import PROGRESS_DELAY
-from dnntk.progress import progress_bar
-from dnntk.threads import by_rows, one_blas_thread
+from dnntk.runtime import processes as hosts
+from dnntk.runtime.progress import progress_bar
+from dnntk.runtime.threads import by_rows, one_blas_thread
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -145,7 +145,7 @@ class Krylov:
     `BLOCK`. Nothing of it depends on the order of the rows but its rounding, and the random vectors
     by which few targets are filled up.
 
-    Of several processes each has its rows of the basis (`dnntk.hosts.Rows`), and all have the small
+    Of several processes each has its rows of the basis (`dnntk.runtime.processes.Rows`), and all have the small
     matrices: what they need of each other's rows are inner products.
     """
 
@@ -237,7 +237,7 @@ class Krylov:
         saved = self._saved()
         # Of several processes one may have been killed before it wrote what another has.
         if hosts.any_of(saved is None) or saved is None:
-            with one_blas_thread():  # see `dnntk.threads`
+            with one_blas_thread():  # see `dnntk.runtime.threads`
                 saved = self._iterated()
         corner, new, below = saved
         size, width, last = len(self._small), len(corner), self._below.shape[1]

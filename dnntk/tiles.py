@@ -4,8 +4,8 @@ What a Krylov method needs of a matrix is its product with a few vectors. `Symme
 from half of the entries: 60,000 examples take 14.4 GB. The tiles are kept in memory, or in a file
 that a later run takes up again, or computed anew for every product where neither holds them.
 
-Several processes (`dnntk.hosts`) have every so-manieth tile each; only vectors go between them. The
-devices of one process compute its tiles in turn (`dnntk.devices`).
+Several processes (`dnntk.runtime.processes`) have every so-manieth tile each; only vectors go between them. The
+devices of one process compute its tiles in turn (`dnntk.runtime.devices`).
 """
 
 import hashlib
@@ -23,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from dnntk import hosts
 from dnntk.checks import brief
-from dnntk.devices import Devices
 from dnntk.errors import InputError
 from dnntk.kernel.gram import PROGRESS_DELAY
-from dnntk.progress import progress_bar
 from dnntk.runs.folder import parsed, replace_json
-from dnntk.threads import cores, on_cores, one_blas_thread
+from dnntk.runtime import processes as hosts
+from dnntk.runtime.devices import Devices
+from dnntk.runtime.progress import progress_bar
+from dnntk.runtime.threads import cores, on_cores, one_blas_thread
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 TILES, PROGRESS = "gram.npy", "gram.json"

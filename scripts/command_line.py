@@ -16,11 +16,12 @@ import absl.logging
 import jax
 from absl import flags
 
-from dnntk import Diverged, InputError, hosts
+from dnntk import Diverged, InputError
 from dnntk.errors import Interrupted, Stopped
 from dnntk.pipeline import parse_mesh
-from dnntk.progress import SafeStream
 from dnntk.runs.paths import as_path
+from dnntk.runtime import processes as hosts
+from dnntk.runtime.progress import SafeStream
 
 # More host devices than this only cut the batch thinner.
 MOST_HOST_DEVICES = 8

@@ -16,7 +16,7 @@ from typing import Any
 import command_line
 from absl import flags
 
-from dnntk import InputError, TrainConfig, hosts, train
+from dnntk import InputError, TrainConfig, train
 from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.data.datasets import DATASETS
 from dnntk.data.own_data import check_resumed
@@ -24,6 +24,7 @@ from dnntk.experiments.forecast import forecast
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
 from dnntk.runs.folder import CONFIG, RunFolder
+from dnntk.runtime import processes as hosts
 
 FLAGS = flags.FLAGS
 

@@ -8,9 +8,10 @@ import numpy as np
 import processes
 import pytest
 
-from dnntk import devices, tiles
+from dnntk import tiles
 from dnntk.errors import InputError
 from dnntk.kernel import limit_ntk
+from dnntk.runtime import devices
 from dnntk.tiles import CrossKernel, SymmetricGram
 
 X = np.random.default_rng(0).uniform(0, 1, (60, 5))

@@ -9,7 +9,7 @@ import processes
 import pytest
 
 from dnntk.errors import InputError
-from dnntk.hosts import join
+from dnntk.runtime.processes import join
 
 FLAGS = ("--depth=14", "--scale=20", "--batch_size=100", "--eval_every=2", "--checkpoint_every=4")
 

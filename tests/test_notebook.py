@@ -11,8 +11,8 @@ import dnntk
 from dnntk import Dataset, InputError, TrainConfig, train
 from dnntk.evaluation import constant_loss
 from dnntk.experiments.training_results import LEAST_LEARNED, verdict
-from dnntk.lines import printed_lines
 from dnntk.plan import Job
+from dnntk.runtime.log_lines import printed_lines
 
 SMALL = TrainConfig(depth=5, steps=2)
 LOGGER = logging.getLogger("dnntk")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dnntk.progress import progress_bar
+from dnntk.runtime.progress import progress_bar
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import threadpoolctl
 
-from dnntk import threads
+from dnntk.runtime import threads
 
 
 def limits():

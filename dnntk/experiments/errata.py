@@ -23,9 +23,9 @@ from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
-from dnntk.progress import progress_bar
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, versions
 from dnntk.runs.locks import freeing_folders
+from dnntk.runtime.progress import progress_bar
 
 log = logging.getLogger("dnntk")
 

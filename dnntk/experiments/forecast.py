@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnntk import figures, flow, hosts, pipeline
+from dnntk import figures, flow, pipeline
 from dnntk.config import (
     DEFAULT_STEPS,
     EVALUATED_ON_THE_WAY,
@@ -40,6 +40,7 @@ from dnntk.optimizers import optimizer_of
 from dnntk.plan import Job
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import resident_bytes
+from dnntk.runtime import processes as hosts
 from dnntk.step_size import Eigenvalue, kernel_product, largest_eigenvalue
 
 # A step of the deeper of the two networks takes at least so long, if the run's own does.

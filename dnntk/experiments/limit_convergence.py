@@ -30,10 +30,10 @@ from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
-from dnntk.progress import progress_bar
 from dnntk.regression import KernelFlow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
+from dnntk.runtime.progress import progress_bar
 from dnntk.spread import initialization_spread, linear_predictions
 
 log = logging.getLogger("dnntk")

@@ -27,10 +27,10 @@ from dnntk.errors import InputError
 from dnntk.experiments import rates
 from dnntk.networks.models import DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
-from dnntk.progress import progress_bar
 from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
+from dnntk.runtime.progress import progress_bar
 
 log = logging.getLogger("dnntk")
 

@@ -18,17 +18,17 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from dnntk import hosts
 from dnntk.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
-from dnntk.devices import COMPILING, HOST_SHARE, worth
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import CURVE_POINTS, Prediction
 from dnntk.regression import MOST_ITERATIONS, MOST_ROWS_FOR_EIGH, KernelFlow, fits, usual_memory
 from dnntk.runs.folder import resident_bytes
 from dnntk.runs.paths import as_path
+from dnntk.runtime import processes as hosts
+from dnntk.runtime.devices import COMPILING, HOST_SHARE, worth
+from dnntk.runtime.threads import one_blas_thread
 from dnntk.solvers import BLOCK, CHUNK, Krylov
-from dnntk.threads import one_blas_thread
 from dnntk.tiles import CrossKernel, SymmetricGram, balanced
 
 SECONDS = 2.0  # that the kernel is tried for, about

@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields, figures, hosts
+from dnntk import fields, figures
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.errors import InputError
@@ -35,11 +35,12 @@ from dnntk.experiments.selection import Selection, usable
 from dnntk.experiments.trained_run import TrainedRun, log_comparison
 from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
-from dnntk.lines import printed_lines
 from dnntk.regression import KernelFlow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runs.paths import as_path
+from dnntk.runtime import processes as hosts
+from dnntk.runtime.log_lines import printed_lines
 from dnntk.tiles import Kernel, SymmetricGram
 
 CURVE_POINTS = 41

@@ -28,7 +28,7 @@ from jax.typing import ArrayLike
 from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
 from dnntk.kernel.arccos import arccos0, arccos1
-from dnntk.progress import progress_bar
+from dnntk.runtime.progress import progress_bar
 
 # How often a run shows its progress.
 SECONDS_A_LOOK = 1.0

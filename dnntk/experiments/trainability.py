@@ -32,7 +32,6 @@ from dnntk.experiments.trainability_config import (
 from dnntk.experiments.training import load_dataset_for, train_on
 from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
-from dnntk.progress import progress_bar
 from dnntk.runs.folder import (
     CONFIG,
     SUMMARY,
@@ -43,6 +42,7 @@ from dnntk.runs.folder import (
     versions,
 )
 from dnntk.runs.locks import freeing_folders
+from dnntk.runtime.progress import progress_bar
 
 log = logging.getLogger("dnntk")
 

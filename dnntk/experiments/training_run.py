@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnntk import flow, hosts, pipeline
+from dnntk import flow, pipeline
 from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, checkpoint_interval, evaluation_steps
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import warn_of_inputs
@@ -38,7 +38,6 @@ from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
 from dnntk.optimizers import optimizer_of
 from dnntk.plan import Job, Plan, kernel_times
-from dnntk.progress import progress_bar
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import (
     CONFIG,
@@ -49,6 +48,8 @@ from dnntk.runs.folder import (
     versions,
 )
 from dnntk.runs.interruption import told_to_stop
+from dnntk.runtime import processes as hosts
+from dnntk.runtime.progress import progress_bar
 from dnntk.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")

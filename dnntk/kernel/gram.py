@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_count, check_rows, checked_array
 from dnntk.errors import InputError
-from dnntk.progress import progress_bar
+from dnntk.runtime.progress import progress_bar
 
 PROGRESS_DELAY = 5.0  # seconds of work before a progress bar appears
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from dnntk.errors import InputError
-from dnntk.progress import progress_bar
 from dnntk.report.markup import Html, escaped, joined, table, tag
 from dnntk.report.reading import Workdir, find_workdirs
 from dnntk.report.sections import OVERVIEW, Budget, Section, slug
 from dnntk.report.values import number, shown, title
 from dnntk.runs.folder import RunFolder
+from dnntk.runtime.progress import progress_bar
 
 PAGE = "report.html"
 TITLE = "Deep narrow networks: runs"

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dnntk import hosts
+from dnntk.runtime import processes as hosts
 from dnntk.errors import InputError
 from dnntk.runs.folder import parsed
 

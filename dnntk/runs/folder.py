@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from dnntk import hosts
+from dnntk.runtime import processes as hosts
 from dnntk.errors import InputError
 from dnntk.runs.locks import LOCK, FolderLock
 from dnntk.runs.paths import as_path
