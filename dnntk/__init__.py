@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from dnntk import kernel, lyapunov, parallel
-from dnntk.config import TrainConfig
 from dnntk.data.datasets import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
-from dnntk.experiments.training import TrainResult, train
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
 from dnntk.ntk.empirical import empirical_ntk, empirical_ntk_fn
 from dnntk.regression import KernelFlow
 from dnntk.spread import initialization_spread
+from dnntk.training.config import TrainConfig
+from dnntk.training.run import TrainResult, train
 
 if TYPE_CHECKING:
     from dnntk.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor

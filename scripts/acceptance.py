@@ -25,16 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from dnntk import (
-    DeepNarrowMLP,
-    Diverged,
-    InputError,
-    TrainConfig,
-    flow,
-    load_dataset,
-    to_standard,
-    train,
-)
+from dnntk import DeepNarrowMLP, Diverged, InputError, TrainConfig, load_dataset, to_standard, train
 from dnntk.data.mnist import LabelledImages, prepare, read_images
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 from dnntk.experiments.predict_config import PredictConfig
@@ -43,7 +34,8 @@ from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import RunFolder, peak_memory_bytes
 from dnntk.runs.locks import freeing_folders
-from dnntk.step_size import largest_eigenvalue
+from dnntk.training import steps as flow
+from dnntk.training.step_size import largest_eigenvalue
 
 FLAGS = flags.FLAGS
 LEARNING_RATES = (1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0)

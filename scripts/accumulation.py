@@ -12,9 +12,9 @@ from typing import Any
 import command_line
 from absl import flags
 
-from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data.datasets import DATASETS
 from dnntk.experiments.accumulation import AccumulationConfig, accumulate
+from dnntk.training.config import ARCHITECTURES, DTYPES, parse_classes
 
 FLAGS = flags.FLAGS
 DEFAULT = AccumulationConfig()

@@ -18,10 +18,10 @@ from absl import flags
 
 from dnntk import Diverged, InputError
 from dnntk.errors import Interrupted, Stopped
-from dnntk.pipeline import parse_mesh
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes as hosts
 from dnntk.runtime.progress import SafeStream
+from dnntk.training.pipeline import parse_mesh
 
 # More host devices than this only cut the batch thinner.
 MOST_HOST_DEVICES = 8

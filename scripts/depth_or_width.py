@@ -14,8 +14,8 @@ import command_line
 from absl import flags
 from command_line import words
 
-from dnntk.config import DTYPES
 from dnntk.experiments.depth_or_width import DepthOrWidthConfig, compare
+from dnntk.training.config import DTYPES
 
 FLAGS = flags.FLAGS
 DEFAULT = DepthOrWidthConfig()

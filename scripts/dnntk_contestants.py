@@ -17,9 +17,10 @@ import numpy as np
 import racing
 from jax_contestants import peak_bytes
 
-from dnntk import flow, pipeline
-from dnntk.ensemble import Ensemble
 from dnntk.native import ops as fused
+from dnntk.training import pipeline
+from dnntk.training import steps as flow
+from dnntk.training.ensemble import Ensemble
 
 
 class One:

@@ -12,9 +12,9 @@ from typing import Any
 import command_line
 from absl import flags
 
-from dnntk.config import ARCHITECTURES
 from dnntk.experiments.initialization import InitializationConfig, initialize
 from dnntk.networks.initializers import INITS
+from dnntk.training.config import ARCHITECTURES
 
 FLAGS = flags.FLAGS
 DEFAULT = InitializationConfig()

@@ -13,9 +13,9 @@ import command_line
 from absl import flags
 from command_line import words
 
-from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data.datasets import DATASETS
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
+from dnntk.training.config import ARCHITECTURES, DTYPES, parse_classes
 
 FLAGS = flags.FLAGS
 DEFAULT = LimitConfig()

@@ -12,8 +12,8 @@ import command_line
 from absl import flags
 from command_line import words
 
-from dnntk.config import DTYPES
 from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge
+from dnntk.training.config import DTYPES
 
 FLAGS = flags.FLAGS
 DEFAULT = ConvergenceConfig()

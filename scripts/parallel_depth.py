@@ -22,11 +22,11 @@ import numpy as np
 from absl import flags
 
 from dnntk import TrainConfig, figures, parallel, train
-from dnntk.config import ARCHITECTURES
 from dnntk.data.datasets import DATASETS
 from dnntk.errors import InputError
 from dnntk.runs.folder import RunFolder
 from dnntk.runs.locks import freeing_folders
+from dnntk.training.config import ARCHITECTURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

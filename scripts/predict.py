@@ -15,7 +15,6 @@ import command_line
 from absl import flags
 from command_line import words
 
-from dnntk.config import ARCHITECTURES, DTYPES, parse_classes
 from dnntk.data.datasets import DATASETS
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
@@ -24,6 +23,7 @@ from dnntk.experiments.prediction import predict
 from dnntk.experiments.trained_run import TrainedRun
 from dnntk.regression import SOLVERS
 from dnntk.runtime import processes as hosts
+from dnntk.training.config import ARCHITECTURES, DTYPES, parse_classes
 
 FLAGS = flags.FLAGS
 DEFAULT = PredictConfig()

@@ -21,10 +21,11 @@ import numpy as np
 from contestant import Contestant, Gone
 from measuring import busy_cores
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, flow, to_standard
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
 from dnntk.data.datasets import load_dataset
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
+from dnntk.training import steps as flow
 
 SEED = 0
 OWN = ("network", "ensemble", "two devices")

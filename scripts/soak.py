@@ -25,10 +25,10 @@ from absl import flags
 
 from dnntk import InputError, TrainConfig, figures, train
 from dnntk.figures.soak import soak_figure
-from dnntk.pipeline import parse_mesh
 from dnntk.runs.folder import RunFolder
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
+from dnntk.training.pipeline import parse_mesh
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("kills", 200, "How many, over all runs.", lower_bound=1)

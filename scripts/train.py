@@ -17,14 +17,14 @@ import command_line
 from absl import flags
 
 from dnntk import InputError, TrainConfig, train
-from dnntk.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.data.datasets import DATASETS
 from dnntk.data.own_data import check_resumed
-from dnntk.experiments.forecast import forecast
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
 from dnntk.runs.folder import CONFIG, RunFolder
 from dnntk.runtime import processes as hosts
+from dnntk.training.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
+from dnntk.training.forecast import forecast
 
 FLAGS = flags.FLAGS
 

@@ -16,10 +16,10 @@ import command_line
 from absl import flags
 from command_line import words
 
-from dnntk.config import DTYPES, OPTIMIZERS
 from dnntk.data.datasets import DATASETS
 from dnntk.experiments.trainability import trainability
 from dnntk.experiments.trainability_config import FIGURE, PRESETS, TrainabilityConfig
+from dnntk.training.config import DTYPES, OPTIMIZERS
 
 FLAGS = flags.FLAGS
 DEFAULT = TrainabilityConfig()

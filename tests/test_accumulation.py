@@ -10,9 +10,9 @@ import pytest
 from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, figures, to_standard
-from dnntk.experiments import training_run
 from dnntk.experiments.accumulation import AccumulationConfig, accumulate
 from dnntk.shares import accumulated, coefficients, layer_shares
+from dnntk.training import trainer as training_run
 
 # At C = infinity linear theory is all there is.
 SMALL = AccumulationConfig(depth=12, scale=np.inf, train_examples=9, steps=40, points=3, draws=3000)

@@ -9,9 +9,9 @@ import processes
 import pytest
 
 from dnntk import DeepNarrowMLP, InputError, empirical_ntk, kernel, load_dataset
-from dnntk.ensemble import Ensemble
 from dnntk.experiments import ntk_convergence, rates
 from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge, record_steps
+from dnntk.training.ensemble import Ensemble
 
 SMALL = ConvergenceConfig(
     depths=(6,), scale=20.0, trials=2, steps=5, sweep_depths=(), psi_2_depth=10

@@ -297,7 +297,7 @@ def test_an_order_to_stop_writes_a_checkpoint_and_ends_the_run(tmp_path, order):
 def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monkeypatch, order):
     workdir = tmp_path / "w"
     whole, taken = run[1], []
-    from dnntk.experiments import training_run
+    from dnntk.training import trainer as training_run
 
     count = training_run.Run._check
 

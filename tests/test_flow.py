@@ -7,10 +7,11 @@ import optax
 import pytest
 from networks import initialized
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig, flow
-from dnntk.optimizers import optimizer_of
-from dnntk.pipeline import make_mesh
-from dnntk.step_size import largest_eigenvalue
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig
+from dnntk.training import steps as flow
+from dnntk.training.optimizers import optimizer_of
+from dnntk.training.pipeline import make_mesh
+from dnntk.training.step_size import largest_eigenvalue
 
 
 def network(arch, depth=6, d_out=2, scale=float("inf"), examples=12, **fields):

@@ -9,11 +9,11 @@ import processes
 import pytest
 
 from dnntk import TrainConfig, train
-from dnntk.config import evaluation_steps
 from dnntk.errors import InputError
-from dnntk.experiments import forecast as forecasting
-from dnntk.experiments.forecast import forecast
 from dnntk.native import build as native
+from dnntk.training import forecast as forecasting
+from dnntk.training.config import evaluation_steps
+from dnntk.training.forecast import forecast
 
 
 @pytest.mark.parametrize(

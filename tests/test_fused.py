@@ -10,10 +10,11 @@ import optax
 import pytest
 from networks import initialized
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, flow
-from dnntk.ensemble import Ensemble
+from dnntk import DeepNarrowCNN, DeepNarrowMLP
 from dnntk.native import build as native
 from dnntk.native import ops as fused
+from dnntk.training import steps as flow
+from dnntk.training.ensemble import Ensemble
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not native.available(), reason="needs a C++ compiler"

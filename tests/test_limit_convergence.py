@@ -11,9 +11,9 @@ import processes
 import pytest
 
 from dnntk import InputError, KernelFlow, kernel, load_dataset
-from dnntk.ensemble import Ensemble
 from dnntk.experiments import limit_convergence
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit, stepped
+from dnntk.training.ensemble import Ensemble
 
 SMALL = LimitConfig(
     arch="mlp",

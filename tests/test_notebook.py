@@ -9,10 +9,10 @@ import pytest
 
 import dnntk
 from dnntk import Dataset, InputError, TrainConfig, train
-from dnntk.evaluation import constant_loss
-from dnntk.experiments.training_results import LEAST_LEARNED, verdict
-from dnntk.plan import Job
 from dnntk.runtime.log_lines import printed_lines
+from dnntk.training.evaluation import constant_loss
+from dnntk.training.plan import Job
+from dnntk.training.reporting import LEAST_LEARNED, verdict
 
 SMALL = TrainConfig(depth=5, steps=2)
 LOGGER = logging.getLogger("dnntk")

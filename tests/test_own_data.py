@@ -13,7 +13,7 @@ import pytest
 import dnntk
 from dnntk import Dataset, InputError, TrainConfig, train
 from dnntk.data.own_data import own_dataset, record
-from dnntk.evaluation import class_targets, confusion, decide
+from dnntk.training.evaluation import class_targets, confusion, decide
 
 RNG = np.random.default_rng(0)
 X, IMAGES = RNG.normal(size=(8, 3)), RNG.uniform(size=(8, 4, 5, 2))

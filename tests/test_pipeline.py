@@ -13,9 +13,11 @@ import optax.contrib
 import processes
 import pytest
 
-from dnntk import TrainConfig, flow, pipeline
+from dnntk import TrainConfig
 from dnntk.errors import InputError
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP
+from dnntk.training import pipeline
+from dnntk.training import steps as flow
 
 MESHES = ("data:1", "data:8", "depth:4", "data:2,depth:4")
 SMALL = ("--depth=13", "--steps=12", "--checkpoint_every=4", "--eval_every=2", "--scale=20")

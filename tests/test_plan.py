@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import dnntk
-from dnntk.config import DECAYING, SCHEDULES, TrainConfig
-from dnntk.optimizers import optimizer_of
-from dnntk.plan import Job, Plan, kernel_times, schedule_of
+from dnntk.training.config import DECAYING, SCHEDULES, TrainConfig
+from dnntk.training.optimizers import optimizer_of
+from dnntk.training.plan import Job, Plan, kernel_times, schedule_of
 
 
 def factors(steps, **fields):

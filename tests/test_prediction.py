@@ -8,11 +8,11 @@ import pytest
 
 import dnntk
 from dnntk.errors import InputError
-from dnntk.evaluation import described
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
 from dnntk.report import write_report
 from dnntk.runs.folder import RunFolder
+from dnntk.training.evaluation import described
 
 FILES = {"config.json", "summary.json", "curve.jsonl", "predictions.npz"}
 PICTURES = {"curve.png", "curve.pdf", "confusion.png", "confusion.pdf"}

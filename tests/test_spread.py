@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, flow, kernel, spread
-from dnntk.ensemble import Ensemble
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, kernel, spread
 from dnntk.experiments.limit_convergence import stepped
 from dnntk.regression import KernelFlow
 from dnntk.spread import initialization_spread, linear_predictions
+from dnntk.training import steps as flow
+from dnntk.training.ensemble import Ensemble
 
 OPTIONS = {"rho": 0.8, "beta": 0.9}
 SHAPES = {"mlp": (3,), "cnn": (3, 4, 2)}

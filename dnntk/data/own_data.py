@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from dnntk.checks import brief, native_numbers
-from dnntk.config import TrainConfig
 from dnntk.data.datasets import Dataset, Unpooled, targets_of
 from dnntk.data.labels import checked_classes, index_labels, label_values
 from dnntk.errors import InputError
-from dnntk.evaluation import class_targets, decide
 from dnntk.fields import without_effect
+from dnntk.training.config import TrainConfig
+from dnntk.training.evaluation import class_targets, decide
 
 log = logging.getLogger("dnntk")
 

@@ -22,10 +22,8 @@ import numpy as np
 
 from dnntk import fields, figures
 from dnntk.checks import check_count
-from dnntk.config import TrainConfig
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
-from dnntk.experiments.training import TrainResult, load_dataset_for, train_on
 from dnntk.figures import accumulation as pictures
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
@@ -34,6 +32,8 @@ from dnntk.regression import MOST_ROWS_FOR_EIGH
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.shares import accumulated, coefficients, layer_shares
+from dnntk.training.config import TrainConfig
+from dnntk.training.run import TrainResult, load_dataset_for, train_on
 
 log = logging.getLogger("dnntk")
 

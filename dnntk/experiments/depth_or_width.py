@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from dnntk import fields, figures
-from dnntk.evaluation import split_scores
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig
 from dnntk.experiments.depth_or_width_findings import points, statements
 from dnntk.experiments.depth_or_width_runs import Problem, Row, run
@@ -33,6 +32,7 @@ from dnntk.kernel import limit_ntk
 from dnntk.regression import KernelFlow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
+from dnntk.training.evaluation import split_scores
 
 log = logging.getLogger("dnntk")
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from dnntk import fields
 from dnntk.checks import check_choice, check_count, check_deviation, is_number
-from dnntk.config import DTYPES, TrainConfig
 from dnntk.data.datasets import DATASETS
 from dnntk.data.mnist import CLASS_NAMES
 from dnntk.errors import InputError
+from dnntk.training.config import DTYPES, TrainConfig
 
 # The toy task has no classes.
 LABELLED = tuple(name for name in DATASETS if name != "toy")

@@ -20,13 +20,13 @@ from jax.sharding import Mesh
 
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
-from dnntk.evaluation import as_trained, scores, split_scores
 from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
-from dnntk.experiments.training import load_dataset_for, train_on
 from dnntk.ntk.empirical import empirical_ntk
-from dnntk.step_size import largest_eigenvalue
+from dnntk.training.evaluation import as_trained, scores, split_scores
+from dnntk.training.run import load_dataset_for, train_on
+from dnntk.training.step_size import largest_eigenvalue
 
 log = logging.getLogger("dnntk")
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from dnntk import fields, figures
 from dnntk.checks import check_choice, check_count, check_deviation
-from dnntk.config import ARCHITECTURES
 from dnntk.errors import InputError
 from dnntk.experiments.parameter_styles import network_styles
 from dnntk.figures.initialization import Diagram, Style, initialization_figure
@@ -24,6 +23,7 @@ from dnntk.networks.initializers import INITS
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, versions
 from dnntk.runs.locks import freeing_folders
+from dnntk.training.config import ARCHITECTURES
 
 log = logging.getLogger("dnntk")
 

@@ -20,14 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields, figures, flow
+from dnntk import fields, figures
 from dnntk.data.datasets import Dataset
-from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
-from dnntk.evaluation import as_trained
 from dnntk.experiments import rates
 from dnntk.experiments.limit_convergence_config import LimitConfig
-from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 from dnntk.regression import KernelFlow
@@ -35,6 +32,10 @@ from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, ver
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
 from dnntk.spread import initialization_spread, linear_predictions
+from dnntk.training import steps as flow
+from dnntk.training.ensemble import Ensemble
+from dnntk.training.evaluation import as_trained
+from dnntk.training.run import load_dataset_for
 
 log = logging.getLogger("dnntk")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from dnntk import fields
 from dnntk.checks import check_choice, check_count
-from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
 from dnntk.errors import InputError
+from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)

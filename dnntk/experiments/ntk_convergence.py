@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields, figures, flow, kernel, lyapunov
+from dnntk import fields, figures, kernel, lyapunov
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data.datasets import load_dataset
-from dnntk.ensemble import Ensemble
 from dnntk.errors import InputError
 from dnntk.experiments import rates
 from dnntk.networks.models import DeepNarrowMLP
@@ -31,6 +30,8 @@ from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
+from dnntk.training import steps as flow
+from dnntk.training.ensemble import Ensemble
 
 log = logging.getLogger("dnntk")
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from dnntk import fields
 from dnntk.checks import check_choice, check_deviation
-from dnntk.config import ARCHITECTURES, DTYPES, TrainConfig
 from dnntk.errors import InputError
 from dnntk.regression import SOLVERS
 from dnntk.runs.folder import as_json
+from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
 DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 

@@ -22,18 +22,9 @@ from dnntk import fields, figures
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.errors import InputError
-from dnntk.evaluation import (
-    as_trained,
-    class_targets,
-    confusion,
-    described,
-    mean_squared_error,
-    split_scores,
-)
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.selection import Selection, usable
 from dnntk.experiments.trained_run import TrainedRun, log_comparison
-from dnntk.experiments.training import load_dataset_for
 from dnntk.kernel import limit_ntk
 from dnntk.regression import KernelFlow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
@@ -42,6 +33,15 @@ from dnntk.runs.paths import as_path
 from dnntk.runtime import processes as hosts
 from dnntk.runtime.log_lines import printed_lines
 from dnntk.tiles import Kernel, SymmetricGram
+from dnntk.training.evaluation import (
+    as_trained,
+    class_targets,
+    confusion,
+    described,
+    mean_squared_error,
+    split_scores,
+)
+from dnntk.training.run import load_dataset_for
 
 CURVE_POINTS = 41
 CURVE_SPAN = 1e4  # the curve begins this factor before the last finite time

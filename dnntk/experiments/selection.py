@@ -10,9 +10,9 @@ import numpy as np
 
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
-from dnntk.evaluation import scores
 from dnntk.regression import KernelFlow
 from dnntk.runs.folder import RunFolder
+from dnntk.training.evaluation import scores
 
 SEARCH = "search.jsonl"
 
@@ -35,7 +35,7 @@ class Selection:
     ) -> None:
         """Hold out the last examples; take up the scores that ``folder`` has.
 
-        ``targets`` are those of the classes of own data, as in `dnntk.evaluation.decide`.
+        ``targets`` are those of the classes of own data, as in `dnntk.training.evaluation.decide`.
         """
         self._x, self._y = data.x_train[-held_out:], data.y_train[-held_out:]
         self._labelled, self._targets = data.labels_train is not None, targets

@@ -14,10 +14,8 @@ import time
 from typing import Any
 
 from dnntk import fields
-from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
-from dnntk.experiments.forecast import forecast_on
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.prediction import predict
 from dnntk.experiments.trainability_config import (
@@ -29,7 +27,6 @@ from dnntk.experiments.trainability_config import (
     row_of,
     runs_of,
 )
-from dnntk.experiments.training import load_dataset_for, train_on
 from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.runs.folder import (
@@ -43,6 +40,9 @@ from dnntk.runs.folder import (
 )
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
+from dnntk.training.config import DEFAULT_STEPS, TrainConfig
+from dnntk.training.forecast import forecast_on
+from dnntk.training.run import load_dataset_for, train_on
 
 log = logging.getLogger("dnntk")
 

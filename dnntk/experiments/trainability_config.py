@@ -7,10 +7,10 @@ from typing import Any
 
 from dnntk import fields
 from dnntk.checks import check_choice, check_count
-from dnntk.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
 from dnntk.errors import InputError
 from dnntk.networks.initializers import INITS
 from dnntk.runs.folder import as_json
+from dnntk.training.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
 
 FIGURE = "figure-4.2"
 EVALUATIONS = 24

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dnntk.config import TrainConfig
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import check_same, own_dataset, record
 from dnntk.errors import InputError
 from dnntk.experiments.predict_config import PredictConfig
 from dnntk.runs.folder import METRICS, RunFolder, metrics_line, parsed
 from dnntk.runs.paths import as_path
+from dnntk.training.config import TrainConfig
 
 # What is compared, by its name in every file.
 SCORES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")

@@ -13,13 +13,13 @@ from typing import Any
 from urllib.parse import quote
 
 from dnntk import experiments
-from dnntk.config import TrainConfig
 from dnntk.report.benchmarks import benchmark_table, is_benchmark, promises
 from dnntk.report.curves import course
 from dnntk.report.markup import Html, collapsed, joined, tag
 from dnntk.report.reading import Figure, Workdir, read_figure, read_json, read_lines
 from dnntk.report.values import cut, mapping, properties, records, rendered, shown, title
 from dnntk.runs.folder import CONFIG, DIVERGED, METRICS, SUMMARY
+from dnntk.training.config import TrainConfig
 
 # Of the pixels of a figure: `dnntk.figures.draw` draws 150 an inch, a browser 96.
 SCREEN = 96 / 150

@@ -28,12 +28,12 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dnntk import pipeline
 from dnntk.errors import InputError
 from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
-from dnntk.pipeline import DATA, DEPTH
 from dnntk.runtime import processes as hosts
+from dnntk.training import pipeline
+from dnntk.training.pipeline import DATA, DEPTH
 
 # Below this many examples a device, the per-layer overhead costs more than a second device saves.
 MIN_EXAMPLES_PER_DEVICE = 32

@@ -6,9 +6,9 @@ import jax
 import optax
 import optax.contrib
 
-from dnntk import flow
-from dnntk.config import TrainConfig
-from dnntk.plan import schedule_of
+from dnntk.training import steps as flow
+from dnntk.training.config import TrainConfig
+from dnntk.training.plan import schedule_of
 
 
 def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:

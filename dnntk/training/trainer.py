@@ -15,29 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnntk import flow, pipeline
-from dnntk.config import EVALUATED_ON_THE_WAY, TrainConfig, checkpoint_interval, evaluation_steps
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import warn_of_inputs
 from dnntk.errors import Diverged, Interrupted, Stopped
-from dnntk.evaluation import (
-    as_trained,
-    class_targets,
-    inputs_as_trained,
-    mean_squared_error,
-    split_scores,
-)
-from dnntk.experiments.training_results import (
-    draw_run,
-    say_done,
-    say_network,
-    verdict,
-    warn_of_vanished,
-)
 from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
-from dnntk.optimizers import optimizer_of
-from dnntk.plan import Job, Plan, kernel_times
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import (
     CONFIG,
@@ -50,7 +32,25 @@ from dnntk.runs.folder import (
 from dnntk.runs.interruption import told_to_stop
 from dnntk.runtime import processes as hosts
 from dnntk.runtime.progress import progress_bar
-from dnntk.step_size import Eigenvalue, largest_eigenvalue
+from dnntk.training import pipeline
+from dnntk.training import steps as flow
+from dnntk.training.config import (
+    EVALUATED_ON_THE_WAY,
+    TrainConfig,
+    checkpoint_interval,
+    evaluation_steps,
+)
+from dnntk.training.evaluation import (
+    as_trained,
+    class_targets,
+    inputs_as_trained,
+    mean_squared_error,
+    split_scores,
+)
+from dnntk.training.optimizers import optimizer_of
+from dnntk.training.plan import Job, Plan, kernel_times
+from dnntk.training.reporting import draw_run, say_done, say_network, verdict, warn_of_vanished
+from dnntk.training.step_size import Eigenvalue, largest_eigenvalue
 
 log = logging.getLogger("dnntk")
 

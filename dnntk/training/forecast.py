@@ -19,8 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dnntk import figures, flow, pipeline
-from dnntk.config import (
+from dnntk import figures
+from dnntk.data.datasets import Dataset
+from dnntk.data.own_data import own_dataset
+from dnntk.errors import InputError
+from dnntk.native import ops as fused
+from dnntk.networks.initializers import layer_shapes
+from dnntk.networks.models import DeepNarrow
+from dnntk.runs.checkpoints import Checkpoints, memory_to_write
+from dnntk.runs.folder import resident_bytes
+from dnntk.runtime import processes as hosts
+from dnntk.training import pipeline
+from dnntk.training import steps as flow
+from dnntk.training.config import (
     DEFAULT_STEPS,
     EVALUATED_ON_THE_WAY,
     EVALUATIONS,
@@ -28,20 +39,11 @@ from dnntk.config import (
     checkpoint_interval,
     evaluation_steps,
 )
-from dnntk.data.datasets import Dataset
-from dnntk.data.own_data import own_dataset
-from dnntk.errors import InputError
-from dnntk.evaluation import as_trained
-from dnntk.experiments.training import check_compiles, load_dataset_for
-from dnntk.native import ops as fused
-from dnntk.networks.initializers import layer_shapes
-from dnntk.networks.models import DeepNarrow
-from dnntk.optimizers import optimizer_of
-from dnntk.plan import Job
-from dnntk.runs.checkpoints import Checkpoints, memory_to_write
-from dnntk.runs.folder import resident_bytes
-from dnntk.runtime import processes as hosts
-from dnntk.step_size import Eigenvalue, kernel_product, largest_eigenvalue
+from dnntk.training.evaluation import as_trained
+from dnntk.training.optimizers import optimizer_of
+from dnntk.training.plan import Job
+from dnntk.training.run import check_compiles, load_dataset_for
+from dnntk.training.step_size import Eigenvalue, kernel_product, largest_eigenvalue
 
 # A step of the deeper of the two networks takes at least so long, if the run's own does.
 CALIBRATION_SECONDS = 0.3

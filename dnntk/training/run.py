@@ -10,15 +10,15 @@ from typing import Any
 import jax
 
 from dnntk.checks import brief
-from dnntk.config import RESUMABLE, TrainConfig
 from dnntk.data.datasets import Dataset, load_dataset
 from dnntk.data.own_data import check_resumed, own_dataset, record
 from dnntk.errors import Diverged, InputError
-from dnntk.experiments.training_run import Run, TrainResult
 from dnntk.runs.folder import DIVERGED, RunFolder
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime import processes as hosts
 from dnntk.runtime.log_lines import printed_lines
+from dnntk.training.config import RESUMABLE, TrainConfig
+from dnntk.training.trainer import Run, TrainResult
 
 
 @freeing_folders()

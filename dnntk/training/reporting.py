@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from dnntk import figures
-from dnntk.config import TrainConfig
 from dnntk.data.datasets import Dataset
-from dnntk.evaluation import confusion, constant_loss, described
-from dnntk.plan import Plan
-from dnntk.step_size import Eigenvalue
+from dnntk.training.config import TrainConfig
+from dnntk.training.evaluation import confusion, constant_loss, described
+from dnntk.training.plan import Plan
+from dnntk.training.step_size import Eigenvalue
 
 log = logging.getLogger("dnntk")
 
@@ -91,7 +91,7 @@ def draw_run(
         history: its evaluations.
         data: what it was trained on.
         outputs: of the first test examples, perhaps none.
-        targets: of the classes, as in `dnntk.evaluation.decide`.
+        targets: of the classes, as in `dnntk.training.evaluation.decide`.
     """
     title = f"{config.depth:,}-layer {config.arch.upper()}, {figures.plain(data.name)}"
     figures.draw(path / "loss", figures.loss_figure, history, title)

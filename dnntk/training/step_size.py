@@ -14,11 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dnntk import pipeline
-from dnntk.flow import apply, put_batch, put_state
 from dnntk.native import ops as fused
 from dnntk.networks.models import DeepNarrow
-from dnntk.pipeline import DATA, DEPTH
+from dnntk.training import pipeline
+from dnntk.training.pipeline import DATA, DEPTH
+from dnntk.training.steps import apply, put_batch, put_state
 
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
 # mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of the bound, once at half of it.

@@ -15,8 +15,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dnntk import flow
 from dnntk.networks.models import DeepNarrow
+from dnntk.training import steps as flow
 
 
 class Ensemble:

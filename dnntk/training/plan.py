@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import optax
 
-from dnntk import flow
-from dnntk.config import DEFAULT_STEPS, TrainConfig
 from dnntk.errors import InputError
 from dnntk.fields import LARGEST
 from dnntk.networks.models import DeepNarrow
-from dnntk.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, Eigenvalue
+from dnntk.training import steps as flow
+from dnntk.training.config import DEFAULT_STEPS, TrainConfig
+from dnntk.training.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, Eigenvalue
 
 
 @dataclasses.dataclass(frozen=True)

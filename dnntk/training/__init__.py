@@ -1,0 +1,1 @@
+"""Training a network: configuration, step size, gradient flow, evaluation."""
