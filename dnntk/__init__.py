@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 from dnntk import kernel, lyapunov, parallel
 from dnntk.data.datasets import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
+from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.spread import initialization_spread
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
 from dnntk.ntk.empirical import empirical_ntk, empirical_ntk_fn
-from dnntk.regression import KernelFlow
-from dnntk.spread import initialization_spread
 from dnntk.training.config import TrainConfig
 from dnntk.training.run import TrainResult, train
 
 if TYPE_CHECKING:
-    from dnntk.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
+    from dnntk.infinite_depth.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
 
 __all__ = [
     "Dataset",
@@ -41,7 +41,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The estimators, when they are first asked for: scikit-learn takes its time to import."""
     if name in ("InfiniteDepthClassifier", "InfiniteDepthRegressor"):
-        from dnntk import estimators
+        from dnntk.infinite_depth import estimators
 
         return getattr(estimators, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,10 +24,10 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_rows, common_dtype, real_array
 from dnntk.errors import InputError
+from dnntk.infinite_depth.solvers import Filter
 from dnntk.networks.initializers import Layer
 from dnntk.networks.layers import Network, in_segments
 from dnntk.networks.models import DeepNarrow, Variables
-from dnntk.solvers import Filter
 
 
 def accumulated(

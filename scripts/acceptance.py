@@ -28,8 +28,8 @@ from absl import flags
 from dnntk import DeepNarrowMLP, Diverged, InputError, TrainConfig, load_dataset, to_standard, train
 from dnntk.data.mnist import LabelledImages, prepare, read_images
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.prediction import predict
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.prediction import predict
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import RunFolder, peak_memory_bytes

@@ -4,7 +4,7 @@ python scripts/plan_gram.py
 python scripts/plan_gram.py --examples=200000 --nodes=2 --iterations=312
 
 The rates are public peak numbers of a node with eight H100s times the shares below. Nothing of it
-was measured; `dnntk.cost`, which puts them together, was, on small machines (BUILD_NOTES.md).
+was measured; `dnntk.infinite_depth.cost`, which puts them together, was, on small machines (BUILD_NOTES.md).
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import math
 import command_line
 from absl import flags
 
-from dnntk.cost import Cost, Problem, Rates, cost
 from dnntk.errors import InputError
-from dnntk.experiments.prediction import CURVE_POINTS
+from dnntk.infinite_depth.cost import Cost, Problem, Rates, cost
+from dnntk.infinite_depth.prediction import CURVE_POINTS
 
 FLAGS = flags.FLAGS
 

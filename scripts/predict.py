@@ -17,11 +17,11 @@ from command_line import words
 
 from dnntk.data.datasets import DATASETS
 from dnntk.errors import InputError
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.predict_forecast import forecast
-from dnntk.experiments.prediction import predict
-from dnntk.experiments.trained_run import TrainedRun
-from dnntk.regression import SOLVERS
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.forecast import forecast
+from dnntk.infinite_depth.kernel_flow import SOLVERS
+from dnntk.infinite_depth.prediction import predict
+from dnntk.infinite_depth.trained_run import TrainedRun
 from dnntk.runtime import processes as hosts
 from dnntk.training.config import ARCHITECTURES, DTYPES, parse_classes
 

@@ -11,10 +11,10 @@ from dnntk.errors import InputError
 from dnntk.experiments.accumulation import AccumulationConfig, accumulate
 from dnntk.experiments.depth_or_width import DepthOrWidthConfig, compare
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.prediction import predict
 from dnntk.experiments.trainability import trainability
 from dnntk.experiments.trainability_config import TrainabilityConfig
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.prediction import predict
 from dnntk.runs.folder import CONFIG, DIVERGED, SUMMARY, RunFolder
 
 SMALL = TrainConfig(depth=4, steps=2)

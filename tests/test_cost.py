@@ -8,12 +8,12 @@ import processes
 import pytest
 
 from dnntk import InputError, KernelFlow
-from dnntk.cost import Problem, Rates, cost
-from dnntk.experiments import predict_forecast
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.predict_forecast import forecast
+from dnntk.infinite_depth import forecast as predict_forecast
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.cost import Problem, Rates, cost
+from dnntk.infinite_depth.forecast import forecast
+from dnntk.infinite_depth.solvers import Krylov
 from dnntk.kernel import limit_ntk
-from dnntk.solvers import Krylov
 
 RATES = Rates(
     entries=1e6, recomputed=1e6, product=1e9, basis=1e9, columns=1e6, eigh=1e9, matrix=1e9

@@ -8,11 +8,11 @@ import numpy as np
 import processes
 import pytest
 
-from dnntk import tiles
 from dnntk.errors import InputError
+from dnntk.infinite_depth import gram_matrix as tiles
+from dnntk.infinite_depth.gram_matrix import CrossKernel, SymmetricGram
 from dnntk.kernel import limit_ntk
 from dnntk.runtime import devices
-from dnntk.tiles import CrossKernel, SymmetricGram
 
 X = np.random.default_rng(0).uniform(0, 1, (60, 5))
 

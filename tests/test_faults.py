@@ -20,16 +20,17 @@ import processes
 import pytest
 from mutations import mutations
 
-from dnntk import TrainConfig, savefile, train
+from dnntk import TrainConfig, train
 from dnntk.data.idx import read_idx
 from dnntk.errors import InputError, Stopped
+from dnntk.infinite_depth import savefile
+from dnntk.infinite_depth.gram_matrix import PROGRESS, TILES, CrossKernel, SymmetricGram
 from dnntk.kernel import limit_ntk
 from dnntk.runs import checkpoints
 from dnntk.runs.checkpoints import CHECKSUMS, Checkpoints
 from dnntk.runs.folder import RunFolder
 from dnntk.runs.interruption import told_to_stop
 from dnntk.runs.locks import LOCK, FolderLock
-from dnntk.tiles import PROGRESS, TILES, CrossKernel, SymmetricGram
 
 SMALL = TrainConfig(depth=8, steps=12, eval_every=4, checkpoint_every=4, batch_size=64)
 STATE = {"a": np.arange(12.0, dtype=np.float32).reshape(3, 4), "b": [np.int32(3), np.zeros(0)]}

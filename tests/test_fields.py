@@ -17,8 +17,8 @@ from dnntk.experiments.errata import ErrataConfig
 from dnntk.experiments.initialization import InitializationConfig
 from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.ntk_convergence import ConvergenceConfig
-from dnntk.experiments.predict_config import PredictConfig
 from dnntk.experiments.trainability_config import TrainabilityConfig
+from dnntk.infinite_depth.config import PredictConfig
 
 CONFIGS = (
     *(TrainConfig, PredictConfig, AccumulationConfig, DepthOrWidthConfig, ErrataConfig),

@@ -10,10 +10,11 @@ import processes
 import pytest
 
 import dnntk
-from dnntk import TrainConfig, savefile
+from dnntk import TrainConfig
 from dnntk.data.idx import MNIST_FILES, read_idx
 from dnntk.errors import InputError
-from dnntk.experiments.prediction import predict
+from dnntk.infinite_depth import savefile
+from dnntk.infinite_depth.prediction import predict
 from dnntk.kernel import limit_ntk
 from dnntk.native import build as native
 from dnntk.report.reading import find_workdirs

@@ -8,8 +8,8 @@ import pytest
 
 import dnntk
 from dnntk.errors import InputError
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.prediction import predict
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.prediction import predict
 from dnntk.report import write_report
 from dnntk.runs.folder import RunFolder
 from dnntk.training.evaluation import described

@@ -11,8 +11,8 @@ import scipy.linalg
 
 import dnntk
 from dnntk.errors import InputError
+from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.kernel import limit_ntk
-from dnntk.regression import KernelFlow
 
 N, M, D_OUT = 60, 9, 2
 TIMES = (0.0, 0.3, 7.0, 400.0)

@@ -21,7 +21,7 @@ import pytest
 from dnntk import InputError, TrainConfig, figures
 from dnntk.experiments.limit_convergence import LimitConfig
 from dnntk.experiments.ntk_convergence import ConvergenceConfig
-from dnntk.experiments.predict_config import PredictConfig
+from dnntk.infinite_depth.config import PredictConfig
 from dnntk.report import curves, markup, reading, values, write_report
 from dnntk.report.sections import caption, experiment
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from dnntk import InputError, savefile
-from dnntk.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
+from dnntk import InputError
+from dnntk.infinite_depth import savefile
+from dnntk.infinite_depth.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
 
 ARRAYS = {"b": np.array([[1.5, -0.0, np.nan]]), "a": np.arange(5.0)}
 

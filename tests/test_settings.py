@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import dnntk
-from dnntk import lyapunov, parallel, shares, spread
+from dnntk import lyapunov, parallel, shares
 from dnntk.errors import InputError
+from dnntk.infinite_depth import spread
 from dnntk.kernel import arccos1, gram, limit_ntk
 
 X = np.random.default_rng(0).uniform(0.1, 1, (2, 2)).astype(np.float32)

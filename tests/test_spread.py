@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, kernel, spread
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, kernel
 from dnntk.experiments.limit_convergence import stepped
-from dnntk.regression import KernelFlow
-from dnntk.spread import initialization_spread, linear_predictions
+from dnntk.infinite_depth import spread
+from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
 from dnntk.training import steps as flow
 from dnntk.training.ensemble import Ensemble
 

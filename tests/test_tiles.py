@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dnntk.errors import InputError
+from dnntk.infinite_depth.gram_matrix import PROGRESS, TILES, CrossKernel, SymmetricGram
 from dnntk.kernel import limit_ntk
-from dnntk.tiles import PROGRESS, TILES, CrossKernel, SymmetricGram
 
 X = np.random.default_rng(0).uniform(0, 1, (23, 4))
 

@@ -25,10 +25,10 @@ from dnntk.checks import check_count
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.figures import accumulation as pictures
+from dnntk.infinite_depth.kernel_flow import MOST_ROWS_FOR_EIGH
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.empirical import empirical_ntk
-from dnntk.regression import MOST_ROWS_FOR_EIGH
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.shares import accumulated, coefficients, layer_shares

@@ -28,8 +28,8 @@ from dnntk.experiments.depth_or_width_runs import Problem, Row, run
 from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
+from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.kernel import limit_ntk
-from dnntk.regression import KernelFlow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.evaluation import split_scores

@@ -3,7 +3,7 @@
 `converge_to_limit` trains finite networks of growing depth, C = depth^2.2, by gradient descent in
 small steps, and compares their outputs on held-out examples with the limit's f_t at equal kernel
 times. The relative difference should fall as depth^-1/2. How large it should be is known too:
-`dnntk.spread` gives it without training, to first order and from networks linear in their
+`dnntk.infinite_depth.spread` gives it without training, to first order and from networks linear in their
 parameters.
 """
 
@@ -25,13 +25,13 @@ from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.experiments import rates
 from dnntk.experiments.limit_convergence_config import LimitConfig
+from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
-from dnntk.regression import KernelFlow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
-from dnntk.spread import initialization_spread, linear_predictions
 from dnntk.training import steps as flow
 from dnntk.training.ensemble import Ensemble
 from dnntk.training.evaluation import as_trained

@@ -16,8 +16,6 @@ from typing import Any
 from dnntk import fields
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.prediction import predict
 from dnntk.experiments.trainability_config import (
     EVALUATIONS,
     FIGURE,
@@ -29,6 +27,8 @@ from dnntk.experiments.trainability_config import (
 )
 from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.prediction import predict
 from dnntk.runs.folder import (
     CONFIG,
     SUMMARY,

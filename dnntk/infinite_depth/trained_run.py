@@ -12,7 +12,7 @@ import numpy as np
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import check_same, own_dataset, record
 from dnntk.errors import InputError
-from dnntk.experiments.predict_config import PredictConfig
+from dnntk.infinite_depth.config import PredictConfig
 from dnntk.runs.folder import METRICS, RunFolder, metrics_line, parsed
 from dnntk.runs.paths import as_path
 from dnntk.training.config import TrainConfig

@@ -1,8 +1,8 @@
 """What kernel gradient flow costs before it is computed: memory, arithmetic, traffic, seconds.
 
 `Problem` says what `dnntk.KernelFlow` would do, `Rates` what a process does in a second, and `cost`
-puts the two together, loop by loop as `dnntk.tiles` and `dnntk.solvers` go through them. The rates
-are measured (`dnntk.experiments.predict_forecast`) or those of a machine that is not at hand
+puts the two together, loop by loop as `dnntk.infinite_depth.gram_matrix` and `dnntk.infinite_depth.solvers` go through them. The rates
+are measured (`dnntk.infinite_depth.forecast`) or those of a machine that is not at hand
 (``scripts/plan_gram.py``).
 """
 
@@ -10,8 +10,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from dnntk.solvers import BLOCK, FIRST_LOOK, LOOK_AGAIN
-from dnntk.tiles import balanced, padded_rows
+from dnntk.infinite_depth.gram_matrix import balanced, padded_rows
+from dnntk.infinite_depth.solvers import BLOCK, FIRST_LOOK, LOOK_AGAIN
 
 # Of one cosine in float64 and in float32: Horner's rule of degree 16 and 6, and what is around it.
 EVEN_OPERATIONS = {8: 42, 4: 22}
@@ -215,7 +215,7 @@ def cost(problem: Problem, rates: Rates) -> Cost:
 
 
 def _looks(steps: int) -> Iterator[int]:
-    """After how many iterations `dnntk.solvers.Krylov` looks at its residual."""
+    """After how many iterations `dnntk.infinite_depth.solvers.Krylov` looks at its residual."""
     look = FIRST_LOOK
     while look < steps:
         yield look

@@ -8,7 +8,7 @@ from typing import Any
 from dnntk import fields
 from dnntk.checks import check_choice, check_deviation
 from dnntk.errors import InputError
-from dnntk.regression import SOLVERS
+from dnntk.infinite_depth.kernel_flow import SOLVERS
 from dnntk.runs.folder import as_json
 from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
-from dnntk.regression import KernelFlow
+from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.runs.folder import RunFolder
 from dnntk.training.evaluation import scores
 

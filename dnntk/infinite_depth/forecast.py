@@ -1,7 +1,7 @@
 """What a prediction will take, told before it begins: memory, arithmetic, traffic, disk, time.
 
 Every loop of the run is tried for about a second on this device, in every process at once, and
-`dnntk.cost` counts how often each is gone through. How many iterations the solver needs is seen on
+`dnntk.infinite_depth.cost` counts how often each is gone through. How many iterations the solver needs is seen on
 a few thousand of the examples: at a finite time that hardly depends on their number.
 """
 
@@ -18,18 +18,24 @@ import jax
 import numpy as np
 import scipy.linalg
 
-from dnntk.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
 from dnntk.errors import InputError
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.prediction import CURVE_POINTS, Prediction
-from dnntk.regression import MOST_ITERATIONS, MOST_ROWS_FOR_EIGH, KernelFlow, fits, usual_memory
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
+from dnntk.infinite_depth.gram_matrix import CrossKernel, SymmetricGram, balanced
+from dnntk.infinite_depth.kernel_flow import (
+    MOST_ITERATIONS,
+    MOST_ROWS_FOR_EIGH,
+    KernelFlow,
+    fits,
+    usual_memory,
+)
+from dnntk.infinite_depth.prediction import CURVE_POINTS, Prediction
+from dnntk.infinite_depth.solvers import BLOCK, CHUNK, Krylov
 from dnntk.runs.folder import resident_bytes
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes as hosts
 from dnntk.runtime.devices import COMPILING, HOST_SHARE, worth
 from dnntk.runtime.threads import one_blas_thread
-from dnntk.solvers import BLOCK, CHUNK, Krylov
-from dnntk.tiles import CrossKernel, SymmetricGram, balanced
 
 SECONDS = 2.0  # that the kernel is tried for, about
 TRIALS = 5  # whose mean counts: other work on the machine comes and goes, in the run as well

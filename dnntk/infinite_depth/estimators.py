@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from dnntk.checks import check_unmasked, native_numbers
 from dnntk.errors import InputError
-from dnntk.infinite_depth import InfiniteDepth
+from dnntk.infinite_depth.estimator_base import InfiniteDepth
 
 __all__ = ["InfiniteDepthClassifier", "InfiniteDepthRegressor"]
 
@@ -44,7 +44,7 @@ class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
         converged_: is the residual within the tolerance?
         residual_: relative residual of the flow's differential equation, rounding included.
         n_iter_: products with the Gram matrix; 0 for an eigendecomposition.
-        condition_: effective condition of the problem; see `dnntk.regression.Solution`.
+        condition_: effective condition of the problem; see `dnntk.infinite_depth.kernel_flow.Solution`.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
@@ -149,7 +149,7 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
         converged_: is the residual within the tolerance?
         residual_: relative residual of the flow's differential equation, rounding included.
         n_iter_: products with the Gram matrix; 0 for an eigendecomposition.
-        condition_: effective condition of the problem; see `dnntk.regression.Solution`.
+        condition_: effective condition of the problem; see `dnntk.infinite_depth.kernel_flow.Solution`.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:

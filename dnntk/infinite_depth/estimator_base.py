@@ -1,4 +1,4 @@
-"""What the estimators of `dnntk.estimators` share: parameters, the fit, outputs, and their files.
+"""What the estimators of `dnntk.infinite_depth.estimators` share: parameters, the fit, outputs, and their files.
 
 An estimator takes flat rows, [n, n_features], as scikit-learn does; `LimitKernel` makes images of
 them where the network is a CNN. After the fit, what a prediction needs is kept and nothing else.
@@ -20,12 +20,12 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from dnntk import savefile
 from dnntk.checks import brief, check_choice, check_count, check_deviation, check_unmasked
 from dnntk.errors import InputError
+from dnntk.infinite_depth import savefile
+from dnntk.infinite_depth.gram_matrix import CrossKernel, balanced
+from dnntk.infinite_depth.kernel_flow import MOST_ITERATIONS, KernelFlow
 from dnntk.kernel import limit_ntk
-from dnntk.regression import MOST_ITERATIONS, KernelFlow
-from dnntk.tiles import CrossKernel, balanced
 
 ARCHITECTURES = ("mlp", "cnn")
 DEFAULT_TIME = 1e5

@@ -22,17 +22,17 @@ from dnntk import fields, figures
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.errors import InputError
-from dnntk.experiments.predict_config import PredictConfig
-from dnntk.experiments.selection import Selection, usable
-from dnntk.experiments.trained_run import TrainedRun, log_comparison
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.gram_matrix import Kernel, SymmetricGram
+from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.selection import Selection, usable
+from dnntk.infinite_depth.trained_run import TrainedRun, log_comparison
 from dnntk.kernel import limit_ntk
-from dnntk.regression import KernelFlow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes as hosts
 from dnntk.runtime.log_lines import printed_lines
-from dnntk.tiles import Kernel, SymmetricGram
 from dnntk.training.evaluation import (
     as_trained,
     class_targets,

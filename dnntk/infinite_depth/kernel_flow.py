@@ -30,12 +30,20 @@ from dnntk.checks import (
     number_within,
 )
 from dnntk.errors import InputError
+from dnntk.infinite_depth.gram_matrix import CrossKernel, Kernel, SymmetricGram, balanced
+from dnntk.infinite_depth.solvers import (
+    BLOCK,
+    EPS,
+    Eigendecomposition,
+    Filter,
+    Krylov,
+    Solver,
+    residual,
+)
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes as hosts
 from dnntk.runtime.progress import progress_bar
-from dnntk.solvers import BLOCK, EPS, Eigendecomposition, Filter, Krylov, Solver, residual
-from dnntk.tiles import CrossKernel, Kernel, SymmetricGram, balanced
 
 SOLVERS = ("auto", "eigh", "krylov")
 MOST_ROWS_FOR_EIGH = 4096

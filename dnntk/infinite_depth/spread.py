@@ -38,9 +38,9 @@ from dnntk.checks import (
     real_number,
 )
 from dnntk.errors import InputError
+from dnntk.infinite_depth.solvers import Filter
 from dnntk.kernel import limit_ntk
 from dnntk.networks.initializers import Layer, gaussian_features
-from dnntk.solvers import Filter
 
 # Array elements of one block of random units on all inputs: 130 MB.
 BLOCK_ELEMENTS = 1 << 24
