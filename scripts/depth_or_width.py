@@ -14,7 +14,7 @@ import command_line
 from absl import flags
 from command_line import words
 
-from dnntk.experiments.depth_or_width import DepthOrWidthConfig, compare
+from dnntk.experiments.depth_or_width.figure import DepthOrWidthConfig, compare
 from dnntk.training.config import DTYPES
 
 FLAGS = flags.FLAGS

@@ -12,7 +12,7 @@ import pytest
 
 from dnntk import InputError, TrainConfig, load_dataset
 from dnntk.experiments.accumulation import AccumulationConfig
-from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig
+from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.errata import ErrataConfig
 from dnntk.experiments.initialization import InitializationConfig
 from dnntk.experiments.limit_convergence_config import LimitConfig

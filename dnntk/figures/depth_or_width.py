@@ -1,4 +1,4 @@
-"""Pictures of `dnntk.experiments.depth_or_width`: depth against width, and leaving the regime."""
+"""Pictures of `dnntk.experiments.depth_or_width.figure`: depth against width, and leaving the regime."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,8 @@ def size_figure(
     """A row a dataset: test accuracy and kernel movement against parameters, and accuracy over t.
 
     Args:
-      points: means over trials, as `dnntk.experiments.depth_or_width_findings.points` gives them.
-      limits: by dataset, as in `dnntk.experiments.depth_or_width.DepthOrWidth`.
+      points: means over trials, as `dnntk.experiments.depth_or_width.findings.points` gives them.
+      limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
       time: t of the first two columns.
       small_scale: C of the deep networks' second rule.
     """

@@ -7,7 +7,7 @@ The second leaves the kernel regime: one depth, C from depth^2.2 down to 1, wher
 learned, and what becomes of accuracy, of the kernel, and of its alignment with the labels.
 
 It reports what is seen, and says that a side is ahead only beyond twice the error of the seeds and
-of the test set together (see `dnntk.experiments.depth_or_width_findings`).
+of the test set together (see `dnntk.experiments.depth_or_width.findings`).
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ import jax
 import numpy as np
 
 from dnntk import fields, figures
-from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig
-from dnntk.experiments.depth_or_width_findings import points, statements
-from dnntk.experiments.depth_or_width_runs import Problem, Row, run
+from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
+from dnntk.experiments.depth_or_width.findings import points, statements
+from dnntk.experiments.depth_or_width.runs import Problem, Row, run
 from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
@@ -46,7 +46,7 @@ class DepthOrWidth:
     """What `compare` found.
 
     Attributes:
-      rows: one a network, as `dnntk.experiments.depth_or_width_runs.run` makes them.
+      rows: one a network, as `dnntk.experiments.depth_or_width.runs.run` makes them.
       limits: by dataset: ``ratio`` of the clocks, and for "deep" and "wide" the limit's ``records``
         (as a row's, at the times of both parts), ``curve`` over longer times, ``mean_diagonal``,
         ``lambda_max``, ``alignment``. "linear" is a control: the deep limit's kernel without its

@@ -1,4 +1,4 @@
-"""What the rows of `dnntk.experiments.depth_or_width` say: means over trials, and plain sentences.
+"""What the rows of `dnntk.experiments.depth_or_width.figure` say: means over trials, and plain sentences.
 
 An accuracy is compared with another's by the error of their difference: the standard errors over
 initializations, and those of shares of so many test images, p (1 - p) / n. The images are the same
@@ -61,7 +61,7 @@ def statements(
 
     Args:
       means: as `points` gives them.
-      limits: by dataset, as in `dnntk.experiments.depth_or_width.DepthOrWidth`.
+      limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
       test_examples: by dataset.
     """
     said = []

@@ -1,4 +1,4 @@
-"""One network of `dnntk.experiments.depth_or_width`: trained, tested, its kernel looked at.
+"""One network of `dnntk.experiments.depth_or_width.figure`: trained, tested, its kernel looked at.
 
 Two clocks. Kernel time t is the learning rate times the steps in NTK parametrization, for deep and
 for wide networks alike. But a kernel a times as large learns in time t what the other learns in
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
-from dnntk.experiments.depth_or_width_config import DepthOrWidthConfig, Job
+from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig, Job
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
 from dnntk.ntk.empirical import empirical_ntk

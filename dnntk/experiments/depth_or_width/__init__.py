@@ -1,0 +1,1 @@
+"""Depth or width: deep narrow networks beside wide shallow ones."""
