@@ -19,7 +19,7 @@ from absl import flags
 from dnntk import Diverged, InputError
 from dnntk.errors import Interrupted, Stopped
 from dnntk.runs.paths import as_path
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.progress import SafeStream
 from dnntk.training.pipeline import parse_mesh
 
@@ -83,7 +83,7 @@ def run(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         _stop(_naming_workdir(stopped.message), 143)
     except jax.errors.JaxRuntimeError as error:
-        if not hosts.several() or not any(word in str(error) for word in GONE):
+        if not processes.several() or not any(word in str(error) for word in GONE):
             raise
         print(f"{os.path.basename(sys.argv[0])}: {ALONE}", file=sys.stderr, flush=True)
         os._exit(1)  # to end in order would be to wait for the others
@@ -203,8 +203,8 @@ def _join_others() -> None:
             )
         return
     _shorten_what_jax_says()
-    hosts.join(values["coordinator"], values["processes"], values["process"])
-    if not hosts.first():
+    processes.join(values["coordinator"], values["processes"], values["process"])
+    if not processes.first():
         logging.getLogger("dnntk").setLevel(logging.WARNING)
 
 

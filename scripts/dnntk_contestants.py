@@ -1,6 +1,7 @@
 """`dnntk` as a script runs it: contestants of benchmark.py.
 
-``network`` is one network, through `flow.data_mesh` and `flow.make_step` as `dnntk.train` goes;
+``network`` is one network, through `gradient_flow.data_mesh` and `gradient_flow.make_step` as
+`dnntk.train` goes;
 ``two devices`` is one whose batch is split over two host devices, as by ``--mesh=data:2``;
 ``ensemble`` is many, through `Ensemble.descent`.
 """
@@ -17,9 +18,8 @@ import numpy as np
 import racing
 from jax_contestants import peak_bytes
 
-from dnntk.native import ops as fused
-from dnntk.training import pipeline
-from dnntk.training import steps as flow
+from dnntk.native import ops
+from dnntk.training import gradient_flow, pipeline
 from dnntk.training.ensemble import Ensemble
 
 
@@ -31,24 +31,24 @@ class One:
         model, (x, y) = racing.model_of(job), _data(job)
         variables = jax.jit(model.init)(racing.first_key(), x[:1])
         params = variables.pop("params")
-        held, threaded = racing.nbytes(params), fused.supports(model, params, x)
+        held, threaded = racing.nbytes(params), ops.supports(model, params, x)
         if job["contestant"] == "two devices":
             mesh = pipeline.make_mesh("data:2")
         else:
-            mesh = flow.data_mesh(len(x), held, threaded)
-        optimizer = flow.sgd(flow.learning_rate(model, job["time_step"]))
-        self.frozen = flow.put_replicated(variables, mesh)
-        params = flow.put_replicated(params, mesh)
-        self.state = flow.TrainState(params, optimizer.init(params))
-        self.batch = flow.put_batch(x, y, mesh)
+            mesh = gradient_flow.data_mesh(len(x), held, threaded)
+        optimizer = gradient_flow.sgd(gradient_flow.learning_rate(model, job["time_step"]))
+        self.frozen = gradient_flow.put_replicated(variables, mesh)
+        params = gradient_flow.put_replicated(params, mesh)
+        self.state = gradient_flow.TrainState(params, optimizer.init(params))
+        self.batch = gradient_flow.put_batch(x, y, mesh)
         jax.block_until_ready((self.frozen, self.state))  # or compiling shares the cores with it
-        self.at_once = flow.many_at_once(params)
-        make = flow.make_steps if self.at_once else flow.make_step
+        self.at_once = gradient_flow.many_at_once(params)
+        make = gradient_flow.make_steps if self.at_once else gradient_flow.make_step
         given = (self.state, self.frozen, self.batch, *((np.int32(1),) if self.at_once else ()))
         self.step, seconds = contestant.compiled(
             lambda: make(model, optimizer, mesh).lower(*given).compile(), job["compiles"]
         )
-        in_place = fused.descends(model, params, x[: len(x) // mesh.size])
+        in_place = ops.descends(model, params, x[: len(x) // mesh.size])
         self.facts = {
             "compile_seconds": seconds,
             "gradient_bytes": 0 if in_place else mesh.size * held,

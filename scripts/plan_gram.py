@@ -4,7 +4,8 @@ python scripts/plan_gram.py
 python scripts/plan_gram.py --examples=200000 --nodes=2 --iterations=312
 
 The rates are public peak numbers of a node with eight H100s times the shares below. Nothing of it
-was measured; `dnntk.infinite_depth.cost`, which puts them together, was, on small machines (BUILD_NOTES.md).
+was measured; `dnntk.infinite_depth.cost`, which puts them together, was, on small machines
+(BUILD_NOTES.md).
 """
 
 import dataclasses

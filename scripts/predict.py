@@ -22,7 +22,7 @@ from dnntk.infinite_depth.forecast import forecast
 from dnntk.infinite_depth.kernel_flow import SOLVERS
 from dnntk.infinite_depth.prediction import predict
 from dnntk.infinite_depth.trained_run import TrainedRun
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.training.config import ARCHITECTURES, DTYPES, parse_classes
 
 FLAGS = flags.FLAGS
@@ -86,12 +86,12 @@ def main() -> None:
     config = _config()
     if FLAGS.dry_run:
         told = forecast(config)
-        if hosts.first():
+        if processes.first():
             print(told)
         return
     workdir = command_line.workdir(lambda: _new_workdir(config))
     predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
-    if hosts.first():
+    if processes.first():
         print(f"results: {workdir}")
 
 

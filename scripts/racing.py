@@ -25,7 +25,7 @@ from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
 from dnntk.data.datasets import load_dataset
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
-from dnntk.training import steps as flow
+from dnntk.training import gradient_flow
 
 SEED = 0
 OWN = ("network", "ensemble", "two devices")
@@ -277,7 +277,7 @@ def _write(task: Task, folder: Path, literal: bool) -> Setting:
         for name, layer in to_standard(model, variables)[1]["params"].items():
             for part, values in layer.items():
                 np.save(folder / f"{name}_{part}.npy", np.ascontiguousarray(values))
-    rate = flow.learning_rate(model.clone(parametrization="standard"), time_step)
+    rate = gradient_flow.learning_rate(model.clone(parametrization="standard"), time_step)
     return job | {
         "time_step": time_step,
         "literal_rate": rate,

@@ -22,7 +22,7 @@ from dnntk.data.own_data import check_resumed
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
 from dnntk.runs.folder import CONFIG, RunFolder
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.training.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.training.forecast import forecast
 
@@ -100,7 +100,7 @@ def _newest_workdir() -> Path:
         with contextlib.suppress(InputError):  # an experiment's, or a damaged one
             TrainConfig.from_json(RunFolder(file.parent).read_config())
             if not RunFolder(file.parent).ended:
-                if hosts.first():
+                if processes.first():
                     print(f"resume: {file.parent}, the newest run under runs/ not at its end")
                 return file.parent
     raise InputError(
@@ -125,7 +125,7 @@ def main() -> None:
         print(forecast(config))
         return
     result = train(config, workdir, resume=FLAGS.resume)
-    if hosts.first():
+    if processes.first():
         print(f"results: {workdir} ({len(result.history)} evaluations)")
 
 

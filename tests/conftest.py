@@ -45,8 +45,18 @@ def x64():
 
 # A file is one worker's; the longest come first, so that no worker is left with one at the end.
 LONGEST = (
-    *("models", "scripts", "ntk", "training", "hosts", "fused", "pipeline", "kernel", "benchmark"),
-    *("readme", "faults", "convergence", "flow", "trainability", "cost", "soak"),
+    *(
+        "models",
+        "scripts",
+        "empirical",
+        "run",
+        "processes",
+        "ops",
+        "pipeline",
+        "limit",
+        "benchmark",
+    ),
+    *("readme", "faults", "ntk_convergence", "gradient_flow", "trainability", "cost", "soak"),
 )
 
 

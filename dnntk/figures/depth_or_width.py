@@ -1,4 +1,4 @@
-"""Pictures of `dnntk.experiments.depth_or_width.figure`: depth against width, and leaving the regime."""
+"""Pictures of `dnntk.experiments.depth_or_width`: depth against width, and leaving the regime."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

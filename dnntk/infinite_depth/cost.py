@@ -1,7 +1,8 @@
 """What kernel gradient flow costs before it is computed: memory, arithmetic, traffic, seconds.
 
 `Problem` says what `dnntk.KernelFlow` would do, `Rates` what a process does in a second, and `cost`
-puts the two together, loop by loop as `dnntk.infinite_depth.gram_matrix` and `dnntk.infinite_depth.solvers` go through them. The rates
+puts the two together, loop by loop as `dnntk.infinite_depth.gram_matrix` and
+`dnntk.infinite_depth.solvers` go through them. The rates
 are measured (`dnntk.infinite_depth.forecast`) or those of a machine that is not at hand
 (``scripts/plan_gram.py``).
 """

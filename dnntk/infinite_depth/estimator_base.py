@@ -1,4 +1,4 @@
-"""What the estimators of `dnntk.infinite_depth.estimators` share: parameters, the fit, outputs, and their files.
+"""What the estimators share: parameters, the fit, outputs, and their files.
 
 An estimator takes flat rows, [n, n_features], as scikit-learn does; `LimitKernel` makes images of
 them where the network is a CNN. After the fit, what a prediction needs is kept and nothing else.

@@ -44,7 +44,8 @@ class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
         converged_: is the residual within the tolerance?
         residual_: relative residual of the flow's differential equation, rounding included.
         n_iter_: products with the Gram matrix; 0 for an eigendecomposition.
-        condition_: effective condition of the problem; see `dnntk.infinite_depth.kernel_flow.Solution`.
+        condition_: effective condition of the problem; see
+            `dnntk.infinite_depth.kernel_flow.Solution`.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
@@ -149,7 +150,8 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
         converged_: is the residual within the tolerance?
         residual_: relative residual of the flow's differential equation, rounding included.
         n_iter_: products with the Gram matrix; 0 for an eigendecomposition.
-        condition_: effective condition of the problem; see `dnntk.infinite_depth.kernel_flow.Solution`.
+        condition_: effective condition of the problem; see
+            `dnntk.infinite_depth.kernel_flow.Solution`.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:

@@ -1,7 +1,8 @@
 """What a prediction will take, told before it begins: memory, arithmetic, traffic, disk, time.
 
 Every loop of the run is tried for about a second on this device, in every process at once, and
-`dnntk.infinite_depth.cost` counts how often each is gone through. How many iterations the solver needs is seen on
+`dnntk.infinite_depth.cost` counts how often each is gone through. How many iterations the solver
+needs is seen on
 a few thousand of the examples: at a finite time that hardly depends on their number.
 """
 
@@ -33,7 +34,7 @@ from dnntk.infinite_depth.prediction import CURVE_POINTS, Prediction
 from dnntk.infinite_depth.solvers import BLOCK, CHUNK, Krylov
 from dnntk.runs.folder import resident_bytes
 from dnntk.runs.paths import as_path
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.devices import COMPILING, HOST_SHARE, worth
 from dnntk.runtime.threads import one_blas_thread
 
@@ -194,10 +195,12 @@ class _Calibration:
             kernel_size=config.kernel_size,
             block_size=config.block_size,
             itemsize=np.dtype(config.dtype).itemsize,
-            processes=hosts.count(),
+            processes=processes.count(),
             folder=config.gram_dir is not None,
         )
-        half = 4 * examples * (examples + config.block_size) / hosts.count()  # as `KernelFlow` does
+        half = (
+            4 * examples * (examples + config.block_size) / processes.count()
+        )  # as `KernelFlow` does
         kept = problem.folder or self._direct(examples) or fits(half, self.memory)
         return dataclasses.replace(problem, stored=kept)
 
@@ -223,10 +226,10 @@ class _Calibration:
         rate = len(few) ** 2 / _seconds(lambda: self.cross.block(few, few))
         start, stop = balanced(problem.examples, problem.block_size)[0]
         most = 128 * max(1, math.isqrt(int(rate * SECONDS / TRIALS)) // 128)
-        rows = hosts.agreed(min(stop - start, most))
+        rows = processes.agreed(min(stop - start, most))
         tile = x[:rows], x[:rows]
         first = _seconds(lambda: self.cross.block(*tile))
-        count = hosts.agreed(max(2, min(MOST_TILES, int(SECONDS / TRIALS * rate / rows**2))))
+        count = processes.agreed(max(2, min(MOST_TILES, int(SECONDS / TRIALS * rate / rows**2))))
         vectors = self.rng.normal(size=(rows, problem.columns))
 
         def fill() -> None:
@@ -278,7 +281,7 @@ class _Calibration:
         x = self.rng.uniform(1, 2, (TILED_ROWS, 1))
         cross = CrossKernel(lambda x1, x2: x1 @ x2.T, x, "float64")
         gram = SymmetricGram(cross, block_size=self.config.block_size, progress=False)
-        vectors, rows = self.rng.normal(size=(TILED_ROWS, columns)), hosts.Rows(TILED_ROWS)
+        vectors, rows = self.rng.normal(size=(TILED_ROWS, columns)), processes.Rows(TILED_ROWS)
         own = rows.of(vectors)
         gram.product(own, rows)
         waiting = 2 * (vectors.nbytes - own.nbytes) / network
@@ -297,7 +300,7 @@ class _Calibration:
 
     def _columns(self, columns: int, basis: float) -> float:
         """Rows times vectors of a block a second, beside the products with those before."""
-        rows = hosts.Rows(BASIS_ROWS * hosts.count())
+        rows = processes.Rows(BASIS_ROWS * processes.count())
         scale = self.rng.uniform(0.1, 1, (BASIS_ROWS, 1))
         targets = self.rng.normal(size=(rows.total, columns))
 
@@ -325,12 +328,12 @@ class _Calibration:
         return 2 * rows**2 * outputs / (_together(lambda: [block @ right for _ in range(4)]) / 4)
 
     def _network(self, columns: int) -> float:
-        if not hosts.several():
+        if not processes.several():
             return math.inf
-        rows = hosts.Rows(BASIS_ROWS * hosts.count())
+        rows = processes.Rows(BASIS_ROWS * processes.count())
         own = np.ones((BASIS_ROWS, columns))
         rows.gathered(own)
-        return (hosts.count() - 1) * own.nbytes / _together(lambda: rows.gathered(own))
+        return (processes.count() - 1) * own.nbytes / _together(lambda: rows.gathered(own))
 
     def _disk(self) -> float:
         folder = as_path("gram_dir", self.config.gram_dir or ".").absolute()
@@ -350,8 +353,8 @@ class _Calibration:
     def _iterations(self, entries: float) -> tuple[int, int]:
         """Examples of a sample, and how many iterations they need."""
         config, data = self.config, self.data
-        affordable = math.isqrt(int(2 * SAMPLE_SECONDS * entries * hosts.count()))
-        sample = hosts.agreed(min(len(data.x_train), SAMPLE, max(200, affordable)))
+        affordable = math.isqrt(int(2 * SAMPLE_SECONDS * entries * processes.count()))
+        sample = processes.agreed(min(len(data.x_train), SAMPLE, max(200, affordable)))
         flow = KernelFlow(
             self.kernel,
             data.x_train[:sample],
@@ -384,7 +387,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _together(work: Callable[[], object]) -> float:
     """The mean of some trials, while every other process does the same."""
-    hosts.wait("calibration")
+    processes.wait("calibration")
     return sum(_seconds(work) for _ in range(TRIALS)) / TRIALS
 
 

@@ -4,7 +4,8 @@ What a Krylov method needs of a matrix is its product with a few vectors. `Symme
 from half of the entries: 60,000 examples take 14.4 GB. The tiles are kept in memory, or in a file
 that a later run takes up again, or computed anew for every product where neither holds them.
 
-Several processes (`dnntk.runtime.processes`) have every so-manieth tile each; only vectors go between them. The
+Several processes (`dnntk.runtime.processes`) store every n-th tile each, n being their number; only
+vectors are exchanged. The
 devices of one process compute its tiles in turn (`dnntk.runtime.devices`).
 """
 
@@ -27,7 +28,7 @@ from dnntk.checks import brief
 from dnntk.errors import InputError
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runs.folder import parsed, replace_json
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.devices import Devices
 from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import cores, on_cores, one_blas_thread
@@ -135,7 +136,7 @@ class SymmetricGram:
         self._examples = balanced(n, block_size)
         self._bounds = [(a * k, b * k) for a, b in self._examples]
         pairs = [(i, j) for i in range(len(self._bounds)) for j in range(i + 1)]
-        self._pairs = pairs[hosts.number() :: hosts.count()]
+        self._pairs = pairs[processes.number() :: processes.count()]
         sizes = [self._rows(i) * self._rows(j) for i, j in self._pairs]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
         self.shape = (n * k, n * k)
@@ -148,12 +149,12 @@ class SymmetricGram:
         """Bytes of this process's tiles, whether they are stored or not."""
         return 8 * int(self._starts[-1])
 
-    def product(self, vectors: np.ndarray, rows: hosts.Rows | None = None) -> np.ndarray:
+    def product(self, vectors: np.ndarray, rows: processes.Rows | None = None) -> np.ndarray:
         """[m', c] -> [m', c] with the leading m' rows and columns of the matrix, m' <= m.
 
         Of several processes each gives and gets those of the m' ``rows`` that it has.
         """
-        rows = hosts.Rows(len(vectors)) if rows is None else rows
+        rows = processes.Rows(len(vectors)) if rows is None else rows
         return rows.of_sum(self._own_product(rows.gathered(vectors)))
 
     def _own_product(self, vectors: np.ndarray) -> np.ndarray:
@@ -223,7 +224,7 @@ class SymmetricGram:
     def dense(self, size: int | None = None) -> NDArray[np.float64]:
         """The leading ``size`` rows and columns, all of them where None, as one array."""
         size = self.shape[0] if size is None else size
-        full = np.zeros((size, size)) if hosts.several() else np.empty((size, size))
+        full = np.zeros((size, size)) if processes.several() else np.empty((size, size))
         count = sum(1 for i, _ in self._pairs if self._bounds[i][0] < size)
         tiles = map(self._tile, range(count)) if self.stored else self._computed(range(count))
         for (i, j), whole in zip(self._pairs, tiles, strict=False):
@@ -231,7 +232,7 @@ class SymmetricGram:
             tile = whole[: size - r, : size - c]
             full[r:r_end, c:c_end] = tile
             full[c:c_end, r:r_end] = tile.T
-        return hosts.summed(full)
+        return processes.summed(full)
 
     def identity(self) -> dict[str, Any]:
         """What tells one matrix from another: inputs, tiling, and the kernel on a few of them."""
@@ -243,7 +244,7 @@ class SymmetricGram:
             "tiles": [b - a for a, b in self._examples],
             "dtype": self.cross.dtype,
             "probes": self.cross.block(probes, probes).ravel().tolist(),
-            **({"process": [hosts.number(), hosts.count()]} if hosts.several() else {}),
+            **({"process": [processes.number(), processes.count()]} if processes.several() else {}),
         }
 
     def _rows(self, i: int) -> int:
@@ -298,8 +299,8 @@ class SymmetricGram:
         if folder is None:
             self._data = np.empty(size)
         else:
-            if hosts.several():
-                folder = folder / f"process-{hosts.number()}-of-{hosts.count()}"
+            if processes.several():
+                folder = folder / f"process-{processes.number()}-of-{processes.count()}"
             file, note = folder / TILES, folder / PROGRESS
             identity = self.identity()
             sums = self._known(file, note, identity)

@@ -42,7 +42,7 @@ from dnntk.infinite_depth.solvers import (
 )
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runs.paths import as_path
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
 
 SOLVERS = ("auto", "eigh", "krylov")
@@ -199,7 +199,7 @@ class KernelFlow:
         flat = self._flat(np.concatenate([s.coefficients for s in self.solutions(times)], 1))
         k, dtype = self._cross.outputs, self._cross.dtype
         train = self._x.astype(dtype, copy=False)
-        shared = hosts.Rows(len(points))
+        shared = processes.Rows(len(points))
         points = shared.of(points).astype(dtype, copy=False)
         result = np.empty((len(points) * k, flat.shape[1]))
         columns = balanced(len(train), self._block_size)
@@ -284,7 +284,7 @@ class KernelFlow:
         """
         if self._gram is None:
             rows = len(self._x) * self._cross.outputs
-            half = 4 * rows * (rows + self._block_size * self._cross.outputs) / hosts.count()
+            half = 4 * rows * (rows + self._block_size * self._cross.outputs) / processes.count()
             stored = self._direct or fits(half, self._memory) or self._folder is not None
             self._gram = SymmetricGram(
                 self._cross,
@@ -367,10 +367,10 @@ class KernelFlow:
             log.info("solver: eigendecomposition of the %d x %d Gram matrix", rows, rows)
             return Eigendecomposition(gram.dense(rows) / n, targets)
         held = gram.nbytes if gram.stored and self._folder is None else 0
-        own = hosts.Rows(rows)
-        basis_bytes = 8 * -(-rows // hosts.count()) * columns
+        own = processes.Rows(rows)
+        basis_bytes = 8 * -(-rows // processes.count()) * columns
         left = self._memory - held
-        most = hosts.agreed(max(1, min(self._most, int(left // basis_bytes))))
+        most = processes.agreed(max(1, min(self._most, int(left // basis_bytes))))
         where = "in memory" if gram.stored else "computed for every product, as memory is short"
         if self._folder is not None:
             where = f"in {self._folder}"

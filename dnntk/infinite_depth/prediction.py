@@ -31,7 +31,7 @@ from dnntk.kernel import limit_ntk
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runs.paths import as_path
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.log_lines import printed_lines
 from dnntk.training.evaluation import (
     as_trained,
@@ -104,7 +104,7 @@ def predict(
       InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
     """
     config = config or PredictConfig()
-    with printed_lines(hosts.first() and (progress if verbose is None else verbose)):
+    with printed_lines(processes.first() and (progress if verbose is None else verbose)):
         return _predicted(config, workdir, compare, dataset, resume, progress)
 
 
@@ -331,7 +331,7 @@ class Prediction:
         path, data, config = self.folder.path, self.data, self.config
         times = np.array([row["time"] for row in rows])
         coefficients = np.stack([s.coefficients for s in flow.solutions(list(times))])
-        if not hosts.first():
+        if not processes.first():
             return
         np.savez(
             path / "predictions.npz", times=times, test_outputs=outputs, coefficients=coefficients

@@ -27,7 +27,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from dnntk.kernel.gram import PROGRESS_DELAY
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import by_rows, one_blas_thread
 
@@ -145,8 +145,8 @@ class Krylov:
     `BLOCK`. Nothing of it depends on the order of the rows but its rounding, and the random vectors
     by which few targets are filled up.
 
-    Of several processes each has its rows of the basis (`dnntk.runtime.processes.Rows`), and all have the small
-    matrices: what they need of each other's rows are inner products.
+    Of several processes each has its rows of the basis (`dnntk.runtime.processes.Rows`), and all
+    have the small matrices: what they need of each other's rows are inner products.
     """
 
     def __init__(
@@ -177,11 +177,11 @@ class Krylov:
         m, k = targets.shape
         filling = np.random.default_rng(0).normal(size=(m, max(min(BLOCK, m) - k, 0)))
         filling *= np.linalg.norm(targets) / np.sqrt(m * max(k, 1)) or 1.0
-        self._rows = rows = hosts.Rows(m)
+        self._rows = rows = processes.Rows(m)
         own = rows.of(np.concatenate([targets, filling], 1))
         self._basis = _Vectors(len(own))
         self._new, _ = _orthonormal(own, 0.0, m)
-        self._first = hosts.summed(self._new.T @ own[:, :k])
+        self._first = processes.summed(self._new.T @ own[:, :k])
         self._small = np.zeros((0, 0))  # Q^T A Q, block tridiagonal
         self._below = np.zeros((self._new.shape[1], 0))  # what A moves from the basis to _new
         self._vectors = np.zeros((0, 0))  # of _small, once it was diagonalized
@@ -236,7 +236,7 @@ class Krylov:
         """One product with A, and the next block orthogonal to all before."""
         saved = self._saved()
         # Of several processes one may have been killed before it wrote what another has.
-        if hosts.any_of(saved is None) or saved is None:
+        if processes.any_of(saved is None) or saved is None:
             with one_blas_thread():  # see `dnntk.runtime.threads`
                 saved = self._iterated()
         corner, new, below = saved
@@ -253,7 +253,7 @@ class Krylov:
     def _iterated(self) -> tuple[Array, Array, Array]:
         """Block on the diagonal of Q^T A Q, next block of the basis, block below the diagonal."""
         new = self._product(self._new)
-        corner = hosts.summed(self._new.T @ new)
+        corner = processes.summed(self._new.T @ new)
         self._scale = max(self._scale, float(np.linalg.norm(corner, 2)))
         room = self._rows.total - len(self._small) - len(corner)
         self._remove_all_from(new)
@@ -271,7 +271,7 @@ class Krylov:
         return step
 
     def _remove_all_from(self, new: Array) -> None:
-        new -= self._new @ hosts.summed(self._new.T @ new)
+        new -= self._new @ processes.summed(self._new.T @ new)
         self._basis.remove_from(new)
 
     def _file(self) -> Path:
@@ -324,7 +324,7 @@ class _Vectors:
         if self._count:
             inside = lambda rows: [columns[rows].T @ new[rows] for columns in self._filled()]  # noqa: E731
             parts = [np.concatenate(part) for part in by_rows(self._m, inside)]
-            new -= self.combine(hosts.summed(np.sum(parts, axis=0)))
+            new -= self.combine(processes.summed(np.sum(parts, axis=0)))
 
     def combine(self, coordinates: Array) -> Array:
         """[d, c] -> [m, c]."""
@@ -348,12 +348,12 @@ def _orthonormal(block: Array, least: float, most: int) -> tuple[Array, Array]:
     what is left of everyone's (Demmel, Grigori, Hoemmen & Langou, 2012).
     """
     with one_blas_thread():  # a few columns: threads would only wait for each other
-        own, whole = _shared_triangles(block) if hosts.several() else (None, block)
+        own, whole = _shared_triangles(block) if processes.several() else (None, block)
         q, triangle, order = scipy.linalg.qr(
             whole, mode="economic", pivoting=True, check_finite=False
         )
         if own is not None:
-            q = own @ q[hosts.number() * block.shape[1] :][: own.shape[1]]
+            q = own @ q[processes.number() * block.shape[1] :][: own.shape[1]]
     lengths = np.abs(np.diag(triangle))
     floor = max(least, 8 * EPS * float(lengths[0])) if len(lengths) else 0.0
     rank = min(int(np.sum(lengths > floor)), most)
@@ -371,4 +371,4 @@ def _shared_triangles(block: Array) -> tuple[Array, Array]:
         q, triangle = np.zeros((0, 0)), np.zeros((0, width))
     padded = np.zeros((width, width))
     padded[: len(triangle)] = triangle
-    return q, hosts.Rows(width * hosts.count()).gathered(padded)
+    return q, processes.Rows(width * processes.count()).gathered(padded)

@@ -6,8 +6,8 @@ enough. Use it to predict what such a network learns without training one. `arcc
 are the arc-cosine kernels of Cho & Saul (2009) that it is made of.
 
 How it is computed. The arc-cosine kernel is n n' c / 4, which is bilinear in the inputs and costs
-one matrix product, plus n n' even(c) / 2 (see `dnntk.kernel.arccos`). At zero inputs with beta = 0, where
-the kernel has a kink, autodiff of this form gives the mean of the one-sided slopes.
+one matrix product, plus n n' even(c) / 2 (see `dnntk.kernel.arccos`). At zero inputs with beta = 0,
+where the kernel has a kink, autodiff of this form gives the mean of the one-sided slopes.
 """
 
 import math
@@ -65,8 +65,8 @@ def limit_ntk(
         Theta(x,x') for inputs that are not negative and to sqrt(Theta(x,x) Theta(x',x')) for signed
         ones, whose x.x' can cancel; measured for d_in up to 3072 and images up to 28 x 28. Time is
         of order n1 n2 d_in, or n1 n2 (HW)^2 kernel_size^2 c. Memory beyond the result: a few
-        blocks, and up to twice the result in reverse-mode differentiation; `dnntk.kernel.gram.gram` is for
-        results that fill the memory. rho and beta may be traced, and differentiated by.
+        blocks, and up to twice the result in reverse-mode differentiation; `dnntk.kernel.gram.gram`
+        is for results that fill the memory. rho and beta may be traced, and differentiated by.
 
     Raises:
         InputError: An argument has the wrong shape, type or range, or an input is not finite.

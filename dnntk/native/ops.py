@@ -15,8 +15,8 @@ For narrow MLPs it goes on step after step without leaving the library (`descent
 between two calls takes as long as twenty layers.
 
 This is the one place that knows of it: `supports` says whether it applies. What it computes is what
-`dnntk.networks.layers.forward` and its derivatives give, to rounding; first and last layer are plain JAX,
-save in `descents`.
+`dnntk.networks.layers.forward` and its derivatives give, to rounding; first and last layer are
+plain JAX, save in `descents`.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk.native import build as native
+from dnntk.native import build
 from dnntk.networks.initializers import Layer, Layers
 from dnntk.networks.layers import Convolution, Dense, Network
 from dnntk.networks.models import DeepNarrow
@@ -70,7 +70,7 @@ def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
         and getattr(model, "kernel_size", 1) in SIDES
         and x.dtype in (np.float32, np.float64)
         and all(p.dtype == x.dtype for p in jax.tree.leaves(params))
-        and native.available()
+        and build.available()
     )
 
 
@@ -284,7 +284,7 @@ class Blocks(NamedTuple):
             count += 1  # for an even number of cores
         state_bytes = -(-vectors // count) * a_vector
         # A multiple, so that where segments begin changes no bit.
-        segment = -(-round(math.sqrt(layers)) // native.SETTLE) * native.SETTLE
+        segment = -(-round(math.sqrt(layers)) // build.SETTLE) * build.SETTLE
         if (layers + 1) * state_bytes <= BUDGET:
             segment = layers
         return cls(count, min(layers, segment), state_bytes)

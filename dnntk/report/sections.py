@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from dnntk import experiments
+from dnntk.infinite_depth.config import PredictConfig
 from dnntk.report.benchmarks import benchmark_table, is_benchmark, promises
 from dnntk.report.curves import course
 from dnntk.report.markup import Html, collapsed, joined, tag
@@ -262,16 +263,18 @@ def _share(fields: frozenset[str], keys: Any) -> float:
 @cache
 def _fields() -> dict[str, frozenset[str]]:
     """Settings of every experiment, by its name."""
-    found = {"train": TrainConfig}
-    for module in pkgutil.iter_modules(experiments.__path__):
-        path = f"{experiments.__name__}.{module.name}"
+    found: dict[str, Any] = {"train": TrainConfig, "predict": PredictConfig}
+    prefix = f"{experiments.__name__}."
+    for module in pkgutil.walk_packages(experiments.__path__, prefix):
+        path = module.name
         try:
             content = vars(importlib.import_module(path))
         except ImportError:  # for want of what only this experiment needs: it stays unnamed
             continue
         for name, kind in content.items():
             if name.endswith("Config") and getattr(kind, "__module__", "") == path:
-                found[module.name.removesuffix("_config")] = kind
+                name = path.removeprefix(prefix).removesuffix("_config").removesuffix(".config")
+                found[name] = kind
     return {
         name: frozenset(field.name for field in dataclasses.fields(kind))
         for name, kind in found.items()

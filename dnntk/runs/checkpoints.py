@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.errors import InputError
 from dnntk.runs.folder import parsed
 
@@ -62,7 +62,7 @@ class Checkpoints:
         """
         # Of several processes the first one writes; each reads by itself.
         alone = ocp.options.MultiprocessingOptions()
-        if hosts.several():
+        if processes.several():
             own = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(
                 primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -70,18 +70,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=hosts.first(),
+            cleanup_tmp_directories=processes.first(),
             create=False,
             multiprocessing_options=alone,
         )
-        if hosts.first():
+        if processes.first():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
                     f"workdir: expected a folder that can be made, got {folder} ({error.strerror})"
                 ) from None
-        hosts.wait("checkpoints")
+        processes.wait("checkpoints")
         self._folder = folder.absolute()
         self._resources = contextlib.ExitStack()
         self._place = self._resources.enter_context(_plainly_named(self._folder))
@@ -107,8 +107,8 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        host = hosts.whole(state)
-        if not hosts.first():
+        host = processes.whole(state)
+        if not processes.first():
             return
         needed = sum(a.nbytes for a in jax.tree.leaves(host))
         free = shutil.disk_usage(self._folder).free
@@ -202,13 +202,13 @@ class Checkpoints:
             except Exception as error:  # orbax and its backends raise many kinds on damaged files
                 reason = reason or self._reason(error)
             else:
-                hosts.wait("restored")
-                for damaged in (newer for newer in steps if newer > step and hosts.first()):
+                processes.wait("restored")
+                for damaged in (newer for newer in steps if newer > step and processes.first()):
                     self._manager.delete(damaged)
                 return step, jax.tree.map(_or_empty, template, restored)
         if unfinished == steps:  # killed in the middle of its first one: nothing is lost
-            hosts.wait("restored")
-            for step in steps if hosts.first() else []:
+            processes.wait("restored")
+            for step in steps if processes.first() else []:
                 self._manager.delete(step)
             return None
         if steps:

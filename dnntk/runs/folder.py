@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.errors import InputError
 from dnntk.runs.locks import LOCK, FolderLock
 from dnntk.runs.paths import as_path
@@ -92,14 +92,14 @@ class RunFolder:
         Raises:
           InputError: the folder cannot be used, or holds another run, or one that is at work.
         """
-        starts = not resume or bool(hosts.agreed(int(self.vacant)))
+        starts = not resume or bool(processes.agreed(int(self.vacant)))
         saved = None if starts else self.read_config()
-        if hosts.first():
+        if processes.first():
             if starts:
                 self.make()
             self._lock = FolderLock(self.path, self._made)
         if saved is None:
-            if hosts.first() and self.holds_run:
+            if processes.first() and self.holds_run:
                 raise InputError(
                     f"workdir: expected one without a run, {self.path} holds one; "
                     "give resume=True to go on with it, or choose another"
@@ -117,7 +117,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replace ``name`` in one move."""
-        if hosts.first():
+        if processes.first():
             replace_json(self.path / name, content)
 
     def read_config(self, argument: str = "resume") -> dict[str, Any]:
@@ -155,7 +155,7 @@ class RunFolder:
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add a line of JSON to ``name``, on disk before this returns."""
-        if not hosts.first():
+        if not processes.first():
             return
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(as_json(line)) + "\n")
@@ -175,7 +175,7 @@ class RunFolder:
                 continue
             if isinstance(line, dict) and kept(line := metrics_line(line)):
                 lines.append(line)
-        if not hosts.first():
+        if not processes.first():
             return lines
         partial = file.with_name(f".{name}.partial")
         content = "".join(json.dumps(line) + "\n" for line in lines)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnntk.networks.models import DeepNarrow
-from dnntk.training import steps as flow
+from dnntk.training import gradient_flow
 
 
 class Ensemble:
@@ -55,13 +55,13 @@ class Ensemble:
         Full-batch gradient descent on the thesis's loss, ``time_step`` of kernel time a step.
         ``params`` are donated; ``steps`` may be any number, it is compiled once.
         """
-        rate = flow.learning_rate(self.model, time_step)
+        rate = gradient_flow.learning_rate(self.model, time_step)
         weight = jnp.ones(len(self._x), self._x.dtype)
 
-        batch, examples = flow.Batch(self._x, self._y, weight), len(self._x)
+        batch, examples = gradient_flow.Batch(self._x, self._y, weight), len(self._x)
 
         def step(params: Any, frozen: Any) -> tuple[Any, jax.Array]:
-            value, gradient = flow.loss_and_gradient(
+            value, gradient = gradient_flow.loss_and_gradient(
                 self.model, params, frozen, batch, self.mesh.size
             )
             moved = jax.tree.map(lambda p, g: p - rate / examples * g, params, gradient)

@@ -2,8 +2,8 @@
 
 Time is that of the same work, on this device and this data, of two shallower networks: a step takes
 a + b depth, and b is what counts. Memory is what the compiler says that the whole step, and the
-choice of its size, need, what `dnntk.native.ops` and a checkpoint's writing keep beside it, and what
-this process holds already.
+choice of its size, need, what `dnntk.native.ops` and a checkpoint's writing keep beside it, and
+what this process holds already.
 """
 
 import dataclasses
@@ -23,14 +23,13 @@ from dnntk import figures
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import own_dataset
 from dnntk.errors import InputError
-from dnntk.native import ops as fused
+from dnntk.native import ops
 from dnntk.networks.initializers import layer_shapes
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import resident_bytes
-from dnntk.runtime import processes as hosts
-from dnntk.training import pipeline
-from dnntk.training import steps as flow
+from dnntk.runtime import processes
+from dnntk.training import gradient_flow, pipeline
 from dnntk.training.config import (
     DEFAULT_STEPS,
     EVALUATED_ON_THE_WAY,
@@ -115,7 +114,7 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
 
 def forecast_on(config: TrainConfig, dataset: Dataset | None) -> Forecast:
     """`forecast` on what `load_dataset_for` has loaded for ``config`` before; None loads it."""
-    if hosts.several():
+    if processes.several():
         raise InputError(
             "dry run: expected one process, which may have several devices, got "
             f"{jax.process_count()}; ask without the flags or variables that join processes"
@@ -199,15 +198,15 @@ class _Calibration:
             return pipeline.make_mesh(self.config.mesh)
         params = jax.eval_shape(model.init, jax.random.key(0), self.x[:1])["params"]
         # As the run's own network would be placed, however shallow this one is.
-        threaded = fused.supports(model, params, self.x)
+        threaded = ops.supports(model, params, self.x)
         size = self._parameters() * self.itemsize
-        return flow.data_mesh(self.batch_size, size, threaded)
+        return gradient_flow.data_mesh(self.batch_size, size, threaded)
 
     def _time(self, depth: int) -> "_Timed":
         scale = self.config.scale_or_default
         model = self.model.clone(depth=depth, scale=scale)
         # Recomputes as the deep network does.
-        with fused.budget(fused.BUDGET * depth / self.model.depth):
+        with ops.budget(ops.BUDGET * depth / self.model.depth):
             return self._time_model(model)
 
     def _time_model(self, model: DeepNarrow) -> "_Timed":
@@ -221,15 +220,15 @@ class _Calibration:
         eigenvalue_seconds = time.perf_counter() - begun
         optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30), DEFAULT_STEPS)
         frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        params, frozen = flow.put_state((variables["params"], frozen), mesh)
-        opt_state = flow.put_state(optimizer.init(variables["params"]), mesh)
-        state = flow.TrainState(params, opt_state)
-        batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        params, frozen = gradient_flow.put_state((variables["params"], frozen), mesh)
+        opt_state = gradient_flow.put_state(optimizer.init(variables["params"]), mesh)
+        state = gradient_flow.TrainState(params, opt_state)
+        batch = gradient_flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         begun = time.perf_counter()
-        step = flow.make_step(model, optimizer, mesh).lower(state, frozen, batch).compile()
+        step = gradient_flow.make_step(model, optimizer, mesh).lower(state, frozen, batch).compile()
         compiling = time.perf_counter() - begun
         state, _ = step(state, frozen, batch)
-        predict = flow.make_predict(model, mesh)
+        predict = gradient_flow.make_predict(model, mesh)
         predict(state.params, frozen, self.x, self.batch_size)
         seconds: list[float] = []
         looks: list[float] = []
@@ -273,40 +272,42 @@ class _Calibration:
         products = sum(math.prod(shape) for shape in self._shapes().values())
         ways = 3.0
         params = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])["params"]
-        if self.stages == 1 and fused.supports(self.model, params, self.x):
+        if self.stages == 1 and ops.supports(self.model, params, self.x):
             layers = self.model.depth - 2
-            blocks = fused.Blocks.for_batch(self.model, self.x)
+            blocks = ops.Blocks.for_batch(self.model, self.x)
             ways += blocks.recomputed(layers) / max(layers, 1)
         else:
             ways += 1
         gradients = 2 if self.config.sam_radius else 1
         return 2 * gradients * ways * products * positions * self.batch_size
 
-    def _state(self) -> tuple[flow.TrainState, Any]:
+    def _state(self) -> tuple[gradient_flow.TrainState, Any]:
         """Shapes of all that a checkpoint holds: what is trained, and what is not."""
         optimizer = optimizer_of(self.config, 1e-3, DEFAULT_STEPS)
         variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
         params = variables["params"]
         frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        return flow.TrainState(params, jax.eval_shape(optimizer.init, params)), frozen
+        return gradient_flow.TrainState(params, jax.eval_shape(optimizer.init, params)), frozen
 
     def _step_bytes(self) -> int:
         """On all devices, from the whole step, compiled for arrays that are not there."""
         mesh = self._mesh(self.model)
         state, frozen = self._state()
-        batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
-        step = flow.make_step(self.model, optimizer_of(self.config, 1e-3, DEFAULT_STEPS), mesh)
+        batch = gradient_flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        step = gradient_flow.make_step(
+            self.model, optimizer_of(self.config, 1e-3, DEFAULT_STEPS), mesh
+        )
         need = step.lower(state, frozen, batch).compile()
-        return flow.step_bytes(need, self.model, state.params, self.x, mesh)
+        return gradient_flow.step_bytes(need, self.model, state.params, self.x, mesh)
 
     def _settling_bytes(self) -> int:
         """The same of a turn of the power iteration, which holds a whole gradient."""
         mesh = self._mesh(self.model)
         state, frozen = self._state()
-        batch = flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        batch = gradient_flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         product = kernel_product(self.model, state.params, frozen, mesh)
         need = product.lower(state.params, frozen, *batch).compile()
-        return flow.step_bytes(need, self.model, state.params, self.x, mesh)
+        return gradient_flow.step_bytes(need, self.model, state.params, self.x, mesh)
 
     def _batches_a_look(self, steps: int) -> Iterator[int]:
         """Batches that each evaluation of the run goes through."""

@@ -6,7 +6,7 @@ import jax
 import optax
 import optax.contrib
 
-from dnntk.training import steps as flow
+from dnntk.training import gradient_flow
 from dnntk.training.config import TrainConfig
 from dnntk.training.plan import schedule_of
 
@@ -21,14 +21,14 @@ def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.Gradient
     def standard(function: Any) -> Any:
         return jax.numpy_dtype_promotion("standard")(function)
 
-    if isinstance(made, flow.PlainSGD):
+    if isinstance(made, gradient_flow.PlainSGD):
         return made
     return made._replace(init=standard(made.init), update=standard(made.update))
 
 
 def _optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
     if config.optimizer == "sgd" and not config.momentum and not config.scheduled:
-        return flow.sgd(rate)
+        return gradient_flow.sgd(rate)
     over_time: Any = rate
     if config.scheduled:
         factor = schedule_of(config, steps)

@@ -11,7 +11,7 @@ import optax
 from dnntk.errors import InputError
 from dnntk.fields import LARGEST
 from dnntk.networks.models import DeepNarrow
-from dnntk.training import steps as flow
+from dnntk.training import gradient_flow
 from dnntk.training.config import DEFAULT_STEPS, TrainConfig
 from dnntk.training.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, Eigenvalue
 
@@ -85,7 +85,7 @@ class Job:
         if config.time_step is not None:
             return self._sgd(config.time_step, None, f"{config.time_step:g} as given")
         if config.lr is not None:
-            time_step = flow.time_step_of(self.model, config.lr)
+            time_step = gradient_flow.time_step_of(self.model, config.lr)
             reason = f"{time_step:.4g} = lr x depth x C^2, lr = {config.lr:g} as given"
             return self._sgd(time_step, None, reason)
         return self._stable(lambda_max())
@@ -129,7 +129,7 @@ class Job:
 
     def _sgd(self, time_step: float, lambda_max: float | None, reason: str) -> Plan:
         per_step = time_step / (1 - self.config.momentum)
-        rate = flow.learning_rate(self.model, time_step)
+        rate = gradient_flow.learning_rate(self.model, time_step)
         return Plan(self._steps(per_step), rate, time_step, per_step, lambda_max, reason)
 
     def _steps(self, time_per_step: float | None) -> int:

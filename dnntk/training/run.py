@@ -15,7 +15,7 @@ from dnntk.data.own_data import check_resumed, own_dataset, record
 from dnntk.errors import Diverged, InputError
 from dnntk.runs.folder import DIVERGED, RunFolder
 from dnntk.runs.locks import freeing_folders
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.log_lines import printed_lines
 from dnntk.training.config import RESUMABLE, TrainConfig
 from dnntk.training.trainer import Run, TrainResult
@@ -58,7 +58,7 @@ def train(
     config = _checked(config)
     own = None if dataset is None else own_dataset(dataset, config)
     recorded = {} if own is None else record(own)
-    with printed_lines(hosts.first() and (progress if verbose is None else verbose)):
+    with printed_lines(processes.first() and (progress if verbose is None else verbose)):
         return _trained(config, own, recorded, workdir, resume, progress)
 
 

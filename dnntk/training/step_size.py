@@ -14,11 +14,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dnntk.native import ops as fused
+from dnntk.native import ops
 from dnntk.networks.models import DeepNarrow
 from dnntk.training import pipeline
+from dnntk.training.gradient_flow import apply, put_batch, put_state
 from dnntk.training.pipeline import DATA, DEPTH
-from dnntk.training.steps import apply, put_batch, put_state
 
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
 # mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of the bound, once at half of it.
@@ -120,12 +120,12 @@ def _products(
     model: nn.Module, params: Any, frozen: Any, x: jax.Array, v: jax.Array, mesh: Mesh
 ) -> tuple[jax.Array, jax.Array]:
     """J (J^T v) at a device's own inputs, and |J^T v|^2; v there, of norm 1 on all devices."""
-    if fused.supports(model, params, x):
-        share = fused.share(mesh.local_mesh.size)
+    if ops.supports(model, params, x):
+        share = ops.share(mesh.local_mesh.size)
         none = jnp.zeros(len(x), v.dtype)
-        _, gradient = fused.gradient(model, params, frozen, x, none, v, share)
+        _, gradient = ops.gradient(model, params, frozen, x, none, v, share)
         gradient = pipeline.summed(gradient, DATA)
-        image = fused.tangent(model, params, frozen, x, gradient, share)
+        image = ops.tangent(model, params, frozen, x, gradient, share)
     else:
         outputs_at = lambda params: apply(model, params, frozen, x)  # noqa: E731
         _, pull_back = jax.vjp(outputs_at, params)

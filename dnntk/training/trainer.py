@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import warn_of_inputs
 from dnntk.errors import Diverged, Interrupted, Stopped
-from dnntk.native import ops as fused
+from dnntk.native import ops
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import (
@@ -30,10 +30,9 @@ from dnntk.runs.folder import (
     versions,
 )
 from dnntk.runs.interruption import told_to_stop
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
-from dnntk.training import pipeline
-from dnntk.training import steps as flow
+from dnntk.training import gradient_flow, pipeline
 from dnntk.training.config import (
     EVALUATED_ON_THE_WAY,
     TrainConfig,
@@ -91,7 +90,8 @@ class TrainResult:
 class Run:
     """One sitting of a run. Its parts, in the order they are made, are its attributes.
 
-    ``recorded`` is what config.json says of data of the user's own, see `dnntk.data.own_data.record`.
+    ``recorded`` is what config.json says of data of the user's own, see
+    `dnntk.data.own_data.record`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Run:
         progress: bool,
     ) -> None:
         """Make everything but the compiled step."""
-        self.config, self.folder, self.progress = config, folder, progress and hosts.first()
+        self.config, self.folder, self.progress = config, folder, progress and processes.first()
         self.begun = self.called = time.perf_counter()
         self.recorded = recorded
         self.targets = class_targets(dataset) if recorded and dataset.classes else None
@@ -120,21 +120,21 @@ class Run:
         self.parameters = sum(p.size for p in jax.tree.leaves(shapes["params"]))
         self.mesh = self._mesh(shapes["params"])
         init = lambda key, x: pipeline.padded(self.model.init(key, x), self.mesh)  # noqa: E731
-        where = flow.shardings(shapes, self.mesh)
+        where = gradient_flow.shardings(shapes, self.mesh)
         self.variables = jax.jit(init, out_shardings=where)(key, one)
         self._describe()
         self.plan = self._settle(resume)
         self.times = kernel_times(config, self.plan)
         self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
-        self.frozen = flow.put_state(
+        self.frozen = gradient_flow.put_state(
             {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
         )
-        params = flow.put_state(self.variables["params"], self.mesh)
+        params = gradient_flow.put_state(self.variables["params"], self.mesh)
         shapes = jax.eval_shape(self.optimizer.init, params)
-        where = flow.shardings(shapes, self.mesh)
+        where = gradient_flow.shardings(shapes, self.mesh)
         opt_state = jax.jit(self.optimizer.init, out_shardings=where)(params)
-        self.state = flow.TrainState(params, opt_state)
-        self.predict = flow.make_predict(self.model, self.mesh)
+        self.state = gradient_flow.TrainState(params, opt_state)
+        self.predict = gradient_flow.make_predict(self.model, self.mesh)
         self.history: list[dict[str, Any]] = []
         self.test_outputs: np.ndarray | None = None
         self.resume = resume
@@ -160,7 +160,7 @@ class Run:
 
     def _whole(self, tree: Any) -> Any:
         """On the host, whatever the mesh."""
-        return pipeline.unpadded(hosts.whole(tree), self.model)
+        return pipeline.unpadded(processes.whole(tree), self.model)
 
     def _describe(self) -> None:
         width = self.variables["params"]["first"]["bias"].size
@@ -195,8 +195,8 @@ class Run:
         if self.config.mesh:
             return pipeline.make_mesh(self.config.mesh)
         held = self.parameters * jnp.dtype(self.config.dtype).itemsize
-        threaded = fused.supports(self.model, params, self.dataset.x_train)
-        return flow.data_mesh(self.batch_size, held, threaded)
+        threaded = ops.supports(self.model, params, self.dataset.x_train)
+        return gradient_flow.data_mesh(self.batch_size, held, threaded)
 
     def _lambda_max(self) -> Eigenvalue:
         """Of the network's own kernel, on one batch of training examples."""
@@ -225,30 +225,30 @@ class Run:
         step = found[0] if found else 0
         self.history = self.folder.keep_metrics_to(step if found else -1)
         if found:
-            tree = flow.put_state(found[1], self.mesh)
-            self.state, self.frozen = flow.TrainState(**tree["state"]), tree["frozen"]
+            tree = gradient_flow.put_state(found[1], self.mesh)
+            self.state, self.frozen = gradient_flow.TrainState(**tree["state"]), tree["frozen"]
         log.info("resume: from step %d", step)
         return step
 
     def _compile(self) -> None:
         begun = time.perf_counter()
         batch = self._batch(np.arange(self.batch_size))
-        self.at_once = self._same_batch() and flow.many_at_once(self.state.params)
-        make = flow.make_steps if self.at_once else flow.make_step
+        self.at_once = self._same_batch() and gradient_flow.many_at_once(self.state.params)
+        make = gradient_flow.make_steps if self.at_once else gradient_flow.make_step
         step = make(self.model, self.optimizer, self.mesh)
         count = (np.int32(1),) if self.at_once else ()
         self.step = step.lower(self.state, self.frozen, batch, *count).compile()
         self.compile_seconds = time.perf_counter() - begun
         log.info("compiled: the training step, %.1f s", self.compile_seconds)
         params, x = self.state.params, self.dataset.x_train[: self.batch_size]
-        need = flow.step_bytes(self.step, self.model, params, x, self.mesh)
+        need = gradient_flow.step_bytes(self.step, self.model, params, x, self.mesh)
         sizes = [a.nbytes for a in jax.tree.leaves((self.state, self.frozen))]
         total = max(resident_bytes() - sum(sizes), 0) + need
         if self.folder:
             total += memory_to_write(sum(sizes))
         log.info("memory: about %.2f GB expected at the peak", total / 1e9)
 
-    def _batch(self, chosen: np.ndarray, step: int | None = None) -> flow.Batch:
+    def _batch(self, chosen: np.ndarray, step: int | None = None) -> gradient_flow.Batch:
         """Of training examples, as step ``step`` sees them; None is as they are."""
         config = self.config
         if config.shift and step is not None:
@@ -257,16 +257,16 @@ class Run:
             x = inputs_as_trained(moved, config.arch == "mlp", config.dtype)
         else:
             x = self.dataset.x_train[chosen]
-        return flow.put_batch(x, self.dataset.y_train[chosen], self.mesh)
+        return gradient_flow.put_batch(x, self.dataset.y_train[chosen], self.mesh)
 
     def _same_batch(self) -> bool:
         return self.batch_size == len(self.dataset.x_train) and not self.config.shift
 
-    def _batches(self, start: int) -> Iterator[flow.Batch]:
+    def _batches(self, start: int) -> Iterator[gradient_flow.Batch]:
         examples = len(self.dataset.x_train)
         if self._same_batch():
             yield from itertools.repeat(self._batch(np.arange(examples)))
-        orders = flow.mini_batches(examples, self.batch_size, self.config.seed, start)
+        orders = gradient_flow.mini_batches(examples, self.batch_size, self.config.seed, start)
         for step, chosen in zip(itertools.count(start), orders, strict=False):
             yield self._batch(chosen, step)
 
@@ -292,7 +292,7 @@ class Run:
                 self._check(value, step - 1)
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
                 bar.update(count)
-                stop = hosts.any_of(step < steps and told() > 0)
+                stop = processes.any_of(step < steps and told() > 0)
                 save = checkpoints and (step % checkpoint_every == 0 or step == steps or stop)
                 if step in looks:
                     self._evaluate(step)
@@ -318,7 +318,7 @@ class Run:
         if not self.at_once:
             return 1
         stop = min(other for other in stops if other > step)
-        return hosts.agreed(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
+        return processes.agreed(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
 
     def _check(self, loss: float, step: int) -> None:
         first = self.history[0]["train_loss"]
@@ -393,6 +393,6 @@ class Run:
         if self.test_outputs is None:  # nothing was left to train
             self._losses(self.plan.steps)
         assert self.test_outputs is not None
-        if hosts.first():
+        if processes.first():
             held = self.history, self.dataset, self.test_outputs, self.targets
             draw_run(self.folder.path, self.config, *held)

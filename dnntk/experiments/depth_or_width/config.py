@@ -1,4 +1,4 @@
-"""The configuration of `dnntk.experiments.depth_or_width.figure`, and the networks it stands for."""
+"""The configuration of the experiment, and the networks it stands for."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What the rows of `dnntk.experiments.depth_or_width.figure` say: means over trials, and plain sentences.
+"""What the rows of the experiment say: means over trials, and plain sentences.
 
 An accuracy is compared with another's by the error of their difference: the standard errors over
 initializations, and those of shares of so many test images, p (1 - p) / n. The images are the same

@@ -29,9 +29,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnntk.errors import InputError
-from dnntk.native import ops as fused
+from dnntk.native import ops
 from dnntk.networks.models import DeepNarrow
-from dnntk.runtime import processes as hosts
+from dnntk.runtime import processes
 from dnntk.training import pipeline
 from dnntk.training.pipeline import DATA, DEPTH
 
@@ -67,7 +67,7 @@ def sgd(rate: float) -> PlainSGD:
     return made
 
 
-# What `fused.descent` begins with: model, params, frozen, x, factor, shift and rate.
+# What `ops.descent` begins with: model, params, frozen, x, factor, shift and rate.
 _Descent = tuple[DeepNarrow, Any, Any, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -82,12 +82,12 @@ class Batch(NamedTuple):
 def data_mesh(examples: int, parameter_bytes: int, threaded: bool = False) -> Mesh:
     """A one-axis mesh ``data`` over as many devices as ``examples`` can keep busy.
 
-    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.native.ops` does. Over
-    all of them where there are several processes.
+    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.native.ops` does.
+    Over all of them where there are several processes.
     """
     devices = jax.devices()
     count = max(1, min(len(devices), examples // MIN_EXAMPLES_PER_DEVICE))
-    if hosts.several():
+    if processes.several():
         count = len(devices)
     elif threaded or (jax.default_backend() == "cpu" and parameter_bytes > MAX_REPLICATED_BYTES):
         count = 1
@@ -101,12 +101,12 @@ def put_batch(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Batch:
     extra = -len(x) % (shards * (parts if pipeline.stages_of(mesh) > 1 else 1))
     weight = np.pad(np.ones(len(x), y.dtype), (0, extra))
     padded = (np.pad(a, ((0, extra), *((0, 0),) * (a.ndim - 1)), mode="edge") for a in (x, y))
-    return Batch(*hosts.placed((*padded, weight), NamedSharding(mesh, P("data"))))
+    return Batch(*processes.placed((*padded, weight), NamedSharding(mesh, P("data"))))
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """``tree`` on every device of ``mesh``; it may share memory with what it was made of."""
-    return hosts.placed(tree, NamedSharding(mesh, P()))
+    return processes.placed(tree, NamedSharding(mesh, P()))
 
 
 def put_state(tree: Any, mesh: Mesh) -> Any:
@@ -115,7 +115,7 @@ def put_state(tree: Any, mesh: Mesh) -> Any:
     Everything on every device, but for the middle layers where the mesh has an axis ``depth``:
     `pipeline.padded`, over its stages.
     """
-    return hosts.placed(pipeline.padded(tree, mesh), shardings(tree, mesh))
+    return processes.placed(pipeline.padded(tree, mesh), shardings(tree, mesh))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -133,8 +133,8 @@ def outputs(model: nn.Module, params: Any, frozen: Any, x: jax.Array, devices: i
 
     ``devices`` of this machine work at the same time.
     """
-    if fused.supports(model, params, x):
-        return fused.outputs(model, params, frozen, x, fused.share(devices))
+    if ops.supports(model, params, x):
+        return ops.outputs(model, params, frozen, x, ops.share(devices))
     return apply(model, params, frozen, x)
 
 
@@ -154,9 +154,9 @@ def outputs_and_gradient(
 ) -> tuple[jax.Array, Any]:
     """As `loss_and_gradient`, with the outputs f [n, d_out] instead of the loss."""
     x, y, weight = batch
-    if fused.supports(model, params, x):
+    if ops.supports(model, params, x):
         shift = -weight[:, None] * y
-        return fused.gradient(model, params, frozen, x, weight, shift, fused.share(devices))
+        return ops.gradient(model, params, frozen, x, weight, shift, ops.share(devices))
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         f = apply(model, params, frozen, x)
@@ -278,7 +278,7 @@ def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
 
 def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """Steps as one device of ``mesh`` takes them: to the new state and f before the last one."""
-    share = fused.share(mesh.local_mesh.size)
+    share = ops.share(mesh.local_mesh.size)
 
     def one(
         state: TrainState, frozen: Any, batch: Batch, examples: jax.Array
@@ -295,7 +295,7 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
     ) -> tuple[TrainState, jax.Array]:
         """A step that needs no gradient: of several devices the first one keeps the parameters."""
         keep = (jax.lax.axis_index(DATA) == 0).astype(batch.y.dtype)
-        f, params = fused.descent(*given(state.params, frozen, batch, examples), share, keep)
+        f, params = ops.descent(*given(state.params, frozen, batch, examples), share, keep)
         return TrainState(_total(params, mesh), state.opt_state), f
 
     def given(params: Any, frozen: Any, batch: Batch, examples: jax.Array) -> _Descent:
@@ -311,9 +311,9 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
         plain = isinstance(optimizer, PlainSGD)
         shape = mesh.size * len(batch.x), *batch.x.shape[1:]
         everything = jax.ShapeDtypeStruct(shape, batch.x.dtype)
-        if plain and fused.repeats(model, state.params, everything):
-            taken = lambda params, batch, many: fused.descents(  # noqa: E731
-                *given(params, frozen, batch, examples), many, fused.share(1)
+        if plain and ops.repeats(model, state.params, everything):
+            taken = lambda params, batch, many: ops.descents(  # noqa: E731
+                *given(params, frozen, batch, examples), many, ops.share(1)
             )
             if mesh.size == 1:
                 f, params = taken(state.params, batch, count)
@@ -321,7 +321,7 @@ def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Me
             if mesh.local_mesh.size == mesh.size and many_at_once(state.params):
                 f, params = _by_first(taken, state.params, batch, count, mesh)
                 return TrainState(params, state.opt_state), f
-        step = in_place if plain and fused.descends(model, state.params, batch.x) else one
+        step = in_place if plain and ops.descends(model, state.params, batch.x) else one
         if isinstance(count, int) and count == 1:
             return step(state, frozen, batch, examples)
         start = state, jnp.zeros_like(batch.y)
@@ -403,9 +403,9 @@ def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh)
         total = need.temp_size_in_bytes + need.argument_size_in_bytes
         total += need.output_size_in_bytes - need.alias_size_in_bytes
     total *= mesh.size
-    if fused.supports(model, params, x):
-        blocks = fused.Blocks.for_batch(model, x)
-        total += blocks.scratch_bytes(model.depth - 2, fused.threads(1))
+    if ops.supports(model, params, x):
+        blocks = ops.Blocks.for_batch(model, x)
+        total += blocks.scratch_bytes(model.depth - 2, ops.threads(1))
     return total
 
 
@@ -420,7 +420,7 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Any:
         return jax.lax.psum(jnp.where(counts, f, 0), DEPTH)
 
     # Every process looks at all outputs.
-    everywhere = NamedSharding(mesh, P()) if hosts.several() else None
+    everywhere = NamedSharding(mesh, P()) if processes.several() else None
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def outputs_of(params: Any, frozen: Any, x: jax.Array) -> jax.Array:

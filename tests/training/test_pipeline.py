@@ -16,8 +16,7 @@ import pytest
 from dnntk import TrainConfig
 from dnntk.errors import InputError
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP
-from dnntk.training import pipeline
-from dnntk.training import steps as flow
+from dnntk.training import gradient_flow, pipeline
 
 MESHES = ("data:1", "data:8", "depth:4", "data:2,depth:4")
 SMALL = ("--depth=13", "--steps=12", "--checkpoint_every=4", "--eval_every=2", "--scale=20")
@@ -96,8 +95,8 @@ mesh = pipeline.make_mesh("depth:4")
 model, x = DeepNarrowMLP(400, 1, 5.0), np.random.default_rng(0).random((examples, 20), np.float32)
 variables = model.init(jax.random.key(0), x[:1])
 whole = sum(a.nbytes for a in jax.tree.leaves(variables))
-params = flow.put_state(variables["params"], mesh)
-frozen = flow.put_state({"initial": variables["initial"]}, mesh)
+params = gradient_flow.put_state(variables["params"], mesh)
+frozen = gradient_flow.put_state({"initial": variables["initial"]}, mesh)
 held = {}
 for leaf in jax.tree.leaves((params, frozen)):
     for shard in leaf.addressable_shards:
@@ -109,7 +108,7 @@ def counted(network, h, own, segment, there):
     jax.debug.callback(lambda stage: worked.append(int(stage)), jax.lax.axis_index("depth"))
     return middle(network, h, own, segment, there)
 pipeline.middle = counted
-flow.make_predict(model, mesh)(params, frozen, x, examples)
+gradient_flow.make_predict(model, mesh)(params, frozen, x, examples)
 jax.effects_barrier()
 print(json.dumps({"whole": whole, "held": list(held.values()), "worked": worked}))
 """
@@ -154,15 +153,20 @@ def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
         if examples == 7:  # asks for a second gradient
             optimizer = optax.contrib.sam(optimizer, optax.sgd(0.1), opaque_mode=True)
         mesh = pipeline.make_mesh(text)
-        params = flow.put_state(variables["params"], mesh)
-        state = flow.TrainState(params, flow.put_state(optimizer.init(params), mesh))
-        step, batch = flow.make_step(model, optimizer, mesh), flow.put_batch(x, y, mesh)
-        kept = flow.put_state(frozen, mesh)
+        params = gradient_flow.put_state(variables["params"], mesh)
+        state = gradient_flow.TrainState(
+            params, gradient_flow.put_state(optimizer.init(params), mesh)
+        )
+        step, batch = (
+            gradient_flow.make_step(model, optimizer, mesh),
+            gradient_flow.put_batch(x, y, mesh),
+        )
+        kept = gradient_flow.put_state(frozen, mesh)
         losses = []
         for _ in range(3):
             state, loss = step(state, kept, batch)
             losses.append(float(loss))
-        ended.append((losses, flow.make_predict(model, mesh)(state.params, kept, x, 5)))
+        ended.append((losses, gradient_flow.make_predict(model, mesh)(state.params, kept, x, 5)))
     np.testing.assert_allclose(ended[1][0], ended[0][0], rtol=2e-5, atol=1e-7)
     np.testing.assert_allclose(ended[1][1], ended[0][1], rtol=1e-4, atol=2e-5)
 

@@ -10,7 +10,7 @@ import pytest
 
 from dnntk import TrainConfig, train
 from dnntk.errors import InputError
-from dnntk.native import build as native
+from dnntk.native import build
 from dnntk.training import forecast as forecasting
 from dnntk.training.config import evaluation_steps
 from dnntk.training.forecast import forecast
@@ -42,7 +42,7 @@ def test_arithmetic_is_two_operations_a_weight_position_and_example(monkeypatch)
     told = forecast(TrainConfig(depth=300, dataset="toy", steps=3, lr=1e-3))
     once = 2 * 200 * (2 * 4 + 298 * 16 + 4)
     # Up and twice down; the plain code goes up twice.
-    assert told.step_operations == once * (3 if native.available() else 4)
+    assert told.step_operations == once * (3 if build.available() else 4)
 
 
 def test_it_needs_no_memory_for_the_depth(monkeypatch):

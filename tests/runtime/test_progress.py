@@ -9,7 +9,7 @@ import pytest
 
 from dnntk.runtime.progress import progress_bar
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Failing(io.StringIO):

@@ -11,11 +11,10 @@ import pytest
 from networks import initialized
 
 from dnntk import DeepNarrowMLP
-from dnntk.native import build as native
-from dnntk.native import ops as fused
+from dnntk.native import build, ops
 
 pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not native.available(), reason="needs a C++ compiler"
+    jax.default_backend() != "cpu" or not build.available(), reason="needs a C++ compiler"
 )
 # What a level needs of a processor, and its bytes in a vector.
 LEVELS = {
@@ -30,13 +29,13 @@ def test_products_are_those_of_plain_loops_at_every_level_of_the_processor(
     level, tmp_path, monkeypatch
 ):
     needs, bytes_in_vector = LEVELS[level]
-    if not set(needs.split()) <= set(native._processor().split()):
+    if not set(needs.split()) <= set(build._processor().split()):
         pytest.skip(f"this processor is not {level}")
     monkeypatch.setenv("DNNTK_MARCH", level)
     program = tmp_path / "products"
-    source = Path(__file__).with_name("native_products.cc")
-    flags = *native.FLAGS, *native.machine_flags(), "-O1", f"-I{native.CPP}"
-    native._output([*native._compiler(), *flags, str(source), "-o", str(program)])
+    source = Path(__file__).with_name("products.cc")
+    flags = *build.FLAGS, *build.machine_flags(), "-O1", f"-I{build.CPP}"
+    build._output([*build._compiler(), *flags, str(source), "-o", str(program)])
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.stdout == f"{bytes_in_vector} bytes, 0 failures\n"
 
@@ -52,13 +51,13 @@ def test_products_are_those_of_plain_loops_at_every_level_of_the_processor(
 def test_a_processor_level_that_does_not_exist_here_is_one_line_and_plain_jax(
     level, message, monkeypatch, tmp_path, caplog
 ):
-    if native.platform.machine() not in ("x86_64", "AMD64"):
+    if build.platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("levels of x86-64")
     monkeypatch.setenv("DNNTK_MARCH", level)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "_processor", lambda: "flags : sse4_2")
+    monkeypatch.setattr(build, "_processor", lambda: "flags : sse4_2")
     with caplog.at_level(logging.WARNING, "dnntk"):
-        assert not native.available.__wrapped__()
+        assert not build.available.__wrapped__()
     (record,) = caplog.records
     found = record.getMessage()
     assert "plain JAX" in found and message in found and "\n" not in found
@@ -69,9 +68,9 @@ def call():
     x = np.ones((3, 2), np.float32)
     model = DeepNarrowMLP(5, 1, 2.0)
     variables = initialized(model, x)
-    network, layers, initial = fused._pieces(model, variables.pop("params"), variables, x)
-    h = fused._enter(network, layers["first"], initial)
-    return fused._common(network, layers, initial, h, fused.Share(1))
+    network, layers, initial = ops._pieces(model, variables.pop("params"), variables, x)
+    h = ops._enter(network, layers["first"], initial)
+    return ops._common(network, layers, initial, h, ops.Share(1))
 
 
 @pytest.mark.parametrize(
@@ -85,14 +84,14 @@ def call():
 )
 def test_what_the_library_has_no_code_for_is_an_error_in_one_line(settings, dtype, message, call):
     operands = [jnp.asarray(a).astype(dtype) for a in call.operands]
-    common = fused._Common(call.settings | settings, operands)
+    common = ops._Common(call.settings | settings, operands)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"INVALID_ARGUMENT: .*{message}") as error:
-        jax.block_until_ready(fused._call("forward", operands[-1], common))
+        jax.block_until_ready(ops._call("forward", operands[-1], common))
     assert "\n" not in str(error.value).strip()
 
 
 def test_arrays_of_two_dtypes_are_an_error(call):
     operands = [*call.operands[:-1], call.operands[-1].astype("float16")]
     with pytest.raises(jax.errors.JaxRuntimeError, match="expected all arrays of one dtype"):
-        common = fused._Common(call.settings, operands)
-        jax.block_until_ready(fused._call("forward", call.operands[-1], common))
+        common = ops._Common(call.settings, operands)
+        jax.block_until_ready(ops._call("forward", call.operands[-1], common))

@@ -8,7 +8,7 @@ import pytest
 from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig
-from dnntk.training import steps as flow
+from dnntk.training import gradient_flow
 from dnntk.training.optimizers import optimizer_of
 from dnntk.training.pipeline import make_mesh
 from dnntk.training.step_size import largest_eigenvalue
@@ -41,14 +41,17 @@ def descend(model, variables, x, y, devices, steps, **sgd):
     mesh = mesh_of(devices)
     frozen = {n: v for n, v in variables.items() if n != "params"}
     optimizer = optax.sgd(**sgd)
-    state = flow.TrainState(variables["params"], optimizer.init(variables["params"]))
-    state, frozen = flow.put_replicated((state, frozen), mesh)
-    step, batch = flow.make_step(model, optimizer, mesh), flow.put_batch(x, y, mesh)
+    state = gradient_flow.TrainState(variables["params"], optimizer.init(variables["params"]))
+    state, frozen = gradient_flow.put_replicated((state, frozen), mesh)
+    step, batch = (
+        gradient_flow.make_step(model, optimizer, mesh),
+        gradient_flow.put_batch(x, y, mesh),
+    )
     losses = []
     for _ in range(steps):
         state, loss = step(state, frozen, batch)
         losses.append(float(loss))
-    return losses, flow.make_predict(model, mesh)(state.params, frozen, x)
+    return losses, gradient_flow.make_predict(model, mesh)(state.params, frozen, x)
 
 
 @pytest.mark.parametrize("arch", ["mlp", "cnn"])
@@ -84,7 +87,7 @@ def test_a_sharpness_aware_step_takes_the_gradient_uphill(devices, x64):
     @jax.jit
     @jax.grad
     def gradient(p):
-        return 0.5 * jnp.mean(jnp.sum((flow.apply(model, p, frozen, x) - y) ** 2, 1))
+        return 0.5 * jnp.mean(jnp.sum((gradient_flow.apply(model, p, frozen, x) - y) ** 2, 1))
 
     norm = optax.tree.norm(gradient(params))
     uphill = gradient(jax.tree.map(lambda p, g: p + 0.5 * g / norm, params, gradient(params)))
@@ -92,9 +95,12 @@ def test_a_sharpness_aware_step_takes_the_gradient_uphill(devices, x64):
     expected = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), params, uphill)
     here = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), params, gradient(params))
     mesh, optimizer = mesh_of(devices), optimizer_of(config, 0.1, 1)
-    state = flow.TrainState(params, optimizer.init(params))
-    state, placed = flow.put_replicated((state, frozen), mesh)
-    step, batch = flow.make_step(model, optimizer, mesh), flow.put_batch(x, y, mesh)
+    state = gradient_flow.TrainState(params, optimizer.init(params))
+    state, placed = gradient_flow.put_replicated((state, frozen), mesh)
+    step, batch = (
+        gradient_flow.make_step(model, optimizer, mesh),
+        gradient_flow.put_batch(x, y, mesh),
+    )
     state, loss = step(state, placed, batch)
     jax.tree.map(np.testing.assert_allclose, jax.device_get(state.params), expected)
     assert loss == pytest.approx(float(0.5 * np.mean(np.sum(y**2, 1))), rel=1e-9)
@@ -105,7 +111,7 @@ def test_a_sharpness_aware_step_takes_the_gradient_uphill(devices, x64):
 @pytest.mark.parametrize("chunk", [1, 5, 12, 100])
 def test_predictions_do_not_depend_on_the_chunk(chunk, x64):
     model, variables, x, _ = network("mlp", scale=9.0)
-    predict = flow.make_predict(model, mesh_of(2))
+    predict = gradient_flow.make_predict(model, mesh_of(2))
     params = jax.tree.map(lambda p: p + 1.0, variables["params"])
     found = predict(params, {"initial": variables["initial"]}, x, chunk)
     expected = model.apply({**variables, "params": params}, x)
@@ -136,32 +142,34 @@ def test_both_forms_advance_kernel_time_alike(x64):
     model, variables, x, y = network("mlp", scale=30.0)
     standard = model.clone(parametrization="standard")
     literal = initialized(standard, x)
-    found = descend(model, variables, x, y, 1, 5, learning_rate=flow.learning_rate(model, 0.1))
-    rate = flow.learning_rate(standard, 0.1)
+    found = descend(
+        model, variables, x, y, 1, 5, learning_rate=gradient_flow.learning_rate(model, 0.1)
+    )
+    rate = gradient_flow.learning_rate(standard, 0.1)
     expected = descend(standard, literal, x, y, 1, 5, learning_rate=rate)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-9)
-    np.testing.assert_allclose(flow.time_step_of(standard, rate), 0.1, rtol=1e-12)
+    np.testing.assert_allclose(gradient_flow.time_step_of(standard, rate), 0.1, rtol=1e-12)
     with pytest.raises(InputError, match="finite scale"):
-        flow.time_step_of(model.clone(scale=float("inf")), 0.1)
+        gradient_flow.time_step_of(model.clone(scale=float("inf")), 0.1)
 
 
 def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone():
-    from_start = list(itertools.islice(flow.mini_batches(23, 5, seed=3), 12))
+    from_start = list(itertools.islice(gradient_flow.mini_batches(23, 5, seed=3), 12))
     for epoch in range(3):
         seen = np.concatenate(from_start[epoch * 4 : epoch * 4 + 4])
         assert len(np.unique(seen)) == 20
     for first in (1, 4, 7):
-        resumed = itertools.islice(flow.mini_batches(23, 5, seed=3, first_step=first), 5)
+        resumed = itertools.islice(gradient_flow.mini_batches(23, 5, seed=3, first_step=first), 5)
         np.testing.assert_array_equal(list(resumed), from_start[first : first + 5])
-    other = next(flow.mini_batches(23, 5, seed=4))
+    other = next(gradient_flow.mini_batches(23, 5, seed=4))
     assert not np.array_equal(other, from_start[0])
 
 
 def test_small_batches_and_large_networks_stay_on_one_device():
-    assert flow.data_mesh(640, 1000).size == 2
-    assert flow.data_mesh(40, 1000).size == 1
-    assert flow.data_mesh(1, 1000).size == 1
-    assert flow.data_mesh(640, flow.MAX_REPLICATED_BYTES + 1).size == 1
+    assert gradient_flow.data_mesh(640, 1000).size == 2
+    assert gradient_flow.data_mesh(40, 1000).size == 1
+    assert gradient_flow.data_mesh(1, 1000).size == 1
+    assert gradient_flow.data_mesh(640, gradient_flow.MAX_REPLICATED_BYTES + 1).size == 1
 
 
 def test_steps_at_once_are_the_steps_one_by_one():
@@ -169,12 +177,12 @@ def test_steps_at_once_are_the_steps_one_by_one():
     x, y, variables = jax.tree.map(np.float32, (x, y, variables))
     mesh, optimizer = mesh_of(1), optax.sgd(0.1, momentum=0.5)
     params = variables.pop("params")
-    batch = flow.put_batch(x, y, mesh)
+    batch = gradient_flow.put_batch(x, y, mesh)
     ends = []
     for counts in ((1,) * 5, (5,), (2, 3)):
-        state = flow.TrainState(params, optimizer.init(params))
+        state = gradient_flow.TrainState(params, optimizer.init(params))
         state, frozen = jax.tree.map(jnp.array, (state, variables))
-        step = flow.make_steps(model, optimizer, mesh)
+        step = gradient_flow.make_steps(model, optimizer, mesh)
         for count in counts:
             state, loss = step(state, frozen, batch, count)
         ends.append((state, loss))

@@ -14,7 +14,7 @@ from matplotlib import cbook
 
 from dnntk import figures
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = (
     "$5_$",
     r"\frac",

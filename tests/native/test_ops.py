@@ -11,13 +11,12 @@ import pytest
 from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP
-from dnntk.native import build as native
-from dnntk.native import ops as fused
-from dnntk.training import steps as flow
+from dnntk.native import build, ops
+from dnntk.training import gradient_flow
 from dnntk.training.ensemble import Ensemble
 
 pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu" or not native.available(), reason="needs a C++ compiler"
+    jax.default_backend() != "cpu" or not build.available(), reason="needs a C++ compiler"
 )
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
@@ -85,7 +84,7 @@ def network(shape, d_out, depth, dtype, options):
 
 
 def loss_and_gradient(model, *given):
-    return jax.jit(lambda *given: flow.loss_and_gradient(model, *given, 1))(*given)
+    return jax.jit(lambda *given: gradient_flow.loss_and_gradient(model, *given, 1))(*given)
 
 
 def assert_close(found, expected, tolerance):
@@ -97,7 +96,7 @@ def assert_close(found, expected, tolerance):
 @pytest.mark.parametrize("case", CASES)
 def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
     model, params, frozen, x, y = network(*CASES[case])
-    assert fused.supports(model, params, x)
+    assert ops.supports(model, params, x)
     tolerance = TOLERANCE[x.dtype.name]
     rng = np.random.default_rng(1)
     weight = rng.uniform(0, 1, len(x)).astype(x.dtype)
@@ -105,7 +104,7 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
 
     @jax.jit
     def plain(params):
-        outputs = lambda p: flow.apply(model, p, frozen, x)  # noqa: E731
+        outputs = lambda p: gradient_flow.apply(model, p, frozen, x)  # noqa: E731
         f, pull = jax.vjp(outputs, params)
         return f, pull(weight[:, None] * (f - y))[0], jax.jvp(outputs, (params,), (direction,))[1]
 
@@ -114,9 +113,9 @@ def test_values_gradients_and_tangents_are_those_of_the_plain_code(case, x64):
 
     @jax.jit
     def fast(params):
-        f, gradient = fused.gradient(model, params, frozen, x, weight, shift, fused.Share(2))
-        along = fused.tangent(model, params, frozen, x, direction, fused.Share(2))
-        return (f, gradient, along), fused.outputs(model, params, frozen, x, fused.Share(2))
+        f, gradient = ops.gradient(model, params, frozen, x, weight, shift, ops.Share(2))
+        along = ops.tangent(model, params, frozen, x, direction, ops.Share(2))
+        return (f, gradient, along), ops.outputs(model, params, frozen, x, ops.Share(2))
 
     found, outputs = fast(params)
     assert_close(found, expected, tolerance)
@@ -154,14 +153,14 @@ def test_what_rounding_hides_is_left_out_and_nothing_else(examples, d_in, d_out,
     @jax.jit
     def plain(params, x):
         v = jax.tree.map(lambda a: jnp.asarray(a, x.dtype), frozen)
-        f, pull = jax.vjp(lambda p: flow.apply(model, p, v, x), params)
+        f, pull = jax.vjp(lambda p: gradient_flow.apply(model, p, v, x), params)
         return blocks(f, pull(weight[:, None].astype(x.dtype) * (f - y))[0])
 
     @jax.jit
     def fast(params, x):
-        shift, share = -weight[:, None] * y, fused.Share(2)
-        found = fused.gradient(model, params, frozen, x, weight, shift, share)
-        return fused.outputs(model, params, frozen, x, share), blocks(*found)
+        shift, share = -weight[:, None] * y, ops.Share(2)
+        found = ops.gradient(model, params, frozen, x, weight, shift, share)
+        return ops.outputs(model, params, frozen, x, share), blocks(*found)
 
     for size in (1e-3, 1.0, 300.0):
         for x in (positive, np.where(zero, 0, positive)):
@@ -191,8 +190,8 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkey
 
     def gradient(threads):
         call = jax.jit(
-            lambda p: fused.gradient(
-                model, p, frozen, x, np.ones_like(y[:, 0]), -y, fused.Share(threads)
+            lambda p: ops.gradient(
+                model, p, frozen, x, np.ones_like(y[:, 0]), -y, ops.Share(threads)
             )
         )
         return call(params)
@@ -201,7 +200,7 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkey
     for threads in (2, 7):
         assert_close(gradient(threads), expected, 0)
     for name in ("BUDGET", "ROOM", "KEPT"):
-        monkeypatch.setattr(fused, name, 0)
+        monkeypatch.setattr(ops, name, 0)
     assert_close(gradient(2), expected, 0)
 
 
@@ -219,13 +218,13 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkey
 def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
     model, params, frozen, x, y = network((260, 126), 2, 40, dtype, options)
     params = jax.tree.map(lambda p: (size * p).astype(dtype), params)
-    of = fused.Blocks.of
+    of = ops.Blocks.of
 
     def gradient(**split):
         # At most as many states as that below the highest of a segment are kept, in fewer bytes.
-        monkeypatch.setattr(fused.Blocks, "of", lambda *shapes: of(*shapes)._replace(**split))
-        weight, share = np.ones_like(y[:, 0]), fused.Share(2)
-        call = jax.jit(lambda p: fused.gradient(model, p, frozen, x, weight, -y, share))
+        monkeypatch.setattr(ops.Blocks, "of", lambda *shapes: of(*shapes)._replace(**split))
+        weight, share = np.ones_like(y[:, 0]), ops.Share(2)
+        call = jax.jit(lambda p: ops.gradient(model, p, frozen, x, weight, -y, share))
         return jax.device_get(call(params))
 
     # Two layers together: the state that the higher one read was computed, the other one stored.
@@ -249,7 +248,7 @@ def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
 )
 def test_few_examples_take_the_matrix_products_sooner(shape, depth, products):
     x = np.zeros(shape, np.float32)
-    assert (fused.Blocks.for_batch(DeepNarrowMLP(depth, 1, 2.0), x).number == 0) == products
+    assert (ops.Blocks.for_batch(DeepNarrowMLP(depth, 1, 2.0), x).number == 0) == products
 
 
 @pytest.mark.parametrize(
@@ -257,21 +256,21 @@ def test_few_examples_take_the_matrix_products_sooner(shape, depth, products):
 )
 def test_descent_without_a_stored_gradient_is_the_same_step(examples, kept, dark, monkeypatch):
     model, params, frozen, x, y = network((examples, 140), 3, 23, "float32", {"dark": dark})
-    monkeypatch.setattr(fused, "BUDGET", 0)
-    monkeypatch.setattr(fused, "KEPT", kept)
-    assert fused.descends(model, params, x)
-    mesh = flow.data_mesh(len(x), 0, threaded=True)
-    batch = flow.put_batch(x, y, mesh)
+    monkeypatch.setattr(ops, "BUDGET", 0)
+    monkeypatch.setattr(ops, "KEPT", kept)
+    assert ops.descends(model, params, x)
+    mesh = gradient_flow.data_mesh(len(x), 0, threaded=True)
+    batch = gradient_flow.put_batch(x, y, mesh)
     moved = {}
-    for kind in (flow.sgd, optax.sgd):
+    for kind in (gradient_flow.sgd, optax.sgd):
         optimizer = kind(0.3)
-        state = flow.TrainState(jax.tree.map(jnp.array, params), optimizer.init(params))
-        step = flow.make_step(model, optimizer, mesh)
+        state = gradient_flow.TrainState(jax.tree.map(jnp.array, params), optimizer.init(params))
+        step = gradient_flow.make_step(model, optimizer, mesh)
         for _ in range(3):
             state, loss = step(state, frozen, batch)
         moved[kind] = state.params, loss
-    assert_close(moved[flow.sgd], moved[optax.sgd], 1e-6)
-    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), moved[flow.sgd][0], params)
+    assert_close(moved[gradient_flow.sgd], moved[optax.sgd], 1e-6)
+    change = jax.tree.map(lambda a, b: np.abs(a - b).max(), moved[gradient_flow.sgd][0], params)
     assert min(jax.tree.leaves(change)) > 0
 
 
@@ -280,8 +279,8 @@ def test_what_weighs_dark_pixels_decays_as_all_else(scale, x64):
     given = network((150, 133), 2, 7, "float64", {"dark": True, "scale": scale})
     model, params, frozen, x, y = given
     given = model, params, frozen, x, np.ones(len(x)), -y
-    f, gradient = jax.jit(lambda: fused.gradient(*given, fused.Share(2)))()
-    moved = jax.jit(lambda: fused.descent(*given, 0.01, fused.Share(2), 0.75))()
+    f, gradient = jax.jit(lambda: ops.gradient(*given, ops.Share(2)))()
+    moved = jax.jit(lambda: ops.descent(*given, 0.01, ops.Share(2), 0.75))()
     expected = jax.tree.map(lambda p, g: 0.75 * p - 0.01 * np.asarray(g), params, gradient)
     assert_close(moved, (f, expected), 1e-14)
 
@@ -291,13 +290,13 @@ def test_narrow_layers_descend_without_a_stored_gradient_where_all_blocks_run_at
     threads, monkeypatch, x64
 ):
     model, params, frozen, x, y = network((200, 2), 1, 700, "float64", {})
-    monkeypatch.setattr(fused, "threads", lambda devices: threads)
-    assert fused.Blocks.for_batch(model, x).number == 2
-    assert fused.descends(model, params, x) == (threads == 2)
+    monkeypatch.setattr(ops, "threads", lambda devices: threads)
+    assert ops.Blocks.for_batch(model, x).number == 2
+    assert ops.descends(model, params, x) == (threads == 2)
     given = model, params, frozen, x, np.ones(len(x)), -y
-    f, gradient = jax.jit(lambda: fused.gradient(*given, fused.Share(threads)))()
+    f, gradient = jax.jit(lambda: ops.gradient(*given, ops.Share(threads)))()
     # As many threads as blocks, or a gradient that is stored in the library after all.
-    f_before, moved = jax.jit(lambda: fused.descent(*given, 0.1, fused.Share(threads)))()
+    f_before, moved = jax.jit(lambda: ops.descent(*given, 0.1, ops.Share(threads)))()
     expected = jax.tree.map(lambda p, g: p - 0.1 * np.asarray(g), params, gradient)
     assert_close((f_before, moved), (f, expected), 1e-14)
 
@@ -318,26 +317,26 @@ def test_steps_in_one_call_are_those_of_the_plain_code(
 ):
     model, params, frozen, x, y = network(shape, d_out, depth, "float64", options)
     # Several segments, and as many threads as there are blocks of examples.
-    monkeypatch.setattr(fused, "threads", lambda devices: 8)
-    monkeypatch.setattr(fused, "BUDGET", 0)
-    assert fused.repeats(model, params, x)
-    mesh = flow.data_mesh(len(x), 0, threaded=True)
-    batch = flow.put_batch(x, y, mesh)
-    rate = 0.01 * flow.learning_rate(model, 1.0) if math.isfinite(model.scale) else 0.01
+    monkeypatch.setattr(ops, "threads", lambda devices: 8)
+    monkeypatch.setattr(ops, "BUDGET", 0)
+    assert ops.repeats(model, params, x)
+    mesh = gradient_flow.data_mesh(len(x), 0, threaded=True)
+    batch = gradient_flow.put_batch(x, y, mesh)
+    rate = 0.01 * gradient_flow.learning_rate(model, 1.0) if math.isfinite(model.scale) else 0.01
 
     def after(kind, counts):
-        state = flow.TrainState(jax.tree.map(jnp.array, params), kind(rate).init(params))
-        step = flow.make_steps(model, kind(rate), mesh)
+        state = gradient_flow.TrainState(jax.tree.map(jnp.array, params), kind(rate).init(params))
+        step = gradient_flow.make_steps(model, kind(rate), mesh)
         for count in counts:
             state, loss = step(state, frozen, batch, count)
         return state.params, loss
 
-    together = after(flow.sgd, (5,))
+    together = after(gradient_flow.sgd, (5,))
     with monkeypatch.context() as plain:
-        plain.setattr(fused, "supports", lambda *given: False)
+        plain.setattr(ops, "supports", lambda *given: False)
         expected = after(optax.sgd, (5,))
     assert_close(together, expected, 1e-12)
-    assert_close(after(flow.sgd, (1, 3, 1)), together, 0)
+    assert_close(after(gradient_flow.sgd, (1, 3, 1)), together, 0)
     for name in ("middle", "last"):  # the first layer and biases do not, where C is infinite
         assert np.any(np.asarray(together[0][name]["kernel"]) != params[name]["kernel"])
 
@@ -348,16 +347,21 @@ def test_host_devices_take_the_steps_of_one(init):
 
     def after(devices, counts):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-        state = flow.TrainState(jax.tree.map(jnp.array, params), flow.sgd(0.01).init(params))
-        state, others = (flow.put_replicated(tree, mesh) for tree in (state, frozen))
-        step, batch = flow.make_steps(model, flow.sgd(0.01), mesh), flow.put_batch(x, y, mesh)
+        state = gradient_flow.TrainState(
+            jax.tree.map(jnp.array, params), gradient_flow.sgd(0.01).init(params)
+        )
+        state, others = (gradient_flow.put_replicated(tree, mesh) for tree in (state, frozen))
+        step, batch = (
+            gradient_flow.make_steps(model, gradient_flow.sgd(0.01), mesh),
+            gradient_flow.put_batch(x, y, mesh),
+        )
         for count in counts:
             state, loss = step(state, others, batch, count)
         copies = [p.addressable_shards for p in jax.tree.leaves(state.params)]
         assert all(len(shards) == devices for shards in copies)
         return [[np.asarray(shard.data) for shard in shards] for shards in copies], loss
 
-    assert flow.BY_FIRST < 39
+    assert gradient_flow.BY_FIRST < 39
     expected, loss = after(1, (39,))
     for counts in ((39,), (1, 20, 18)):
         found, its_loss = after(2, counts)
@@ -370,35 +374,39 @@ def test_host_devices_take_the_steps_of_one(init):
 def test_of_several_devices_the_first_keeps_the_parameters(x64):
     model, params, frozen, x, y = network((50, 130), 2, 9, "float64", {})
     found, need = {}, {}
-    for devices, kind in ((1, optax.sgd), (2, flow.sgd), (2, optax.sgd)):
+    for devices, kind in ((1, optax.sgd), (2, gradient_flow.sgd), (2, optax.sgd)):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
-        state = flow.TrainState(jax.tree.map(jnp.array, params), kind(0.01).init(params))
-        state, others = (flow.put_replicated(tree, mesh) for tree in (state, frozen))
-        batch = flow.put_batch(x, y, mesh)
-        step = flow.make_step(model, kind(0.01), mesh).lower(state, others, batch).compile()
-        need[devices, kind] = flow.step_bytes(step, model, params, x, mesh)
+        state = gradient_flow.TrainState(jax.tree.map(jnp.array, params), kind(0.01).init(params))
+        state, others = (gradient_flow.put_replicated(tree, mesh) for tree in (state, frozen))
+        batch = gradient_flow.put_batch(x, y, mesh)
+        step = (
+            gradient_flow.make_step(model, kind(0.01), mesh).lower(state, others, batch).compile()
+        )
+        need[devices, kind] = gradient_flow.step_bytes(step, model, params, x, mesh)
         for _ in range(3):
             state, loss = step(state, others, batch)
         found[devices, kind] = state.params, loss
-    assert_close(found[2, flow.sgd], found[1, optax.sgd], 1e-12)
-    moved = found[2, flow.sgd][0]["middle"]["kernel"] - params["middle"]["kernel"]
+    assert_close(found[2, gradient_flow.sgd], found[1, optax.sgd], 1e-12)
+    moved = found[2, gradient_flow.sgd][0]["middle"]["kernel"] - params["middle"]["kernel"]
     assert np.abs(moved).max() > 1e-6
     held = sum(p.nbytes for p in jax.tree.leaves(params))
-    assert need[2, flow.sgd] < need[2, optax.sgd] - held
+    assert need[2, gradient_flow.sgd] < need[2, optax.sgd] - held
 
 
 def test_a_wide_step_holds_its_parameters_once():
     model, params, frozen, x, y = network((64, 500), 3, 40, "float32", {})
-    mesh = flow.data_mesh(len(x), 0, threaded=True)
-    batch = flow.put_batch(x, y, mesh)
+    mesh = gradient_flow.data_mesh(len(x), 0, threaded=True)
+    batch = gradient_flow.put_batch(x, y, mesh)
     need = {}
-    for kind in (flow.sgd, optax.sgd):
-        state = flow.TrainState(params, kind(0.1).init(params))
-        compiled = flow.make_step(model, kind(0.1), mesh).lower(state, frozen, batch).compile()
-        need[kind] = flow.step_bytes(compiled, model, params, x, mesh)
+    for kind in (gradient_flow.sgd, optax.sgd):
+        state = gradient_flow.TrainState(params, kind(0.1).init(params))
+        compiled = (
+            gradient_flow.make_step(model, kind(0.1), mesh).lower(state, frozen, batch).compile()
+        )
+        need[kind] = gradient_flow.step_bytes(compiled, model, params, x, mesh)
     held = sum(p.nbytes for p in jax.tree.leaves(params))
-    assert need[flow.sgd] < 1.6 * held
-    assert need[optax.sgd] > need[flow.sgd] + 0.9 * held
+    assert need[gradient_flow.sgd] < 1.6 * held
+    assert need[optax.sgd] > need[gradient_flow.sgd] + 0.9 * held
 
 
 def test_networks_side_by_side_are_each_one_alone():
@@ -416,21 +424,23 @@ def test_networks_side_by_side_are_each_one_alone():
 
 def test_without_the_library_training_is_the_same_to_rounding(monkeypatch, x64):
     model, params, frozen, x, y = network((20, 4, 4, 1), 2, 9, "float64", {})
-    batch = flow.Batch(x, y, np.ones(len(x)))
+    batch = gradient_flow.Batch(x, y, np.ones(len(x)))
     expected = loss_and_gradient(model, params, frozen, batch)
-    monkeypatch.setattr(native, "available", lambda: False)
-    assert not fused.supports(model, params, x)
+    monkeypatch.setattr(build, "available", lambda: False)
+    assert not ops.supports(model, params, x)
     assert_close(loss_and_gradient(model, params, frozen, batch), expected, 1e-12)
     assert_close(
-        flow.outputs(model, params, frozen, x, 1), flow.apply(model, params, frozen, x), 1e-12
+        gradient_flow.outputs(model, params, frozen, x, 1),
+        gradient_flow.apply(model, params, frozen, x),
+        1e-12,
     )
 
 
 @pytest.mark.parametrize("depth", [5, 31])
 def test_an_accelerators_loop_over_layers_computes_the_same(depth, monkeypatch, x64):
     model, params, frozen, x, y = network((6, 3, 4, 1), 2, depth, "float64", {})
-    batch = flow.Batch(x, y, np.ones(len(x)))
-    monkeypatch.setattr(native, "available", lambda: False)
+    batch = gradient_flow.Batch(x, y, np.ones(len(x)))
+    monkeypatch.setattr(build, "available", lambda: False)
     expected = loss_and_gradient(model, params, frozen, batch)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert_close(loss_and_gradient(model, params, frozen, batch), expected, 1e-12)
@@ -439,11 +449,11 @@ def test_an_accelerators_loop_over_layers_computes_the_same(depth, monkeypatch, 
 def test_what_the_library_has_no_code_for_runs_in_the_plain_code():
     for shape, options in (((4, 3, 3, 260), {}), ((4, 9, 9, 1), {"kernel_size": 7})):
         model, params, _, x, _ = network(shape, 1, 4, "float32", options)
-        assert not fused.supports(model, params, x)
+        assert not ops.supports(model, params, x)
     model, params, _, x, _ = network((4, 3), 1, 2, "float32", {})  # no middle layers
-    assert not fused.supports(model, params, x)
+    assert not ops.supports(model, params, x)
     model, params, _, x, _ = network((4, 3), 1, 4, "float32", {})
-    assert not fused.supports(model, params, x.astype(np.float16))
+    assert not ops.supports(model, params, x.astype(np.float16))
 
 
 @pytest.mark.parametrize("compiler", ["/nonexistent/c++", "/bin/false"])
@@ -451,19 +461,19 @@ def test_without_a_compiler_one_line_says_so(compiler, monkeypatch, tmp_path, ca
     monkeypatch.setenv("CXX", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO, "dnntk"):
-        assert not native.available.__wrapped__()
+        assert not build.available.__wrapped__()
     (record,) = caplog.records
     assert "plain JAX" in record.getMessage() and "\n" not in record.getMessage()
 
 
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("DNNTK_NATIVE", "0")
-    assert not native.available.__wrapped__()
+    assert not build.available.__wrapped__()
 
 
 def test_code_is_never_loaded_from_a_folder_that_others_can_write_to(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    own = native._folder()
+    own = build._folder()
     assert own == tmp_path / "dnntk" and own.stat().st_mode & 0o077 == 0
     own.chmod(0o777)
-    assert native._folder() != own
+    assert build._folder() != own

@@ -16,7 +16,7 @@ from dnntk.errors import InputError
 from dnntk.infinite_depth import savefile
 from dnntk.infinite_depth.prediction import predict
 from dnntk.kernel import limit_ntk
-from dnntk.native import build as native
+from dnntk.native import build
 from dnntk.report.reading import find_workdirs
 from dnntk.runs import checkpoints
 from dnntk.runs.checkpoints import Checkpoints
@@ -128,7 +128,7 @@ def test_a_home_is_expanded_wherever_a_path_is_given(tmp_path, monkeypatch):
         predict(compare="~/none")
     with pytest.raises(InputError, match="no train-images"):
         dnntk.load_dataset("mnist", data_dir="~/run")
-    assert native._folder() == home / ".cache" / "dnntk"
+    assert build._folder() == home / ".cache" / "dnntk"
     assert not any(here.iterdir())
 
 
@@ -156,7 +156,7 @@ def test_a_user_without_a_home_gets_one_line_or_another_folder(tmp_path, monkeyp
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.setattr(pwd, "getpwnam", unknown)
     monkeypatch.chdir(tmp_path)
-    assert native._folder().is_dir() and native._folder() == native._scratch()
+    assert build._folder().is_dir() and build._folder() == build._scratch()
     with pytest.raises(
         InputError, match="data_dir: expected a folder to read, or a home"
     ) as caught:
@@ -166,11 +166,11 @@ def test_a_user_without_a_home_gets_one_line_or_another_folder(tmp_path, monkeyp
         dnntk.train(TrainConfig(depth=4), "~/x", progress=False)
     one_line(caught)
     monkeypatch.setenv("XDG_CACHE_HOME", "~/cache")
-    assert native._folder() == native._scratch()
+    assert build._folder() == build._scratch()
     monkeypatch.setenv("HOME", str(tmp_path / "afile"))
     (tmp_path / "afile").write_text("")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert native._folder() == native._scratch()
+    assert build._folder() == build._scratch()
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -200,12 +200,12 @@ def test_a_compiler_may_have_several_words(tmp_path, monkeypatch):
     wrapper = tmp_path / "my tools" / "wrapper"
     wrapper.write_text('#!/bin/sh\nexec "$@"\n')
     wrapper.chmod(0o755)
-    version = native._output([plain, "--version"])
+    version = build._output([plain, "--version"])
     for named in (plain, f"'{wrapper}' {plain}", f"env A=b '{plain}'", f" {plain} -O1 "):
         monkeypatch.setenv("CXX", named)
-        assert native._output([*native._compiler(), "--version"]) == version
+        assert build._output([*build._compiler(), "--version"]) == version
     monkeypatch.setenv("CXX", str(wrapper))  # unquoted
-    assert native._compiler() == [str(wrapper)]
+    assert build._compiler() == [str(wrapper)]
     for empty in ("", " "):
         monkeypatch.setenv("CXX", empty)
-        assert len(native._compiler()) == 1
+        assert len(build._compiler()) == 1
