@@ -289,7 +289,7 @@ class _Problem:
         """K_L of one network at initialization, all inputs by training ones: [N + n, N].
 
         Every layer adds the products of its inputs, and of its biases over C^2; the first layer's
-        inputs count 1 / C^2 too. The mean over networks is in BUILD_NOTES, "Finite depth, exactly".
+        inputs count 1 / C^2 too. The mean over networks is in BUILD_NOTES, "Finite depth exactly".
         """
         first = {"kernel": drawn["first"]["kernel"][None] / scale, "bias": drawn["first"]["bias"]}
         x = self.inputs
