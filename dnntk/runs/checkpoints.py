@@ -22,9 +22,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dnntk.runtime import processes
 from dnntk.errors import InputError
 from dnntk.runs.folder import parsed
+from dnntk.runtime import processes
 
 CHECKSUMS = "checksums.json"
 # Larger arrays are written and read in pieces of so many bytes, and with them go files of twice as

@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 
-from dnntk.runtime import processes
 from dnntk.errors import InputError
 from dnntk.runs.locks import LOCK, FolderLock
 from dnntk.runs.paths import as_path
+from dnntk.runtime import processes
 
 log = logging.getLogger("dnntk")
 

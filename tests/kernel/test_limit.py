@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dnntk import kernel
 from dnntk.errors import InputError
-from dnntk.kernel import arccos1, limit_ntk
+from dnntk.kernel import arccos1, limit, limit_ntk
 
 DTYPES = (np.float32, np.float64)
 
@@ -198,7 +197,7 @@ def test_independent_of_the_block_size(shape, elements):
     x2 = jnp.asarray(rng.normal(size=(10, *shape)), jnp.float32)
 
     def value(right, size):
-        return np.asarray(kernel._limit_ntk(x1, right, 1.0, 0.5, 2, 3, size))
+        return np.asarray(limit._limit_ntk(x1, right, 1.0, 0.5, 2, 3, size))
 
     for right in (None, x2):
         whole = value(right, 10**6)
@@ -312,7 +311,7 @@ def test_gradients_are_independent_of_the_block_size(x64, shape, symmetric):
     def gradient(elements):
         def loss(x):
             right = None if symmetric else x[::-1] + x[:1]
-            return jnp.sum(weights * kernel._limit_ntk(x, right, 1.0, 0.5, 2, 3, elements))
+            return jnp.sum(weights * limit._limit_ntk(x, right, 1.0, 0.5, 2, 3, elements))
 
         return jax.jit(jax.grad(loss))(x)
 

@@ -22,7 +22,8 @@ import collections, json, os, sys
 import jax
 jax.config.update("jax_num_cpu_devices", int(sys.argv[1]))
 import numpy as np
-from dnntk import KernelFlow, devices
+from dnntk import KernelFlow
+from dnntk.runtime import devices
 from dnntk.kernel import limit_ntk
 
 devices.worth = lambda work, compiling, most: most  # so little work is not worth a device

@@ -87,7 +87,8 @@ import json, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 4)
 import jax.numpy as jnp, numpy as np
-from dnntk import flow, layers, pipeline
+from dnntk.networks import layers
+from dnntk.training import gradient_flow, pipeline
 from dnntk.networks.models import DeepNarrowMLP
 
 stages, examples = 4, 32
