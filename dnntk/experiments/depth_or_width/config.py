@@ -16,7 +16,7 @@ from dnntk.training.config import DTYPES, TrainConfig
 
 # The toy task has no classes.
 LABELLED = tuple(name for name in DATASETS if name != "toy")
-# Examples to train on unless told otherwise.
+# Examples to train on by default.
 TRAIN_EXAMPLES = {"digits": 1000}
 MANY_TRAIN_EXAMPLES = 2000
 
