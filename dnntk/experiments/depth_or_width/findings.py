@@ -89,10 +89,10 @@ def _verdict(differences: list[tuple[float, float]], names: tuple[str, str]) -> 
     total = len(differences)
     if not ahead and not behind:
         return "no difference beyond twice the error"
-    told = [
+    leads = [
         f"{n} ahead at {k} of {total}" for n, k in zip(names, (ahead, behind), strict=True) if k
     ]
-    return "; ".join(told) + " beyond twice the error"
+    return "; ".join(leads) + " beyond twice the error"
 
 
 def _limits(dataset: str, limit: dict[str, Any], examples: int) -> list[str]:
