@@ -11,7 +11,7 @@ class Diverged(ArithmeticError):
     """The loss became NaN or grew without bound.
 
     Attributes:
-      history: the evaluations until then.
+        history: the evaluations until then.
     """
 
     def __init__(self, message: str, history: list[dict[str, Any]]) -> None:
@@ -24,7 +24,7 @@ class Stopped(SystemExit):
     """SIGTERM: everything is written, and the process ends with status 128 + 15.
 
     Attributes:
-      message: one line that says how to go on.
+        message: one line that says how to go on.
     """
 
     def __init__(self, message: str) -> None:
@@ -37,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, or SIGINT: everything is written; a script ends with status 128 + 2.
 
     Attributes:
-      message: one line that says how to go on.
+        message: one line that says how to go on.
     """
 
     def __init__(self, message: str) -> None:

@@ -51,9 +51,9 @@ class Report(NamedTuple):
     """How the sweeps of each chunk of layers went, [chunks] each.
 
     Attributes:
-      sweeps: sweeps made.
-      change: the last sweep's largest change of a state h, relative to 1 + |h|.
-      sequential: True where the states had not settled, and the layer loop was run instead.
+        sweeps: sweeps made.
+        change: the last sweep's largest change of a state h, relative to 1 + |h|.
+        sequential: True where the states had not settled, and the layer loop was run instead.
     """
 
     sweeps: jax.Array
@@ -77,21 +77,22 @@ def outputs(
     layer by layer, so that the result is right in every regime; ``report.sequential`` tells.
 
     Args:
-      model: either architecture, ``deep_narrow`` in the ``ntk`` form.
-      variables: of ``model``, trained or not.
-      x: [n, d_in] or [n, H, W, c], as ``model`` takes it.
-      iterations: sweeps a chunk may take; None is 24.
-      tolerance: change of a state, relative to 1 + |h|, below which it is settled (of a cotangent,
-        relative to the largest of its unit); None is 16 times the dtype's rounding unit. Settled
-        states are nearer to the network's than that: the next change would be smaller.
-      chunk: layers at a time; None is what keeps one array of states under 4 million numbers.
-        About eight such arrays are in memory, and for a gradient one state a chunk.
+        model: either architecture, ``deep_narrow`` in the ``ntk`` form.
+        variables: of ``model``, trained or not.
+        x: [n, d_in] or [n, H, W, c], as ``model`` takes it.
+        iterations: sweeps a chunk may take; None is 24.
+        tolerance: change of a state, relative to 1 + |h|, below which it is settled (of a
+            cotangent, relative to the largest of its unit); None is 16 times the dtype's rounding
+            unit. Settled states are nearer to the network's than that: the next change would be
+            smaller.
+        chunk: layers at a time; None is what keeps one array of states under 4 million numbers.
+            About eight such arrays are in memory, and for a gradient one state a chunk.
 
     Returns:
-      (outputs [n, d_out] in the dtype of ``model.apply``, `Report`).
+        (outputs [n, d_out] in the dtype of ``model.apply``, `Report`).
 
     Raises:
-      InputError: the model is not as above, or a number out of its range.
+        InputError: the model is not as above, or a number out of its range.
     """
     if model.parametrization != "ntk" or model.initialization != "deep_narrow":
         raise InputError(

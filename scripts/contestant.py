@@ -36,7 +36,7 @@ class Contestant:
         """Start ``script`` on ``job``; no answer may take longer than ``seconds_allowed``.
 
         Raises:
-          Gone: it was not ready in time, or ended.
+            Gone: it was not ready in time, or ended.
         """
         self._allowed = seconds_allowed
         self._process = subprocess.Popen(
@@ -58,7 +58,7 @@ class Contestant:
         """Take training steps: the ``loss`` before the last of them, ``seconds``, memory, ....
 
         Raises:
-          Gone: it took longer than it may, or ended.
+            Gone: it took longer than it may, or ended.
         """
         return self._ask(steps)
 
@@ -104,7 +104,7 @@ class Steps(Protocol):
     """What a contestant's script makes of its job.
 
     Attributes:
-      facts: for the benchmark, as JSON takes it; ``gradient_bytes`` is a gradient's size.
+        facts: for the benchmark, as JSON takes it; ``gradient_bytes`` is a gradient's size.
     """
 
     facts: dict[str, Any]

@@ -99,12 +99,12 @@ class Rules:
     """How a race goes.
 
     Attributes:
-      turns: of every contestant, after the warm-up; more where ``seconds`` have not passed yet.
-      turn_seconds: what a turn's steps should fill.
-      checked_steps: losses before these first steps are compared; they are the warm-up.
-      seconds_allowed: for a peer's preparation, compilation included, and for each of its turns.
-      seconds: for the turns of all, at least.
-      compiles: compilations, the least of which is told.
+        turns: of every contestant, after the warm-up; more where ``seconds`` have not passed yet.
+        turn_seconds: what a turn's steps should fill.
+        checked_steps: losses before these first steps are compared; they are the warm-up.
+        seconds_allowed: for a peer's preparation, compilation included, and for each of its turns.
+        seconds: for the turns of all, at least.
+        compiles: compilations, the least of which is told.
     """
 
     turns: int
@@ -121,7 +121,7 @@ def race(
     """Let the contestants called ``names`` train, the first of them `dnntk`'s; a record each.
 
     Raises:
-      RuntimeError: losses differ by more than `tolerance`, or one of `dnntk`'s own ended.
+        RuntimeError: losses differ by more than `tolerance`, or one of `dnntk`'s own ended.
     """
     records = {name: Record(name) for name in names}
     with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -50,24 +50,25 @@ class AccumulationConfig:
     """Settings of figure 5.1; the defaults are the thesis's.
 
     Attributes:
-      arch: "mlp" or "cnn".
-      depth: weight layers, at least 2.
-      scale: C; None is the thesis's rule, depth^2 / 2000. May be infinite.
-      dataset: "toy" (MLP only), "digits", "mnist" or "fashion_mnist".
-      classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
-      data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
-      pool: side of the average pool over the images; None is 4 for the MNIST sets and 1 otherwise.
-      train_examples: to train on, at most; all of them in every step. Not more than 4,096.
-      steps: of gradient descent.
-      time_step: kernel time of a step; None is the thesis's 0.5 for the toy, and a safe fraction of
-        2 / lambda_max of the network's kernel for images.
-      rho, beta: standard deviations of the random weights and biases.
-      kernel_size: side of the CNN's filters, odd.
-      points: held-out inputs to follow through the layers.
-      output: which output, from 0 on; -1 is the last, the thesis's rightmost neuron.
-      draws: random units that the predicted distribution of the shares is drawn from.
-      dtype: of training. What is measured afterwards is computed in float64.
-      seed: of the split, the initialization and the draws.
+        arch: "mlp" or "cnn".
+        depth: weight layers, at least 2.
+        scale: C; None is the thesis's rule, depth^2 / 2000. May be infinite.
+        dataset: "toy" (MLP only), "digits", "mnist" or "fashion_mnist".
+        classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+        data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
+        pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
+            otherwise.
+        train_examples: to train on, at most; all of them in every step. Not more than 4,096.
+        steps: of gradient descent.
+        time_step: kernel time of a step; None is the thesis's 0.5 for the toy, and a safe fraction
+            of 2 / lambda_max of the network's kernel for images.
+        rho, beta: standard deviations of the random weights and biases.
+        kernel_size: side of the CNN's filters, odd.
+        points: held-out inputs to follow through the layers.
+        output: which output, from 0 on; -1 is the last, the thesis's rightmost neuron.
+        draws: random units that the predicted distribution of the shares is drawn from.
+        dtype: of training. What is measured afterwards is computed in float64.
+        seed: of the split, the initialization and the draws.
     """
 
     arch: str = "mlp"
@@ -119,14 +120,14 @@ class Accumulation:
     """One output of a trained network at p inputs, layer by layer; float64.
 
     Attributes:
-      labels: p names of the inputs.
-      targets: [p].
-      trained: [depth, p], figure 5.1: the neuron after layers 1 to depth, compensated for C.
-      theory: [depth, p], linear theory of the same network.
-      limit: [p], f_t of the infinitely deep network.
-      off: [depth - 1, p]: is the layer's random unit off? In a CNN, at which share of the pixels.
-      drawn: [draws, p], depth times the share of a layer, by theory alone.
-      summary: the content of summary.json.
+        labels: p names of the inputs.
+        targets: [p].
+        trained: [depth, p], figure 5.1: the neuron after layers 1 to depth, compensated for C.
+        theory: [depth, p], linear theory of the same network.
+        limit: [p], f_t of the infinitely deep network.
+        off: [depth - 1, p]: is the layer's random unit off? In a CNN, at which share of the pixels.
+        drawn: [draws, p], depth times the share of a layer, by theory alone.
+        summary: the content of summary.json.
     """
 
     labels: list[str]
@@ -163,18 +164,18 @@ def accumulate(
     """Train a network, follow its output through the layers, and compare with linear theory.
 
     Args:
-      config: the experiment; None is the thesis's figure 5.1.
-      workdir: folder for configuration, training run, curves, summary, figures; None writes none.
-      resume: go on with the training that ``workdir`` holds.
-      progress: show a bar.
+        config: the experiment; None is the thesis's figure 5.1.
+        workdir: folder for configuration, training run, curves, summary, figures; None writes none.
+        resume: go on with the training that ``workdir`` holds.
+        progress: show a bar.
 
     Returns:
-      The curves, the predictions and how far they are apart. Beside training: time and memory of a
-      few evaluations of the network in float64, and of an eigendecomposition of its kernel.
+        The curves, the predictions and how far they are apart. Beside training: time and memory of
+        a few evaluations of the network in float64, and of an eigendecomposition of its kernel.
 
     Raises:
-      InputError: the configuration, the data or the workdir cannot be used; the message says why.
-      Diverged: the loss became NaN or grew without bound.
+        InputError: the configuration, the data or the workdir cannot be used; the message says why.
+        Diverged: the loss became NaN or grew without bound.
     """
     config = config or AccumulationConfig()
     begun = time.perf_counter()

@@ -35,12 +35,12 @@ class ErrataConfig:
     """How the networks are measured.
 
     Attributes:
-      depth: of every network; their kernels scatter around the limit by O(1/sqrt(depth)).
-      networks: initializations a statement.
-      seed: of inputs and initializations.
+        depth: of every network; their kernels scatter around the limit by O(1/sqrt(depth)).
+        networks: initializations a statement.
+        seed: of inputs and initializations.
 
     Raises:
-      InputError: a value is not as above.
+        InputError: a value is not as above.
     """
 
     depth: int = 1000
@@ -141,15 +141,15 @@ def errata(
     """Every statement printed, corrected and measured.
 
     Args:
-      config: depth and number of the networks; None is the default.
-      workdir: folder for the configuration, the summary and the figure; None writes nothing.
-      progress: show a progress bar.
+        config: depth and number of the networks; None is the default.
+        workdir: folder for the configuration, the summary and the figure; None writes nothing.
+        progress: show a progress bar.
 
     Returns:
-      A dict a statement: statement, setting, printed, corrected, measured, standard_error, ....
+        A dict a statement: statement, setting, printed, corrected, measured, standard_error, ....
 
     Raises:
-      InputError: the workdir cannot be used.
+        InputError: the workdir cannot be used.
     """
     config, begun = config or ErrataConfig(), time.perf_counter()
     folder = None if workdir is None else RunFolder(workdir)

@@ -50,16 +50,16 @@ class InitializationConfig:
     """The networks to draw.
 
     Attributes:
-      arch: "mlp" (figure 3.1), "cnn" (figure 3.2) or "both".
-      d_in: inputs of the MLP.
-      d_out: outputs; None is the thesis's, 2 of the MLP and 1 of the CNN.
-      height, width, channels: of the CNN's image.
-      kernel_size: side of its filters, odd.
-      depth: weight layers, at least 2; of more than 7, some are an ellipsis.
-      scale: C; None is depth^2.2. It cannot be 1, which is another style.
-      rho, beta: standard deviations of the random weights and biases.
-      init: "deep_narrow", or for comparison "he_uniform" or "torch_default".
-      seed: of the parameters and of the example that the units are shaded by.
+        arch: "mlp" (figure 3.1), "cnn" (figure 3.2) or "both".
+        d_in: inputs of the MLP.
+        d_out: outputs; None is the thesis's, 2 of the MLP and 1 of the CNN.
+        height, width, channels: of the CNN's image.
+        kernel_size: side of its filters, odd.
+        depth: weight layers, at least 2; of more than 7, some are an ellipsis.
+        scale: C; None is depth^2.2. It cannot be 1, which is another style.
+        rho, beta: standard deviations of the random weights and biases.
+        init: "deep_narrow", or for comparison "he_uniform" or "torch_default".
+        seed: of the parameters and of the example that the units are shaded by.
     """
 
     arch: str = "both"
@@ -144,9 +144,9 @@ class Initialized:
     """What was found in one network's literal parameters.
 
     Attributes:
-      diagram: the styles of all parameters, and what the picture needs beside them.
-      outputs: [2, `EXAMPLES`, d_out], f(x) of the ntk form and of the literal one.
-      parameters: how many numbers they are.
+        diagram: the styles of all parameters, and what the picture needs beside them.
+        outputs: [2, `EXAMPLES`, d_out], f(x) of the ntk form and of the literal one.
+        parameters: how many numbers they are.
     """
 
     diagram: Diagram
@@ -173,8 +173,8 @@ def activations(params: dict[str, Any], x: np.ndarray) -> list[np.ndarray]:
     """What the layers of a literal network hold on one input [d_in] or [H, W, c].
 
     Returns:
-      L + 1 times [H, W, units] (MLP: H = W = 1): the input, the L - 1 outputs of ReLUs, and the
-      last layer's values, before the CNN's average.
+        L + 1 times [H, W, units] (MLP: H = W = 1): the input, the L - 1 outputs of ReLUs, and the
+        last layer's values, before the CNN's average.
     """
     filters = {name: np.asarray(params[name]["kernel"]) for name in params}
     if x.ndim == 1:
@@ -206,15 +206,15 @@ def initialize(
     """Build the networks, tell their parameters apart, draw them.
 
     Args:
-      config: the networks; None is those of figures 3.1 and 3.2.
-      workdir: folder for configuration, summary, figures; None writes nothing.
-      resume: draw again in a ``workdir`` that holds the same networks.
+        config: the networks; None is those of figures 3.1 and 3.2.
+        workdir: folder for configuration, summary, figures; None writes nothing.
+        resume: draw again in a ``workdir`` that holds the same networks.
 
     Returns:
-      What was found, by architecture.
+        What was found, by architecture.
 
     Raises:
-      InputError: the configuration or the workdir cannot be used; the message says why.
+        InputError: the configuration or the workdir cannot be used; the message says why.
     """
     config = config or InitializationConfig()
     folder = None if workdir is None else RunFolder(workdir)

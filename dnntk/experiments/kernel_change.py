@@ -15,12 +15,12 @@ def alignment(kernel: np.ndarray, y: np.ndarray) -> float:
     <K_c, T_c>_F / (||K_c||_F ||T_c||_F), with K_c = H K H, H = I - 1 1^T / n, and T = y y^T.
 
     Args:
-      kernel: [n, n]; or [n, n, k, k] over outputs, of which the trace is taken.
-      y: [n, k], targets.
+        kernel: [n, n]; or [n, n, k, k] over outputs, of which the trace is taken.
+        y: [n, k], targets.
 
     Returns:
-      1 where the kernel is, up to a constant and a factor, that of the targets themselves; of
-      positive semidefinite kernels at least 0. NaN where either is constant.
+        1 where the kernel is, up to a constant and a factor, that of the targets themselves; of
+        positive semidefinite kernels at least 0. NaN where either is constant.
     """
     kernel = np.asarray(kernel, np.float64)
     if kernel.ndim == 4:

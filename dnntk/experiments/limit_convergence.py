@@ -53,17 +53,17 @@ class Comparison:
     """One architecture beside its limit, on m held-out examples.
 
     Attributes:
-      times: [T], kernel times.
-      depths: [D].
-      limit: [T, m, d_out], the limit's f_t.
-      outputs: [D, trials, T, m, d_out], of the trained networks.
-      differences: [D, trials, T], RMS of outputs - limit over RMS of the limit.
-      linear: [D, T], the same of networks linear in their parameters: root mean square of draws.
-      first_order: [D, T], the same to first order in the change of the kernel.
-      discretization: [T], the same of the limit itself, trained in steps of ``time_step``.
-      time_step: kernel time of a step.
-      fits: T times the fitted power of depth, ``exponent``, ``low``, ``high`` (95%), ``factor``; or
-        None below three depths.
+        times: [T], kernel times.
+        depths: [D].
+        limit: [T, m, d_out], the limit's f_t.
+        outputs: [D, trials, T, m, d_out], of the trained networks.
+        differences: [D, trials, T], RMS of outputs - limit over RMS of the limit.
+        linear: [D, T], the same of networks linear in their parameters: root mean square of draws.
+        first_order: [D, T], the same to first order in the change of the kernel.
+        discretization: [T], the same of the limit itself, trained in steps of ``time_step``.
+        time_step: kernel time of a step.
+        fits: T times the fitted power of depth, ``exponent``, ``low``, ``high`` (95%), ``factor``;
+            or None below three depths.
     """
 
     times: np.ndarray
@@ -107,16 +107,16 @@ def converge_to_limit(
     """Train networks of growing depth and compare what they predict with the limit's prediction.
 
     Args:
-      config: the experiment; None is the default one, on scikit-learn's digits.
-      workdir: folder for configuration, runs, summary, figure; None writes nothing.
-      resume: keep the networks that ``workdir`` holds and go on with the rest.
-      progress: show a bar a group of networks.
+        config: the experiment; None is the default one, on scikit-learn's digits.
+        workdir: folder for configuration, runs, summary, figure; None writes nothing.
+        resume: keep the networks that ``workdir`` holds and go on with the rest.
+        progress: show a bar a group of networks.
 
     Returns:
-      The comparison by architecture.
+        The comparison by architecture.
 
     Raises:
-      InputError: the configuration, the data or the workdir cannot be used; the message says why.
+        InputError: the configuration, the data or the workdir cannot be used; the message says why.
     """
     config = config or LimitConfig()
     folder = None if workdir is None else RunFolder(workdir)

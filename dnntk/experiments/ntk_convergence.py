@@ -50,20 +50,21 @@ class ConvergenceConfig:
     """Settings of section 5.1 and of the sweep that goes beyond it.
 
     Attributes:
-      depths: of figure 4.1.
-      scale: C at these depths; None is the thesis's, depth^2 / 2000.
-      trials: independent initializations of every network.
-      steps: full-batch steps of the figure's runs.
-      time_step: kernel time of a step; 0.5 is the published runs' (their learning rate times
-        depth times C^2 times 2, as their gradient is twice the thesis's).
-      rho, beta: standard deviations of the Gaussian weights (times sqrt(d_in)) and biases (over C).
-      dtype: "float64", the published runs', or "float32".
-      sweep_depths: depths of the rates; () leaves the sweep out.
-      sweep_steps: steps of each of its runs.
-      sweep_scale: C of its second rule, the same at all depths (5 is the thesis's at depth 100);
-        the first is depth^2.2.
-      psi_2_depth: Psi_2, which costs depth squared, is computed up to here.
-      seed: of the initializations.
+        depths: of figure 4.1.
+        scale: C at these depths; None is the thesis's, depth^2 / 2000.
+        trials: independent initializations of every network.
+        steps: full-batch steps of the figure's runs.
+        time_step: kernel time of a step; 0.5 is the published runs' (their learning rate times
+            depth times C^2 times 2, as their gradient is twice the thesis's).
+        rho, beta: standard deviations of the Gaussian weights (times sqrt(d_in)) and biases (over
+            C).
+        dtype: "float64", the published runs', or "float32".
+        sweep_depths: depths of the rates; () leaves the sweep out.
+        sweep_steps: steps of each of its runs.
+        sweep_scale: C of its second rule, the same at all depths (5 is the thesis's at depth 100);
+            the first is depth^2.2.
+        psi_2_depth: Psi_2, which costs depth squared, is computed up to here.
+        seed: of the initializations.
     """
 
     depths: tuple[int, ...] = (100, 10_000)
@@ -121,13 +122,13 @@ class ConvergenceResult:
     """What `converge` found.
 
     Attributes:
-      angles: [n], of the inputs on the arc.
-      limit: [n], the limit kernel Theta^infinity(x0, x).
-      runs: arrays of each run by its setting's name: ``step`` [r], ``kernel`` [r, trials, n],
-        ``loss``, ``sign_changes``, ``gamma``, ``psi_2`` [r, trials], ``outputs`` [trials, n];
-        entry 0 is initialization.
-      fits: exponents of the sweep, by rule and quantity: ``exponent``, ``low``, ``high`` (95%).
-      summary: the content of summary.json.
+        angles: [n], of the inputs on the arc.
+        limit: [n], the limit kernel Theta^infinity(x0, x).
+        runs: arrays of each run by its setting's name: ``step`` [r], ``kernel`` [r, trials, n],
+            ``loss``, ``sign_changes``, ``gamma``, ``psi_2`` [r, trials], ``outputs`` [trials, n];
+            entry 0 is initialization.
+        fits: exponents of the sweep, by rule and quantity: ``exponent``, ``low``, ``high`` (95%).
+        summary: the content of summary.json.
     """
 
     angles: np.ndarray
@@ -164,16 +165,16 @@ def converge(
     """Train the ensembles, follow their kernels, fit the rates, draw the figures.
 
     Args:
-      config: the experiment; None is the thesis's figure 4.1 and the default sweep.
-      workdir: folder for configuration, runs, checkpoints, summary, figures; None writes nothing.
-      resume: keep the runs that ``workdir`` holds and go on with the one that was cut off.
-      progress: show a bar a run.
+        config: the experiment; None is the thesis's figure 4.1 and the default sweep.
+        workdir: folder for configuration, runs, checkpoints, summary, figures; None writes nothing.
+        resume: keep the runs that ``workdir`` holds and go on with the one that was cut off.
+        progress: show a bar a run.
 
     Returns:
-      Kernels, outputs and losses of all runs, and the fitted rates.
+        Kernels, outputs and losses of all runs, and the fitted rates.
 
     Raises:
-      InputError: the configuration or the workdir cannot be used; the message says why.
+        InputError: the configuration or the workdir cannot be used; the message says why.
     """
     config = config or ConvergenceConfig()
     folder = None if workdir is None else RunFolder(workdir)

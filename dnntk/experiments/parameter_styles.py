@@ -15,11 +15,11 @@ def filter_styles(kernel: np.ndarray, scale: float) -> np.ndarray:
     """Styles of filters: 0 none, centred identity solid, C times it double, any other dashed.
 
     Args:
-      kernel: [..., q, q, in, out], q odd.
-      scale: C, compared as the kernel's dtype holds it.
+        kernel: [..., q, q, in, out], q odd.
+        scale: C, compared as the kernel's dtype holds it.
 
     Returns:
-      [..., in, out] of `Style`.
+        [..., in, out] of `Style`.
     """
     middle = kernel.shape[-3] // 2
     centre = kernel[..., middle, middle, :, :]

@@ -38,10 +38,10 @@ class ShallowMLP(nn.Module):
     """A hidden layer of ``width`` ReLU units in NTK parametrization, 0 at initialization.
 
     Attributes:
-      width: hidden units.
-      d_out: outputs.
-      rho, beta: standard deviations of the hidden weights (times sqrt(d_in)) and biases; beta also
-        multiplies the output bias, which starts at 0.
+        width: hidden units.
+        d_out: outputs.
+        rho, beta: standard deviations of the hidden weights (times sqrt(d_in)) and biases; beta
+            also multiplies the output bias, which starts at 0.
 
     Apply it to x [n, d_in], floating point; the result is [n, d_out]. Variables, as those of
     `dnntk.DeepNarrowMLP` in the ntk form: ``params``, what training has added to the initial
@@ -49,7 +49,7 @@ class ShallowMLP(nn.Module):
     every unit its own, where pairs of mirrored units would halve their number.
 
     Raises:
-      InputError: a field or the input's shape is not as above.
+        InputError: a field or the input's shape is not as above.
     """
 
     width: int
@@ -100,7 +100,7 @@ def width_for(parameters: int, d_in: int, d_out: int) -> int:
     """How many hidden units have ``parameters`` in all, as nearly as can be.
 
     Raises:
-      InputError: there are fewer than one unit has.
+        InputError: there are fewer than one unit has.
     """
     width = round((parameters - d_out) / (d_in + 1 + d_out))
     if width < 1:
@@ -125,17 +125,17 @@ def shallow_limit_ntk(
     as E[A_ik A_il] is 1 for k = l and 0 otherwise.
 
     Args:
-      x1: [n1, d_in].
-      x2: [n2, d_in]; None means x1.
-      rho: as of `ShallowMLP`.
-      beta: as of `ShallowMLP`.
+        x1: [n1, d_in].
+        x2: [n2, d_in]; None means x1.
+        rho: as of `ShallowMLP`.
+        beta: as of `ShallowMLP`.
 
     Returns:
-      [n1, n2] in the inputs' dtype. E[step step] has a corner where x = x': rounding by eps there
-      is an error of about sqrt(eps), so compute Gram matrices to be solved with in float64.
+        [n1, n2] in the inputs' dtype. E[step step] has a corner where x = x': rounding by eps there
+        is an error of about sqrt(eps), so compute Gram matrices to be solved with in float64.
 
     Raises:
-      InputError: an argument has the wrong shape, type or range, or an input is not finite.
+        InputError: an argument has the wrong shape, type or range, or an input is not finite.
     """
     left, right = checked_pair(x1, x2)
     if left.ndim != 2:
@@ -162,14 +162,14 @@ def shallow_ntk(model: ShallowMLP, variables: Any, x1: jax.Array, x2: jax.Array)
     """NTK of `ShallowMLP` at any time: the sums of `shallow_limit_ntk` before their limit.
 
     Args:
-      model: the network.
-      variables: its own, trained or not.
-      x1: [n1, d_in].
-      x2: [n2, d_in].
+        model: the network.
+        variables: its own, trained or not.
+        x1: [n1, d_in].
+        x2: [n2, d_in].
 
     Returns:
-      [n1, n2, d_out, d_out]. Time is of order n1 n2 width d_out^2, memory (n1 + n2) width: no
-      Jacobian is formed.
+        [n1, n2, d_out, d_out]. Time is of order n1 n2 width d_out^2, memory (n1 + n2) width: no
+        Jacobian is formed.
     """
     now = jax.tree.map(jnp.add, variables["initial"], variables["params"])
     hidden1, hidden2 = (_hidden(model, now, x) for x in (x1, x2))
@@ -209,18 +209,18 @@ def descend(
     """Full-batch gradient descent on the loss 1/2 E ||f - y||^2, seen after each of ``stops``.
 
     Args:
-      model: the network.
-      variables: its own; they are left as they are.
-      x: [n, d_in].
-      y: [n, d_out].
-      time_step: learning rate, which is kernel time a step.
-      stops: numbers of steps, ascending.
-      label: what the progress bar says.
-      progress: show one.
+        model: the network.
+        variables: its own; they are left as they are.
+        x: [n, d_in].
+        y: [n, d_out].
+        time_step: learning rate, which is kernel time a step.
+        stops: numbers of steps, ascending.
+        label: what the progress bar says.
+        progress: show one.
 
     Yields:
-      A `Stop` each, whose ``params`` are good until the next one is asked for. A loss that is not
-      finite ends the run where it is seen.
+        A `Stop` each, whose ``params`` are good until the next one is asked for. A loss that is not
+        finite ends the run where it is seen.
     """
     params, step, chunk, seconds = jax.tree.map(jnp.copy, variables["params"]), 0, 1, 0.0
     with progress_bar(total=stops[-1], desc=label, unit="step", disable=not progress) as bar:

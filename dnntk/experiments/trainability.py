@@ -56,8 +56,8 @@ class TrainabilityResult:
     """What was trained.
 
     Attributes:
-      rows: a dict a run: losses, accuracies, steps, and its ``history``.
-      summary: the content of summary.json, without the histories.
+        rows: a dict a run: losses, accuracies, steps, and its ``history``.
+        summary: the content of summary.json, without the histories.
     """
 
     rows: list[dict[str, Any]]
@@ -77,14 +77,14 @@ def trainability(
     """Figure 4.2, or a row of table 4.1.
 
     Args:
-      config: which, and how; None is figure 4.2.
-      workdir: folder for the configuration, a line a finished run, the summary and figures; None
-        writes nothing.
-      resume: keep the runs that are finished in ``workdir``, go on with one that is not.
-      progress: show progress bars.
+        config: which, and how; None is figure 4.2.
+        workdir: folder for the configuration, a line a finished run, the summary and figures; None
+            writes nothing.
+        resume: keep the runs that are finished in ``workdir``, go on with one that is not.
+        progress: show progress bars.
 
     Raises:
-      InputError: the configuration, the data or the workdir cannot be used.
+        InputError: the configuration, the data or the workdir cannot be used.
     """
     config = config or TrainabilityConfig()
     folder = None if workdir is None else RunFolder(workdir)

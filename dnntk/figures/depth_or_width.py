@@ -33,10 +33,10 @@ def size_figure(
     """A row a dataset: test accuracy and kernel movement against parameters, and accuracy over t.
 
     Args:
-      points: means over trials, as `dnntk.experiments.depth_or_width.findings.points` gives them.
-      limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
-      time: t of the first two columns.
-      small_scale: C of the deep networks' second rule.
+        points: means over trials, as `dnntk.experiments.depth_or_width.findings.points` gives them.
+        limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
+        time: t of the first two columns.
+        small_scale: C of the deep networks' second rule.
     """
     figure = new_figure(13.0, 3.7 * len(limits) + 0.8)
     names = {
@@ -127,10 +127,10 @@ def regime_figure(
     """Against C, infinity at the right end: test accuracy, the kernel's movement, its alignment.
 
     Args:
-      points: means over trials of the second part.
-      limit: of its dataset.
-      time: t.
-      title: of the figure.
+        points: means over trials of the second part.
+        limit: of its dataset.
+        time: t.
+        title: of the figure.
     """
     figure = new_figure(6.4, 9.0)
     ended = sorted((p for p in points if p["time"] == time), key=lambda p: p["scale"])

@@ -55,15 +55,15 @@ class Diagram:
     """A network of L weight layers, as it is drawn.
 
     Attributes:
-      d_in: units of the input; the hidden layers' are in the order [d_in | 1 | d_out].
-      lines: L times [in, out], the `Style` of every weight or filter, the first layer first.
-      boxes: L times [out], the `Style` of every bias.
-      activations: L + 1 times [H, W, units] (MLP: [1, 1, units]), what the units are shaded by:
-        the input, the hidden layers, the last layer.
-      pooled: [d_out], the mean over the image (CNN), or None.
-      title: above the picture.
-      line_meanings, box_meanings: what a style stands for, in the legend's order.
-      shade: what the shade stands for.
+        d_in: units of the input; the hidden layers' are in the order [d_in | 1 | d_out].
+        lines: L times [in, out], the `Style` of every weight or filter, the first layer first.
+        boxes: L times [out], the `Style` of every bias.
+        activations: L + 1 times [H, W, units] (MLP: [1, 1, units]), what the units are shaded by:
+            the input, the hidden layers, the last layer.
+        pooled: [d_out], the mean over the image (CNN), or None.
+        title: above the picture.
+        line_meanings, box_meanings: what a style stands for, in the legend's order.
+        shade: what the shade stands for.
     """
 
     d_in: int

@@ -15,8 +15,8 @@ def soak_figure(rows: Sequence[dict[str, Any]], steps: int) -> "Figure":
     """Every kill: the newest checkpoint that it left against the number of the run.
 
     Args:
-      rows: as ``scripts/soak.py`` writes them.
-      steps: of each run.
+        rows: as ``scripts/soak.py`` writes them.
+        steps: of each run.
     """
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()

@@ -22,8 +22,8 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
     """Figure 4.2: training loss against steps, a panel an architecture, every run in it.
 
     Args:
-      rows: as `dnntk.experiments.trainability` makes them.
-      chance: by architecture, the loss of the best constant answer.
+        rows: as `dnntk.experiments.trainability` makes them.
+        chance: by architecture, the loss of the best constant answer.
     """
     figure = new_figure(5.6 * len(chance), 5.4)
     rates = sorted({row["lr"] for row in rows if row["lr"] is not None})
@@ -107,11 +107,11 @@ def row_figure(
     """A row of table 4.1: mean squared error and test accuracy against kernel time.
 
     Args:
-      history: evaluations of the trained network, as in metrics.jsonl.
-      curve: the same of the limit; empty without one.
-      thesis: its training error and test accuracy, None where it reports none.
-      d_out: outputs, over which the thesis's error is a mean.
-      title: of the figure.
+        history: evaluations of the trained network, as in metrics.jsonl.
+        curve: the same of the limit; empty without one.
+        thesis: its training error and test accuracy, None where it reports none.
+        d_out: outputs, over which the thesis's error is a mean.
+        title: of the figure.
     """
     figure = new_figure(10.0, 4.0)
     timed = all(line["time"] is not None for line in history)

@@ -57,14 +57,14 @@ class PredictForecast:
     """A prediction that has not begun.
 
     Attributes:
-      problem: the flow on all training examples.
-      rates: of this device.
-      cost: of that flow, in each process.
-      choice_seconds: of the flows by which rho, beta and the time are chosen before it.
-      held_bytes: what the process holds before it.
-      sample: examples on which the iterations were counted; 0 where there are none.
-      most_iterations: that the memory allows.
-      device: what was measured.
+        problem: the flow on all training examples.
+        rates: of this device.
+        cost: of that flow, in each process.
+        choice_seconds: of the flows by which rho, beta and the time are chosen before it.
+        held_bytes: what the process holds before it.
+        sample: examples on which the iterations were counted; 0 where there are none.
+        most_iterations: that the memory allows.
+        device: what was measured.
     """
 
     problem: Problem
@@ -126,13 +126,13 @@ def forecast(config: PredictConfig) -> PredictForecast:
     """Try every loop of the run on its own data, and go on from there.
 
     Args:
-      config: the run.
+        config: the run.
 
     Returns:
-      What `dnntk.predict` will take here while nothing else runs. Nothing is left behind.
+        What `dnntk.predict` will take here while nothing else runs. Nothing is left behind.
 
     Raises:
-      InputError: the configuration or the data cannot be used.
+        InputError: the configuration or the data cannot be used.
     """
     return _Calibration(config).forecast()
 

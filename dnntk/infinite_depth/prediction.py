@@ -57,12 +57,12 @@ class PredictResult:
     """What the infinitely deep network does.
 
     Attributes:
-      rows: a dict a reported time: time, train_loss, test_loss, train_accuracy, test_accuracy, and
-        how it was solved.
-      chosen: the row of the time that was chosen, on the validation split or as the last one.
-      curve: the same at many times in between.
-      flow: the fitted flow; ``flow.predict(x, time)`` for inputs of your own.
-      summary: the content of summary.json.
+        rows: a dict a reported time: time, train_loss, test_loss, train_accuracy, test_accuracy,
+            and how it was solved.
+        chosen: the row of the time that was chosen, on the validation split or as the last one.
+        curve: the same at many times in between.
+        flow: the fitted flow; ``flow.predict(x, time)`` for inputs of your own.
+        summary: the content of summary.json.
     """
 
     rows: list[dict[str, Any]]
@@ -88,20 +88,20 @@ def predict(
     """Predict what an infinitely deep network learns.
 
     Args:
-      config: what to predict; None is the default, digits 0 and 1.
-      workdir: folder for the configuration, curves, predictions, summary and figures; None writes
-        nothing.
-      compare: workdir of a run of `dnntk.train` on the same data, whose curve is laid over; the
-        times are those of its evaluations unless ``config`` has some.
-      dataset: examples of your own, instead of those that ``config`` names, as `dnntk.train` takes
-        them; the test set may be missing.
-      resume: go on with what ``workdir`` holds: finished choices are not made again.
-      progress: show bars for what takes longer than five seconds.
-      verbose: print the lines on data, solver and result, where logging does not take them to a
-        handler of its own; by default as ``progress``.
+        config: what to predict; None is the default, digits 0 and 1.
+        workdir: folder for the configuration, curves, predictions, summary and figures; None writes
+            nothing.
+        compare: workdir of a run of `dnntk.train` on the same data, whose curve is laid over; the
+            times are those of its evaluations unless ``config`` has some.
+        dataset: examples of your own, instead of those that ``config`` names, as `dnntk.train`
+            takes them; the test set may be missing.
+        resume: go on with what ``workdir`` holds: finished choices are not made again.
+        progress: show bars for what takes longer than five seconds.
+        verbose: print the lines on data, solver and result, where logging does not take them to a
+            handler of its own; by default as ``progress``.
 
     Raises:
-      InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
+        InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
     """
     config = config or PredictConfig()
     with printed_lines(processes.first() and (progress if verbose is None else verbose)):

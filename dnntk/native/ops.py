@@ -92,9 +92,9 @@ class Share(NamedTuple):
     """What of this machine a call may take.
 
     Attributes:
-      threads: at most.
-      alone: does no other device of this machine work meanwhile? Then examples are split so that an
-        even number of cores is busy.
+        threads: at most.
+        alone: does no other device of this machine work meanwhile? Then examples are split so that
+            an even number of cores is busy.
     """
 
     threads: int
@@ -149,7 +149,7 @@ def gradient(
     weight / 2 ||f - y||^2, in one way up and down; with factor = 0 it is J^T shift.
 
     Returns:
-      (f [n, d_out], a tree like ``params``).
+        (f [n, d_out], a tree like ``params``).
     """
     return _down("gradient", model, params, frozen, x, factor, shift, share)
 
@@ -171,7 +171,7 @@ def descent(
     only for what `descends` says.
 
     Returns:
-      (f [n, d_out], a tree like ``params``).
+        (f [n, d_out], a tree like ``params``).
     """
     rates = jnp.stack([jnp.asarray(r, x.dtype) for r in (rate, keep)])
     f, found = _down("descent", model, params, frozen, x, factor, shift, share, rates)
@@ -195,7 +195,7 @@ def descents(
     """`descent`, ``count`` times over, in one call; only for what `repeats` says.
 
     Returns:
-      (f [n, d_out] before the last step, a tree like ``params``).
+        (f [n, d_out] before the last step, a tree like ``params``).
     """
     network, layers, initial = _pieces(model, params, frozen, x)
     # The first and the last layer are affine in what is trained of them.
@@ -243,10 +243,11 @@ class Blocks(NamedTuple):
     not change with the number of threads.
 
     Attributes:
-      number: of blocks of examples that go up and down one by one; 0 for wide layers.
-      segment: layers that are recomputed together on the way down.
-      state_bytes: of a block's state; of the whole batch's for wide layers.
-      kept: last layers, of wide ones, whose states are all kept; more where they take fewer bytes.
+        number: of blocks of examples that go up and down one by one; 0 for wide layers.
+        segment: layers that are recomputed together on the way down.
+        state_bytes: of a block's state; of the whole batch's for wide layers.
+        kept: last layers, of wide ones, whose states are all kept; more where they take fewer
+            bytes.
     """
 
     number: int

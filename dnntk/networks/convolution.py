@@ -69,12 +69,12 @@ def convolve(h: jax.Array, w: jax.Array, row: int) -> jax.Array:
     """Cross-correlation (as in flax.linen.Conv) in row layout.
 
     Args:
-      h: [c, positions, batch], zero at the padding positions.
-      w: [q, out, q, c] filter, as `arrange` gives it; q odd.
-      row: `RowLayout.row`.
+        h: [c, positions, batch], zero at the padding positions.
+        w: [q, out, q, c] filter, as `arrange` gives it; q odd.
+        row: `RowLayout.row`.
 
     Returns:
-      [out, positions, batch]; the padding positions hold no meaningful value.
+        [out, positions, batch]; the padding positions hold no meaningful value.
     """
     return _convolve_p.bind(h, w, row=row, kernel_size=w.shape[0])
 

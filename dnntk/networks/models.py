@@ -197,24 +197,24 @@ class DeepNarrowMLP(_DeepNarrow):
     """A deep narrow multilayer perceptron, width d_in + 1 + d_out (thesis section 3).
 
     Attributes:
-      depth: weight layers L >= 2 (first, L - 2 middle, last).
-      d_out: output dimension.
-      scale: C_L > 0; the theorems want L^2 / C_L -> 0. ``inf`` is allowed in the ntk form: the
-        network is then exactly linear in its parameters.
-      rho, beta: standard deviations of the Gaussian weight row (times sqrt(d_in)) and of the bias
-        (over C).
-      init: "deep_narrow", or the baselines "he_uniform", "torch_default"; the field that holds it
-        is ``initialization``.
-      parametrization: "ntk" or "standard"; see the module's docstring.
-      segment: layers recomputed together in the backward pass; None is about sqrt(depth), the
-        least memory. ``segment=depth`` recomputes once and stores every layer on the way.
+        depth: weight layers L >= 2 (first, L - 2 middle, last).
+        d_out: output dimension.
+        scale: C_L > 0; the theorems want L^2 / C_L -> 0. ``inf`` is allowed in the ntk form: the
+            network is then exactly linear in its parameters.
+        rho, beta: standard deviations of the Gaussian weight row (times sqrt(d_in)) and of the bias
+            (over C).
+        init: "deep_narrow", or the baselines "he_uniform", "torch_default"; the field that holds it
+            is ``initialization``.
+        parametrization: "ntk" or "standard"; see the module's docstring.
+        segment: layers recomputed together in the backward pass; None is about sqrt(depth), the
+            least memory. ``segment=depth`` recomputes once and stores every layer on the way.
 
     Apply it to x [n, d_in]; the result is [n, d_out] in x's dtype, float32 for half precision and
     JAX's default float for integers, and exactly 0 at a ``deep_narrow`` initialization. Cost: O(n
     depth width^2) time, O(n sqrt(depth) width) memory for a gradient.
 
     Raises:
-      InputError: a field or the input's shape is not as above.
+        InputError: a field or the input's shape is not as above.
     """
 
     @nn.compact
@@ -233,9 +233,9 @@ class DeepNarrowCNN(_DeepNarrow):
     filter), and:
 
     Attributes:
-      kernel_size: side q of the filters, odd. Stride 1, zero padding that keeps the size; the mean
-        over the image is the output.
-      pool: side of an average pool before the first layer; image sides must be multiples of it.
+        kernel_size: side q of the filters, odd. Stride 1, zero padding that keeps the size; the
+            mean over the image is the output.
+        pool: side of an average pool before the first layer; image sides must be multiples of it.
 
     Apply it to x [n, H, W, c]; the result is [n, d_out].
     """
@@ -276,15 +276,15 @@ def to_standard(model: DeepNarrow, variables: Variables) -> tuple[DeepNarrow, Va
     """The same network in the thesis's literal matrices; exact to rounding.
 
     Args:
-      model: either architecture, either parametrization (``standard`` is returned as it is).
-      variables: of ``model``, trained or not.
+        model: either architecture, either parametrization (``standard`` is returned as it is).
+        variables: of ``model``, trained or not.
 
     Returns:
-      (model, variables) with ``parametrization="standard"``; ``variables["params"]`` as in the
-      module's docstring, {"first": {"kernel", "bias"}, "middle": ..., "last": ...}.
+        (model, variables) with ``parametrization="standard"``; ``variables["params"]`` as in the
+        module's docstring, {"first": {"kernel", "bias"}, "middle": ..., "last": ...}.
 
     Raises:
-      InputError: ``scale`` is infinite, or beyond the dtype: the matrices would be.
+        InputError: ``scale`` is infinite, or beyond the dtype: the matrices would be.
     """
     if model.parametrization == "standard":
         return model, variables

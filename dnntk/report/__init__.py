@@ -44,16 +44,16 @@ def write_report(
     capped, and what is damaged, missing or left out is said under its run.
 
     Args:
-      runs: workdirs, or folders of workdirs.
-      workdir: folder of the page, made where it is missing; an older page is replaced.
-      heading: of the page.
-      progress: show a bar where it takes longer than a second.
+        runs: workdirs, or folders of workdirs.
+        workdir: folder of the page, made where it is missing; an older page is replaced.
+        heading: of the page.
+        progress: show a bar where it takes longer than a second.
 
     Returns:
-      The page's path.
+        The page's path.
 
     Raises:
-      InputError: there is no run below ``runs``, or the workdir cannot be written to.
+        InputError: there is no run below ``runs``, or the workdir cannot be written to.
     """
     found = find_workdirs(runs)
     if not found:

@@ -34,9 +34,9 @@ class Workdir:
     """A folder with results.
 
     Attributes:
-      path: of the folder.
-      name: unique and short: the path from the deepest folder that holds all workdirs.
-      files: results in it and in those of its subfolders that are no workdirs themselves.
+        path: of the folder.
+        name: unique and short: the path from the deepest folder that holds all workdirs.
+        files: results in it and in those of its subfolders that are no workdirs themselves.
     """
 
     path: Path
@@ -59,7 +59,7 @@ def find_workdirs(roots: Sequence[str | os.PathLike[str]]) -> list[Workdir]:
     A workdir holds config.json, summary.json or a JSON file of results (`is_result`).
 
     Raises:
-      InputError: a root is no folder, or there is too much below them to search.
+        InputError: a root is no folder, or there is too much below them to search.
     """
     folders = [as_path("runs", root) for root in roots]
     for folder in folders:

@@ -58,7 +58,7 @@ class Checkpoints:
         """Open ``folder``, making it where it is missing.
 
         Raises:
-          InputError: orbax cannot work with its name.
+            InputError: orbax cannot work with its name.
         """
         # Of several processes the first one writes; each reads by itself.
         alone = ocp.options.MultiprocessingOptions()
@@ -103,7 +103,8 @@ class Checkpoints:
         Of several processes all must call it.
 
         Raises:
-          InputError: there is no room for it, or it cannot be read again; those already kept stay.
+            InputError: there is no room for it, or it cannot be read again; those already kept
+                stay.
         """
         if step in self._manager.all_steps():
             return
@@ -162,7 +163,7 @@ class Checkpoints:
         """The newest state, NumPy arrays in plain containers, None for an empty one; or None.
 
         Raises:
-          InputError: it is damaged.
+            InputError: it is damaged.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -184,7 +185,7 @@ class Checkpoints:
         ``like`` may hold shapes alone (`jax.ShapeDtypeStruct`).
 
         Raises:
-          InputError: checkpoints exist and not one of them can be read as ``like``.
+            InputError: checkpoints exist and not one of them can be read as ``like``.
         """
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), like)
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -252,7 +253,7 @@ def _plainly_named(folder: Path) -> Iterator[Path]:
     """A name of ``folder`` that is its own whatever characters its path has.
 
     Raises:
-      InputError: the system gives none, and the path would be taken for another.
+        InputError: the system gives none, and the path would be taken for another.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:

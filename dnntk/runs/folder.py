@@ -34,7 +34,7 @@ class RunFolder:
         """Name the folder; nothing is touched yet.
 
         Raises:
-          InputError: ``workdir`` is no path.
+            InputError: ``workdir`` is no path.
         """
         self.path = as_path("workdir", workdir)
         self._made: list[Path] = []
@@ -44,7 +44,7 @@ class RunFolder:
         """Make the folder where it is missing.
 
         Raises:
-          InputError: it cannot be made, or is not a folder that can be written to.
+            InputError: it cannot be made, or is not a folder that can be written to.
         """
         try:
             self._made = [p for p in (self.path, *self.path.parents) if not os.path.lexists(p)]
@@ -81,16 +81,16 @@ class RunFolder:
         is empty then, it goes as well. All processes of a job must call it.
 
         Args:
-          config: the run's configuration, as JSON keeps it.
-          resume: expect a run of it in the folder, or nothing; else none.
-          free: names that may differ from the ones saved.
+            config: the run's configuration, as JSON keeps it.
+            resume: expect a run of it in the folder, or nothing; else none.
+            free: names that may differ from the ones saved.
 
         Returns:
-          Whether there is a run to go on with. A job that is submitted again by the same command
-          may have been stopped before it had written anything: ``resume`` then starts it.
+            Whether there is a run to go on with. A job that is submitted again by the same command
+            may have been stopped before it had written anything: ``resume`` then starts it.
 
         Raises:
-          InputError: the folder cannot be used, or holds another run, or one that is at work.
+            InputError: the folder cannot be used, or holds another run, or one that is at work.
         """
         starts = not resume or bool(processes.agreed(int(self.vacant)))
         saved = None if starts else self.read_config()
@@ -124,7 +124,7 @@ class RunFolder:
         """What `write_json` kept under `CONFIG`; ``argument`` is what named the folder.
 
         Raises:
-          InputError: no run was started here, or the file is damaged.
+            InputError: no run was started here, or the file is damaged.
         """
         file = self.path / CONFIG
         try:
@@ -203,7 +203,7 @@ def parsed(text: str | bytes) -> Any:
     """What JSON holds.
 
     Raises:
-      ValueError: it is none, or nested as no file of this package is.
+        ValueError: it is none, or nested as no file of this package is.
     """
     try:
         return json.loads(text)

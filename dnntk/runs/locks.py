@@ -29,12 +29,12 @@ class FolderLock:
         """Hold ``folder``, which exists.
 
         Args:
-          folder: to be held.
-          made: folders that were made for it, itself first; those that are empty when it is
-            released go again.
+            folder: to be held.
+            made: folders that were made for it, itself first; those that are empty when it is
+                released go again.
 
         Raises:
-          InputError: another process holds it, or no file can be written there.
+            InputError: another process holds it, or no file can be written there.
         """
         self._file, self._made = folder.resolve() / LOCK, [f.absolute() for f in made]
         if _claims.lists:

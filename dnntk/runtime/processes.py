@@ -25,13 +25,13 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """Make this process one of several, before anything else is asked of JAX.
 
     Args:
-      coordinator: host:port of the first process; None is what the cluster's environment says
-        (SLURM, Open MPI and others, as JAX finds them).
-      processes: how many there are; None likewise.
-      process: which of them this is, from 0 on; None likewise.
+        coordinator: host:port of the first process; None is what the cluster's environment says
+            (SLURM, Open MPI and others, as JAX finds them).
+        processes: how many there are; None likewise.
+        process: which of them this is, from 0 on; None likewise.
 
     Raises:
-      InputError: they do not find together.
+        InputError: they do not find together.
     """
     if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
         raise InputError(f"coordinator: expected host:port like 10.0.0.1:7000, got {coordinator!r}")
@@ -95,8 +95,8 @@ class Rows:
     nothing is copied.
 
     Attributes:
-      total: rows of the whole array.
-      start, stop: of this process's rows.
+        total: rows of the whole array.
+        start, stop: of this process's rows.
     """
 
     def __init__(self, total: int) -> None:

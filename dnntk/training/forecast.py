@@ -56,16 +56,16 @@ class Forecast:
     """A run that has not begun.
 
     Attributes:
-      parameters: how many are trained.
-      memory_bytes: resident at the peak, on all devices together.
-      step_bytes: of these what the step takes on one device, arguments included.
-      step_operations: floating-point operations of a step, recomputation included.
-      step_seconds: of a training step.
-      steps: how many there will be.
-      total_seconds: of all that `dnntk.train` does with a workdir: data, initialization, choice
-        of the step, compilation, steps, evaluations, checkpoints and pictures.
-      calibrated_at: depths of the two networks that were timed.
-      device: what they were timed on.
+        parameters: how many are trained.
+        memory_bytes: resident at the peak, on all devices together.
+        step_bytes: of these what the step takes on one device, arguments included.
+        step_operations: floating-point operations of a step, recomputation included.
+        step_seconds: of a training step.
+        steps: how many there will be.
+        total_seconds: of all that `dnntk.train` does with a workdir: data, initialization, choice
+            of the step, compilation, steps, evaluations, checkpoints and pictures.
+        calibrated_at: depths of the two networks that were timed.
+        device: what they were timed on.
     """
 
     parameters: int
@@ -99,15 +99,15 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
     """Time two shallower networks on the run's own data, and go on from there.
 
     Args:
-      config: the run.
-      dataset: examples of your own, instead of those that ``config`` names.
+        config: the run.
+        dataset: examples of your own, instead of those that ``config`` names.
 
     Returns:
-      What `dnntk.train` will take on this machine while nothing else runs on it.
+        What `dnntk.train` will take on this machine while nothing else runs on it.
 
     Raises:
-      InputError: the data cannot be used, the network's kernel sets no step, the run's mesh wants
-        more devices than are here, or several processes ask together.
+        InputError: the data cannot be used, the network's kernel sets no step, the run's mesh wants
+            more devices than are here, or several processes ask together.
     """
     return forecast_on(config, None if dataset is None else own_dataset(dataset, config))
 

@@ -180,7 +180,7 @@ def time_step_of(model: DeepNarrow, rate: float) -> float:
     """Kernel time that a raw learning rate on the thesis's matrices advances in one step.
 
     Raises:
-      InputError: the scale is infinite, so no finite rate on the matrices means anything.
+        InputError: the scale is infinite, so no finite rate on the matrices means anything.
     """
     if math.isinf(model.scale):
         raise InputError("lr: a raw learning rate needs a finite scale; give time_step instead")

@@ -32,7 +32,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     """Axes of ``data:4,depth:2``, both of them; empty text is one device each.
 
     Raises:
-      InputError: it is not of that form.
+        InputError: it is not of that form.
     """
     sizes = {DATA: 1, DEPTH: 1}
     seen = set()
@@ -53,7 +53,7 @@ def make_mesh(text: str) -> Mesh:
     """The mesh that `parse_mesh` reads, over the first devices there are.
 
     Raises:
-      InputError: there are too few.
+        InputError: there are too few.
     """
     sizes = parse_mesh(text)
     count, devices = sizes[DATA] * sizes[DEPTH], jax.devices()
@@ -175,11 +175,11 @@ def outputs(
     all devices of what depends on them is what has a derivative.
 
     Args:
-      model: the network.
-      params: its parameters; of the middle layers, `padded`, this stage's.
-      frozen: the collections beside them, likewise.
-      x: this data shard's examples, a multiple of `microbatches`.
-      stages: devices along ``depth``.
+        model: the network.
+        params: its parameters; of the middle layers, `padded`, this stage's.
+        frozen: the collections beside them, likewise.
+        x: this data shard's examples, a multiple of `microbatches`.
+        stages: devices along ``depth``.
     """
     count, stage = microbatches(len(x), stages), jax.lax.axis_index(DEPTH)
     parts = x.reshape(count, len(x) // count, *x.shape[1:])

@@ -21,12 +21,12 @@ class Plan:
     """Kept in config.json, so that a resumed run takes the same steps.
 
     Attributes:
-      steps: how many there are in all.
-      rate: learning rate that optax gets.
-      time_step: kernel time a step without momentum, time_per_step with it; None for optimizers
-        that have no kernel time. A schedule multiplies all three.
-      lambda_max: the eigenvalue that the step was chosen from, if it was.
-      reason: a line for the log.
+        steps: how many there are in all.
+        rate: learning rate that optax gets.
+        time_step: kernel time a step without momentum, time_per_step with it; None for optimizers
+            that have no kernel time. A schedule multiplies all three.
+        lambda_max: the eigenvalue that the step was chosen from, if it was.
+        reason: a line for the log.
     """
 
     steps: int
@@ -75,7 +75,7 @@ class Job:
         """A new run's plan; ``lambda_max`` is called only where the step is chosen from it.
 
         Raises:
-          InputError: the kernel vanishes, so that it sets no step.
+            InputError: the kernel vanishes, so that it sets no step.
         """
         config = self.config
         if config.optimizer != "sgd":
@@ -94,7 +94,7 @@ class Job:
         """The plan that a run was started with, for as many steps as the configuration now says.
 
         Raises:
-          InputError: ``held`` is not a plan.
+            InputError: ``held`` is not a plan.
         """
         try:
             plan = Plan(**held)

@@ -34,26 +34,26 @@ def train(
     """Train a deep narrow network.
 
     Args:
-      config: the run; None is the default one (1000 layers, digits 0 and 1).
-      workdir: folder for configuration, metrics, checkpoints, summary and figures; None writes
-        nothing.
-      dataset: examples of your own, instead of those that ``config`` names; of any kind that
-        `dnntk.data.own_data.own_dataset` takes.
-      resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
-        never cut off (on the same machine and devices). Where nothing was written yet, start.
-      progress: show a progress bar.
-      verbose: print the lines on network, data, step and result, where logging does not take them
-        already; None is as ``progress``.
+        config: the run; None is the default one (1000 layers, digits 0 and 1).
+        workdir: folder for configuration, metrics, checkpoints, summary and figures; None writes
+            nothing.
+        dataset: examples of your own, instead of those that ``config`` names; of any kind that
+            `dnntk.data.own_data.own_dataset` takes.
+        resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
+            never cut off (on the same machine and devices). Where nothing was written yet, start.
+        progress: show a progress bar.
+        verbose: print the lines on network, data, step and result, where logging does not take them
+            already; None is as ``progress``.
 
     Returns:
-      The trained variables, the history and the summary. Global state is left as it was, x64
-      included.
+        The trained variables, the history and the summary. Global state is left as it was, x64
+        included.
 
     Raises:
-      InputError: the configuration, the data or the workdir cannot be used; the message says why.
-      Diverged: the loss became NaN or grew without bound; the last good checkpoint is kept.
-      Stopped: SIGTERM came; the step that was under way is finished, and a checkpoint written.
-      Interrupted: Ctrl-C was pressed; the same. A second one does not wait.
+        InputError: the configuration, the data or the workdir cannot be used; the message says why.
+        Diverged: the loss became NaN or grew without bound; the last good checkpoint is kept.
+        Stopped: SIGTERM came; the step that was under way is finished, and a checkpoint written.
+        Interrupted: Ctrl-C was pressed; the same. A second one does not wait.
     """
     config = _checked(config)
     own = None if dataset is None else own_dataset(dataset, config)

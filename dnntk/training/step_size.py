@@ -54,18 +54,18 @@ def largest_eigenvalue(
     """lambda_max(J J^T / N) by power iteration, J the outputs' Jacobian by ``params``.
 
     Args:
-      model: a flax module; for a deep narrow network in the ntk form J J^T is the scaled NTK.
-      variables: its collections, ``params`` among them.
-      x: [N, ...] inputs.
-      mesh: its axis ``data`` splits the inputs, and ``depth``, if there is one, a deep narrow
-        network's layers.
-      y: [N, d_out] targets, for ``targets_rate``.
-      seed: of the positive random starting vector.
-      tolerance: relative change of the estimate (it grows towards the eigenvalue) to stop at.
-      max_iterations: each costs about two training steps on these inputs.
+        model: a flax module; for a deep narrow network in the ntk form J J^T is the scaled NTK.
+        variables: its collections, ``params`` among them.
+        x: [N, ...] inputs.
+        mesh: its axis ``data`` splits the inputs, and ``depth``, if there is one, a deep narrow
+            network's layers.
+        y: [N, d_out] targets, for ``targets_rate``.
+        seed: of the positive random starting vector.
+        tolerance: relative change of the estimate (it grows towards the eigenvalue) to stop at.
+        max_iterations: each costs about two training steps on these inputs.
 
     Returns:
-      The eigenvalue of K / N, in units of 1 / kernel time; 0 where the kernel vanishes.
+        The eigenvalue of K / N, in units of 1 / kernel time; 0 where the kernel vanishes.
     """
     frozen = {name: tree for name, tree in variables.items() if name != "params"}
     params, frozen = put_state((variables["params"], frozen), mesh)

@@ -65,12 +65,12 @@ class TrainResult:
     """A finished run.
 
     Attributes:
-      model: the network; ``model.apply(variables, x)`` are its outputs.
-      variables: trained variables, on the default device.
-      history: a dict an evaluation: step, time, train_loss, test_loss, train_accuracy,
-        test_accuracy, seconds.
-      summary: the content of summary.json.
-      dataset: what it was trained on, images as the network takes them.
+        model: the network; ``model.apply(variables, x)`` are its outputs.
+        variables: trained variables, on the default device.
+        history: a dict an evaluation: step, time, train_loss, test_loss, train_accuracy,
+            test_accuracy, seconds.
+        summary: the content of summary.json.
+        dataset: what it was trained on, images as the network takes them.
     """
 
     model: DeepNarrow

@@ -26,30 +26,32 @@ class DepthOrWidthConfig:
     """Settings of both parts: depth against width, and leaving the kernel regime.
 
     Attributes:
-      datasets: of the first part, all ten classes each; the second part takes the first of them.
-      data_dir: folder of raw IDX files or of prepared tensorflow-datasets, for the MNIST sets.
-      pool: side of the average pool over the images; None is 4 for the MNIST sets and 1 otherwise.
-      train_examples: how many to train on, at most; None is 1000 digits, 2000 of the MNIST sets.
-      test_examples: how many to test on, at most.
-      probe_examples: the first of these, on which kernels are looked at.
-      depths: of the deep networks; a wide one of as many parameters stands beside each.
-      trials: independent initializations of every network of the first part,
-      single_from: unless it is as deep as this, or as large; then one.
-      times: kernel times to compare at, ascending, whole multiples of the first.
-      small_scale: C of the deep networks' second rule; the first is depth^2.2.
-      fraction: of 2 / lambda_max of a network's own kernel at the start, its step, at most, where
-        the kernel is expected to stand still: C = depth^2.2, and the wide networks.
-      moving_fraction: the same where it may grow: the second rule, and the whole second part.
-      regime_depth: of the second part's networks.
-      regime_time: kernel time that they are trained for; features take longer than a fixed kernel.
-      regime_batch_size: examples a step of theirs, which have many; 0 is all of them.
-      regime_scales: how many C of the second part, evenly spaced by their logarithm up to
-        depth^2.2; infinity is added. 0 leaves the second part out.
-      least_scale: the smallest of them.
-      regime_trials: independent initializations of each of its networks.
-      rho, beta: standard deviations of the random weights and biases.
-      dtype: of the networks, "float32" or "float64"; the limits are always float64.
-      seed: of the split and of the first trial; the others count on from it.
+        datasets: of the first part, all ten classes each; the second part takes the first of them.
+        data_dir: folder of raw IDX files or of prepared tensorflow-datasets, for the MNIST sets.
+        pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
+            otherwise.
+        train_examples: how many to train on, at most; None is 1000 digits, 2000 of the MNIST sets.
+        test_examples: how many to test on, at most.
+        probe_examples: the first of these, on which kernels are looked at.
+        depths: of the deep networks; a wide one of as many parameters stands beside each.
+        trials: independent initializations of every network of the first part,
+        single_from: unless it is as deep as this, or as large; then one.
+        times: kernel times to compare at, ascending, whole multiples of the first.
+        small_scale: C of the deep networks' second rule; the first is depth^2.2.
+        fraction: of 2 / lambda_max of a network's own kernel at the start, its step, at most, where
+            the kernel is expected to stand still: C = depth^2.2, and the wide networks.
+        moving_fraction: the same where it may grow: the second rule, and the whole second part.
+        regime_depth: of the second part's networks.
+        regime_time: kernel time that they are trained for; features take longer than a fixed
+            kernel.
+        regime_batch_size: examples a step of theirs, which have many; 0 is all of them.
+        regime_scales: how many C of the second part, evenly spaced by their logarithm up to
+            depth^2.2; infinity is added. 0 leaves the second part out.
+        least_scale: the smallest of them.
+        regime_trials: independent initializations of each of its networks.
+        rho, beta: standard deviations of the random weights and biases.
+        dtype: of the networks, "float32" or "float64"; the limits are always float64.
+        seed: of the split and of the first trial; the others count on from it.
     """
 
     datasets: tuple[str, ...] = ("digits",)
@@ -191,12 +193,12 @@ class Job:
     """One network to train.
 
     Attributes:
-      part: "size" (depth or width) or "regime" (leaving it).
-      dataset: its name.
-      rule: "theorem" (C = depth^2.2), "small" (C fixed), "wide" (two layers), or "regime".
-      depth: of the deep network; of a wide one, the depth that has as many parameters.
-      scale: C, or None for a wide one.
-      trial: which initialization.
+        part: "size" (depth or width) or "regime" (leaving it).
+        dataset: its name.
+        rule: "theorem" (C = depth^2.2), "small" (C fixed), "wide" (two layers), or "regime".
+        depth: of the deep network; of a wide one, the depth that has as many parameters.
+        scale: C, or None for a wide one.
+        trial: which initialization.
     """
 
     part: str

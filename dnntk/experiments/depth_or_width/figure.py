@@ -46,13 +46,14 @@ class DepthOrWidth:
     """What `compare` found.
 
     Attributes:
-      rows: one a network, as `dnntk.experiments.depth_or_width.runs.run` makes them.
-      limits: by dataset: ``ratio`` of the clocks, and for "deep" and "wide" the limit's ``records``
-        (as a row's, at the times of both parts), ``curve`` over longer times, ``mean_diagonal``,
-        ``lambda_max``, ``alignment``. "linear" is a control: the deep limit's kernel without its
-        random features, x.x' + d_out, which can only learn a linear function.
-      points: means over the trials of all rows that differ in nothing else.
-      statements: what the numbers say, a line each.
+        rows: one a network, as `dnntk.experiments.depth_or_width.runs.run` makes them.
+        limits: by dataset: ``ratio`` of the clocks, and for "deep" and "wide" the limit's
+            ``records`` (as a row's, at the times of both parts), ``curve`` over longer times,
+            ``mean_diagonal``, ``lambda_max``, ``alignment``. "linear" is a control: the deep
+            limit's kernel without its random features, x.x' + d_out, which can only learn a linear
+            function.
+        points: means over the trials of all rows that differ in nothing else.
+        statements: what the numbers say, a line each.
     """
 
     rows: list[Row]
@@ -74,16 +75,16 @@ def compare(
     """Train all networks, follow the limits, say and draw what is seen.
 
     Args:
-      config: the experiment; None is the default one, on scikit-learn's digits.
-      workdir: folder for configuration, rows, summary, figures; None writes nothing.
-      resume: keep the networks that ``workdir`` holds and go on with the rest.
-      progress: show a bar a network.
+        config: the experiment; None is the default one, on scikit-learn's digits.
+        workdir: folder for configuration, rows, summary, figures; None writes nothing.
+        resume: keep the networks that ``workdir`` holds and go on with the rest.
+        progress: show a bar a network.
 
     Returns:
-      Rows, limits, means and statements.
+        Rows, limits, means and statements.
 
     Raises:
-      InputError: the configuration, the data or the workdir cannot be used; the message says why.
+        InputError: the configuration, the data or the workdir cannot be used; the message says why.
     """
     config = config or DepthOrWidthConfig()
     begun = time.perf_counter()

@@ -28,10 +28,10 @@ def points(rows: Iterable[Row]) -> list[Row]:
     """Rows to means over the trials: one a network, clock and time.
 
     Returns:
-      `KEYS`, ``clock``, ``time``, ``trials`` and, of every measured quantity that all of these
-      have, its mean and ``..._error``, the standard error, None for a single trial. Also ``start``,
-      the mean alignment before training, and ``halvings``, the most of any trial. Runs that
-      diverged with every step are left out.
+        `KEYS`, ``clock``, ``time``, ``trials`` and, of every measured quantity that all of these
+        have, its mean and ``..._error``, the standard error, None for a single trial. Also
+        ``start``, the mean alignment before training, and ``halvings``, the most of any trial. Runs
+        that diverged with every step are left out.
     """
     groups: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
     for row in rows:
@@ -60,9 +60,9 @@ def statements(
     """Sentences computed from the numbers.
 
     Args:
-      means: as `points` gives them.
-      limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
-      test_examples: by dataset.
+        means: as `points` gives them.
+        limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
+        test_examples: by dataset.
     """
     said = []
     for dataset, limit in limits.items():

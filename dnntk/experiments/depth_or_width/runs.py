@@ -78,17 +78,18 @@ def run(
     """Train one network and say what came of it.
 
     Args:
-      job: which one.
-      problem: its data.
-      config: the experiment.
-      ratio: of the matched clock to the other.
-      progress: show a bar.
+        job: which one.
+        problem: its data.
+        config: the experiment.
+        ratio: of the matched clock to the other.
+        progress: show a bar.
 
     Returns:
-      The job's fields and ``width``, ``parameters``, ``lambda_max``, ``time_step``, ``halvings`` of
-      the step, ``diverged`` (also with the last of them), ``alignment`` of the initial kernel; and
-      ``records``, one a time and clock: ``clock``, ``time``, accuracies, losses, ``seconds`` of
-      training until then; the last of each clock has the kernel's ``movement`` and ``alignment``.
+        The job's fields and ``width``, ``parameters``, ``lambda_max``, ``time_step``, ``halvings``
+        of the step, ``diverged`` (also with the last of them), ``alignment`` of the initial kernel;
+        and ``records``, one a time and clock: ``clock``, ``time``, accuracies, losses, ``seconds``
+        of training until then; the last of each clock has the kernel's ``movement`` and
+        ``alignment``.
     """
     with jax.enable_x64(config.dtype == "float64"):
         network = (
