@@ -83,7 +83,7 @@ def run(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         _stop(_naming_workdir(stopped.message), 143)
     except jax.errors.JaxRuntimeError as error:
-        if not processes.several() or not any(word in str(error) for word in GONE):
+        if not processes.is_multiprocess() or not any(word in str(error) for word in GONE):
             raise
         print(f"{os.path.basename(sys.argv[0])}: {ALONE}", file=sys.stderr, flush=True)
         os._exit(1)  # to end in order would be to wait for the others
@@ -204,7 +204,7 @@ def _join_others() -> None:
         return
     _shorten_what_jax_says()
     processes.join(values["coordinator"], values["processes"], values["process"])
-    if not processes.first():
+    if not processes.is_primary():
         logging.getLogger("dnntk").setLevel(logging.WARNING)
 
 

@@ -86,12 +86,12 @@ def main() -> None:
     config = _config()
     if FLAGS.dry_run:
         told = forecast(config)
-        if processes.first():
+        if processes.is_primary():
             print(told)
         return
     workdir = command_line.workdir(lambda: _new_workdir(config))
     predict(config, workdir, compare=FLAGS.compare, resume=FLAGS.resume)
-    if processes.first():
+    if processes.is_primary():
         print(f"results: {workdir}")
 
 

@@ -100,7 +100,7 @@ def _newest_workdir() -> Path:
         with contextlib.suppress(InputError):  # an experiment's, or a damaged one
             TrainConfig.from_json(RunFolder(file.parent).read_config())
             if not RunFolder(file.parent).ended:
-                if processes.first():
+                if processes.is_primary():
                     print(f"resume: {file.parent}, the newest run under runs/ not at its end")
                 return file.parent
     raise InputError(
@@ -125,7 +125,7 @@ def main() -> None:
         print(forecast(config))
         return
     result = train(config, workdir, resume=FLAGS.resume)
-    if processes.first():
+    if processes.is_primary():
         print(f"results: {workdir} ({len(result.history)} evaluations)")
 
 

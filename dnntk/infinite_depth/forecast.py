@@ -35,7 +35,7 @@ from dnntk.infinite_depth.solvers import BLOCK, CHUNK, Krylov
 from dnntk.runs.folder import resident_bytes
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
-from dnntk.runtime.devices import COMPILING, HOST_SHARE, worth
+from dnntk.runtime.devices import COMPILING, HOST_SHARE, on_cpu, worth
 from dnntk.runtime.threads import one_blas_thread
 
 SECONDS = 2.0  # that the kernel is tried for, about
@@ -226,10 +226,10 @@ class _Calibration:
         rate = len(few) ** 2 / _seconds(lambda: self.cross.block(few, few))
         start, stop = balanced(problem.examples, problem.block_size)[0]
         most = 128 * max(1, math.isqrt(int(rate * SECONDS / TRIALS)) // 128)
-        rows = processes.agreed(min(stop - start, most))
+        rows = processes.broadcast(min(stop - start, most))
         tile = x[:rows], x[:rows]
         first = _seconds(lambda: self.cross.block(*tile))
-        count = processes.agreed(max(2, min(MOST_TILES, int(SECONDS / TRIALS * rate / rows**2))))
+        count = processes.broadcast(max(2, min(MOST_TILES, int(SECONDS / TRIALS * rate / rows**2))))
         vectors = self.rng.normal(size=(rows, problem.columns))
 
         def fill() -> None:
@@ -247,7 +247,7 @@ class _Calibration:
 
     def _devices(self, work: float, compiling: float) -> tuple[int, float]:
         """How many join in so many seconds of one, and how much faster they are together."""
-        share = HOST_SHARE if jax.default_backend() == "cpu" else 1.0
+        share = HOST_SHARE if on_cpu() else 1.0
         used = worth(share * work, max(compiling, COMPILING), len(jax.local_devices()))
         return used, 1 / (1 - share * (1 - 1 / used))
 
@@ -282,7 +282,7 @@ class _Calibration:
         cross = CrossKernel(lambda x1, x2: x1 @ x2.T, x, "float64")
         gram = SymmetricGram(cross, block_size=self.config.block_size, progress=False)
         vectors, rows = self.rng.normal(size=(TILED_ROWS, columns)), processes.Rows(TILED_ROWS)
-        own = rows.of(vectors)
+        own = rows.local(vectors)
         gram.product(own, rows)
         waiting = 2 * (vectors.nbytes - own.nbytes) / network
         seconds = _together(lambda: [gram.product(own, rows) for _ in range(4)]) / 4
@@ -307,7 +307,7 @@ class _Calibration:
         def grow() -> None:
             Krylov(lambda v: scale * v, targets, most=STEPS, progress=False).reach([], 0.5)
 
-        own = rows.of(targets)
+        own = rows.local(targets)
         before = WAYS_OVER_THE_BASIS * own.nbytes * STEPS * (STEPS - 1) / 2
         grown = _together(grow)
         return STEPS * own.size / max(grown - before / basis, grown / 2)
@@ -328,12 +328,12 @@ class _Calibration:
         return 2 * rows**2 * outputs / (_together(lambda: [block @ right for _ in range(4)]) / 4)
 
     def _network(self, columns: int) -> float:
-        if not processes.several():
+        if not processes.is_multiprocess():
             return math.inf
         rows = processes.Rows(BASIS_ROWS * processes.count())
         own = np.ones((BASIS_ROWS, columns))
-        rows.gathered(own)
-        return (processes.count() - 1) * own.nbytes / _together(lambda: rows.gathered(own))
+        rows.all_gather(own)
+        return (processes.count() - 1) * own.nbytes / _together(lambda: rows.all_gather(own))
 
     def _disk(self) -> float:
         folder = as_path("gram_dir", self.config.gram_dir or ".").absolute()
@@ -354,7 +354,7 @@ class _Calibration:
         """Examples of a sample, and how many iterations they need."""
         config, data = self.config, self.data
         affordable = math.isqrt(int(2 * SAMPLE_SECONDS * entries * processes.count()))
-        sample = processes.agreed(min(len(data.x_train), SAMPLE, max(200, affordable)))
+        sample = processes.broadcast(min(len(data.x_train), SAMPLE, max(200, affordable)))
         flow = KernelFlow(
             self.kernel,
             data.x_train[:sample],
@@ -387,7 +387,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _together(work: Callable[[], object]) -> float:
     """The mean of some trials, while every other process does the same."""
-    processes.wait("calibration")
+    processes.barrier("calibration")
     return sum(_seconds(work) for _ in range(TRIALS)) / TRIALS
 
 

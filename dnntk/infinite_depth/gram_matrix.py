@@ -29,7 +29,7 @@ from dnntk.errors import InputError
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runs.folder import parsed, replace_json
 from dnntk.runtime import processes
-from dnntk.runtime.devices import Devices
+from dnntk.runtime.devices import Devices, on_cpu
 from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import cores, on_cores, one_blas_thread
 
@@ -136,7 +136,7 @@ class SymmetricGram:
         self._examples = balanced(n, block_size)
         self._bounds = [(a * k, b * k) for a, b in self._examples]
         pairs = [(i, j) for i in range(len(self._bounds)) for j in range(i + 1)]
-        self._pairs = pairs[processes.number() :: processes.count()]
+        self._pairs = pairs[processes.index() :: processes.count()]
         sizes = [self._rows(i) * self._rows(j) for i, j in self._pairs]
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
         self.shape = (n * k, n * k)
@@ -155,7 +155,7 @@ class SymmetricGram:
         Of several processes each gives and gets those of the m' ``rows`` that it has.
         """
         rows = processes.Rows(len(vectors)) if rows is None else rows
-        return rows.of_sum(self._own_product(rows.gathered(vectors)))
+        return rows.reduce_scatter(self._own_product(rows.all_gather(vectors)))
 
     def _own_product(self, vectors: np.ndarray) -> np.ndarray:
         """What this process's tiles contribute to it."""
@@ -224,7 +224,7 @@ class SymmetricGram:
     def dense(self, size: int | None = None) -> NDArray[np.float64]:
         """The leading ``size`` rows and columns, all of them where None, as one array."""
         size = self.shape[0] if size is None else size
-        full = np.zeros((size, size)) if processes.several() else np.empty((size, size))
+        full = np.zeros((size, size)) if processes.is_multiprocess() else np.empty((size, size))
         count = sum(1 for i, _ in self._pairs if self._bounds[i][0] < size)
         tiles = map(self._tile, range(count)) if self.stored else self._computed(range(count))
         for (i, j), whole in zip(self._pairs, tiles, strict=False):
@@ -232,20 +232,22 @@ class SymmetricGram:
             tile = whole[: size - r, : size - c]
             full[r:r_end, c:c_end] = tile
             full[c:c_end, r:r_end] = tile.T
-        return processes.summed(full)
+        return processes.all_reduce(full)
 
     def identity(self) -> dict[str, Any]:
         """What tells one matrix from another: inputs, tiling, and the kernel on a few of them."""
         x = np.ascontiguousarray(self.cross.x)
         probes = x[np.linspace(0, len(x) - 1, PROBES).astype(int)]
-        return {
+        identity = {
             "inputs": hashlib.sha256(x.tobytes()).hexdigest(),
             "shape": list(self.shape),
             "tiles": [b - a for a, b in self._examples],
             "dtype": self.cross.dtype,
             "probes": self.cross.block(probes, probes).ravel().tolist(),
-            **({"process": [processes.number(), processes.count()]} if processes.several() else {}),
         }
+        if processes.is_multiprocess():
+            identity["process"] = [processes.index(), processes.count()]
+        return identity
 
     def _rows(self, i: int) -> int:
         return self._bounds[i][1] - self._bounds[i][0]
@@ -299,8 +301,8 @@ class SymmetricGram:
         if folder is None:
             self._data = np.empty(size)
         else:
-            if processes.several():
-                folder = folder / f"process-{processes.number()}-of-{processes.count()}"
+            if processes.is_multiprocess():
+                folder = folder / f"process-{processes.index()}-of-{processes.count()}"
             file, note = folder / TILES, folder / PROGRESS
             identity = self.identity()
             sums = self._known(file, note, identity)
@@ -411,7 +413,7 @@ def _filled(vectors: np.ndarray, rows: int) -> np.ndarray:
 
 def _multiplies_there() -> bool:
     """Does a device multiply what it has computed? Where its memory is its own, vectors travel."""
-    return jax.default_backend() != "cpu"
+    return not on_cpu()
 
 
 @jax.jit

@@ -200,7 +200,7 @@ class KernelFlow:
         k, dtype = self._cross.outputs, self._cross.dtype
         train = self._x.astype(dtype, copy=False)
         shared = processes.Rows(len(points))
-        points = shared.of(points).astype(dtype, copy=False)
+        points = shared.local(points).astype(dtype, copy=False)
         result = np.empty((len(points) * k, flat.shape[1]))
         columns = balanced(len(train), self._block_size)
         rows = balanced(len(points), self._block_size) if len(points) else []
@@ -215,7 +215,7 @@ class KernelFlow:
             disable=not self._progress,
         ):
             result[a * k : b * k] = sum(next(blocks) @ flat[c * k : d * k] for c, d in columns)
-        whole = shared.gathered(result.reshape(len(points), k * flat.shape[1]))
+        whole = shared.all_gather(result.reshape(len(points), k * flat.shape[1]))
         return self._shaped(whole.reshape(-1, flat.shape[1]), len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
@@ -370,7 +370,7 @@ class KernelFlow:
         own = processes.Rows(rows)
         basis_bytes = 8 * -(-rows // processes.count()) * columns
         left = self._memory - held
-        most = processes.agreed(max(1, min(self._most, int(left // basis_bytes))))
+        most = processes.broadcast(max(1, min(self._most, int(left // basis_bytes))))
         where = "in memory" if gram.stored else "computed for every product, as memory is short"
         if self._folder is not None:
             where = f"in {self._folder}"

@@ -104,7 +104,7 @@ def predict(
         InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
     """
     config = config or PredictConfig()
-    with printed_lines(processes.first() and (progress if verbose is None else verbose)):
+    with printed_lines(processes.is_primary() and (progress if verbose is None else verbose)):
         return _predicted(config, workdir, compare, dataset, resume, progress)
 
 
@@ -331,7 +331,7 @@ class Prediction:
         path, data, config = self.folder.path, self.data, self.config
         times = np.array([row["time"] for row in rows])
         coefficients = np.stack([s.coefficients for s in flow.solutions(list(times))])
-        if not processes.first():
+        if not processes.is_primary():
             return
         np.savez(
             path / "predictions.npz", times=times, test_outputs=outputs, coefficients=coefficients

@@ -178,10 +178,10 @@ class Krylov:
         filling = np.random.default_rng(0).normal(size=(m, max(min(BLOCK, m) - k, 0)))
         filling *= np.linalg.norm(targets) / np.sqrt(m * max(k, 1)) or 1.0
         self._rows = rows = processes.Rows(m)
-        own = rows.of(np.concatenate([targets, filling], 1))
+        own = rows.local(np.concatenate([targets, filling], 1))
         self._basis = _Vectors(len(own))
         self._new, _ = _orthonormal(own, 0.0, m)
-        self._first = processes.summed(self._new.T @ own[:, :k])
+        self._first = processes.all_reduce(self._new.T @ own[:, :k])
         self._small = np.zeros((0, 0))  # Q^T A Q, block tridiagonal
         self._below = np.zeros((self._new.shape[1], 0))  # what A moves from the basis to _new
         self._vectors = np.zeros((0, 0))  # of _small, once it was diagonalized
@@ -219,13 +219,13 @@ class Krylov:
     def expand(self, components: Array) -> Array:
         """[d, c] by eigenvector of Q^T A Q -> [m, c]."""
         with one_blas_thread():
-            return self._rows.gathered(self._basis.combine(self._vectors @ components))
+            return self._rows.all_gather(self._basis.combine(self._vectors @ components))
 
     def applied(self, components: Array) -> Array:
         """A times what `expand` gives, without another product."""
         with one_blas_thread():
             inside = self._basis.combine(self._vectors @ (self.values[:, None] * components))
-            return self._rows.gathered(inside + self._new @ self.outside(components))
+            return self._rows.all_gather(inside + self._new @ self.outside(components))
 
     def outside(self, components: Array) -> Array:
         """What A moves out of the basis, in coordinates of the next block."""
@@ -236,7 +236,7 @@ class Krylov:
         """One product with A, and the next block orthogonal to all before."""
         saved = self._saved()
         # Of several processes one may have been killed before it wrote what another has.
-        if processes.any_of(saved is None) or saved is None:
+        if processes.any_process(saved is None) or saved is None:
             with one_blas_thread():  # see `dnntk.runtime.threads`
                 saved = self._iterated()
         corner, new, below = saved
@@ -253,7 +253,7 @@ class Krylov:
     def _iterated(self) -> tuple[Array, Array, Array]:
         """Block on the diagonal of Q^T A Q, next block of the basis, block below the diagonal."""
         new = self._product(self._new)
-        corner = processes.summed(self._new.T @ new)
+        corner = processes.all_reduce(self._new.T @ new)
         self._scale = max(self._scale, float(np.linalg.norm(corner, 2)))
         room = self._rows.total - len(self._small) - len(corner)
         self._remove_all_from(new)
@@ -271,7 +271,7 @@ class Krylov:
         return step
 
     def _remove_all_from(self, new: Array) -> None:
-        new -= self._new @ processes.summed(self._new.T @ new)
+        new -= self._new @ processes.all_reduce(self._new.T @ new)
         self._basis.remove_from(new)
 
     def _file(self) -> Path:
@@ -324,7 +324,7 @@ class _Vectors:
         if self._count:
             inside = lambda rows: [columns[rows].T @ new[rows] for columns in self._filled()]  # noqa: E731
             parts = [np.concatenate(part) for part in by_rows(self._m, inside)]
-            new -= self.combine(processes.summed(np.sum(parts, axis=0)))
+            new -= self.combine(processes.all_reduce(np.sum(parts, axis=0)))
 
     def combine(self, coordinates: Array) -> Array:
         """[d, c] -> [m, c]."""
@@ -348,12 +348,12 @@ def _orthonormal(block: Array, least: float, most: int) -> tuple[Array, Array]:
     what is left of everyone's (Demmel, Grigori, Hoemmen & Langou, 2012).
     """
     with one_blas_thread():  # a few columns: threads would only wait for each other
-        own, whole = _shared_triangles(block) if processes.several() else (None, block)
+        own, whole = _shared_triangles(block) if processes.is_multiprocess() else (None, block)
         q, triangle, order = scipy.linalg.qr(
             whole, mode="economic", pivoting=True, check_finite=False
         )
         if own is not None:
-            q = own @ q[processes.number() * block.shape[1] :][: own.shape[1]]
+            q = own @ q[processes.index() * block.shape[1] :][: own.shape[1]]
     lengths = np.abs(np.diag(triangle))
     floor = max(least, 8 * EPS * float(lengths[0])) if len(lengths) else 0.0
     rank = min(int(np.sum(lengths > floor)), most)
@@ -371,4 +371,4 @@ def _shared_triangles(block: Array) -> tuple[Array, Array]:
         q, triangle = np.zeros((0, 0)), np.zeros((0, width))
     padded = np.zeros((width, width))
     padded[: len(triangle)] = triangle
-    return q, processes.Rows(width * processes.count()).gathered(padded)
+    return q, processes.Rows(width * processes.count()).all_gather(padded)

@@ -23,6 +23,7 @@ from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
 from dnntk.kernel.arccos import arccos0, arccos1, even, root_and_inverse
 from dnntk.kernel.gram import blockwise
+from dnntk.runtime.devices import on_cpu
 
 __all__ = ["arccos0", "arccos1", "limit_ntk"]
 
@@ -81,7 +82,7 @@ def limit_ntk(
     if kernel_size % 2 == 0:
         raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
     # On a CPU a step's cosines stay in the cache; elsewhere steps are few and large.
-    elements = 2**18 if jax.default_backend() == "cpu" else 2**24
+    elements = 2**18 if on_cpu() else 2**24
     return _limit_ntk(left, right, rho, beta, outputs, kernel_size, elements)
 
 

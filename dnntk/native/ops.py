@@ -35,6 +35,7 @@ from dnntk.native import build
 from dnntk.networks.initializers import Layer, Layers
 from dnntk.networks.layers import Convolution, Dense, Network
 from dnntk.networks.models import DeepNarrow
+from dnntk.runtime.devices import on_cpu
 
 # Filters that `dnntk.native.build` has code for.
 SIDES = (1, 3, 5)
@@ -63,7 +64,7 @@ STATE = {"dense": 128 << 10, "images": 96 << 10}
 def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
     """Does the CPU library take ``model`` at ``params`` on inputs like ``x``?"""
     return (
-        jax.default_backend() == "cpu"
+        on_cpu()
         and isinstance(model, DeepNarrow)
         and model.depth > 2
         and (x.ndim == 2 or x.shape[-1] + 1 + model.d_out <= MAX_CHANNELS)

@@ -16,6 +16,7 @@ import numpy as np
 
 from dnntk.networks import convolution, narrow
 from dnntk.networks.initializers import Layer, Layers
+from dnntk.runtime.devices import on_cpu
 
 # On accelerators, where a step is launches of small kernels: a compiler joins those of neighbours.
 LAYERS_A_LOOP = 4
@@ -294,7 +295,7 @@ def middle(
     @jax.checkpoint
     def run(h: jax.Array, block: Any) -> jax.Array:
         layers, there = block
-        unroll = 1 if jax.default_backend() == "cpu" else LAYERS_A_LOOP
+        unroll = 1 if on_cpu() else LAYERS_A_LOOP
         weights = network.weights("middle", *layers)
         return jax.lax.scan(step, h, (weights, there), unroll=unroll)[0]
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Checkpoints:
         """
         # Of several processes the first one writes; each reads by itself.
         alone = ocp.options.MultiprocessingOptions()
-        if processes.several():
+        if processes.is_multiprocess():
             own = jax.process_index()
             alone = ocp.options.MultiprocessingOptions(
                 primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
@@ -70,18 +70,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             enable_async_checkpointing=False,
-            cleanup_tmp_directories=processes.first(),
+            cleanup_tmp_directories=processes.is_primary(),
             create=False,
             multiprocessing_options=alone,
         )
-        if processes.first():
+        if processes.is_primary():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise InputError(
                     f"workdir: expected a folder that can be made, got {folder} ({error.strerror})"
                 ) from None
-        processes.wait("checkpoints")
+        processes.barrier("checkpoints")
         self._folder = folder.absolute()
         self._resources = contextlib.ExitStack()
         self._place = self._resources.enter_context(_plainly_named(self._folder))
@@ -108,8 +108,8 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        host = processes.whole(state)
-        if not processes.first():
+        host = processes.to_host(state)
+        if not processes.is_primary():
             return
         needed = sum(a.nbytes for a in jax.tree.leaves(host))
         free = shutil.disk_usage(self._folder).free
@@ -203,14 +203,12 @@ class Checkpoints:
             except Exception as error:  # orbax and its backends raise many kinds on damaged files
                 reason = reason or self._reason(error)
             else:
-                processes.wait("restored")
-                for damaged in (newer for newer in steps if newer > step and processes.first()):
-                    self._manager.delete(damaged)
+                processes.barrier("restored")
+                self._delete(newer for newer in steps if newer > step)
                 return step, jax.tree.map(_or_empty, template, restored)
         if unfinished == steps:  # killed in the middle of its first one: nothing is lost
-            processes.wait("restored")
-            for step in steps if processes.first() else []:
-                self._manager.delete(step)
+            processes.barrier("restored")
+            self._delete(steps)
             return None
         if steps:
             raise InputError(
@@ -218,6 +216,10 @@ class Checkpoints:
                 "start again in another workdir"
             )
         return None
+
+    def _delete(self, steps: Iterable[int]) -> None:
+        for step in steps if processes.is_primary() else ():
+            self._manager.delete(step)
 
     def _verified(self, step: int) -> int:
         """Bytes of a checkpoint whose files are those that were written."""

@@ -92,14 +92,14 @@ class RunFolder:
         Raises:
             InputError: the folder cannot be used, or holds another run, or one that is at work.
         """
-        starts = not resume or bool(processes.agreed(int(self.vacant)))
+        starts = not resume or bool(processes.broadcast(int(self.vacant)))
         saved = None if starts else self.read_config()
-        if processes.first():
+        if processes.is_primary():
             if starts:
                 self.make()
             self._lock = FolderLock(self.path, self._made)
         if saved is None:
-            if processes.first() and self.holds_run:
+            if processes.is_primary() and self.holds_run:
                 raise InputError(
                     f"workdir: expected one without a run, {self.path} holds one; "
                     "give resume=True to go on with it, or choose another"
@@ -117,7 +117,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Replace ``name`` in one move."""
-        if processes.first():
+        if processes.is_primary():
             replace_json(self.path / name, content)
 
     def read_config(self, argument: str = "resume") -> dict[str, Any]:
@@ -155,7 +155,7 @@ class RunFolder:
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add a line of JSON to ``name``, on disk before this returns."""
-        if not processes.first():
+        if not processes.is_primary():
             return
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(as_json(line)) + "\n")
@@ -175,7 +175,7 @@ class RunFolder:
                 continue
             if isinstance(line, dict) and kept(line := metrics_line(line)):
                 lines.append(line)
-        if not processes.first():
+        if not processes.is_primary():
             return lines
         partial = file.with_name(f".{name}.partial")
         content = "".join(json.dumps(line) + "\n" for line in lines)

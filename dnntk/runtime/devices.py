@@ -67,7 +67,7 @@ class Devices:
                 # What was done before will be done again: a matrix that is computed for every
                 # product.
                 work = seconds * (self._calls + count - done)
-                if jax.default_backend() == "cpu":
+                if on_cpu():
                     work *= HOST_SHARE
                 self.used = max(self.used, worth(work, self._compiling, len(devices)))
                 self._calls += count
@@ -84,6 +84,11 @@ class Devices:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+
+
+def on_cpu() -> bool:
+    """Is the CPU JAX's default backend?"""
+    return jax.default_backend() == "cpu"
 
 
 def worth(work: float, compiling: float, most: int) -> int:

@@ -1,7 +1,8 @@
 """Several processes, on one machine or many, that train as one.
 
-`jax.distributed` joins them. They agree on what each alone would decide by its own clock or its own
-signals, and the first one writes.
+`jax.distributed` joins the processes. What one process would decide by its clock or its signals,
+they decide together; the primary process, number 0, writes the files. All functions work in a
+single process too, where they communicate nothing.
 """
 
 import functools
@@ -16,22 +17,27 @@ from jax.sharding import PartitionSpec as P
 
 from dnntk.errors import InputError
 
-# A process that is not heard of for so long is gone, and the job with it.
+__all__ = [
+    *("Rows", "all_reduce", "any_process", "barrier", "broadcast", "count", "device_put", "index"),
+    *("is_multiprocess", "is_primary", "join", "to_host"),
+]
+
+# A process without a heartbeat for this long is dead, and its job ends.
 HEARTBEAT_SECONDS = 10
 JOIN_SECONDS = 120
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Make this process one of several, before anything else is asked of JAX.
+    """Make this process one of several; call it before JAX is used.
 
     Args:
-        coordinator: host:port of the first process; None is what the cluster's environment says
-            (SLURM, Open MPI and others, as JAX finds them).
-        processes: how many there are; None likewise.
-        process: which of them this is, from 0 on; None likewise.
+        coordinator: host:port of process 0; None takes all three from the cluster's environment
+            (SLURM, Open MPI and others that JAX knows).
+        processes: their number.
+        process: the index of this one, from 0 on.
 
     Raises:
-        InputError: they do not find together.
+        InputError: the arguments are wrong, or the processes cannot connect.
     """
     if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
         raise InputError(f"coordinator: expected host:port like 10.0.0.1:7000, got {coordinator!r}")
@@ -52,85 +58,100 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         ) from None
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Is this process one of several?"""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def first() -> bool:
-    """Is it the one that writes?"""
-    return not several() or jax.process_index() == 0
+def is_primary() -> bool:
+    """Is this the process that writes?"""
+    return index() == 0
 
 
-def agreed(value: int) -> int:
-    """The first process's value, in all of them."""
-    if not several():
+def index() -> int:
+    """The number of this process, from 0 to `count` - 1."""
+    return jax.process_index() if is_multiprocess() else 0
+
+
+def count() -> int:
+    """The number of processes."""
+    return jax.process_count() if is_multiprocess() else 1
+
+
+def broadcast(value: int) -> int:
+    """The primary process's value, in every process."""
+    if not is_multiprocess():
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def any_of(flag: bool) -> bool:
-    """Is it so in one process or more?"""
-    return bool(np.any(multihost_utils.process_allgather(np.int32(flag)))) if several() else flag
+def any_process(flag: bool) -> bool:
+    """Is the flag true in at least one process?"""
+    if not is_multiprocess():
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
 
 
-def wait(name: str) -> None:
-    """Until all processes are here."""
-    if several():
+def barrier(name: str) -> None:
+    """Wait until every process calls the barrier of this name."""
+    if is_multiprocess():
         multihost_utils.sync_global_devices(name)
 
 
-def summed(values: np.ndarray) -> np.ndarray:
-    """The sum of all processes' float64 arrays, in the order of their numbers: to the bit alike."""
-    if not several():
+def all_reduce(values: np.ndarray) -> np.ndarray:
+    """Sum of every process's float64 array.
+
+    Added in process order, so that all processes get identical bits.
+    """
+    if not is_multiprocess():
         return values
     with jax.enable_x64(True):
         return np.asarray(multihost_utils.process_allgather(values)).sum(0)
 
 
 class Rows:
-    """The rows that this process has of a long float64 array, in the order of the processes.
+    """How the rows of a long float64 array are split over the processes, in process order.
 
-    All processes must call the methods, in the same order. Of one process, it has all of them and
-    nothing is copied.
+    The collective methods must be called by all processes, in the same order. A single process
+    holds all rows, and nothing is copied.
 
     Attributes:
         total: rows of the whole array.
-        start, stop: of this process's rows.
+        start, stop: range of this process's rows.
     """
 
     def __init__(self, total: int) -> None:
         """Split ``total`` rows evenly."""
         self.total = total
         self._each = -(-total // count())  # the last processes may have fewer, or none
-        self.start, self.stop = (min((number() + k) * self._each, total) for k in (0, 1))
+        self.start, self.stop = (min((index() + k) * self._each, total) for k in (0, 1))
 
-    def of(self, whole: np.ndarray) -> np.ndarray:
-        """This process's rows of an array [total, c] that it has the whole of."""
+    def local(self, whole: np.ndarray) -> np.ndarray:
+        """This process's rows of an array [total, c] that every process holds whole."""
         return whole[self.start : self.stop]
 
-    def gathered(self, own: np.ndarray) -> np.ndarray:
-        """The whole array [total, c], of everyone's rows."""
-        if not several():
+    def all_gather(self, own: np.ndarray) -> np.ndarray:
+        """The whole array [total, c], from every process's own rows."""
+        if not is_multiprocess():
             return own
         padded = np.pad(own, ((0, self._each - len(own)), (0, 0)))
         with jax.enable_x64(True):
             return np.asarray(multihost_utils.process_allgather(padded, tiled=True))[: self.total]
 
-    def of_sum(self, whole: np.ndarray) -> np.ndarray:
-        """This process's rows of the sum of all processes' arrays [total, c].
+    def reduce_scatter(self, whole: np.ndarray) -> np.ndarray:
+        """This process's rows of the sum of every process's array [total, c].
 
-        Added in the order of the processes, as `summed` does; the other rows do not come here.
+        Added in process order, as in `all_reduce`; only the process's own rows are received.
         """
-        if not several():
+        if not is_multiprocess():
             return whole
         padded = np.pad(whole, ((0, self._each * count() - self.total), (0, 0)))
         parts = padded.reshape(1, count(), self._each, -1)
         with jax.enable_x64(True):
-            placed = jax.make_array_from_process_local_data(
+            split = jax.make_array_from_process_local_data(
                 NamedSharding(_one_device_each(), P("process")), parts
             )
-            received = np.asarray(_exchange()(placed).addressable_data(0))
+            received = np.asarray(_exchange()(split).addressable_data(0))
         return received[:, 0].sum(0)[: self.stop - self.start]
 
 
@@ -150,18 +171,8 @@ def _exchange() -> Any:
     )
 
 
-def number() -> int:
-    """Which of `count` processes this one is."""
-    return jax.process_index() if several() else 0
-
-
-def count() -> int:
-    """How many processes there are."""
-    return jax.process_count() if several() else 1
-
-
-def whole(tree: Any) -> Any:
-    """As NumPy arrays; of arrays that are split over processes, all of each in every process."""
+def to_host(tree: Any) -> Any:
+    """NumPy arrays; every process gets the whole of an array that is split over processes."""
 
     def array(a: Any) -> np.ndarray:
         if not isinstance(a, jax.Array) or a.is_fully_addressable:
@@ -173,15 +184,15 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(array, tree)
 
 
-def placed(tree: Any, shardings: Any) -> Any:
-    """As `jax.device_put`; over several processes, each gives its own devices their part."""
-    if not several():
+def device_put(tree: Any, shardings: Any) -> Any:
+    """As `jax.device_put`; each of several processes fills its own devices' shards."""
+    if not is_multiprocess():
         return jax.device_put(tree, shardings)
 
     def put(a: Any, sharding: Any) -> jax.Array:
         if isinstance(a, jax.Array) and a.sharding == sharding:
             return a
-        host = whole(a)
+        host = to_host(a)
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     if isinstance(shardings, jax.sharding.Sharding):

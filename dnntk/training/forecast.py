@@ -114,7 +114,7 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
 
 def forecast_on(config: TrainConfig, dataset: Dataset | None) -> Forecast:
     """`forecast` on what `load_dataset_for` has loaded for ``config`` before; None loads it."""
-    if processes.several():
+    if processes.is_multiprocess():
         raise InputError(
             "dry run: expected one process, which may have several devices, got "
             f"{jax.process_count()}; ask without the flags or variables that join processes"

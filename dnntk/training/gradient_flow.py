@@ -32,6 +32,7 @@ from dnntk.errors import InputError
 from dnntk.native import ops
 from dnntk.networks.models import DeepNarrow
 from dnntk.runtime import processes
+from dnntk.runtime.devices import on_cpu
 from dnntk.training import pipeline
 from dnntk.training.pipeline import DATA, DEPTH
 
@@ -87,9 +88,9 @@ def data_mesh(examples: int, parameter_bytes: int, threaded: bool = False) -> Me
     """
     devices = jax.devices()
     count = max(1, min(len(devices), examples // MIN_EXAMPLES_PER_DEVICE))
-    if processes.several():
+    if processes.is_multiprocess():
         count = len(devices)
-    elif threaded or (jax.default_backend() == "cpu" and parameter_bytes > MAX_REPLICATED_BYTES):
+    elif threaded or (on_cpu() and parameter_bytes > MAX_REPLICATED_BYTES):
         count = 1
     return Mesh(np.array(devices[:count]), ("data",))
 
@@ -101,12 +102,12 @@ def put_batch(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Batch:
     extra = -len(x) % (shards * (parts if pipeline.stages_of(mesh) > 1 else 1))
     weight = np.pad(np.ones(len(x), y.dtype), (0, extra))
     padded = (np.pad(a, ((0, extra), *((0, 0),) * (a.ndim - 1)), mode="edge") for a in (x, y))
-    return Batch(*processes.placed((*padded, weight), NamedSharding(mesh, P("data"))))
+    return Batch(*processes.device_put((*padded, weight), NamedSharding(mesh, P("data"))))
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """``tree`` on every device of ``mesh``; it may share memory with what it was made of."""
-    return processes.placed(tree, NamedSharding(mesh, P()))
+    return processes.device_put(tree, NamedSharding(mesh, P()))
 
 
 def put_state(tree: Any, mesh: Mesh) -> Any:
@@ -115,7 +116,7 @@ def put_state(tree: Any, mesh: Mesh) -> Any:
     Everything on every device, but for the middle layers where the mesh has an axis ``depth``:
     `pipeline.padded`, over its stages.
     """
-    return processes.placed(pipeline.padded(tree, mesh), shardings(tree, mesh))
+    return processes.device_put(pipeline.padded(tree, mesh), shardings(tree, mesh))
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
@@ -420,7 +421,7 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Any:
         return jax.lax.psum(jnp.where(counts, f, 0), DEPTH)
 
     # Every process looks at all outputs.
-    everywhere = NamedSharding(mesh, P()) if processes.several() else None
+    everywhere = NamedSharding(mesh, P()) if processes.is_multiprocess() else None
 
     @functools.partial(jax.jit, out_shardings=everywhere)
     def outputs_of(params: Any, frozen: Any, x: jax.Array) -> jax.Array:

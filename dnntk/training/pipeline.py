@@ -20,6 +20,7 @@ from dnntk.errors import InputError
 from dnntk.networks.initializers import Layers
 from dnntk.networks.layers import Network, middle
 from dnntk.networks.models import DeepNarrow
+from dnntk.runtime.devices import on_cpu
 
 DATA, DEPTH = "data", "depth"
 # Micro-batches a stage: a fifth of the time is then idle, at most.
@@ -153,7 +154,7 @@ def summed(tree: Any, axes: str | tuple[str, ...]) -> Any:
 
 
 def _summed(array: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
-    if jax.default_backend() != "cpu" or array.nbytes <= LARGE_BYTES:
+    if not on_cpu() or array.nbytes <= LARGE_BYTES:
         return jax.lax.psum(array, axes)
     part = PART_BYTES // array.dtype.itemsize
 

@@ -58,7 +58,7 @@ def train(
     config = _checked(config)
     own = None if dataset is None else own_dataset(dataset, config)
     recorded = {} if own is None else record(own)
-    with printed_lines(processes.first() and (progress if verbose is None else verbose)):
+    with printed_lines(processes.is_primary() and (progress if verbose is None else verbose)):
         return _trained(config, own, recorded, workdir, resume, progress)
 
 

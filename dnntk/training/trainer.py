@@ -29,7 +29,7 @@ from dnntk.runs.folder import (
     resident_bytes,
     versions,
 )
-from dnntk.runs.interruption import told_to_stop
+from dnntk.runs.interruption import termination_flag
 from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
 from dnntk.training import gradient_flow, pipeline
@@ -104,7 +104,8 @@ class Run:
         progress: bool,
     ) -> None:
         """Make everything but the compiled step."""
-        self.config, self.folder, self.progress = config, folder, progress and processes.first()
+        self.config, self.folder = config, folder
+        self.progress = progress and processes.is_primary()
         self.begun = self.called = time.perf_counter()
         self.recorded = recorded
         self.targets = class_targets(dataset) if recorded and dataset.classes else None
@@ -160,7 +161,7 @@ class Run:
 
     def _whole(self, tree: Any) -> Any:
         """On the host, whatever the mesh."""
-        return pipeline.unpadded(processes.whole(tree), self.model)
+        return pipeline.unpadded(processes.to_host(tree), self.model)
 
     def _describe(self) -> None:
         width = self.variables["params"]["first"]["bias"].size
@@ -278,7 +279,7 @@ class Run:
         bar = progress_bar(
             total=steps, initial=start, desc="training", unit="step", disable=not self.progress
         )
-        with bar, told_to_stop() as told:
+        with bar, termination_flag() as termination_requested:
             step, per_step = start, math.inf
             while step < steps:
                 stops = (steps, step - step % checkpoint_every + checkpoint_every, *looks)
@@ -292,7 +293,7 @@ class Run:
                 self._check(value, step - 1)
                 bar.set_postfix(loss=f"{value:.3g}", refresh=False)
                 bar.update(count)
-                stop = processes.any_of(step < steps and told() > 0)
+                stop = processes.any_process(step < steps and termination_requested() > 0)
                 save = checkpoints and (step % checkpoint_every == 0 or step == steps or stop)
                 if step in looks:
                     self._evaluate(step)
@@ -302,7 +303,7 @@ class Run:
                     tree = {"state": self.state._asdict(), "frozen": self.frozen}
                     checkpoints.save(step, self._whole(tree))
                 if stop:
-                    raise self._stopped(step, told())
+                    raise self._stopped(step, termination_requested())
         return stepping
 
     def _stopped(self, step: int, number: int) -> Stopped | Interrupted:
@@ -318,7 +319,7 @@ class Run:
         if not self.at_once:
             return 1
         stop = min(other for other in stops if other > step)
-        return processes.agreed(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
+        return processes.broadcast(max(1, min(stop - step, int(SECONDS_AT_ONCE / seconds_a_step))))
 
     def _check(self, loss: float, step: int) -> None:
         first = self.history[0]["train_loss"]
@@ -393,6 +394,6 @@ class Run:
         if self.test_outputs is None:  # nothing was left to train
             self._losses(self.plan.steps)
         assert self.test_outputs is not None
-        if processes.first():
+        if processes.is_primary():
             held = self.history, self.dataset, self.test_outputs, self.targets
             draw_run(self.folder.path, self.config, *held)

@@ -29,7 +29,7 @@ from dnntk.kernel import limit_ntk
 from dnntk.runs import checkpoints
 from dnntk.runs.checkpoints import CHECKSUMS, Checkpoints
 from dnntk.runs.folder import RunFolder
-from dnntk.runs.interruption import told_to_stop
+from dnntk.runs.interruption import termination_flag
 from dnntk.runs.locks import LOCK, FolderLock
 
 SMALL = TrainConfig(depth=8, steps=12, eval_every=4, checkpoint_every=4, batch_size=64)
@@ -324,19 +324,19 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_one(run, tmp_path, monke
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
     code = """
 import os, signal
-from dnntk.runs.interruption import told_to_stop
-with told_to_stop() as told:
+from dnntk.runs.interruption import termination_flag
+with termination_flag() as requested:
     os.kill(os.getpid(), signal.SIGINT)
-    print(told(), flush=True)
+    print(requested(), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     print("still here", flush=True)
 """
     (done,) = processes.outcomes("train.py", {"": ()}, tmp_path, code=code).values()
     assert done.stdout == "2\n" and done.returncode == -signal.SIGINT
     monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)  # a notebook, which must go on
-    with pytest.raises(KeyboardInterrupt), told_to_stop() as told:
+    with pytest.raises(KeyboardInterrupt), termination_flag() as requested:
         os.kill(os.getpid(), signal.SIGINT)
-        assert told() == signal.SIGINT
+        assert requested() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

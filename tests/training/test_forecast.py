@@ -97,6 +97,6 @@ def test_a_mesh_of_more_devices_than_there_are_is_told_of():
 
 
 def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(forecasting.processes, "several", lambda: True)
+    monkeypatch.setattr(forecasting.processes, "is_multiprocess", lambda: True)
     with pytest.raises(InputError, match="expected one process"):
         forecast(TrainConfig(depth=10, dataset="toy"))
