@@ -1,5 +1,8 @@
 """What every script shares: flags in, one line and an exit status out."""
 
+import dataclasses
+import inspect
+import itertools
 import logging
 import math
 import os
@@ -7,20 +10,27 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from types import FrameType, ModuleType, NoneType
+from typing import Any, NoReturn, TypeVar
 
 import absl.logging
 import jax
 from absl import flags
 
+import dnntk
 from dnntk import Diverged, InputError
+from dnntk.data.datasets import DATASETS
 from dnntk.errors import Interrupted, Stopped
+from dnntk.infinite_depth.kernel_flow import SOLVERS
+from dnntk.networks.initializers import INITS
+from dnntk.networks.models import PARAMETRIZATIONS
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
 from dnntk.runtime.progress import SafeStream
+from dnntk.training.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.training.pipeline import parse_mesh
 
 # More host devices than this only cut the batch thinner.
@@ -35,16 +45,71 @@ ACCOUNT = re.compile(
     rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination_service\w*|preemption_sync_manager|client)\.(cc|h)"
 )
 HELP = {"-h", "--help", "--helpshort", "--helpfull"}
+# The values of fields that are a choice, whatever the configuration.
+CHOICES: dict[str, Sequence[str]] = {
+    "arch": ARCHITECTURES,
+    "dataset": DATASETS,
+    "dtype": DTYPES,
+    "init": INITS,
+    "optimizer": OPTIMIZERS,
+    "parametrization": PARAMETRIZATIONS,
+    "schedule": SCHEDULES,
+    "solver": SOLVERS,
+}
+EXAMPLES = {int: "whole numbers like 100,1000", float: "numbers like 1,100", str: "words like a,b"}
+# Of a docstring: fields or arguments, and of these one entry, `names: description`.
+SECTION = re.compile(r"^(?:Args|Attributes):\n((?: .*\n|\n(?= ))*)", re.MULTILINE)
+ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+Config = TypeVar("Config")
+
+flags.disclaim_key_flags()  # the flags defined here are those of the script that calls
+
+
+def define(config: type, **choices: Sequence[str]) -> None:
+    """A flag for every field of a configuration, with its type, default and documentation.
+
+    ``choices`` are the values of fields that are a choice in this configuration, beside `CHOICES`.
+    """
+    documented = _documentation(config)
+    for field in dataclasses.fields(config):
+        name, text = field.name, documented.get(field.name, "")
+        default: Any = field.default
+        kinds, allowed = _kinds(field.type), (CHOICES | choices).get(field.name)
+        if allowed:
+            flags.DEFINE_enum(name, default, allowed, text)
+        elif str in kinds:
+            flags.DEFINE_string(name, ",".join(words(default)) if tuple in kinds else default, text)
+        elif tuple in kinds:
+            flags.DEFINE_list(name, None if default is None else words(default), text)
+        else:
+            (flags.DEFINE_integer if int in kinds else flags.DEFINE_float)(name, default, text)
+
+
+def values(config: type) -> dict[str, Any]:
+    """The fields of a configuration as the flags of `define` give them."""
+    found = {}
+    for field in dataclasses.fields(config):
+        name, kinds = field.name, _kinds(field.type)
+        found[name] = value = flags.FLAGS[name].value
+        if tuple in kinds and value is not None:
+            entry = kinds[tuple]
+            found[name] = (
+                parse_classes(value) if str in kinds else listed(name, entry, EXAMPLES[entry])
+            )
+    return found
+
+
+def from_flags(config: type[Config]) -> Config:
+    """The configuration that the flags of `define` describe."""
+    return config(**values(config))
 
 
 def define_processes() -> None:
     """The flags by which several processes of a script become one job."""
     flags.DEFINE_bool("distributed", False, "One of several processes, as the cluster says.")
     flags.DEFINE_string("coordinator", None, "First process's host:port, where no cluster says.")
-    flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.", lower_bound=0)
-    for name in ("distributed", "coordinator", "processes", "process"):  # they go into its --help
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
+    flags.DEFINE_integer("process", None, "Number of this process, from 0 on.", lower_bound=0)
 
 
 def workdir(default: Callable[[], Path] | None = None) -> Path:
@@ -53,6 +118,13 @@ def workdir(default: Callable[[], Path] | None = None) -> Path:
     path = default() if given is None and default else as_path("workdir", given)
     flags.FLAGS["workdir"].value = str(path)  # for the line that says how to go on
     return path
+
+
+def new_workdir(stem: str) -> Path:
+    """A folder under runs/ that does not exist yet: ``stem``, ``stem-2``, ``stem-3``, ..."""
+    suffixes = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    paths = (Path("runs") / (stem + suffix) for suffix in suffixes)
+    return next(path for path in paths if not path.exists())
 
 
 def run(main: Callable[[], None]) -> None:
@@ -92,9 +164,9 @@ def run(main: Callable[[], None]) -> None:
         _stop(f"{error.strerror or error}{where}; mend it, and {_go_on()}", 1)
 
 
-def words(values: tuple[float, ...]) -> list[str]:
+def words(values: Sequence[float | str]) -> list[str]:
     """The default of a list flag."""
-    return [f"{value:.12g}" for value in values]
+    return [value if isinstance(value, str) else f"{value:.12g}" for value in values]
 
 
 def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
@@ -113,6 +185,43 @@ def depths(name: str, least: int) -> list[int]:
         given = ",".join(flags.FLAGS[name].value or ())
         raise InputError(f"{name}: expected numbers from {least} on, got {given!r}")
     return found
+
+
+def _kinds(annotation: Any) -> dict[type, Any]:
+    """The types that a field may have, but None: {type: the type of its entries, if any}."""
+    union = not isinstance(annotation, type) and typing.get_origin(annotation) is not tuple
+    members = typing.get_args(annotation) if union else (annotation,)
+    return {
+        typing.get_origin(member) or member: next(iter(typing.get_args(member)), None)
+        for member in members
+        if member is not NoneType
+    }
+
+
+def _documentation(owner: type) -> dict[str, str]:
+    """{field or argument: its description in the docstring, as plain text}.
+
+    "As in" another class is replaced by that class's description, a constant's name by its value.
+    """
+    docstrings = f"{inspect.getdoc(owner)}\n\n{inspect.getdoc(vars(owner)['__init__'])}\n"
+    return {
+        name: _plain(" ".join(text.split()), name, sys.modules[owner.__module__])
+        for section in SECTION.findall(docstrings)
+        for names, text in ENTRY.findall(section)
+        for name in names.split(", ")
+    }
+
+
+def _plain(text: str, name: str, module: ModuleType) -> str:
+    if other := re.match(r"as in `(\w+)`", text):
+        text = _documentation(getattr(dnntk, other[1]))[name].rstrip(".") + text[other.end() :]
+
+    def value(constant: re.Match[str]) -> str:
+        held = getattr(module, constant[1])
+        return f"{held}" if isinstance(held, int) else ", ".join(words(held))
+
+    text = re.sub(r"`([A-Z_]+)`", value, text).replace("`", "")
+    return text[0].upper() + text[1:]
 
 
 def _stopped(number: int, frame: FrameType | None) -> NoReturn:

@@ -50,25 +50,25 @@ class AccumulationConfig:
     """Settings of figure 5.1; the defaults are the thesis's.
 
     Attributes:
-        arch: "mlp" or "cnn".
+        arch: architecture, "mlp" or "cnn".
         depth: weight layers, at least 2.
         scale: C; None is the thesis's rule, depth^2 / 2000. May be infinite.
         dataset: "toy" (MLP only), "digits", "mnist" or "fashion_mnist".
-        classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+        classes: classes to tell apart, or "all". Two classes are one output with targets 0 and 1.
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
-        train_examples: to train on, at most; all of them in every step. Not more than 4,096.
-        steps: of gradient descent.
+        train_examples: examples to train on, at most 4,096; all of them in every step.
+        steps: full-batch steps of gradient descent.
         time_step: kernel time of a step; None is the thesis's 0.5 for the toy, and a safe fraction
             of 2 / lambda_max of the network's kernel for images.
         rho, beta: standard deviations of the random weights and biases.
         kernel_size: side of the CNN's filters, odd.
         points: held-out inputs to follow through the layers.
-        output: which output, from 0 on; -1 is the last, the thesis's rightmost neuron.
+        output: output to follow, from 0 on; -1 is the last, the thesis's rightmost neuron.
         draws: random units that the predicted distribution of the shares is drawn from.
-        dtype: of training. What is measured afterwards is computed in float64.
-        seed: of the split, the initialization and the draws.
+        dtype: floating-point type of training. What is measured afterwards is computed in float64.
+        seed: seed of the split, the initialization and the draws.
     """
 
     arch: str = "mlp"

@@ -35,9 +35,10 @@ class ErrataConfig:
     """How the networks are measured.
 
     Attributes:
-        depth: of every network; their kernels scatter around the limit by O(1/sqrt(depth)).
-        networks: initializations a statement.
-        seed: of inputs and initializations.
+        depth: weight layers of every network; kernels scatter around the limit by
+            O(1/sqrt(depth)).
+        networks: initializations of each statement.
+        seed: seed of inputs and initializations.
 
     Raises:
         InputError: a value is not as above.

@@ -50,16 +50,16 @@ class InitializationConfig:
     """The networks to draw.
 
     Attributes:
-        arch: "mlp" (figure 3.1), "cnn" (figure 3.2) or "both".
+        arch: architecture, "mlp" (figure 3.1), "cnn" (figure 3.2) or "both".
         d_in: inputs of the MLP.
         d_out: outputs; None is the thesis's, 2 of the MLP and 1 of the CNN.
-        height, width, channels: of the CNN's image.
-        kernel_size: side of its filters, odd.
-        depth: weight layers, at least 2; of more than 7, some are an ellipsis.
-        scale: C; None is depth^2.2. It cannot be 1, which is another style.
+        height, width, channels: size of the CNN's image.
+        kernel_size: side of the CNN's filters, odd.
+        depth: weight layers, at least 2; of more than 7, some are drawn as dots.
+        scale: C; None is depth^2.2. Not 1, which is drawn in another style.
         rho, beta: standard deviations of the random weights and biases.
-        init: "deep_narrow", or for comparison "he_uniform" or "torch_default".
-        seed: of the parameters and of the example that the units are shaded by.
+        init: initialization to draw, "deep_narrow", "he_uniform" or "torch_default".
+        seed: seed of the parameters and of the example that shades the units.
     """
 
     arch: str = "both"

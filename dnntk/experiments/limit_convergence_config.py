@@ -16,24 +16,25 @@ class LimitConfig:
     """Settings of the comparison of finite networks with their limit.
 
     Attributes:
-        arch: "mlp", "cnn" or "both".
+        arch: architecture, "mlp", "cnn" or "both".
         dataset: "digits", "mnist", "fashion_mnist" or (MLP only) "toy".
-        classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+        classes: classes to tell apart, or "all". Two classes are one output with targets 0 and 1.
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
-        train_examples, test_examples: how many to train on and to compare on, at most.
-        depths: of the networks; C = depth^2.2.
+        train_examples: examples to train on, at most.
+        test_examples: held-out examples to compare on, at most.
+        depths: depths of the networks; C = depth^2.2.
         trials: independent initializations of every network.
-        times: kernel times to compare at. The first is a whole number of steps, the later ones are
-            rounded to such.
+        times: kernel times to compare at. The first is a whole number of steps; the others are
+            rounded to whole steps.
         time_step: kernel time of a step of gradient descent; None is half of the largest stable
             one, 2 / lambda_max of the limit on the training examples.
         rho, beta: standard deviations of the random weights and biases.
         kernel_size: side of the CNN's filters, odd.
-        draws: linear networks of each depth that the theory's difference is averaged over.
-        dtype: of the trained networks; the theory is always float64.
-        seed: of the split, the initializations and the draws.
+        draws: linear networks of each depth over which the theory's difference is averaged.
+        dtype: floating-point type of the trained networks; the theory is always float64.
+        seed: seed of the split, the initializations and the draws.
     """
 
     arch: str = "both"

@@ -50,21 +50,21 @@ class ConvergenceConfig:
     """Settings of section 5.1 and of the sweep that goes beyond it.
 
     Attributes:
-        depths: of figure 4.1.
+        depths: depths of figure 4.1.
         scale: C at these depths; None is the thesis's, depth^2 / 2000.
         trials: independent initializations of every network.
-        steps: full-batch steps of the figure's runs.
+        steps: full-batch steps of figure 4.1's runs.
         time_step: kernel time of a step; 0.5 is the published runs' (their learning rate times
             depth times C^2 times 2, as their gradient is twice the thesis's).
         rho, beta: standard deviations of the Gaussian weights (times sqrt(d_in)) and biases (over
             C).
-        dtype: "float64", the published runs', or "float32".
-        sweep_depths: depths of the rates; () leaves the sweep out.
-        sweep_steps: steps of each of its runs.
-        sweep_scale: C of its second rule, the same at all depths (5 is the thesis's at depth 100);
-            the first is depth^2.2.
-        psi_2_depth: Psi_2, which costs depth squared, is computed up to here.
-        seed: of the initializations.
+        dtype: floating-point type, "float64", the published runs', or "float32".
+        sweep_depths: depths of the sweep that gives the rates; empty leaves it out.
+        sweep_steps: steps of each run of the sweep.
+        sweep_scale: C of the sweep's second rule, the same at all depths (5 is the thesis's at
+            depth 100); the first rule is depth^2.2.
+        psi_2_depth: Psi_2, which costs depth squared, is computed up to this depth.
+        seed: seed of the initializations.
     """
 
     depths: tuple[int, ...] = (100, 10_000)

@@ -94,22 +94,26 @@ class TrainabilityConfig:
     Attributes:
         preset: "figure-4.2", or one of `PRESETS`: a row of table 4.1, or a run at a small C that
             learns features, for two cores.
-        dataset, data_dir, pool: as in `TrainConfig`; None for ``pool`` is the preset's own, which
-            is 28 x 28 for the thesis's MLPs and 7 x 7 for its CNNs.
-        depth, scale, rho, beta, epochs: None is the preset's own. The figure's are depth 1000, the
-            table's C = 4, rho = 1 (CNN: 1/sqrt 3) and beta = 1.
-        time_step: of a row; None is the preset's own, for the table's rows the thesis's learning
-            rate in kernel time. At C = 4 that is beyond what the kernel allows at the start.
-        archs: of the figure.
-        inits: of the figure.
-        rates: learning rates of the figure, on the literal matrices; "deep_narrow" is run with the
-            step that its kernel allows besides.
-        optimizer: of the figure's runs; sgd is the thesis's. All others have no step that a kernel
-            allows, and are most at home at a small C.
-        steps: of each of the figure's runs.
+        dataset, data_dir: as in `TrainConfig`.
+        pool: side of the average pool over the images; None is the preset's own, which leaves
+            28 x 28 pixels to the thesis's MLPs and 7 x 7 to its CNNs.
+        depth: weight layers; None is the preset's own, 1000 for the figure.
+        scale: C; None is the preset's own, the table's C = 4 for the figure.
+        rho, beta: standard deviations of the random weights and biases; None is the preset's own:
+            for the figure rho = 1 (CNN: 1/sqrt 3) and beta = 1.
+        time_step: kernel time of a step of a row; None is the preset's own, for the table's rows
+            the thesis's learning rate. At C = 4 that is more than the kernel allows at the start.
+        epochs: passes over the data of a row; None is the preset's own.
+        archs: architectures of the figure.
+        inits: initializations of the figure.
+        rates: learning rates of the figure, on the literal matrices; "deep_narrow" is also run with
+            the step that its kernel allows.
+        optimizer: optimizer of the figure's runs; the thesis's is sgd. For the others the kernel
+            gives no step size; they work best at a small C.
+        steps: steps of each of the figure's runs.
         batch_size: examples a step; None is the preset's own, 512 for the thesis's.
         shift: as in `TrainConfig`; None is the preset's own: 0, but 1 for the MLP at a small C.
-        budget_minutes: for the whole; 0 is no limit.
+        budget_minutes: time for all runs, which then take as many steps as fit; 0 is no limit.
         limit_examples: training examples of the limit that a row is set beside, at most; 0 leaves
             the limit out.
         eval_examples: as in `TrainConfig`.

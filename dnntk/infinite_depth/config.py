@@ -21,20 +21,21 @@ class PredictConfig:
 
     Attributes:
         arch, kernel_size, dataset, classes, data_dir, pool: as in `TrainConfig`.
-        rho, beta: standard deviations of the random weights and biases; where there are several of
-            either, the pair that does best on the validation split is taken.
-        times: kernel times to report, infinity among them if wanted. With a validation split, the
-            one that does best on it is chosen. None is those of the compared run's evaluations,
-            else `DEFAULT_TIMES`.
+        rho, beta: standard deviations of the random weights and biases; of several, the pair that
+            does best on the validation split is taken.
+        times: kernel times to report, which may include infinity. With a validation split, the time
+            that does best on it is chosen. None is the times of the compared run's evaluations,
+            or without such a run `DEFAULT_TIMES`.
         ridge: weight decay, in units of the eigenvalues of K/N.
-        validation: training examples held out to choose by; 0 is a tenth where there is something
-            to choose from in rho or beta, and none otherwise.
+        validation: training examples held out for choices; 0 is a tenth of them if there are
+            several values of rho or beta, otherwise none.
         search_examples: training examples, at most, for the choice of rho and beta.
         train_examples: training examples in all; 0 is all of the dataset's.
         solver, tolerance, block_size, dtype: as in `KernelFlow`.
-        memory_gb: for the Gram matrix and the Krylov basis; None is 3/4 of the machine's.
+        memory_gb: memory for the Gram matrix and the Krylov basis, in GB; None is 3/4 of the
+            machine's.
         gram_dir: folder where the Gram matrix and the Krylov iterations are kept and found again.
-        seed: of the validation split, of ``train_examples``, and of the digits' test split.
+        seed: seed of the validation split, of ``train_examples``, and of the digits' test split.
 
     Raises:
         InputError: a value is not as above.

@@ -115,15 +115,15 @@ class KernelFlow:
             initial: f_0 at the training examples, [n, d_out]; None is 0, as deep narrow networks
                 start.
             solver: "eigh", "krylov", or "auto": the first up to 4,096 rows, the second beyond.
-            tolerance: of the relative residual, where the Krylov method stops.
-            max_iterations: of the Krylov method; memory may allow fewer.
+            tolerance: relative residual at which the Krylov method stops.
+            max_iterations: most iterations of the Krylov method; memory may allow fewer.
             block_size: examples along a side of a block of the Gram matrix.
             memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
                 Where half the Gram matrix does not fit, it is computed anew for every product,
                 unless a folder keeps it.
-            dtype: in which the kernel is evaluated; everything after it is float64. "float32" costs
-                half the time and adds an error of 1e-7 to every entry, which is of no consequence
-                for times up to about 1e6 / k(x, x).
+            dtype: type in which the kernel is evaluated; everything after it is float64. "float32"
+                costs half the time and adds an error of 1e-7 to every entry, which is of no
+                consequence for times up to about 1e6 / k(x, x).
             gram: the ``gram`` of another flow of the same kernel, whose first n examples are these.
             folder: where the Gram matrix and the Krylov iterations are kept, and found by a later
                 process, which goes on where this one stopped.

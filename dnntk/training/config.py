@@ -35,44 +35,47 @@ class TrainConfig:
     """A training run. None means: chosen from the rest, and said in the log.
 
     Attributes:
-        arch: "mlp" or "cnn".
+        arch: architecture, "mlp" or "cnn".
         depth: weight layers, at least 2.
         kernel_size: side of the CNN's filters, odd.
-        dataset: "digits", "mnist", "fashion_mnist" or "toy".
-        classes: those to tell apart, or "all". Two classes are one output with targets 0 and 1.
+        dataset: "digits", "mnist", "fashion_mnist" or "toy"; digits and toy need no download.
+        classes: classes to tell apart, or "all". Two classes are one output with targets 0 and 1.
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
         scale: C; None is depth^2.2, the theorems' regime. May be infinite in the ntk form.
         rho, beta: standard deviations of the random weights and biases.
-        init: "deep_narrow", "he_uniform" or "torch_default".
-        parametrization: "ntk" or "standard".
+        init: initialization, "deep_narrow", "he_uniform" or "torch_default".
+        parametrization: form to compute in, "ntk" or "standard".
         optimizer: one of `OPTIMIZERS`; all but sgd need ``lr`` and have no kernel time.
-        momentum: of sgd, in [0, 1).
-        weight_decay: of the optimizers in `DECAYING`: what share of its value, times the learning
-            rate, a parameter loses a step. Towards the initial network in the ntk parametrization,
-            towards 0 in the standard one. None is the optimizer's own default.
-        sam_radius: of sharpness-aware minimization (Foret et al. 2021), around any optimizer but
-            sgd: a step takes its gradient so far uphill from the parameters, which costs a second
-            gradient. In the parametrization's own parameters, all layers together; 0 is without.
-        time_step: kernel time a step; None is a safe fraction of 2 / lambda_max.
-        lr: raw learning rate instead: on the thesis's matrices for sgd, on the parametrization's
-            own parameters for the other optimizers.
-        schedule: what the step is multiplied by in the course of the run: "constant" 1, "cosine" or
-            "linear" from 1 down to 0.
-        warmup: steps, before that, over which it rises from 0.
-        steps, epochs, time: how long to train, in steps, passes over the data or kernel time; at
-            most one of them. None of them is `DEFAULT_STEPS` steps.
+        momentum: momentum of sgd, in [0, 1).
+        weight_decay: share of its value, times the learning rate, that a parameter loses in a step:
+            towards the initial network in the ntk parametrization, towards 0 in the standard one.
+            Only for `DECAYING`; None is the optimizer's own default.
+        sam_radius: radius of sharpness-aware minimization (Foret et al. 2021), for any optimizer
+            but sgd: a step takes its gradient this far uphill from the parameters, which costs a
+            second gradient. Measured in the parametrization's own parameters, over all layers
+            together; 0 turns it off.
+        time_step: kernel time of a step; None is a safe fraction of 2 / lambda_max.
+        lr: raw learning rate, instead of ``time_step``: on the thesis's matrices for sgd, on the
+            parametrization's own parameters for the other optimizers.
+        schedule: factor of the step size during the run: "constant" is 1; "cosine" and "linear"
+            fall from 1 to 0.
+        warmup: steps at the start over which the step size rises from 0.
+        steps: steps to train; None is `DEFAULT_STEPS`, unless ``epochs`` or ``time`` is given.
+        epochs: passes over the data to train for, instead of ``steps``.
+        time: kernel time to train for, instead of ``steps``.
         batch_size: examples a step, at most; 0 is all of them.
-        shift: pixels, before the average pool, by which a step's images are moved at random, each
-            its own way, at most (data augmentation); evaluations see them where they are. 0 is
-            without.
-        eval_every, checkpoint_every: in steps; 0 is `EVALUATIONS` times over the run.
-        eval_examples: of each split that an evaluation looks at, at most; 0 is
-            `EVALUATED_ON_THE_WAY` on the way and all of them after the last step.
-        dtype: "float32" or "float64".
-        seed: of the split, the initialization and the shuffle.
-        mesh: devices, as "data:4,depth:2": the batch split over ``data``, the layers over
+        shift: largest shift of a training image, in pixels before the average pool: every image of
+            a step is moved at random (data augmentation); evaluations do not move images. 0 turns
+            it off.
+        eval_every: steps between evaluations; 0 is `EVALUATIONS` evaluations a run.
+        checkpoint_every: steps between checkpoints; 0 is `EVALUATIONS` checkpoints a run.
+        eval_examples: examples of each split in an evaluation, at most; 0 is
+            `EVALUATED_ON_THE_WAY` during the run and all of them after the last step.
+        dtype: floating-point type, "float32" or "float64".
+        seed: seed of the split, the initialization and the shuffle.
+        mesh: devices, as "data:4,depth:2": the batch is split over ``data``, the layers over
             ``depth``. Empty is as many as the batch keeps busy, all layers on each.
 
     Raises:

@@ -26,32 +26,34 @@ class DepthOrWidthConfig:
     """Settings of both parts: depth against width, and leaving the kernel regime.
 
     Attributes:
-        datasets: of the first part, all ten classes each; the second part takes the first of them.
+        datasets: datasets of part one, with all ten classes; part two takes the first of them.
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets, for the MNIST sets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
-        train_examples: how many to train on, at most; None is 1000 digits, 2000 of the MNIST sets.
-        test_examples: how many to test on, at most.
-        probe_examples: the first of these, on which kernels are looked at.
-        depths: of the deep networks; a wide one of as many parameters stands beside each.
-        trials: independent initializations of every network of the first part,
-        single_from: unless it is as deep as this, or as large; then one.
+        train_examples: examples to train on, at most; None is 1000 digits, 2000 of the MNIST sets.
+        test_examples: examples to test on, at most.
+        probe_examples: test examples on which kernels are compared, the first ones.
+        depths: depths of the deep networks; each is compared with a wide network of as many
+            parameters.
+        trials: independent initializations of every network of part one.
+        single_from: depth from which a network, and the wide one of its size, has one
+            initialization only.
         times: kernel times to compare at, ascending, whole multiples of the first.
         small_scale: C of the deep networks' second rule; the first is depth^2.2.
-        fraction: of 2 / lambda_max of a network's own kernel at the start, its step, at most, where
-            the kernel is expected to stand still: C = depth^2.2, and the wide networks.
-        moving_fraction: the same where it may grow: the second rule, and the whole second part.
-        regime_depth: of the second part's networks.
-        regime_time: kernel time that they are trained for; features take longer than a fixed
-            kernel.
-        regime_batch_size: examples a step of theirs, which have many; 0 is all of them.
-        regime_scales: how many C of the second part, evenly spaced by their logarithm up to
-            depth^2.2; infinity is added. 0 leaves the second part out.
-        least_scale: the smallest of them.
-        regime_trials: independent initializations of each of its networks.
+        fraction: largest step, over 2 / lambda_max of the network's kernel at the start, where the
+            kernel should not move: the deep networks with C = depth^2.2, and the wide networks.
+        moving_fraction: the same where the kernel may grow: the second rule, and all of part two.
+        regime_depth: depth of the networks of part two.
+        regime_time: kernel time of part two; features take longer than a fixed kernel.
+        regime_batch_size: examples a step in part two; 0 is all of them.
+        regime_scales: number of values of C in part two, evenly spaced by their logarithm up to
+            depth^2.2; infinity is added. 0 leaves part two out.
+        least_scale: the smallest C of part two.
+        regime_trials: independent initializations of each network of part two.
         rho, beta: standard deviations of the random weights and biases.
-        dtype: of the networks, "float32" or "float64"; the limits are always float64.
-        seed: of the split and of the first trial; the others count on from it.
+        dtype: floating-point type of the networks, "float32" or "float64"; limits are
+            always float64.
+        seed: seed of the split and of the first trial; the next trials take the next seeds.
     """
 
     datasets: tuple[str, ...] = ("digits",)
