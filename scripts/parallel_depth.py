@@ -35,8 +35,8 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("arch", "mlp", ARCHITECTURES, "Architecture.")
 flags.DEFINE_enum("dataset", "toy", DATASETS, "Data that the networks are trained on.")
-flags.DEFINE_list("depths", ["100", "1000", "10000", "100000"], "Depths.")
-flags.DEFINE_list("scales", ["5", "50"], "C.")
+flags.DEFINE_list("depths", ["100", "1000", "10000", "100000"], "Depths of the networks.")
+flags.DEFINE_list("scales", ["5", "50"], "Values of C.")
 flags.DEFINE_integer("steps", 100, "Training steps before evaluation.", lower_bound=0)
 flags.DEFINE_integer("inputs", 200, "Inputs evaluated.", lower_bound=1)
 flags.DEFINE_float("launch", 3e-6, "Seconds that a kernel takes at least.", lower_bound=0)

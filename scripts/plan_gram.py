@@ -22,12 +22,12 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_integer("examples", 1_000_000, "Training examples.", lower_bound=1)
 flags.DEFINE_integer("tests", 10_000, "Points to predict at.", lower_bound=0)
-flags.DEFINE_integer("outputs", 10, "Outputs.", lower_bound=1)
+flags.DEFINE_integer("outputs", 10, "Number of outputs.", lower_bound=1)
 flags.DEFINE_integer("features", 784, "Of an MLP's input.", lower_bound=1)
 flags.DEFINE_integer("side", 7, "Of a CNN's image, one channel.", lower_bound=1)
 flags.DEFINE_integer("iterations", 74, "Of the solver; predict.py --dry_run counts.", lower_bound=1)
 flags.DEFINE_integer("block_size", 8192, "Examples along a tile's side.", lower_bound=1)
-flags.DEFINE_integer("nodes", 8, "Nodes.", lower_bound=1)
+flags.DEFINE_integer("nodes", 8, "Number of nodes.", lower_bound=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,9 @@ flags.DEFINE_integer("deep_depth", 20_000, "train_cnn_deep: depth.", lower_bound
 flags.DEFINE_integer("toy_depth", 10_000, "train_toy: depth.", lower_bound=3)
 flags.DEFINE_integer("wide_depth", 1000, "train_mlp_wide: depth.", lower_bound=3)
 flags.DEFINE_integer("trials", 10, "train_toy: networks side by side.", lower_bound=1)
-flags.DEFINE_list("mlp_depths", ["10", "100", "1000", "10000", "100000", "1000000"], "cost_mlp.")
+flags.DEFINE_list(
+    "mlp_depths", ["10", "100", "1000", "10000", "100000", "1000000"], "cost_mlp: depths."
+)
 flags.DEFINE_list("cnn_depths", ["10", "100", "1000", "10000", "100000"], "cost_cnn: depths.")
 flags.DEFINE_integer(
     "torch_depth", 20_000, "cost: largest depth of the PyTorch loop.", lower_bound=0

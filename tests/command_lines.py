@@ -16,10 +16,10 @@ def forget(folder):
             delattr(flags.FLAGS, name)
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(folder):
-            del sys.modules[name]
+            KEPT.append(sys.modules.pop(name))  # absl knows modules by their addresses
 
 ABSL = set(flags.FLAGS.flags_by_module_dict())
-SCRIPT = CODE
+SCRIPT, KEPT = CODE, []
 ends = []
 for argv in json.loads(sys.argv[1]):
     sys.argv, status = argv, 0
