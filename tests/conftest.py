@@ -2,9 +2,12 @@ import gc
 import os
 import tempfile
 
-import pictures
-import processes
-import pytest
+# Before numpy is imported. Workers share the cores: BLAS's own threads would mostly spin.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import pictures  # noqa: E402
+import processes  # noqa: E402
+import pytest  # noqa: E402
 
 processes.take_interrupts()
 processes.compile_fast()  # train.py, run as a process of its own, is optimized

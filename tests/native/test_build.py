@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import initialized
+from reference import moved_network
 
-from dnntk import DeepNarrowMLP
 from dnntk.native import build, ops
 
 pytestmark = pytest.mark.skipif(
@@ -34,7 +33,7 @@ def test_products_are_those_of_plain_loops_at_every_level_of_the_processor(
     monkeypatch.setenv("DNNTK_MARCH", level)
     program = tmp_path / "products"
     source = Path(__file__).with_name("products.cc")
-    flags = *build.FLAGS, *build.machine_flags(), "-O1", f"-I{build.CPP}"
+    flags = *build.FLAGS, *build.machine_flags(), "-O0", f"-I{build.CPP}"
     build._output([*build._compiler(), *flags, str(source), "-o", str(program)])
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.stdout == f"{bytes_in_vector} bytes, 0 failures\n"
@@ -63,12 +62,33 @@ def test_a_processor_level_that_does_not_exist_here_is_one_line_and_plain_jax(
     assert "plain JAX" in found and message in found and "\n" not in found
 
 
+@pytest.mark.parametrize("compiler", ["/nonexistent/c++", "/bin/false"])
+def test_without_a_compiler_one_line_says_so(compiler, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with caplog.at_level(logging.INFO, "dnntk"):
+        assert not build.available.__wrapped__()
+    (record,) = caplog.records
+    assert "plain JAX" in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_it_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv("DNNTK_NATIVE", "0")
+    assert not build.available.__wrapped__()
+
+
+def test_code_is_never_loaded_from_a_folder_that_others_can_write_to(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    own = build._folder()
+    assert own == tmp_path / "dnntk" and own.stat().st_mode & 0o077 == 0
+    own.chmod(0o777)
+    assert build._folder() != own
+
+
 @pytest.fixture(scope="module")
 def call():
-    x = np.ones((3, 2), np.float32)
-    model = DeepNarrowMLP(5, 1, 2.0)
-    variables = initialized(model, x)
-    network, layers, initial = ops._pieces(model, variables.pop("params"), variables, x)
+    model, params, frozen, x, _ = moved_network((3, 2), 1, 5, "float32", {})
+    network, layers, initial = ops._pieces(model, params, frozen, x)
     h = ops._enter(network, layers["first"], initial)
     return ops._common(network, layers, initial, h, ops.Share(1))
 
