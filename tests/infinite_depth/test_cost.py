@@ -4,14 +4,10 @@ import dataclasses
 import math
 
 import numpy as np
-import processes
 import pytest
 
-from dnntk import InputError, KernelFlow
-from dnntk.infinite_depth import forecast as predict_forecast
-from dnntk.infinite_depth.config import PredictConfig
+from dnntk import KernelFlow
 from dnntk.infinite_depth.cost import Problem, Rates, cost
-from dnntk.infinite_depth.forecast import forecast
 from dnntk.infinite_depth.solvers import Krylov
 from dnntk.kernel import limit_ntk
 
@@ -93,58 +89,3 @@ def test_arithmetic_of_an_entry_is_that_of_its_cosines():
     mlp, cnn = (Problem(100, shape, **SIZES) for shape in ((784,), (7, 7, 1)))
     assert 2 * 784 < mlp.entry_operations < 2 * 784 + 100
     assert 49**2 * 20 < cnn.entry_operations < 49**2 * 100
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    for name, value in {
-        "SECONDS": 0.02,
-        "SAMPLE_SECONDS": 0.02,
-        "TILED_ROWS": 300,
-        "BASIS_ROWS": 600,
-        "MATRIX_ROWS": (20, 60),
-        "FILE_BYTES": 1 << 12,
-    }.items():
-        monkeypatch.setattr(predict_forecast, name, value)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"rho": (0.5, 1.0), "times": (10.0,)},
-        {"solver": "krylov", "times": (10.0, 1e3), "memory_gb": 1e-4},
-        {"solver": "krylov", "times": (math.inf,), "gram_dir": "none/yet"},
-    ],
-    ids=["search", "recomputed", "in files"],
-)
-def test_a_prediction_is_told_and_nothing_left(fields, quick, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    told = forecast(PredictConfig(**fields))
-    assert told.problem.stored == ("memory_gb" not in fields)
-    assert bool(told.problem.iterations) == ("solver" in fields)
-    assert (told.cost.disk > 0) == ("gram_dir" in fields)
-    assert 0 < told.choice_seconds < told.total_seconds < math.inf
-    assert "a process at the peak" in str(told)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_cannot_be_predicted_is_not_told():
-    with pytest.raises(InputError, match="train_examples: expected at most"):
-        forecast(PredictConfig(train_examples=10**6))
-
-
-def test_a_dry_run_writes_nothing(tmp_path):
-    done = processes.outcome("predict.py", "--dry_run", "--workdir=w", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    heads = [line.split(":")[0] for line in done.stdout.splitlines()]
-    names = "data matrix solver memory arithmetic traffic disk time calibrated"
-    assert heads == names.split()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_cluster_is_planned(tmp_path):
-    cases = {"plan": ["--examples=100000"], "few": ["--examples=100"], "none": ["--nodes=0"]}
-    ended = processes.outcomes("plan_gram.py", cases, tmp_path)
-    assert [ended[name].returncode for name in cases] == [0, 2, 2], ended
-    assert "modelled" in ended["plan"].stdout.splitlines()[0]
-    assert all(len(ended[name].stderr.splitlines()) == 1 for name in ("few", "none"))

@@ -114,7 +114,7 @@ def test_predictions_are_the_limits_and_samples_do_not_depend_on_blocks(arch, mo
     np.testing.assert_allclose(ratio, 0.5, rtol=1e-3)  # depth^-1/2, up to the first layer's share
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+@pytest.fixture(scope="module", params=["cnn"])  # MLPs: `dnntk.experiments.limit_convergence`
 def trained(request):
     """(problem, drawn units by trial, trained outputs [trials, n, d_out])."""
     x_train, y, x = problem(request.param)

@@ -1,0 +1,64 @@
+"""What a prediction is said to take, before it begins."""
+
+import math
+
+import processes
+import pytest
+
+from dnntk import InputError
+from dnntk.infinite_depth import forecast as forecasting
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.forecast import forecast
+
+SHORT = {
+    **{"SECONDS": 0.02, "SAMPLE_SECONDS": 0.02, "TILED_ROWS": 300, "BASIS_ROWS": 600},
+    **{"MATRIX_ROWS": (20, 60), "FILE_BYTES": 1 << 12},
+}
+SHORT_SCRIPT = f"""
+import runpy, sys
+from dnntk.infinite_depth import forecast
+vars(forecast).update({SHORT})
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Trials of milliseconds."""
+    for name, value in SHORT.items():
+        monkeypatch.setattr(forecasting, name, value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rho": (0.5, 1.0), "times": (10.0,)},
+        {"solver": "krylov", "times": (10.0, 1e3), "memory_gb": 1e-4},
+        {"solver": "krylov", "times": (math.inf,), "gram_dir": "none/yet"},
+    ],
+    ids=["search", "recomputed", "in files"],
+)
+def test_a_prediction_is_told_and_nothing_left(fields, short, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = forecast(PredictConfig(**fields))
+    assert told.problem.stored == ("memory_gb" not in fields)
+    assert bool(told.problem.iterations) == ("solver" in fields)
+    assert (told.cost.disk > 0) == ("gram_dir" in fields)
+    assert 0 < told.choice_seconds < told.total_seconds < math.inf
+    assert "a process at the peak" in str(told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_predicted_is_not_told():
+    with pytest.raises(InputError, match="train_examples: expected at most"):
+        forecast(PredictConfig(train_examples=10**6))
+
+
+def test_a_dry_run_writes_nothing(tmp_path):
+    flags = {"": ["--dry_run", "--workdir=w"]}
+    done = processes.outcomes("predict.py", flags, tmp_path, code=SHORT_SCRIPT)[""]
+    assert done.returncode == 0, done.stderr
+    heads = [line.split(":")[0] for line in done.stdout.splitlines()]
+    names = "data matrix solver memory arithmetic traffic disk time calibrated"
+    assert heads == names.split()
+    assert list(tmp_path.iterdir()) == []

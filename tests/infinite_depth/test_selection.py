@@ -1,0 +1,41 @@
+import dataclasses
+import json
+
+import pytest
+
+from dnntk import figures
+from dnntk.errors import InputError
+from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.prediction import predict
+
+
+def test_kernel_and_time_are_chosen_on_a_validation_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda *_: None)
+    config = PredictConfig(rho=(1.0, 30.0), times=(1.0, 1e4), validation=40, search_examples=60)
+    result = predict(config, tmp_path, progress=False)
+    lines = [json.loads(text) for text in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert [(line["rho"], line["examples"]) for line in lines[:2]] == [(1.0, 60), (30.0, 60)]
+    assert lines[2]["examples"] == 200 and len(lines) == 3
+    rank = lambda score: (score["accuracy"], -score["loss"])  # noqa: E731
+    best = max(lines[:2], key=lambda line: max(map(rank, line["scores"])))
+    assert result.summary["rho"] == best["rho"] == lines[2]["rho"]
+    assert result.summary["time"] == max(lines[2]["scores"], key=rank)["time"]
+
+    # Resumed, nothing is chosen anew; a score that was cut short is.
+    text = (tmp_path / "search.jsonl").read_text()
+    (tmp_path / "search.jsonl").write_text(text[:-30])
+    again = predict(config, tmp_path, resume=True, progress=False)
+    assert again.rows == result.rows
+    assert (tmp_path / "search.jsonl").read_text() == text
+    with pytest.raises(InputError, match="resume: .* was started with rho"):
+        predict(PredictConfig(rho=(2.0,)), tmp_path, resume=True)
+
+
+def test_infinity_is_left_out_where_the_matrix_is_singular(caplog):
+    """Without random weights and biases all that is left is a kernel of rank d_in + 1."""
+    config = PredictConfig(rho=(0.0,), beta=(0.0,), times=(100.0, float("inf")))
+    result = predict(config, progress=False)
+    assert [row["time"] for row in result.rows] == [100.0]
+    assert "t = inf is left out: time: expected a finite one, or a ridge" in caplog.text
+    with pytest.raises(InputError, match="not positive definite"):
+        predict(dataclasses.replace(config, times=(float("inf"),)), progress=False)
