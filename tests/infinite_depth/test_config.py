@@ -18,6 +18,7 @@ from dnntk.infinite_depth.config import DEFAULT_TIMES, PredictConfig
         ({"block_size": 0}, "block_size: expected at least 1"),
         ({"search_examples": 1}, "search_examples: expected at least 2"),
         ({"solver": "lu"}, "solver must be one of"),
+        ({"dataset": "toy", "arch": "cnn"}, "toy has no images"),
         ({"arch": "cnn", "kernel_size": 2}, "kernel_size"),
     ],
 )

@@ -154,8 +154,8 @@ def test_thousands_of_descent_steps_of_a_linearized_network(x64):
     jax.config.update("jax_numpy_rank_promotion", "allow")  # flax's own broadcasting
     try:
         x, y = jnp.asarray(X[:20]), jnp.asarray(Y[:20])
-        variables = net.init(jax.random.key(0), x)
-        variables = jax.tree.map(lambda leaf: leaf.astype(x.dtype), variables)
+        variables = jax.jit(net.init)(jax.random.key(0), x)
+        variables = jax.tree.map(lambda leaf: np.asarray(leaf, x.dtype), variables)
         kernel = functools.partial(dnntk.empirical_ntk_fn(net), variables)
 
         def linear(params, inputs):
@@ -194,7 +194,7 @@ def test_a_networks_own_ntk_predicts_its_linearization():
     """A finite deep network's kernel is within O(1 / sqrt(depth)) of the limit."""
     depth = 400
     model = dnntk.DeepNarrowMLP(depth, 1, depth**2.2, rho=2.0)
-    variables = model.init(jax.random.key(0), X[:1].astype(np.float32))
+    variables = jax.jit(model.init)(jax.random.key(0), X[:1].astype(np.float32))
     kernel = functools.partial(dnntk.empirical_ntk, model, variables)
     own = _flow(kernel, y=Y[:, :1], dtype="float32", block_size=N).train_predictions(5.0)
     limit = _flow(functools.partial(limit_ntk, rho=2.0), y=Y[:, :1]).train_predictions(5.0)

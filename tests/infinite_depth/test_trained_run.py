@@ -27,6 +27,11 @@ def test_a_run_on_other_data_is_not_compared(tmp_path):
         predict(PredictConfig(rho=(2.0,)), compare=run)
 
 
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match="compare: expected a run in .*nowhere"):
+        TrainedRun(tmp_path / "nowhere")
+
+
 def test_a_run_without_kernel_time_is_not_compared(tmp_path):
     run = run_with(tmp_path, '{"step": 1, "time": null}')
     with pytest.raises(InputError, match="compare: expected lines with a kernel time"):
