@@ -383,12 +383,8 @@ def _last_step(folder: Path) -> int:
 @freeing_folders()
 def main() -> None:
     """Run the checks that have no result yet, then show all results."""
-    names = FLAGS.checks
-    if names == ["all"]:
-        names = [n for n in CHECKS if n != "prepared_mnist" or FLAGS.data_dir]
-    unknown = sorted(set(names) - set(CHECKS))
-    if unknown:
-        raise InputError(f"checks: expected some of {', '.join(CHECKS)}, got {', '.join(unknown)}")
+    without = () if FLAGS.data_dir else ("prepared_mnist",)
+    names = command_line.chosen("checks", CHECKS, without)
     if "prepared_mnist" in names and not FLAGS.data_dir:
         raise InputError(
             "data_dir: prepared_mnist expects MNIST's four published files, got none; "

@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import FrameType, ModuleType, NoneType
 from typing import Any, NoReturn, TypeVar
@@ -176,6 +176,16 @@ def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ..
         return tuple(kind(word) for word in words)
     except ValueError:
         raise InputError(f"{name}: expected {example}, got {','.join(words)!r}") from None
+
+
+def chosen(name: str, known: Collection[str], without: Collection[str] = ()) -> list[str]:
+    """The names of a list flag, some of ``known``; "all" is all of them but those ``without``."""
+    names: list[str] = flags.FLAGS[name].value or []
+    if names == ["all"]:
+        return [one for one in known if one not in without]
+    if unknown := sorted(set(names) - set(known)):
+        raise InputError(f"{name}: expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    return names
 
 
 def depths(name: str, least: int) -> list[int]:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 
+import command_lines
 import numpy as np
 import processes
 import pytest
@@ -14,9 +15,7 @@ from dnntk import InputError
 from dnntk.data.datasets import load_dataset
 
 sys.path.insert(0, str(processes.SCRIPTS))
-import contestant  # noqa: E402
-import racing  # noqa: E402
-import training_benchmarks  # noqa: E402
+from benchmarking import comparison, training, worker  # noqa: E402
 
 TORCH = importlib.util.find_spec("torch") is not None
 NAMES = ("ntk", "ntk_memory", "limit_cnn", "limit_mlp")
@@ -59,14 +58,12 @@ def runs(tmp_path_factory):
     """(folder, outcomes) of one run of everything, a second in its folder, and the bad flags."""
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "afile").write_text("")
-    cases = {
-        "first": [*SMALL, "--workdir=out"],
-        "again": [SMALL[0], "--repeats=3", "--workdir=out"],
-    }
-    cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    found = processes.outcomes("benchmark.py", cases, folder, first="first")
-    assert found["first"].returncode == 0, found["first"].stderr
-    return folder / "out", found
+    first = processes.outcome("benchmark.py", *SMALL, "--workdir=out", cwd=folder)
+    assert first.returncode == 0, first.stderr
+    cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
+    cases["again"] = [SMALL[0], "--repeats=3", "--workdir=out"]
+    found = command_lines.outcomes("benchmark.py", cases, folder)
+    return folder / "out", found | {"first": first}
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +99,14 @@ def test_a_result_is_whole(name, benchmarked):
     assert any("peer" in row for row in kept["rows"])
 
 
-def test_the_peer_of_the_empirical_kernel_stops_at_its_largest_depth(benchmarked):
+def test_the_baseline_of_the_empirical_kernel_stops_at_its_largest_depth(benchmarked):
     folder, _ = benchmarked
     rows = result(folder, "ntk")["rows"]
     assert [row["depth"] for row in rows] == [3, 3, 3, 3, 5, 5]
     assert all(("peer" in row) == (row["depth"] == 3) for row in rows)
 
 
-def test_work_and_peer_give_the_same_numbers(benchmarked):
+def test_work_and_baseline_give_the_same_numbers(benchmarked):
     folder, _ = benchmarked
     for name, tolerance in (("ntk", 1e-9), ("limit_cnn", 1e-5)):
         differences = [row["difference"] for row in result(folder, name)["rows"] if "peer" in row]
@@ -150,7 +147,7 @@ def test_a_bad_flag_is_one_line_and_status_2(name, runs):
 # ---- training
 
 
-def test_a_step_has_its_peer_or_says_why_not(benchmarked):
+def test_a_step_has_its_baseline_or_says_why_not(benchmarked):
     folder, _ = benchmarked
     rows = result(folder, "train_toy")["rows"]
     assert len(rows) == 2
@@ -172,22 +169,22 @@ def test_networks_side_by_side_are_set_against_as_many_loops(benchmarked):
         np.testing.assert_allclose(samples[1], 2 * np.array(samples[0]))
 
 
-def test_peers_begin_as_the_same_network_and_train_as_it_does(benchmarked):
+def test_baselines_begin_as_the_same_network_and_train_as_it_does(benchmarked):
     step = result(benchmarked[0], "cost_cnn")["rows"][0]
-    own, *peers = step["contestants"]
-    expected = [name for name in racing.SCRIPT if name in ("lax.scan", "unrolled")]
+    own, *baselines = step["contestants"]
+    expected = [name for name in comparison.SCRIPT if name in ("lax.scan", "unrolled")]
     expected = (["PyTorch loop"] if TORCH else []) + expected
-    assert [peer["name"] for peer in peers] == expected
-    for peer in peers:
-        assert len(peer["losses"]) == 2 and peer["losses"][1] < peer["losses"][0]
-        np.testing.assert_allclose(peer["losses"], own["losses"], rtol=1e-4)
+    assert [baseline["name"] for baseline in baselines] == expected
+    for baseline in baselines:
+        assert len(baseline["losses"]) == 2 and baseline["losses"][1] < baseline["losses"][0]
+        np.testing.assert_allclose(baseline["losses"], own["losses"], rtol=1e-4)
 
 
-TASK = racing.Task("mlp", 100, 1, (2,), 8, 2.0)
+TASK = comparison.Task("mlp", 100, 1, (2,), 8, 2.0)
 
 
 def record(name, losses=(), **others):
-    return racing.Record(name, losses=list(losses), **others)
+    return comparison.Record(name, losses=list(losses), **others)
 
 
 def test_time_and_memory_are_judged_by_the_plain_loop_alone(monkeypatch):
@@ -197,9 +194,9 @@ def test_time_and_memory_are_judged_by_the_plain_loop_alone(monkeypatch):
         "other": record("other", seconds=[0.1, 0.1, 0.1], peak_bytes=50),
         "slow": record("slow", missing="slow: not done in 1 s"),
     }
-    monkeypatch.setattr(training_benchmarks, "race", lambda *_: records)
-    monkeypatch.setattr(training_benchmarks, "_rules", lambda: None)
-    beside = training_benchmarks._beside_loop
+    monkeypatch.setattr(training, "compare", lambda *_: records)
+    monkeypatch.setattr(training, "_schedule", lambda: None)
+    beside = training._beside_loop
     rows = beside(TASK, 3, 4, None, memory=5, others=["other", "slow"])
     assert [row["peer"]["name"] for row in rows] == ["PyTorch loop", "other", "PyTorch loop"]
     np.testing.assert_allclose([row["ratio"]["median"] for row in rows], [2 / 7, 2, 1 / 4])
@@ -212,52 +209,80 @@ def test_time_and_memory_are_judged_by_the_plain_loop_alone(monkeypatch):
 
 def test_the_share_of_zeros_is_that_of_the_pixels():
     task = dataclasses.replace(TASK, shape=(784,), d_out=10, zeros=0.8)
-    x, _ = racing._data(task)
+    x, _ = comparison._data(task)
     assert abs((x == 0).mean() - 0.8) < 0.02
-    assert (racing._data(dataclasses.replace(task, zeros=0.0))[0] > 0).all()
-    assert training_benchmarks._words(task).endswith("8 inputs, C = 2, 80% of the pixels 0")
+    assert (comparison._data(dataclasses.replace(task, zeros=0.0))[0] > 0).all()
+    assert training._words(task).endswith("8 inputs, C = 2, 80% of the pixels 0")
 
 
 def test_images_of_a_data_set_are_its_first_ones():
     digits = load_dataset("digits", classes="all")
     task = dataclasses.replace(TASK, shape=(64,), d_out=10, examples=20, dataset="digits")
-    x, y = racing._data(task)
+    x, y = comparison._data(task)
     np.testing.assert_array_equal(x, digits.x_train[:20].reshape(20, 64))
     np.testing.assert_array_equal(y, digits.y_train[:20])
-    assert training_benchmarks._words(task).endswith("20 inputs, C = 2, digits")
+    assert training._words(task).endswith("20 inputs, C = 2, digits")
     with pytest.raises(InputError, match="--batch=2000: expected at most 1198"):
-        racing._data(dataclasses.replace(task, examples=2000))
+        comparison._data(dataclasses.replace(task, examples=2000))
 
 
-def test_losses_that_differ_or_do_not_fall_stop_a_race():
-    own, allowed = record("network", [1.0, 0.5]), racing.tolerance(TASK)
-    racing._check(TASK, [own, record("unrolled", [1.0, 0.5 + allowed / 2])])
+def test_losses_that_differ_or_do_not_fall_stop_a_comparison():
+    own, allowed = record("network", [1.0, 0.5]), comparison.tolerance(TASK)
+    comparison._check(TASK, [own, record("unrolled", [1.0, 0.5 + allowed / 2])])
     for loss in (0.5 + 2 * allowed, float("nan")):
         with pytest.raises(RuntimeError, match="unrolled differ"):
-            racing._check(TASK, [own, record("unrolled", [1.0, loss])])
+            comparison._check(TASK, [own, record("unrolled", [1.0, loss])])
     with pytest.raises(RuntimeError, match="did not fall"):
-        racing._check(TASK, [record("network", [1.0, 1.0])])
+        comparison._check(TASK, [record("network", [1.0, 1.0])])
 
 
 @pytest.mark.parametrize("seconds, reason", [(0.05, "not done in 0.05 s"), (60, "status 3")])
-def test_a_contestant_that_hangs_or_ends_is_gone(seconds, reason, tmp_path):
+def test_a_worker_that_hangs_or_ends_is_an_error(seconds, reason, tmp_path):
     script = tmp_path / "script.py"
     script.write_text("import time; time.sleep(60)" if seconds < 1 else "raise SystemExit(3)")
-    with pytest.raises(contestant.Gone, match=reason):
-        contestant.Contestant(str(script), {}, seconds)
+    with pytest.raises(worker.WorkerExited, match=reason):
+        worker.Worker(str(script), {}, seconds)
 
 
-def test_a_peer_that_is_gone_leaves_the_race_and_own_work_stops_it():
-    peer = record("lax.scan")
-    records = {"lax.scan": peer, "network": record("network")}
-    with racing._forgiven("lax.scan", records):
-        raise contestant.Gone("not done in 1 s")
-    assert peer.missing == "lax.scan: not done in 1 s"
-    with pytest.raises(RuntimeError, match="not done"), racing._forgiven("network", records):
-        raise contestant.Gone("not done in 1 s")
+STUB = """
+from benchmarking import worker
+
+class Steps:
+    facts = {"gradient_bytes": 0}
+
+    def __init__(self, job):
+        self.loss = job["depth"]
+
+    def take(self, steps):
+        self.loss /= 2
+        return self.loss
+
+worker.serve(Steps)
+"""
 
 
-def test_a_peer_is_left_out_where_it_would_take_too_long_or_too_much():
+def test_depths_take_turns_in_workers_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "stub.py").write_text(STUB)
+    monkeypatch.setitem(comparison.SCRIPT, "network", str(tmp_path / "stub.py"))
+    tasks = [dataclasses.replace(TASK, depth=depth) for depth in (4, 8)]
+    schedule = comparison.Schedule(3, 0.0, 2, 1.0)
+    records = comparison.compare_over_depth(tasks, schedule, tmp_path)
+    assert [record.losses for record in records] == [[2, 1], [4, 2]]
+    assert all(len(r.seconds) == 3 and r.peak_bytes >= r.step_bytes > 0 for r in records)
+    assert [path.name for path in tmp_path.iterdir()] == ["stub.py"]
+
+
+def test_a_baseline_whose_worker_exits_is_left_out_and_own_work_stops():
+    baseline = record("lax.scan")
+    records = {"lax.scan": baseline, "network": record("network")}
+    with comparison._tolerated("lax.scan", records):
+        raise worker.WorkerExited("not done in 1 s")
+    assert baseline.missing == "lax.scan: not done in 1 s"
+    with pytest.raises(RuntimeError, match="not done"), comparison._tolerated("network", records):
+        raise worker.WorkerExited("not done in 1 s")
+
+
+def test_a_baseline_is_left_out_where_it_would_take_too_long_or_too_much():
     flags.FLAGS.mark_as_parsed()
     seen = record("unrolled", seconds=[0.1], facts={"start_bytes": 10**8}, step_bytes=2 * 10**8)
     for depth, name, before, reason in (
@@ -270,7 +295,7 @@ def test_a_peer_is_left_out_where_it_would_take_too_long_or_too_much():
         (1000, "lax.scan", (100, record("lax.scan", missing="ended")), "ended"),
     ):
         task = dataclasses.replace(TASK, depth=depth)
-        found = training_benchmarks._left_out(name, task, before)
+        found = training._left_out(name, task, before)
         assert (found is None) if reason is None else (reason in found)
 
 
@@ -281,7 +306,7 @@ def test_growth_is_that_of_depths_in_turns():
 
     beside = [at(100, 1.0, 10**7, 2.0), at(10_000, 9.0, 3 * 10**8, 1.0)]
     in_turns = [at(100, 1.0, 10**7, 1.0), at(10_000, 1.1, 10**8, 3.0)]
-    rows = training_benchmarks._growth([100, 10_000], beside, in_turns)
+    rows = training._growth([100, 10_000], beside, in_turns)
     np.testing.assert_allclose([row["median"] for row in rows], [1.1, 3.0, 1.0])
     np.testing.assert_allclose(rows[0]["seconds a layer"], [1.0, 1.1])
     assert [row["met"] for row in rows] == [True, False, True]

@@ -1,18 +1,18 @@
-"""Tables and pictures of what benchmark.py measured."""
+"""Table and plots of benchmark.py's results."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from measuring import Row
 
+from benchmarking.measure import Row
 from dnntk import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Contestants in a fixed order, told apart by marker too.
+# Workers in a fixed order, each with its own color and marker.
 STYLES = (
     ("dnntk", figures.BLUE, "o"),
     ("PyTorch loop", figures.ORANGE, "s"),
@@ -22,7 +22,7 @@ STYLES = (
 
 
 def ntk_figure(rows: Sequence[Row]) -> "Figure":
-    """Time against depth: runs and first calls, layerwise beside its peers."""
+    """Time against depth: runs and first calls, layerwise and its baselines."""
     lines: dict[str, dict[str, dict[int, Row]]] = {}
     for row in rows:
         found = {"layerwise": row} | ({row["peer"]["name"]: row["peer"]} if "peer" in row else {})
@@ -102,7 +102,7 @@ def _against_depth(
     unit: float = 1.0,
     **style: Any,
 ) -> None:
-    """One contestant's numbers of one kind."""
+    """Plot one worker's numbers of one kind."""
     found = {}
     for row in rows:
         if row.get("kind") == kind:
@@ -118,14 +118,14 @@ def _against_depth(
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """All rows of all benchmarks, a line each."""
+    """A text table with a line for every row of every benchmark."""
     head = ("benchmark", "what", "median [quartiles]", "peer", "of the peer's", "promise", "met")
     lines = [head]
     for name, result in results.items():
         for row in result["rows"]:
-            peer = row.get("peer")
-            beside = f"{peer['name']}: {_shown(peer, row['unit'])}" if peer else "-"
-            ratio = _shown(row["ratio"], "x") if peer else "-"
+            baseline = row.get("peer")
+            beside = f"{baseline['name']}: {_shown(baseline, row['unit'])}" if baseline else "-"
+            ratio = _shown(row["ratio"], "x") if baseline else "-"
             met = {True: "yes", False: "NO", None: "-"}[row["met"]]
             beside = row.get("peer_missing") or beside
             own = _shown(row, row["unit"])

@@ -1,4 +1,4 @@
-"""What every benchmark is made of: turns of work and peer, rows with medians, ratios, promises."""
+"""Timing in turns, and rows of results: medians, ratios to a baseline, promises."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ Samples = Sequence[float] | np.ndarray
 
 
 def turns(repeats: int, *calls: Call, forget: bool = False) -> list[list[float]]:
-    """Seconds of each call, in turn: A B A B ...; ``forget`` makes every turn compile anew."""
+    """Seconds of each call, in turn: A B A B ...; with ``forget`` every turn compiles again."""
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(repeats):
         if forget:
@@ -29,34 +29,43 @@ def turns(repeats: int, *calls: Call, forget: bool = False) -> list[list[float]]
 
 
 def check_same(found: Any, expected: Any, tolerance: float) -> float:
-    """The largest difference as a share of the largest value; stops where it is too large."""
+    """The largest difference, relative to the largest value.
+
+    Raises:
+        RuntimeError: the difference is larger than ``tolerance``.
+    """
     found, expected = np.asarray(found), np.asarray(expected)
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= tolerance:
-        raise RuntimeError(f"work and peer differ by {difference:.1e}, expected {tolerance:.1e}")
+        raise RuntimeError(
+            f"work and baseline differ by {difference:.1e}, expected {tolerance:.1e}"
+        )
     return difference
 
 
 def measured(what: str, unit: str, samples: Samples) -> Row:
-    """A measured number; nothing is promised of it yet."""
+    """A row: a measured number, without a promise."""
     return {"what": what, "unit": unit, **spread(samples), "promise": None, "met": None}
 
 
-def set_peer(row: Row, name: str, samples: Samples) -> Row:
-    """Put a peer beside the work, and the ratio of work to peer: turn by turn, or to its only."""
+def set_baseline(row: Row, name: str, samples: Samples) -> Row:
+    """Add a baseline (``peer`` on disk) to a row, and the ratio of work to baseline per turn.
+
+    A single sample of the baseline is compared with every turn.
+    """
     row["peer"] = {"name": name, **spread(samples)}
     row["ratio"] = spread(np.divide(row["samples"], samples))
     return row
 
 
 def promise(row: Row, words: str, met: Any) -> Row:
-    """Say what was promised of a number, and whether it holds."""
+    """Add to a row what was promised of its number, and whether the promise is met."""
     row["promise"], row["met"] = words, bool(met)
     return row
 
 
 def spread(samples: Samples) -> dict[str, Any]:
-    """Median and quartiles, and all samples."""
+    """Median, quartiles and all samples."""
     low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
     return {
         "median": float(median),
@@ -66,7 +75,7 @@ def spread(samples: Samples) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Where, and beside how much other work."""
+    """The machine, and its load."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -76,7 +85,7 @@ def machine() -> dict[str, Any]:
 
 
 def busy_cores(seconds: float) -> float | None:
-    """How many cores are at work on something else, while this waits; None where not known."""
+    """Cores that other processes keep busy while this one sleeps; None where not known."""
     before = _cpu_seconds()
     time.sleep(seconds)
     after = _cpu_seconds()

@@ -1,8 +1,9 @@
-"""Training steps of `dnntk` and its peers on one network and the same data, in turns A B A B ....
+"""Training steps of `dnntk` and of baselines on one network and the same data: A B A B ....
 
-Every contestant is a process of its own (see `contestant`). Before any time is kept their losses
-are compared over a few steps; the literal matrices, the peers' start, are written here. A turn is
-as many steps as fill ``turn_seconds``: a short step is not to be measured by what waking up costs.
+Every network is trained by a worker, a process of its own (see `worker`). Before times are kept,
+the workers' losses are compared over a few steps. The baselines start from the literal matrices,
+which are written here. A turn takes as many steps as fill ``turn_seconds``, because the first step
+after a pause includes the time in which threads wake up.
 """
 
 import contextlib
@@ -18,9 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contestant import Contestant, Gone
-from measuring import busy_cores
 
+from benchmarking.measure import busy_cores
+from benchmarking.worker import Worker, WorkerExited
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
 from dnntk.data.datasets import load_dataset
 from dnntk.kernel import limit_ntk
@@ -30,35 +31,34 @@ from dnntk.training import gradient_flow
 SEED = 0
 OWN = ("network", "ensemble", "two devices")
 SCRIPT = {
-    "network": "dnntk_contestants.py",
-    "ensemble": "dnntk_contestants.py",
-    "two devices": "dnntk_contestants.py",
-    "PyTorch loop": "torch_contestant.py",
-    "PyTorch loop, channels_last": "torch_contestant.py",
-    "lax.scan": "jax_contestants.py",
-    "unrolled": "jax_contestants.py",
+    "network": "dnntk_worker.py",
+    "ensemble": "dnntk_worker.py",
+    "two devices": "dnntk_worker.py",
+    "PyTorch loop": "torch_worker.py",
+    "PyTorch loop, channels_last": "torch_worker.py",
+    "lax.scan": "jax_worker.py",
+    "unrolled": "jax_worker.py",
 }
-# Of 1 / lambda_max of the limit kernel, which would reach the top mode's target at once.
+# The step, over 1 / lambda_max of the limit kernel: a whole one fits the top mode in one step.
 STEP_SIZE = 0.5
-# A turn is not shorter than this share of the slowest contestant's step, beside which a moment
-# would be all that is seen of the others.
-SHARE = 0.05
-# Threads that wait in a loop for more work have stopped by then.
+# The least length of a turn, over the slowest worker's step: shorter turns of the other workers
+# would sample a moment of the machine only.
+SHORTEST_TURN = 0.05
+# Seconds between turns, in which threads that spin for more work stop.
 PAUSE = 0.05
-# Cores at other work, beside which PyTorch's threads wait for each other: a step has taken up to a
-# hundred times as long.
+# Busy cores from which PyTorch's threads wait for each other: a step then took up to a hundred
+# times as long.
 BUSY = 0.25
-Setting = dict[str, Any]
+Job = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A network and its data: what all contestants of a race train.
+    """A network and its data, which all workers train.
 
-    ``shape`` is that of one input: (2,) means points on the quarter circle with target x1 x2,
-    anything else random pixels in [0, 1) with random classes. A share of ``zeros`` of the
-    pixels is 0. With a ``dataset``, its first training images and their classes instead, from
-    ``data_dir``.
+    ``shape`` is one input's shape: (2,) gives points on the quarter circle with target x1 x2, any
+    other shape random pixels in [0, 1), a share of ``zeros`` of them 0, with random classes. With a
+    ``dataset`` the inputs are its first training images and their classes, from ``data_dir``.
     """
 
     arch: str
@@ -74,11 +74,11 @@ class Task:
 
 @dataclasses.dataclass
 class Record:
-    """What a contestant did, or why it did not (``missing``)."""
+    """A worker's measurements, or the reason why there are none (``missing``)."""
 
     name: str
     missing: str | None = None
-    facts: Setting = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
     losses: list[float] = dataclasses.field(default_factory=list)
     difference: float = 0.0
     warm_seconds: float = 0.0
@@ -90,21 +90,21 @@ class Record:
 
     @property
     def beyond_bytes(self) -> int:
-        """Peak memory of the steps, beyond a gradient and what was there before the first one."""
+        """Peak memory of the steps, beyond a gradient and the memory before the first step."""
         return self.step_bytes - self.facts["ready_bytes"] - self.facts["gradient_bytes"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """How a race goes.
+class Schedule:
+    """How many turns the workers take, and how long.
 
     Attributes:
-        turns: of every contestant, after the warm-up; more where ``seconds`` have not passed yet.
-        turn_seconds: what a turn's steps should fill.
-        checked_steps: losses before these first steps are compared; they are the warm-up.
-        seconds_allowed: for a peer's preparation, compilation included, and for each of its turns.
-        seconds: for the turns of all, at least.
-        compiles: compilations, the least of which is told.
+        turns: turns of every worker after the warm-up, at least.
+        turn_seconds: time that a turn's steps should fill.
+        checked_steps: steps of the warm-up, whose losses are compared.
+        seconds_allowed: most time for a baseline's preparation and compilation, and for a turn.
+        seconds: least time of all turns together; more turns are taken until it has passed.
+        compiles: compilations, of which the fastest is reported.
     """
 
     turns: int
@@ -115,62 +115,62 @@ class Rules:
     compiles: int = 1
 
 
-def race(
-    task: Task, names: list[str], rules: Rules, folder: Path, trials: int = 1
+def compare(
+    task: Task, names: list[str], schedule: Schedule, folder: Path, trials: int = 1
 ) -> dict[str, Record]:
-    """Let the contestants called ``names`` train, the first of them `dnntk`'s; a record each.
+    """Let the workers called ``names`` train, the first of them `dnntk`'s; a record for each.
 
     Raises:
-        RuntimeError: losses differ by more than `tolerance`, or one of `dnntk`'s own ended.
+        RuntimeError: losses differ by more than `tolerance`, or one of `dnntk`'s workers exited.
     """
     records = {name: Record(name) for name in names}
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        peers = [name for name in names if name not in OWN and _installed(records[name])]
-        job = _write(task, Path(place), literal=bool(peers)) | {"trials": trials}
-        jobs = {name: job | {"contestant": name} for name in names if not records[name].missing}
-        _run(records, jobs, rules, lambda running: _check(task, running))
+        baselines = [name for name in names if name not in OWN and _installed(records[name])]
+        job = _write(task, Path(place), literal=bool(baselines)) | {"trials": trials}
+        jobs = {name: job | {"worker": name} for name in names if not records[name].missing}
+        _run(records, jobs, schedule, lambda compared: _check(task, compared))
     return records
 
 
-def race_over_depth(tasks: list[Task], rules: Rules, folder: Path) -> list[Record]:
-    """Let `dnntk`'s own networks of several depths train, in turns; a record each.
+def compare_over_depth(tasks: list[Task], schedule: Schedule, folder: Path) -> list[Record]:
+    """Let `dnntk` train networks of several depths in turns; a record for each.
 
-    What a shared machine does for a while, it then does to all of them.
+    In turns, a slow phase of a shared machine slows all depths down.
     """
     records = {f"depth {task.depth}": Record("network") for task in tasks}
     with contextlib.ExitStack() as stack:
         jobs = {}
         for name, task in zip(records, tasks, strict=True):
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-            jobs[name] = _write(task, place, literal=False) | {"contestant": "network"}
-        _run(records, jobs, rules, lambda running: None)
+            jobs[name] = _write(task, place, literal=False) | {"worker": "network"}
+        _run(records, jobs, schedule, lambda compared: None)
     return list(records.values())
 
 
 def _run(
     records: dict[str, Record],
-    jobs: dict[str, Setting],
-    rules: Rules,
+    jobs: dict[str, Job],
+    schedule: Schedule,
     check: Callable[[list[Record]], None],
 ) -> None:
-    """The steps of a race; ``check`` sees the losses of the first ones."""
+    """Fill the records of the workers with ``jobs``; ``check`` the losses of the warm-up."""
     with contextlib.ExitStack() as stack:
-        running: dict[str, Contestant] = {}
+        running: dict[str, Worker] = {}
         for name, job in jobs.items():
-            with _forgiven(name, records):
-                kind, job = job["contestant"], job | {"compiles": rules.compiles}
-                allowed = math.inf if kind in OWN else rules.seconds_allowed
-                running[name] = stack.enter_context(Contestant(SCRIPT[kind], job, allowed))
+            with _tolerated(name, records):
+                kind, job = job["worker"], job | {"compiles": schedule.compiles}
+                allowed = math.inf if kind in OWN else schedule.seconds_allowed
+                running[name] = stack.enter_context(Worker(SCRIPT[kind], job, allowed))
                 records[name].facts = running[name].facts
 
-        def everyone(steps: dict[str, int], checking: bool) -> None:
+        def turn(steps: dict[str, int], checking: bool) -> None:
             for name in list(running):
                 time.sleep(PAUSE)
-                with _forgiven(name, records, running):
+                with _tolerated(name, records, running):
                     _take(running[name], steps[name], records[name], checking)
 
-        for _ in range(rules.checked_steps):
-            everyone(dict.fromkeys(running, 1), checking=True)
+        for _ in range(schedule.checked_steps):
+            turn(dict.fromkeys(running, 1), checking=True)
         check([records[name] for name in running])
         busy = busy_cores(0.3)
         if busy and busy > BUSY:
@@ -178,29 +178,30 @@ def _run(
         for name in running:
             records[name].busy_cores = busy
         warm = {name: records[name].warm_seconds for name in running}
-        steps = {name: max(1, round(rules.turn_seconds / warm[name])) for name in running}
+        steps = {name: max(1, round(schedule.turn_seconds / warm[name])) for name in running}
         if max(steps.values()) > 1:
-            # One step alone is mostly its call: the first turn only tells how many fill one.
-            everyone(steps, checking=False)
+            # The time of a single step is mostly its call: a turn that is not kept gives the number
+            # of steps that fill a turn.
+            turn(steps, checking=False)
             step = {name: records[name].seconds.pop() for name in running}
-            filled = max(rules.turn_seconds, SHARE * max(step.values()))
+            filled = max(schedule.turn_seconds, SHORTEST_TURN * max(step.values()))
             steps = {name: max(1, round(filled / step[name])) for name in running}
         begun, turns = time.monotonic(), 0
-        while turns < rules.turns or time.monotonic() - begun < rules.seconds:
-            everyone(steps, checking=False)
+        while turns < schedule.turns or time.monotonic() - begun < schedule.seconds:
+            turn(steps, checking=False)
             turns += 1
 
 
 def tolerance(task: Task) -> float:
-    """By how much of the first loss two contestants may differ.
+    """The largest difference between two workers' losses, relative to the first loss.
 
-    Every literal layer rounds numbers of size C, at worst all of them one way.
+    Every literal layer rounds numbers of size C, in the worst case always in one direction.
     """
     return 1e-4 + 2 * float(np.finfo(np.float32).eps) * task.scale * task.depth
 
 
-def model_of(job: Setting) -> DeepNarrow:
-    """The network of a `Task`, as a dict or as JSON brings it."""
+def model_of(job: Job) -> DeepNarrow:
+    """The network of a job, which holds the fields of its `Task`."""
     kind = DeepNarrowCNN if job["arch"] == "cnn" else DeepNarrowMLP
     return kind(job["depth"], job["d_out"], job["scale"])
 
@@ -215,42 +216,42 @@ def nbytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def _take(running: Contestant, steps: int, record: Record, checking: bool) -> None:
+def _take(running: Worker, steps: int, record: Record, checking: bool) -> None:
     answer = running.take(steps)
     if checking:
         record.losses.append(answer["loss"])
         record.warm_seconds = answer["seconds"]
     else:
         record.seconds.append(answer["seconds"] / steps)
-        # What an idle contestant burns, the others miss.
+        # Processor time that an idle worker uses is lost for the others.
         record.idle_cpu_seconds = max(record.idle_cpu_seconds, answer["idle_cpu_seconds"])
     record.peak_bytes, record.step_bytes = answer["peak_bytes"], answer["step_bytes"]
 
 
 @contextlib.contextmanager
-def _forgiven(
-    name: str, records: dict[str, Record], running: dict[str, Contestant] | None = None
+def _tolerated(
+    name: str, records: dict[str, Record], running: dict[str, Worker] | None = None
 ) -> Iterator[None]:
-    """A peer that is gone leaves the race; one of `dnntk`'s own ends it."""
+    """Record a baseline's `WorkerExited` and stop its worker; raise that of `dnntk`'s workers."""
     try:
         yield
-    except Gone as gone:
+    except WorkerExited as exited:
         record = records[name]
         if record.name in OWN:
-            raise RuntimeError(f"{name}: {gone}") from None
-        record.missing = f"{name}: {gone}"
+            raise RuntimeError(f"{name}: {exited}") from None
+        record.missing = f"{name}: {exited}"
         if running:
             running.pop(name).close()
 
 
 def _installed(record: Record) -> bool:
-    if SCRIPT[record.name] == "torch_contestant.py" and importlib.util.find_spec("torch") is None:
+    if SCRIPT[record.name] == "torch_worker.py" and importlib.util.find_spec("torch") is None:
         record.missing = f"{record.name}: PyTorch is not installed (extra bench)"
     return record.missing is None
 
 
 def _check(task: Task, records: list[Record]) -> None:
-    """Compare the losses with the first contestant's, and see that training moved them."""
+    """Compare the losses with the first worker's, and check that training lowered them."""
     own = np.array(records[0].losses)
     if len(own) > 1 and not own[-1] < own[0]:
         raise RuntimeError(f"{task}: the loss did not fall in {len(own)} steps: {own}")
@@ -263,14 +264,14 @@ def _check(task: Task, records: list[Record]) -> None:
             )
 
 
-def _write(task: Task, folder: Path, literal: bool) -> Setting:
-    """Data and ``literal`` matrices into ``folder``, and the job without its contestant."""
+def _write(task: Task, folder: Path, literal: bool) -> Job:
+    """Write data and ``literal`` matrices into ``folder``; return the job, without a worker."""
     x, y = _data(task)
     np.save(folder / "x.npy", x)
     np.save(folder / "y.npy", y)
     gram = np.asarray(limit_ntk(x, d_out=task.d_out), np.float64)
     time_step = STEP_SIZE / (np.linalg.eigvalsh(gram)[-1] / len(x))
-    job: Setting = dataclasses.asdict(task) | {"folder": str(folder.absolute())}
+    job: Job = dataclasses.asdict(task) | {"folder": str(folder.absolute())}
     model = model_of(job)
     if literal:
         variables = jax.jit(model.init)(first_key(), jnp.asarray(x[:1]))

@@ -1,9 +1,9 @@
-"""Both ends of the pipe between a benchmark and a contestant in a process of its own.
+"""Both ends of the pipe between a benchmark and a worker, a process that takes training steps.
 
-A process each, so that neither threads nor peak memory mix. `Contestant` is the benchmark's end,
-and `serve` that of the contestant's script, which is a fresh interpreter: it reads one line of
-JSON, the job, and then numbers of steps, a line each; every line is answered by one. No framework
-is imported here, so that a contestant holds its own alone.
+Every network has a process of its own, so that neither threads nor peak memory mix. `Worker` is the
+benchmark's end. `serve` is the end of the worker's script, a fresh interpreter: it reads one line
+of JSON, the job, and then a number of steps per line; it answers every line with one line. This
+module imports no framework, so that a worker's memory holds its own framework only.
 """
 
 import json
@@ -19,34 +19,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-SCRIPTS = Path(__file__).parent
-# A compilation is repeated as long as that has taken less than so many seconds.
+FOLDER = Path(__file__).parent
+# A compilation is repeated until all repetitions together have taken this many seconds.
 COMPILING = 10.0
 Answer = dict[str, Any]
 
 
-class Gone(Exception):
-    """A contestant took longer than it may, or its process ended."""
+class WorkerExited(Exception):
+    """A worker took longer than allowed, or its process ended."""
 
 
-class Contestant:
-    """The benchmark's end; ``facts`` is what the contestant said when it was ready."""
+class Worker:
+    """The benchmark's end; ``facts`` is the worker's answer to its job, when it was ready."""
 
     def __init__(self, script: str, job: dict[str, Any], seconds_allowed: float = math.inf) -> None:
         """Start ``script`` on ``job``; no answer may take longer than ``seconds_allowed``.
 
         Raises:
-            Gone: it was not ready in time, or ended.
+            WorkerExited: the worker was not ready in time, or its process ended.
         """
         self._allowed = seconds_allowed
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / script)],
+            [sys.executable, "-P", str(FOLDER / script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            # A cache on disk would pass for fast compilation.
-            env={**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"},
-            start_new_session=True,  # an interrupt is the benchmark's, which ends the contestants
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C interrupts the benchmark alone, which ends its workers
         )
         try:
             self.facts = self._ask(job)
@@ -55,26 +54,26 @@ class Contestant:
             raise
 
     def take(self, steps: int) -> Answer:
-        """Take training steps: the ``loss`` before the last of them, ``seconds``, memory, ....
+        """Take training steps: the ``loss`` before the last step, ``seconds``, memory, ....
 
         Raises:
-            Gone: it took longer than it may, or ended.
+            WorkerExited: the worker took longer than allowed, or its process ended.
         """
         return self._ask(steps)
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._process.kill()
         self._process.communicate()
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Return the worker."""
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the process."""
+        """Kill the process."""
         self.close()
 
     def _ask(self, message: Any) -> Answer:
@@ -96,27 +95,36 @@ class Contestant:
         if answer:
             return json.loads(answer)
         if not in_time:
-            raise Gone(f"not done in {self._allowed:g} s")
-        raise Gone(f"its process ended with status {self._process.wait()}")
+            raise WorkerExited(f"not done in {self._allowed:g} s")
+        raise WorkerExited(f"its process ended with status {self._process.wait()}")
+
+
+def _environment() -> dict[str, str]:
+    """A worker's environment: it imports from scripts/, and compiles without a cache on disk."""
+    path = os.pathsep.join([str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "JAX_ENABLE_COMPILATION_CACHE": "false"}
 
 
 class Steps(Protocol):
-    """What a contestant's script makes of its job.
+    """A network and its optimizer, which a worker's script creates from its job.
 
     Attributes:
-        facts: for the benchmark, as JSON takes it; ``gradient_bytes`` is a gradient's size.
+        facts: facts for the benchmark, as JSON; ``gradient_bytes`` is a gradient's size.
     """
 
     facts: dict[str, Any]
 
     def take(self, steps: int) -> float:
-        """Take training steps; the loss before the last of them."""
+        """Take training steps; return the loss before the last one."""
 
 
 def serve(make: Callable[[dict[str, Any]], Steps], peak: Callable[[], int] | None = None) -> None:
-    """Answer the benchmark until it closes the pipe; ``peak`` is memory counted elsewhere."""
+    """Answer the benchmark until it closes the pipe.
+
+    ``peak`` returns the peak memory in bytes, where it is not this process's resident memory.
+    """
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what is printed must not pass for an answer
+    os.dup2(2, 1)  # printed text must not be read as an answer
     peak = peak or peak_bytes
     job = json.loads(sys.stdin.readline())
     start = peak()
@@ -145,21 +153,21 @@ def serve(make: Callable[[dict[str, Any]], Steps], peak: Callable[[], int] | Non
 
 
 def compiled(compile: Callable[[], Any], times: int) -> tuple[Any, float]:
-    """What ``compile`` makes and the seconds that it takes: the least of so many ``times``.
+    """The result of ``compile``, and the seconds of its fastest call of ``times``.
 
-    Other work on the machine, and what a process's first compilation sets up, only add to it.
+    Other work on the machine and the set-up of a process's first compilation only add time.
     """
     seconds: list[float] = []
     while not seconds or (len(seconds) < times and sum(seconds) < COMPILING):
         begun = time.perf_counter()
-        made = compile()
+        result = compile()
         seconds.append(time.perf_counter() - begun)
-    return made, min(seconds)
+    return result, min(seconds)
 
 
 def peak_bytes() -> int:
     """Peak resident memory of this process alone."""
-    # Linux hands the peak of `getrusage` down from the process that started this one.
+    # On Linux a process inherits the peak of `getrusage` from the process that started it.
     try:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
@@ -169,7 +177,7 @@ def peak_bytes() -> int:
 
 
 def _forget_peak() -> None:
-    """Let the peak be that of what follows, where the system can."""
+    """Reset the peak memory, where the system can."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

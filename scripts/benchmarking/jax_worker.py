@@ -1,7 +1,7 @@
-"""The literal network in plain JAX, without `dnntk`: contestants of benchmark.py.
+"""A worker of benchmark.py: the literal network in plain JAX, without `dnntk`.
 
-``scan`` is `lax.scan` over the stacked layers and `lax.conv_general_dilated`, ``unrolled`` a Python
-loop over a list of layers. Both are `jax.value_and_grad` and plain SGD in one jitted step.
+``lax.scan`` scans over the stacked layers, ``unrolled`` is a Python loop over a list of layers.
+Both jit one step of `jax.value_and_grad` and plain SGD.
 """
 
 import math
@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import contestant
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from benchmarking import worker
 
 Layer = dict[str, jax.Array]
 
@@ -33,26 +34,26 @@ class Plain:
             }
             for name in ("first", "middle", "last")
         }
-        if job["contestant"] == "unrolled":
+        if job["worker"] == "unrolled":
             middle = params["middle"]
             count = len(middle["bias"])
-            between = [{name: p[i] for name, p in middle.items()} for i in range(count)]
-            params = [params["first"], *between, params["last"]]
+            layers = [{name: p[i] for name, p in middle.items()} for i in range(count)]
+            params = [params["first"], *layers, params["last"]]
         self.params = params
-        outputs = unrolled if job["contestant"] == "unrolled" else scanned
+        outputs = unrolled if job["worker"] == "unrolled" else scanned
 
         def compile() -> Any:
             step = jax.jit(partial(_step, outputs, job["literal_rate"]), donate_argnums=0)
             return step.lower(self.params, self.x, self.y).compile()
 
-        self.step, seconds = contestant.compiled(compile, job["compiles"])
+        self.step, seconds = worker.compiled(compile, job["compiles"])
         self.facts = {
             "compile_seconds": seconds,
             "gradient_bytes": sum(p.nbytes for p in jax.tree.leaves(self.params)),
         }
 
     def take(self, steps: int) -> float:
-        """Take training steps; the loss before the last of them."""
+        """Take training steps; return the loss before the last one."""
         value = math.nan
         for _ in range(steps):
             self.params, loss = self.step(self.params, self.x, self.y)
@@ -102,9 +103,9 @@ def _step(outputs: Any, rate: float, params: Any, x: jax.Array, y: jax.Array) ->
 def peak_bytes() -> int:
     """Peak memory of the accelerator, or of this process where there is none."""
     statistics = jax.local_devices()[0].memory_stats() or {}
-    return int(statistics.get("peak_bytes_in_use", 0)) or contestant.peak_bytes()
+    return int(statistics.get("peak_bytes_in_use", 0)) or worker.peak_bytes()
 
 
 if __name__ == "__main__":
-    jax.devices()  # the backend's own memory is not the network's
-    contestant.serve(Plain, peak_bytes)
+    jax.devices()  # allocates the backend's memory before the network's is counted
+    worker.serve(Plain, peak_bytes)

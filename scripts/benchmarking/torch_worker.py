@@ -1,8 +1,8 @@
-"""The plain PyTorch loop over layers, as a competent user writes it: a contestant of benchmark.py.
+"""A worker of benchmark.py: the plain PyTorch loop over layers, as a competent user writes it.
 
-Called ``PyTorch loop`` it has images in PyTorch's own layout, with ``channels_last`` in the one
-that its documentation recommends for speed. It starts from the literal matrices that `racing`
-wrote, and needs PyTorch and NumPy alone.
+``PyTorch loop`` keeps images in PyTorch's default layout, ``PyTorch loop, channels_last`` in the
+layout that PyTorch's documentation recommends for speed. The worker starts from the literal
+matrices that `comparison` wrote, and needs PyTorch and NumPy only.
 """
 
 import math
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import contestant
 import numpy as np
 import torch
 from torch import nn
+
+from benchmarking import worker
 
 
 class Network(nn.Module):
@@ -46,11 +47,11 @@ class Loop:
         layers = [_layer(kernel, bias) for kernel, bias in _matrices(folder)]
         self.network = Network(layers, images).to(self.device)
         if images:
-            last = job["contestant"].endswith("channels_last")
+            last = job["worker"].endswith("channels_last")
             layout = torch.channels_last if last else torch.contiguous_format
             self.network = self.network.to(memory_format=layout)
-            # Not `contiguous`: with one channel that leaves strides that pass for the other layout,
-            # and all layers would take it over.
+            # Not `contiguous`: with one channel it keeps strides that PyTorch takes for the other
+            # layout, and all layers would then use the other layout.
             self.x = self.x.permute(0, 3, 1, 2).clone(memory_format=layout)
         self.optimizer = torch.optim.SGD(self.network.parameters(), job["literal_rate"])
         held = sum(p.numel() * p.element_size() for p in self.network.parameters())
@@ -61,7 +62,7 @@ class Loop:
         }
 
     def take(self, steps: int) -> float:
-        """Take training steps; the loss before the last of them."""
+        """Take training steps; return the loss before the last one."""
         value = math.nan
         for _ in range(steps):
             self.optimizer.zero_grad()
@@ -91,7 +92,7 @@ def _layer(kernel: np.ndarray, bias: np.ndarray) -> nn.Module:
 
 
 def _matrices(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Kernel and bias of one layer after another."""
+    """Kernel and bias of each layer, in order."""
     for name in ("first", "middle", "last"):
         kernel, bias = (folder / f"{name}_{part}.npy" for part in ("kernel", "bias"))
         if name == "middle":
@@ -101,7 +102,7 @@ def _matrices(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _slices(file: Path) -> Iterator[np.ndarray]:
-    """The arrays along the first axis of a .npy file; read one at a time, for it may be large."""
+    """The arrays along the first axis of a .npy file, read one at a time to save memory."""
     with file.open("rb") as stream:
         np.lib.format.read_magic(stream)
         (count, *shape), _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -112,8 +113,8 @@ def _slices(file: Path) -> Iterator[np.ndarray]:
 def _peak() -> int:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    return contestant.peak_bytes()
+    return worker.peak_bytes()
 
 
 if __name__ == "__main__":
-    contestant.serve(Loop, _peak)
+    worker.serve(Loop, _peak)

@@ -1,6 +1,6 @@
-"""Training steps beside the plain PyTorch loop, and their cost against depth: for benchmark.py.
+"""Benchmarks of training steps: beside the plain PyTorch loop, and their cost against depth.
 
-A step is the loss 1/2 E ||f - y||^2, its whole gradient and an update of plain SGD, for all alike.
+For all workers a step is the loss 1/2 E ||f - y||^2, its whole gradient and an update of plain SGD.
 """
 
 import dataclasses
@@ -11,8 +11,9 @@ from pathlib import Path
 import command_line
 import numpy as np
 from absl import flags
-from measuring import Row, measured, promise, set_peer
-from racing import Record, Rules, Task, race, race_over_depth, tolerance
+
+from benchmarking.comparison import Record, Schedule, Task, compare, compare_over_depth, tolerance
+from benchmarking.measure import Row, measured, promise, set_baseline
 
 FLAGS = flags.FLAGS
 
@@ -33,29 +34,27 @@ flags.DEFINE_integer(
 flags.DEFINE_integer(
     "unrolled_depth", 100, "cost: largest depth of the unrolled network.", lower_bound=0
 )
-flags.DEFINE_float("step_seconds", 120.0, "Most for a peer's compilation or turn.", lower_bound=0.1)
+flags.DEFINE_float("step_seconds", 120.0, "Time limit of a baseline's step.", lower_bound=0.1)
 flags.DEFINE_float(
-    "peer_gigabytes", 8.0, "cost: a peer that needs more is left out.", lower_bound=0
+    "peer_gigabytes", 8.0, "cost: a baseline that needs more is left out.", lower_bound=0
 )
 flags.DEFINE_string("data_dir", None, "train_mlp_mnist: folder of raw IDX files or of tfds sets.")
 flags.DEFINE_float("train_scale", 2.0, "C of the trained networks.", lower_bound=0.01)
-flags.DEFINE_float(
-    "depth_seconds", 30.0, "Least time for the turns of all depths with one another.", lower_bound=0
-)
-flags.DEFINE_float("turn_seconds", 0.2, "What the steps of a turn should fill.", lower_bound=0)
-flags.DEFINE_integer("checked_steps", 3, "Warm-up, over which losses must agree.", lower_bound=1)
+flags.DEFINE_float("depth_seconds", 30.0, "Least time of all depths' turns.", lower_bound=0)
+flags.DEFINE_float("turn_seconds", 0.2, "Time that a turn's steps fill.", lower_bound=0)
+flags.DEFINE_integer("checked_steps", 3, "Steps whose losses are compared.", lower_bound=1)
 
 LOOP, SCAN, UNROLLED = "PyTorch loop", "lax.scan", "unrolled"
 CHANNELS_LAST = "PyTorch loop, channels_last"
 TWO = "two devices"
-# What two devices may take of one's time: turns of the same work differ by as much.
+# Largest time of two devices over one device's: turns of the same work differ by as much.
 SLOWER = 1.05
-# An allocator's memory comes and goes by this much.
+# Bytes by which an allocator's peak memory varies.
 MEMORY_NOISE = 4e6
-# Beyond this the losses of literal networks in float32 are compared in vain.
+# With a larger tolerance, a comparison of literal networks' losses in float32 shows nothing.
 LARGEST_TOLERANCE = 0.2
 IMAGE = (7, 7, 1)
-# Of the pixels of a handwritten digit, four of five are 0.
+# Share of a handwritten digit's pixels that are 0.
 ZEROS = 0.8
 
 
@@ -80,9 +79,9 @@ def train_mlp_wide(folder: Path) -> list[Row]:
 
 
 def train_mlp_regime(folder: Path) -> list[Row]:
-    """The same where the theorems hold, C = depth^2.2: positive pixels, and most of them zero.
+    """The same in the theorems' regime, C = depth^2.2: all pixels positive, and most of them zero.
 
-    Literal matrices in float32, the peer's, no longer learn there: its time alone is compared.
+    The baseline's literal matrices in float32 do not learn there: only its time is compared.
     """
     rows = []
     for zeros in (0.0, ZEROS):
@@ -92,7 +91,7 @@ def train_mlp_regime(folder: Path) -> list[Row]:
 
 
 def train_mlp_mnist(folder: Path) -> list[Row]:
-    """The same on the first images of MNIST, with either C; of 'all' only with --data_dir."""
+    """The same on the first images of MNIST, with both C; part of 'all' only with --data_dir."""
     rows = []
     for scale in (FLAGS.train_scale, float(FLAGS.wide_depth) ** 2.2):
         task = dataclasses.replace(_wide(), scale=scale, dataset="mnist", data_dir=FLAGS.data_dir)
@@ -103,7 +102,7 @@ def train_mlp_mnist(folder: Path) -> list[Row]:
 def train_toy(folder: Path) -> list[Row]:
     """A training step of the 4-wide MLP on the arc: one network, and ten side by side."""
     task, trials = _toy(FLAGS.toy_depth), FLAGS.trials
-    records = race(task, ["network", "ensemble", LOOP], _rules(), folder, trials)
+    records = compare(task, ["network", "ensemble", LOOP], _schedule(), folder, trials)
     own, many, loop = (records[name] for name in ("network", "ensemble", LOOP))
     one = _time(task, own, loop)
     _faster(one, 12)
@@ -114,7 +113,7 @@ def train_toy(folder: Path) -> list[Row]:
 
 
 def train_devices(folder: Path) -> list[Row]:
-    """The training steps above on two host devices, beside one with a thread a core."""
+    """The training steps above on two host devices, beside one device with a thread a core."""
     rows = []
     for task in (
         _cnn(FLAGS.cnn_depth, 1),
@@ -123,7 +122,7 @@ def train_devices(folder: Path) -> list[Row]:
         _toy(FLAGS.toy_depth),
         _wide(),
     ):
-        records = race(task, [TWO, "network"], _rules(), folder)
+        records = compare(task, [TWO, "network"], _schedule(), folder)
         row = measured(f"{_words(task)}: step on two devices", "s", records[TWO].seconds)
         _beside(row, "one device with threads", 1, records[TWO], records["network"])
         promise(row, f"at most {SLOWER:g} times", row["ratio"]["median"] <= SLOWER)
@@ -156,7 +155,7 @@ BENCHMARKS: dict[str, Callable[[Path], list[Row]]] = {
 
 
 def check_flags() -> None:
-    """Read the lists that later benchmarks need."""
+    """Check the flags that later benchmarks read."""
     command_line.depths("mlp_depths", 3)
     command_line.depths("cnn_depths", 3)
 
@@ -185,8 +184,8 @@ def _words(task: Task) -> str:
     return f"{words}, C = {task.scale:.3g}{data}"
 
 
-def _rules(seconds_allowed: float = float("inf")) -> Rules:
-    return Rules(
+def _schedule(seconds_allowed: float = float("inf")) -> Schedule:
+    return Schedule(
         FLAGS.repeats,
         FLAGS.turn_seconds,
         FLAGS.checked_steps,
@@ -206,8 +205,8 @@ def _beside_loop(
     memory: float | None = None,
     others: Sequence[str] = (),
 ) -> list[Row]:
-    """Time and memory, each with its promise, and the time beside ``others``, with none."""
-    records = race(task, ["network", LOOP, *others], _rules(), folder)
+    """Time and memory with their promises, and the time beside ``others`` without a promise."""
+    records = compare(task, ["network", LOOP, *others], _schedule(), folder)
     own, loop = records["network"], records[LOOP]
     step = _time(task, own, loop)
     _faster(step, promised, aim)
@@ -220,25 +219,27 @@ def _beside_loop(
     return [step, *(_time(task, own, other) for other in more), peak]
 
 
-def _time(task: Task, own: Record, peer: Record) -> Row:
-    return _beside(measured(f"{_words(task)}: step", "s", own.seconds), peer.name, 1, own, peer)
+def _time(task: Task, own: Record, baseline: Record) -> Row:
+    return _beside(
+        measured(f"{_words(task)}: step", "s", own.seconds), baseline.name, 1, own, baseline
+    )
 
 
-def _beside(step: Row, name: str, times: int, own: Record, peer: Record) -> Row:
-    """Put ``times`` the peer's seconds beside a row of seconds; keep all else that was seen."""
-    _set_or_missing(step, peer, [times * s for s in peer.seconds], name)
-    step["contestants"] = [dataclasses.asdict(record) for record in (own, peer)]
+def _beside(step: Row, name: str, times: int, own: Record, baseline: Record) -> Row:
+    """Add ``times`` the baseline's seconds to a row of seconds, and both records."""
+    _set_or_missing(step, baseline, [times * s for s in baseline.seconds], name)
+    step["contestants"] = [dataclasses.asdict(record) for record in (own, baseline)]
     return step
 
 
 def _set_or_missing(
-    step: Row, peer: Record, samples: list[float] | list[int], name: str | None = None
+    step: Row, baseline: Record, samples: list[float] | list[int], name: str | None = None
 ) -> None:
-    if peer.missing is None:
-        set_peer(step, name or peer.name, samples)
-        step["difference"] = peer.difference
+    if baseline.missing is None:
+        set_baseline(step, name or baseline.name, samples)
+        step["difference"] = baseline.difference
     else:
-        step["peer_missing"] = peer.missing
+        step["peer_missing"] = baseline.missing
 
 
 def _faster(step: Row, times: float, aim: float | None = None) -> None:
@@ -257,22 +258,25 @@ def _cost(task_of: Callable[[int], Task], depths: list[int], folder: Path) -> li
         task = task_of(depth)
         left_out = {name: _left_out(name, task, last.get(name)) for name in (LOOP, SCAN, UNROLLED)}
         names = ["network", *(name for name, reason in left_out.items() if not reason)]
-        records = race(task, names, _rules(FLAGS.step_seconds), folder)
+        records = compare(task, names, _schedule(FLAGS.step_seconds), folder)
         last |= {name: (depth, record) for name, record in records.items()}
         own.append(records["network"])
         left_out |= {name: record.missing for name, record in records.items()}
         rows += _at_depth(task, records, {n: why for n, why in left_out.items() if why})
-    # From depth 100 on, where there are such depths: below, a step is mostly its call.
+    # Depths from 100 on, if there are several: at smaller depths a step's time is mostly its call.
     kept = [k for k, depth in enumerate(depths) if depth >= 100]
     kept = kept if len(kept) > 1 else list(range(len(depths)))
     deep = [depths[k] for k in kept]
-    rules = dataclasses.replace(_rules(), seconds=FLAGS.depth_seconds)
-    in_turns = race_over_depth([task_of(depth) for depth in deep], rules, folder)
-    return rows + _growth(deep, [own[k] for k in kept], in_turns)
+    schedule = dataclasses.replace(_schedule(), seconds=FLAGS.depth_seconds)
+    beside = [own[k] for k in kept]
+    several = len(deep) > 1
+    tasks = [task_of(depth) for depth in deep]
+    in_turns = compare_over_depth(tasks, schedule, folder) if several else beside
+    return rows + _growth(deep, beside, in_turns)
 
 
 def _left_out(name: str, task: Task, last: tuple[int, Record] | None) -> str | None:
-    """Why a peer is not asked at ``task``, going by how it did at its last depth."""
+    """Why a baseline is left out at ``task``, judged by its ``last`` depth and record there."""
     depth = task.depth
     most = {LOOP: FLAGS.torch_depth, UNROLLED: FLAGS.unrolled_depth}.get(name, depth)
     if depth > most:
@@ -295,8 +299,8 @@ def _left_out(name: str, task: Task, last: tuple[int, Record] | None) -> str | N
 
 
 def _at_depth(task: Task, records: dict[str, Record], left_out: dict[str, str]) -> list[Row]:
-    """Rows of time, memory and compilation at one depth, one for each peer."""
-    peers = [r for name, r in records.items() if name != "network" and r.missing is None]
+    """Rows of time, memory and compilation at one depth, one for each baseline."""
+    baselines = [r for name, r in records.items() if name != "network" and r.missing is None]
     own, rows = records["network"], []
     for kind, unit, values in (
         ("step", "s", lambda record: record.seconds),
@@ -307,15 +311,15 @@ def _at_depth(task: Task, records: dict[str, Record], left_out: dict[str, str]) 
         alone |= {"depth": task.depth, "kind": kind, "task": dataclasses.asdict(task)}
         alone |= {"tolerance": tolerance(task)}
         beside = []
-        for peer in peers:
-            if kind != "compilation" or "compile_seconds" in peer.facts:
-                beside.append(set_peer(dict(alone), peer.name, values(peer)))
-                beside[-1]["difference"] = peer.difference
+        for baseline in baselines:
+            if kind != "compilation" or "compile_seconds" in baseline.facts:
+                beside.append(set_baseline(dict(alone), baseline.name, values(baseline)))
+                beside[-1]["difference"] = baseline.difference
         beside = beside or [alone]
         if kind == "step":
-            seen = [dataclasses.asdict(record) for record in (own, *peers)]
+            seen = [dataclasses.asdict(record) for record in (own, *baselines)]
             beside[0] |= {"contestants": seen, "left_out": left_out}
-            if not peers and left_out:
+            if not baselines and left_out:
                 beside[0]["peer_missing"] = "; ".join(left_out.values())
         rows += beside
     return rows
@@ -328,8 +332,8 @@ def _beyond(record: Record) -> float:
 def _growth(depths: list[int], beside: list[Record], in_turns: list[Record]) -> list[Row]:
     """How time, memory and compilation grow with depth.
 
-    Time is that of the depths ``in_turns`` with one another. Memory is the larger and compilation
-    the smaller of the two processes at a depth: other work can only add to the latter.
+    Times come from ``in_turns``, where the depths took turns. Of the two workers of a depth, the
+    larger memory and the faster compilation count: other work on the machine slows compilations.
     """
     span = f"depth {depths[0]:,} to {depths[-1]:,}"
     a_layer = np.array([np.median(r.seconds) / d for d, r in zip(depths, in_turns, strict=True)])
@@ -337,7 +341,7 @@ def _growth(depths: list[int], beside: list[Record], in_turns: list[Record]) -> 
     by_root = [
         max(map(_beyond, pair)) / depth**0.5 for depth, pair in zip(depths, pairs, strict=True)
     ]
-    # Against every smaller depth, not the smallest alone.
+    # The growth from every smaller depth counts, not only that from the smallest.
     growth = max(b / a for i, a in enumerate(by_root) for b in by_root[i:])
     compilation = np.array([min(r.facts["compile_seconds"] for r in pair) for pair in pairs])
     time = _bound(

@@ -1,9 +1,8 @@
-"""`dnntk` as a script runs it: contestants of benchmark.py.
+"""A worker of benchmark.py: `dnntk` as a script runs it.
 
-``network`` is one network, through `gradient_flow.data_mesh` and `gradient_flow.make_step` as
-`dnntk.train` goes;
-``two devices`` is one whose batch is split over two host devices, as by ``--mesh=data:2``;
-``ensemble`` is many, through `Ensemble.descent`.
+``network`` is one network on the devices and by the step that `dnntk.train` chooses, ``two
+devices`` one network with its batch split over two host devices (``--mesh=data:2``), ``ensemble``
+many networks by `Ensemble.descent`.
 """
 
 import math
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import command_line
-import contestant
 import jax
 import numpy as np
-import racing
-from jax_contestants import peak_bytes
 
+from benchmarking import comparison, worker
+from benchmarking.jax_worker import peak_bytes
 from dnntk.native import ops
 from dnntk.training import gradient_flow, pipeline
 from dnntk.training.ensemble import Ensemble
@@ -28,11 +26,11 @@ class One:
 
     def __init__(self, job: dict[str, Any]) -> None:
         """Initialize ``job``'s network and compile the step."""
-        model, (x, y) = racing.model_of(job), _data(job)
-        variables = jax.jit(model.init)(racing.first_key(), x[:1])
+        model, (x, y) = comparison.model_of(job), _data(job)
+        variables = jax.jit(model.init)(comparison.first_key(), x[:1])
         params = variables.pop("params")
-        held, threaded = racing.nbytes(params), ops.supports(model, params, x)
-        if job["contestant"] == "two devices":
+        held, threaded = comparison.nbytes(params), ops.supports(model, params, x)
+        if job["worker"] == "two devices":
             mesh = pipeline.make_mesh("data:2")
         else:
             mesh = gradient_flow.data_mesh(len(x), held, threaded)
@@ -41,11 +39,11 @@ class One:
         params = gradient_flow.put_replicated(params, mesh)
         self.state = gradient_flow.TrainState(params, optimizer.init(params))
         self.batch = gradient_flow.put_batch(x, y, mesh)
-        jax.block_until_ready((self.frozen, self.state))  # or compiling shares the cores with it
+        jax.block_until_ready((self.frozen, self.state))  # else copies slow the compilation down
         self.at_once = gradient_flow.many_at_once(params)
         make = gradient_flow.make_steps if self.at_once else gradient_flow.make_step
         given = (self.state, self.frozen, self.batch, *((np.int32(1),) if self.at_once else ()))
-        self.step, seconds = contestant.compiled(
+        self.step, seconds = worker.compiled(
             lambda: make(model, optimizer, mesh).lower(*given).compile(), job["compiles"]
         )
         in_place = ops.descends(model, params, x[: len(x) // mesh.size])
@@ -57,7 +55,7 @@ class One:
         }
 
     def take(self, steps: int) -> float:
-        """Take training steps; the loss before the last of them."""
+        """Take training steps; return the loss before the last one."""
         value = math.nan
         if self.at_once:
             count = np.int32(steps)
@@ -75,22 +73,22 @@ class Many:
 
     def __init__(self, job: dict[str, Any]) -> None:
         """Initialize the networks."""
-        ensemble = Ensemble(racing.model_of(job), job["trials"], *_data(job))
-        self.params, self.frozen = ensemble.init(racing.SEED)
+        ensemble = Ensemble(comparison.model_of(job), job["trials"], *_data(job))
+        self.params, self.frozen = ensemble.init(comparison.SEED)
 
         def compile() -> Any:
             descent: Any = ensemble.descent(job["time_step"])
             return descent.lower(self.params, self.frozen, 1).compile()
 
-        self.descend, seconds = contestant.compiled(compile, job["compiles"])
+        self.descend, seconds = worker.compiled(compile, job["compiles"])
         self.facts = {
             "compile_seconds": seconds,
-            "gradient_bytes": racing.nbytes(self.params),
+            "gradient_bytes": comparison.nbytes(self.params),
             "devices": ensemble.mesh.size,
         }
 
     def take(self, steps: int) -> float:
-        """Take training steps; the first network's loss before the last of them."""
+        """Take training steps; return the first network's loss before the last one."""
         self.params, losses = self.descend(self.params, self.frozen, steps)
         jax.block_until_ready(self.params)
         return float(losses[0])
@@ -102,11 +100,11 @@ def _data(job: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Serve the one that the job names."""
-    jax.devices()  # the backend's own memory is not the network's
-    kinds: dict[str, Callable[[dict[str, Any]], contestant.Steps]]
+    """Serve the network or the networks that the job names."""
+    jax.devices()  # allocates the backend's memory before the network's is counted
+    kinds: dict[str, Callable[[dict[str, Any]], worker.Steps]]
     kinds = {"network": One, "two devices": One, "ensemble": Many}
-    contestant.serve(lambda job: kinds[job["contestant"]](job), peak_bytes)
+    worker.serve(lambda job: kinds[job["worker"]](job), peak_bytes)
 
 
 if __name__ == "__main__":

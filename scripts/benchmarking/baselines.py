@@ -1,7 +1,7 @@
-"""What a competent user would write instead of `dnntk`, in plain JAX: the peers of benchmark.py.
+"""Baselines of benchmark.py: what a competent user would write in plain JAX instead of `dnntk`.
 
-Each is the definition or the formula as it is printed, jitted, and as fast as that form would go in
-trials. `dnntk.kernel.gram.blockwise` alone is shared, so that both sides work in bounded memory.
+Each baseline is the definition or the printed formula, jitted, in the fastest form found. The only
+shared code is `dnntk.kernel.gram.blockwise`, so that both sides work in bounded memory.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from jax import lax
 from dnntk.kernel.gram import blockwise
 from dnntk.networks.initializers import Layer, Layers
 
-# Covariances a step of `limit_cnn` works on: on 2 cores, 2^16 and 2^20 were slower.
+# Covariances in a step of `limit_cnn`: on 2 cores, 2^16 and 2^20 were slower.
 ELEMENTS = 2**18
 
 
 def unstacked(params: Layers) -> list[Layer]:
-    """The literal matrices of `dnntk.to_standard`, a layer an entry."""
+    """The literal matrices of `dnntk.to_standard` as a list of layers."""
     depth = len(params["middle"]["bias"])
     middle = [{name: p[i] for name, p in params["middle"].items()} for i in range(depth)]
     return [params["first"], *middle, params["last"]]
@@ -28,9 +28,10 @@ def unstacked(params: Layers) -> list[Layer]:
 
 @partial(jax.jit, static_argnames="join")
 def unrolled_ntk(layers: Sequence[Layer], x: jax.Array, join: bool = False) -> jax.Array:
-    """J(x) J(x)^T of an MLP written as a Python loop over its layers: [n, n, d_out, d_out].
+    """J(x) J(x)^T of an MLP, a Python loop over its layers: [n, n, d_out, d_out].
 
-    The Jacobians are contracted leaf by leaf, as libraries for any network do, or joined first.
+    The Jacobians are contracted leaf by leaf, as in libraries for general networks, or with
+    ``join`` concatenated first.
     """
 
     def outputs(layers: Sequence[Layer], h: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ def limit_cnn(x1: jax.Array, x2: jax.Array | None = None, kernel_size: int = 3) 
 
 @jax.jit
 def product(x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """x1 x2^T and nothing else."""
+    """x1 x2^T."""
     return jnp.matmul(x1, x2.T, precision="highest")
 
 
@@ -94,10 +95,10 @@ def _patches(x: jax.Array, kernel_size: int) -> jax.Array:
 
 
 def _shared_windows(height: int, width: int, kernel_size: int) -> np.ndarray:
-    """By how many shifts of the filter two positions both stay inside the image: [HW, HW]."""
-    reach = range(-(kernel_size // 2), kernel_size // 2 + 1)
+    """Number of filter shifts that keep both of two positions inside the image: [HW, HW]."""
+    shifts = range(-(kernel_size // 2), kernel_size // 2 + 1)
     rows, columns = (
-        np.array([[0 <= i + shift < size for shift in reach] for i in range(size)])
+        np.array([[0 <= i + shift < size for shift in shifts] for i in range(size)])
         for size in (height, width)
     )
     members = np.kron(rows, columns).astype(float)
