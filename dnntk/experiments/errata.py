@@ -84,18 +84,17 @@ class Statement:
         given: dict[str, Any] = {"d_out": self.d_out, "kernel_size": self.kernel_size}
         return float(limit_ntk(x[None], rho=self.rho, beta=self.beta, **given)[0, 0])
 
-    def printed(self, x: np.ndarray) -> float:
-        """As the thesis has it, where it says anything; else without the factor that it lacks."""
-        value = self.corrected(x)
+    def printed(self, x: np.ndarray, corrected: float) -> float:
+        """The thesis's value where it states one; else ``corrected`` without the missing factor."""
         if x.ndim == 1:
-            return value - self.d_out + 1  # 1 for the constant d_out
+            return corrected - self.d_out + 1  # 1 for the constant d_out
         sizes, sums = _windows(x, self.kernel_size)
         pixels = x.shape[0] * x.shape[1]
         if self.d_out > 1:
-            return value - (self.d_out - 1) * sum(size**2 for size in sizes) / pixels**2
+            return corrected - (self.d_out - 1) * sum(size**2 for size in sizes) / pixels**2
         # The prefactor d^-2, and means instead of sums: d^2 S S' with S = sum / d^2.
         inputs = sum(float(total @ total) for total in sums)
-        return (pixels**2 * value - inputs + inputs / pixels) / pixels
+        return (pixels**2 * corrected - inputs + inputs / pixels) / pixels
 
 
 def _windows(x: np.ndarray, kernel_size: int) -> tuple[list[int], list[np.ndarray]]:
@@ -178,11 +177,12 @@ def _row(statement: Statement, config: ErrataConfig) -> dict[str, Any]:
     values = [float(empirical_ntk(model, init(key, batch), batch)[0, 0, 0, 0]) for key in keys]
     if not np.isfinite(values).all():
         raise InputError(f"depth: the kernel at depth {config.depth} is not finite; lower it")
+    corrected = statement.corrected(x)
     return {
         "statement": statement.name,
         "setting": statement.setting,
-        "printed": statement.printed(x),
-        "corrected": statement.corrected(x),
+        "printed": statement.printed(x, corrected),
+        "corrected": corrected,
         "measured": float(np.mean(values)),
         "standard_error": float(np.std(values, ddof=1) / np.sqrt(len(values))),
         "depth": config.depth,

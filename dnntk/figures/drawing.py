@@ -41,6 +41,7 @@ def draw(stem: Path, make_figure: Callable[..., "Figure"], *args: Any) -> None:
             figure = make_figure(*args)
             for kind in ("png", "pdf"):
                 _write(figure, stem.with_name(f"{stem.name}.{kind}"), kind)
+                figure.set_layout_engine("none")  # laid out once, for both files
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
         log.warning("the picture %s could not be drawn (%s); all else is kept", stem, reason)

@@ -15,29 +15,34 @@ from dnntk.shares import accumulated, coefficients, layer_shares
 from dnntk.training import trainer as training_run
 
 # At C = infinity linear theory is all there is.
-SMALL = AccumulationConfig(depth=12, scale=np.inf, train_examples=9, steps=40, points=3, draws=3000)
+SMALL = AccumulationConfig(
+    dataset="digits",
+    classes=(3, 5, 8),
+    output=1,
+    depth=12,
+    scale=np.inf,
+    train_examples=9,
+    steps=40,
+    points=2,
+    draws=3000,
+)
 FLAGS = (
     "--dataset=digits",
     "--classes=3,5,8",
     "--output=1",
-    "--depth=5",
+    "--depth=12",
     "--scale=inf",
-    "--train_examples=8",
-    "--steps=4",
+    "--train_examples=9",
+    "--steps=40",
     "--points=2",
-    "--dtype=float32",
-    "--draws=20",
+    "--draws=3000",
 )
 BAD_FLAGS = {
     "depth": (["--depth=1"], "depth"),
-    "scale": (["--scale=-3"], "scale"),
     "no images": (["--arch=cnn"], "dataset"),
-    "points": (["--points=0"], "points"),
     "too many points": (["--points=1000", "--workdir=new"], "points"),
     "output": (["--output=1", "--workdir=newer"], "output"),
-    "train_examples": (["--train_examples=5000"], "train_examples"),
     "time_step": (["--time_step=nan"], "time_step"),
-    "draws": (["--draws=0"], "draws"),
     "taken workdir": (["--workdir=out"], "workdir"),
     "resume another": ([*FLAGS, "--steps=5", "--workdir=out", "--resume"], "resume"),
 }
@@ -178,6 +183,10 @@ def test_resuming_does_not_train_again(small, monkeypatch):
 def test_configurations_are_checked():
     for change, name in (
         ({"output": -2}, "output"),
+        ({"scale": -3.0}, "scale"),
+        ({"points": 0}, "points"),
+        ({"draws": 0}, "draws"),
+        ({"train_examples": 5000}, "train_examples"),
         ({"steps": 0}, "steps"),
         ({"rho": -1.0}, "rho"),
         ({"dtype": "float16"}, "dtype"),
@@ -189,10 +198,12 @@ def test_configurations_are_checked():
 
 
 @pytest.fixture(scope="module")
-def scripted(tmp_path_factory):
-    """(folder, outcome) of the script, small, and of the bad flags after it."""
-    folder = tmp_path_factory.mktemp("script")
-    cases = {"good": [*FLAGS, "--workdir=out"]}
+def scripted(small):
+    """(folder, outcome) of the script, which goes on with the small run, and of the bad flags."""
+    folder = small[0].parent
+    for name in ("curves.npz", "summary.json"):
+        (small[0] / name).unlink()
+    cases = {"good": [*FLAGS, "--workdir=out", "--resume"]}
     cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     found = processes.outcomes("accumulation.py", cases, folder, first="good")
     outcome = found.pop("good")
@@ -207,15 +218,14 @@ def test_the_script_leaves_pictures_curves_and_numbers(scripted):
         assert (out / f"{stem}.png").stat().st_size > 10_000
         assert (out / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["scale"] == "inf" and summary["steps"] == 4
-    # Trained in float32, on images with zeros.
-    assert 0 < summary["difference_from_theory"] < 1e-5
+    assert summary["scale"] == "inf" and summary["steps"] == 40
+    assert 0 < summary["difference_from_theory"] < 1e-11
     classes = [point["label"].split(",")[0] for point in summary["points"]]
     assert classes == ["class 5", "class 8"]
     assert [point["target"] for point in summary["points"]] == [1, 0]
     with np.load(out / "curves.npz") as curves:
-        assert curves["trained"].shape == curves["theory"].shape == curves["line"].shape == (5, 2)
-        assert curves["drawn"].shape == (20, 2)
+        assert curves["trained"].shape == curves["theory"].shape == curves["line"].shape == (12, 2)
+        assert curves["drawn"].shape == (3000, 2)
         assert summary["points"][0]["trained"] == curves["trained"][-1, 0]
     assert "of the largest output from linear theory" in outcome.stdout
 

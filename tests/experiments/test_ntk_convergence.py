@@ -1,5 +1,6 @@
 """Section 5.1 small, end to end: ensembles, records, resuming, fits, the script."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,36 +9,34 @@ import numpy as np
 import processes
 import pytest
 
-from dnntk import DeepNarrowMLP, InputError, empirical_ntk, kernel, load_dataset
+from dnntk import DeepNarrowMLP, InputError, empirical_ntk, figures, kernel, load_dataset
 from dnntk.experiments import ntk_convergence, rates
 from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge, record_steps
 from dnntk.training.ensemble import Ensemble
 
 SMALL = ConvergenceConfig(
-    depths=(6,), scale=20.0, trials=2, steps=5, sweep_depths=(), psi_2_depth=10
+    depths=(6,),
+    scale=20.0,
+    trials=2,
+    steps=5,
+    sweep_depths=(4,),
+    sweep_steps=1,
+    psi_2_depth=4,
 )
 FLAGS = (
     "--depths=6",
     "--scale=20",
     "--trials=2",
-    "--steps=3",
+    "--steps=5",
     "--sweep_depths=4",
     "--sweep_steps=1",
-    "--psi_2_depth=0",
+    "--psi_2_depth=4",
 )
 BAD_FLAGS = {
     "depths not numbers": (["--depths=ten"], "depths"),
-    "depth too small": (["--depths=1,100"], "depths"),
-    "depth twice": (["--depths=5,5"], "depths"),
     "no depth": (["--depths="], "depths"),
-    "no trials": (["--trials=0"], "trials"),
-    "no steps": (["--steps=0"], "steps"),
-    "scale": (["--scale=-1"], "scale"),
     "time_step": (["--time_step=nan"], "time_step"),
-    "rho": (["--rho=-1"], "rho"),
     "dtype": (["--dtype=float16"], "dtype"),
-    "psi_2_depth": (["--psi_2_depth=-1"], "psi_2_depth"),
-    "seed": (["--seed=-1"], "seed"),
     "taken workdir": (["--workdir=out"], "workdir"),
     "no run to resume": (["--workdir=.", "--resume"], "resume"),
     "resume another": ([*FLAGS, "--trials=3", "--workdir=out", "--resume"], "resume"),
@@ -46,10 +45,10 @@ BAD_FLAGS = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """(folder, result) of one run with checkpoints at every look."""
+    """(folder, result) of one run."""
     folder = tmp_path_factory.mktemp("small") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ntk_convergence, "SECONDS_A_CHECKPOINT", 0.0)
+        patch.setattr(figures, "draw", lambda *_: None)  # the script draws
         return folder, converge(SMALL, folder, progress=False)
 
 
@@ -69,11 +68,16 @@ def test_records_are_the_networks_own(small):
             np.testing.assert_allclose(run["kernel"][0, trial], expected, rtol=1e-10)
         limit = kernel.limit_ntk(ntk_convergence.X0, x)[0]
     np.testing.assert_allclose(result.limit, limit, rtol=1e-12)
+    assert np.isnan(run["psi_2"]).all() and run["gamma"].all()
+    psi_2 = result.runs["growing-depth4"]["psi_2"]  # at both ends of runs up to psi_2_depth
+    assert psi_2.shape == (2, 2) and (psi_2 > 0).all()
 
 
 def test_a_run_that_was_cut_off_resumes_to_the_same_bits(small, tmp_path, monkeypatch):
     _, whole = small
     monkeypatch.setattr(ntk_convergence, "SECONDS_A_CHECKPOINT", 0.0)
+    config = dataclasses.replace(SMALL, sweep_depths=())
+    monkeypatch.setattr(figures, "draw", lambda *_: None)
     descent = Ensemble.descent
 
     def cut(self, time_step):
@@ -90,15 +94,16 @@ def test_a_run_that_was_cut_off_resumes_to_the_same_bits(small, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Ensemble, "descent", cut)
         with pytest.raises(KeyboardInterrupt):
-            converge(SMALL, tmp_path, progress=False)
+            converge(config, tmp_path, progress=False)
     assert not (tmp_path / "runs" / "figure-depth6.npz").exists()
-    resumed = converge(SMALL, tmp_path, resume=True, progress=False)
+    resumed = converge(config, tmp_path, resume=True, progress=False)
     for name, values in whole.runs["figure-depth6"].items():
         np.testing.assert_array_equal(resumed.runs["figure-depth6"][name], values)
 
 
 def test_a_finished_run_is_read_and_not_run_again(small, monkeypatch):
     folder, whole = small
+    monkeypatch.setattr(figures, "draw", lambda *_: None)
     monkeypatch.setattr(Ensemble, "descent", None)
     again = converge(SMALL, folder, resume=True, progress=False)
     np.testing.assert_array_equal(again.limit, whole.limit)
@@ -161,17 +166,27 @@ def test_rates_are_fitted_by_rule_and_only_where_no_value_is_missing():
 
 
 def test_configurations_are_checked():
-    with pytest.raises(InputError, match="trials must be"):
-        ConvergenceConfig(trials=0)
-    with pytest.raises(InputError, match="sweep_scale"):
-        ConvergenceConfig(sweep_scale=0.0)
+    for change, name in (
+        ({"depths": (1, 100)}, "depths"),
+        ({"sweep_depths": (5, 5)}, "sweep_depths"),
+        ({"trials": 0}, "trials must be"),
+        ({"steps": 0}, "steps"),
+        ({"scale": -1.0}, "scale"),
+        ({"sweep_scale": 0.0}, "sweep_scale"),
+        ({"rho": -1.0}, "rho"),
+        ({"psi_2_depth": -1}, "psi_2_depth"),
+        ({"seed": -1}, "seed"),
+    ):
+        with pytest.raises(InputError, match=name):
+            ConvergenceConfig(**change)
 
 
 @pytest.fixture(scope="module")
-def scripted(tmp_path_factory):
-    """(folder, outcome) of the script, small, and of the bad flags after it."""
-    folder = tmp_path_factory.mktemp("script")
-    cases = {"good": [*FLAGS, "--workdir=out"]}
+def scripted(small):
+    """(folder, outcome) of the script, which goes on with the small run, and of the bad flags."""
+    folder = small[0].parent
+    (small[0] / "summary.json").unlink()
+    cases = {"good": [*FLAGS, "--workdir=out", "--resume"]}
     cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     found = processes.outcomes("ntk_convergence.py", cases, folder, first="good")
     outcome = found.pop("good")
@@ -189,7 +204,7 @@ def test_the_script_leaves_pictures_runs_and_rates(scripted):
     assert summary["fits"]["growing"]["deviation"] is None  # one depth shows no rate
     assert 0 < summary["runs"]["growing-depth4"]["deviation"] < 1
     assert len(list((out / "runs").glob("*.npz"))) == 1 + 2
-    assert "figure-depth6: C = 20, 2 trials" in outcome.stdout
+    assert "results: out" in outcome.stdout
 
 
 @pytest.mark.parametrize("name", BAD_FLAGS)

@@ -40,11 +40,7 @@ SHAPES = {
 FLAGS = ("--arch=mlp", "--d_in=2", "--d_out=1", "--depth=9", "--seed=3")
 BAD_FLAGS = {
     "arch": (["--arch=rnn"], "arch"),
-    "depth": (["--depth=1"], "depth"),
     "d_in": (["--d_in=784"], "d_in"),
-    "even filter": (["--kernel_size=4"], "kernel_size"),
-    "a scale of 1": (["--scale=1"], "scale"),
-    "rho": (["--rho=-1"], "rho"),
     "taken workdir": (["--workdir=taken"], "workdir"),
     "resume another": ([*FLAGS, "--workdir=taken", "--resume"], "resume"),
 }
@@ -224,11 +220,15 @@ def test_configurations_are_checked():
     for change, name in (
         ({"arch": "rnn"}, "arch"),
         ({"init": "zeros"}, "init"),
+        ({"depth": 1}, "depth"),
+        ({"kernel_size": 4}, "kernel_size"),
+        ({"rho": -1.0}, "rho"),
         ({"d_out": 0}, "d_out"),
         ({"width": 17}, "width"),
         ({"channels": 7}, "channels"),
         ({"beta": 1e7}, "beta"),
         ({"scale": float("inf")}, "scale"),
+        ({"scale": 1.0}, "scale"),
         ({"scale": 1 + 1e-9}, "scale"),
         ({"seed": -1}, "seed"),
     ):
