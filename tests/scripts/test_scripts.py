@@ -1,9 +1,10 @@
-"""Scripts through their real command line, each in a process of its own."""
+"""train.py through its real command line: refusals, logs, a run that is killed and resumed."""
 
 import gzip
 import json
 import struct
 
+import command_lines
 import numpy as np
 import processes
 import pytest
@@ -19,8 +20,8 @@ WATCHED = (
 SMALL = ("--depth=20", "--steps=12", "--eval_every=4", "--checkpoint_every=2")
 
 
-def run(*flags, cwd, start=processes.outcome):
-    return start("train.py", *flags, cwd=cwd, optimized=True)
+def run(*flags, cwd):
+    return processes.outcome("train.py", *flags, cwd=cwd)
 
 
 def idx(array, magic=None):
@@ -120,16 +121,11 @@ BAD_FLAGS = {
 }
 
 
-# Forked: the whole of train.py runs in each, but is imported once. These two are fresh processes
-# too, and must come out the same.
-FRESH = ("resume with another depth", "truncated images")
-
-
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory):
     """(folder, finished process) of a run that nobody named a workdir for."""
     folder = tmp_path_factory.mktemp("first")
-    return folder, run(*WATCHED, cwd=folder, start=processes.run)
+    return folder, run(*WATCHED, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +140,7 @@ def bad_command_lines(first_run):
     jobs = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
     for name, replaced in BAD_FILES.items():
         data = write_idx_folder(folder / name.replace(" ", "_"), **replaced)
-        # Two at a time: those that nobody gives a workdir may both choose the same.
-        jobs[name] = ["--dataset=mnist", f"--data_dir={data}", f"--workdir={data}-run"]
+        jobs[name] = ["--dataset=mnist", f"--data_dir={data}"]
     return folder, jobs
 
 
@@ -153,13 +148,13 @@ def bad_command_lines(first_run):
 def refusals(bad_command_lines):
     """Every bad command line: name -> outcome."""
     folder, jobs = bad_command_lines
-    return processes.outcomes("train.py", jobs, folder, optimized=True)
+    return command_lines.outcomes("train.py", jobs, folder)
 
 
-@pytest.mark.parametrize("name", FRESH)
-def test_a_forked_process_ends_as_a_fresh_one(name, refusals, bad_command_lines):
+def test_a_process_for_many_command_lines_ends_each_as_a_fresh_one(refusals, bad_command_lines):
     folder, jobs = bad_command_lines
-    assert run(*jobs[name], cwd=folder, start=processes.run) == refusals[name]
+    name = "resume with another depth"
+    assert processes.run("train.py", *jobs[name], cwd=folder) == refusals[name]
 
 
 def check_refusal(process, part):
@@ -187,9 +182,10 @@ def test_help_lists_every_flag_with_its_default(tmp_path):
     assert "--depth" in done.stdout and "(default: '1000')" in done.stdout
 
 
-def test_a_good_folder_of_idx_files_trains(tmp_path):
+def test_a_good_folder_of_idx_files_trains_as_a_user_starts_it(tmp_path):
     data = write_idx_folder(tmp_path / "data")
-    done = run("--dataset=mnist", f"--data_dir={data}", "--classes=all", *SMALL, cwd=tmp_path)
+    flags = ("--dataset=mnist", f"--data_dir={data}", "--classes=all", "--depth=20", "--steps=4")
+    done = processes.run("train.py", *flags, cwd=tmp_path, optimized=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "mlp-mnist-depth20" / "summary.json").exists()
 
@@ -223,7 +219,7 @@ def killed_run(first_run):
     left = []
     for flags in (WATCHED, ("--resume", f"--workdir={cut}")):
         begun = newest_checkpoint(cut)
-        victim = processes.Running("train.py", *flags, cwd=folder, optimized=True)
+        victim = processes.Running("train.py", *flags, cwd=folder)
         victim.until(lambda b=begun: newest_checkpoint(cut) > b)
         victim.kill()
         victim.wait()
