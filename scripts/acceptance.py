@@ -34,7 +34,7 @@ from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import RunFolder, peak_memory_bytes
 from dnntk.runs.locks import freeing_folders
-from dnntk.training import gradient_flow
+from dnntk.training import engine, gradient_flow, placement
 from dnntk.training.step_size import largest_eigenvalue
 
 FLAGS = flags.FLAGS
@@ -84,7 +84,7 @@ def ten_million_layers(folder: Path) -> dict[str, Any]:
         params, frozen, x, y = jax.tree.map(
             lambda a: jnp.asarray(a, dtype), (params, frozen, data.x_train, data.y_train)
         )
-        batch = gradient_flow.Batch(x, y, jnp.full(len(x), 1 / len(x), dtype))
+        batch = placement.Batch(x, y, jnp.full(len(x), 1 / len(x), dtype))
         loss_and_gradient = jax.jit(
             lambda p, f: gradient_flow.loss_and_gradient(model, p, f, batch, 1)
         )
@@ -222,7 +222,7 @@ def precision(folder: Path) -> dict[str, Any]:
     """float32 ntk against float64 standard: toy data, depth 10,000, C = 50,000, 100 steps."""
     del folder
     data = load_dataset("toy")
-    mesh = gradient_flow.data_mesh(1, 0)
+    mesh = placement.data_mesh(1, 0)
     ntk = DeepNarrowMLP(10_000, 1, 50_000.0)
     start = jax.jit(ntk.init)(jax.random.key(0), data.x_train)
     time_step = 0.9 * 2 / largest_eigenvalue(ntk, start, data.x_train, mesh).value
@@ -355,10 +355,8 @@ def _descend(
     frozen = {name: tree for name, tree in variables.items() if name != "params"}
 
     def loss(params: Any, frozen: Any) -> jax.Array:
-        outputs = gradient_flow.apply(model, params, frozen, jnp.asarray(x))
-        return gradient_flow.residual_loss(outputs, jnp.asarray(y), jnp.ones(len(x), dtype)) / len(
-            x
-        )
+        outputs = engine.apply(model, params, frozen, jnp.asarray(x))
+        return engine.residual_loss(outputs, jnp.asarray(y), jnp.ones(len(x), dtype)) / len(x)
 
     @jax.jit
     def update(params: Any, frozen: Any) -> Any:

@@ -32,7 +32,7 @@ from dnntk.networks.models import DeepNarrow
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
-from dnntk.training import gradient_flow
+from dnntk.training import engine
 from dnntk.training.ensemble import Ensemble
 from dnntk.training.evaluation import as_trained
 from dnntk.training.run import load_dataset_for
@@ -333,7 +333,7 @@ class _Networks:
         ensemble = Ensemble(self.model, len(trials), self.x, self.y)
         params, frozen = ensemble.init(self.seed, first=trials.start)
         descend, held_out = ensemble.descent(time_step), jnp.asarray(self.held_out)
-        look = ensemble.measure(lambda p, f: gradient_flow.apply(self.model, p, f, held_out))
+        look = ensemble.measure(lambda p, f: engine.apply(self.model, p, f, held_out))
         found, step, chunk = [], 0, 1
         for target in steps:
             while step < target:

@@ -30,7 +30,7 @@ from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
-from dnntk.training import gradient_flow
+from dnntk.training import engine
 from dnntk.training.ensemble import Ensemble
 
 log = logging.getLogger("dnntk")
@@ -318,7 +318,7 @@ class _Run:
 
         def look(start: Any, params: Any, frozen: Any) -> dict[str, jax.Array]:
             before, after = {"params": start, **frozen}, {"params": params, **frozen}
-            outputs = gradient_flow.apply(model, params, frozen, x)
+            outputs = engine.apply(model, params, frozen, x)
             measured = lyapunov.measure(model, before, after, x, psi_2=psi_2)
             return {
                 "kernel": empirical_ntk(model, after, jnp.asarray(X0, x.dtype), x)[0, :, 0, 0],

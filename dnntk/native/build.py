@@ -36,14 +36,14 @@ log = logging.getLogger("dnntk")
 CPP = Path(__file__).with_name("cpp")
 SOURCES = sorted(CPP.glob("*.*"))
 # Layers whose terms are added up before they go into a narrow network's state.
-SETTLE = 16
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", f"-DDNNTK_SETTLE={SETTLE}")
+SETTLE_LAYERS = 16
+FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", f"-DDNNTK_SETTLE_LAYERS={SETTLE_LAYERS}")
 # Compiled at the same time: JAX's side, and the layers in either precision.
 PARTS = (
     ("-O1", str(CPP / "ffi.cc")),
     *(("-DDNNTK_REAL=" + real, str(CPP / "layers.cc")) for real in ("float", "double")),
 )
-FUNCTIONS = ("forward", "tangent", "gradient", "descent", "steps")
+FUNCTIONS = ("forward", "tangent", "gradient", "sgd_step", "sgd_steps")
 SECONDS_ALLOWED = 300
 # Instructions of x86-64 by the names that Linux and compilers give them.
 VECTORS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl")

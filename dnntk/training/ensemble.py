@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnntk.networks.models import DeepNarrow
-from dnntk.training import gradient_flow
+from dnntk.training import gradient_flow, placement
 
 
 class Ensemble:
@@ -58,7 +58,7 @@ class Ensemble:
         rate = gradient_flow.learning_rate(self.model, time_step)
         weight = jnp.ones(len(self._x), self._x.dtype)
 
-        batch, examples = gradient_flow.Batch(self._x, self._y, weight), len(self._x)
+        batch, examples = placement.Batch(self._x, self._y, weight), len(self._x)
 
         def step(params: Any, frozen: Any) -> tuple[Any, jax.Array]:
             value, gradient = gradient_flow.loss_and_gradient(

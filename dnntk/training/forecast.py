@@ -2,7 +2,7 @@
 
 Time is that of the same work, on this device and this data, of two shallower networks: a step takes
 a + b depth, and b is what counts. Memory is what the compiler says that the whole step, and the
-choice of its size, need, what `dnntk.native.ops` and a checkpoint's writing keep beside it, and
+choice of its size, need, what the CPU library and a checkpoint's writing keep beside it, and
 what this process holds already.
 """
 
@@ -23,13 +23,13 @@ from dnntk import figures
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import own_dataset
 from dnntk.errors import InputError
-from dnntk.native import ops
+from dnntk.native.blocks import THREAD_STATE_BYTES
 from dnntk.networks.initializers import layer_shapes
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import resident_bytes
 from dnntk.runtime import processes
-from dnntk.training import gradient_flow, pipeline
+from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import (
     DEFAULT_STEPS,
     EVALUATED_ON_THE_WAY,
@@ -38,6 +38,7 @@ from dnntk.training.config import (
     checkpoint_interval,
     evaluation_steps,
 )
+from dnntk.training.engine import engine_for
 from dnntk.training.evaluation import as_trained
 from dnntk.training.optimizers import optimizer_of
 from dnntk.training.plan import Job
@@ -198,37 +199,37 @@ class _Calibration:
             return pipeline.make_mesh(self.config.mesh)
         params = jax.eval_shape(model.init, jax.random.key(0), self.x[:1])["params"]
         # As the run's own network would be placed, however shallow this one is.
-        threaded = ops.supports(model, params, self.x)
+        threaded = engine_for(model, params, self.x).threaded
         size = self._parameters() * self.itemsize
-        return gradient_flow.data_mesh(self.batch_size, size, threaded)
+        return placement.data_mesh(self.batch_size, size, threaded)
 
     def _time(self, depth: int) -> "_Timed":
         scale = self.config.scale_or_default
         model = self.model.clone(depth=depth, scale=scale)
         # Recomputes as the deep network does.
-        with ops.budget(ops.BUDGET * depth / self.model.depth):
-            return self._time_model(model)
+        return self._time_model(model, int(THREAD_STATE_BYTES * depth / self.model.depth))
 
-    def _time_model(self, model: DeepNarrow) -> "_Timed":
+    def _time_model(self, model: DeepNarrow, state_bytes: int) -> "_Timed":
         mesh = self._mesh(model)
         begun = time.perf_counter()
         variables = jax.jit(model.init)(jax.random.key(self.config.seed), self.x[:1])
         jax.block_until_ready(variables)
         initialization = time.perf_counter() - begun
         begun = time.perf_counter()
-        found = largest_eigenvalue(model, variables, self.x, mesh)
+        found = largest_eigenvalue(model, variables, self.x, mesh, state_bytes=state_bytes)
         eigenvalue_seconds = time.perf_counter() - begun
         optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30), DEFAULT_STEPS)
         frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        params, frozen = gradient_flow.put_state((variables["params"], frozen), mesh)
-        opt_state = gradient_flow.put_state(optimizer.init(variables["params"]), mesh)
+        params, frozen = placement.put_state((variables["params"], frozen), mesh)
+        opt_state = placement.put_state(optimizer.init(variables["params"]), mesh)
         state = gradient_flow.TrainState(params, opt_state)
-        batch = gradient_flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        batch = placement.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         begun = time.perf_counter()
-        step = gradient_flow.make_step(model, optimizer, mesh).lower(state, frozen, batch).compile()
+        step = gradient_flow.make_step(model, optimizer, mesh, state_bytes)
+        step = step.lower(state, frozen, batch).compile()
         compiling = time.perf_counter() - begun
         state, _ = step(state, frozen, batch)
-        predict = gradient_flow.make_predict(model, mesh)
+        predict = gradient_flow.make_predict(model, mesh, state_bytes)
         predict(state.params, frozen, self.x, self.batch_size)
         seconds: list[float] = []
         looks: list[float] = []
@@ -270,14 +271,9 @@ class _Calibration:
         """Two for every weight, position and example, up once and down twice."""
         positions = math.prod(self.x.shape[1:-1]) / getattr(self.model, "pool", 1) ** 2
         products = sum(math.prod(shape) for shape in self._shapes().values())
-        ways = 3.0
         params = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])["params"]
-        if self.stages == 1 and ops.supports(self.model, params, self.x):
-            layers = self.model.depth - 2
-            blocks = ops.Blocks.for_batch(self.model, self.x)
-            ways += blocks.recomputed(layers) / max(layers, 1)
-        else:
-            ways += 1
+        engine = engine_for(self.model, params, self.x)
+        ways = 3 + (engine.recomputed(self.x) if self.stages == 1 else 1.0)
         gradients = 2 if self.config.sam_radius else 1
         return 2 * gradients * ways * products * positions * self.batch_size
 
@@ -293,7 +289,7 @@ class _Calibration:
         """On all devices, from the whole step, compiled for arrays that are not there."""
         mesh = self._mesh(self.model)
         state, frozen = self._state()
-        batch = gradient_flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        batch = placement.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         step = gradient_flow.make_step(
             self.model, optimizer_of(self.config, 1e-3, DEFAULT_STEPS), mesh
         )
@@ -304,7 +300,7 @@ class _Calibration:
         """The same of a turn of the power iteration, which holds a whole gradient."""
         mesh = self._mesh(self.model)
         state, frozen = self._state()
-        batch = gradient_flow.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
+        batch = placement.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         product = kernel_product(self.model, state.params, frozen, mesh)
         need = product.lower(state.params, frozen, *batch).compile()
         return gradient_flow.step_bytes(need, self.model, state.params, self.x, mesh)

@@ -5,18 +5,13 @@ is the thesis's: it advances by ``time_step`` a step (by time_step / (1 - moment
 which for plain SGD means a learning rate of ``time_step`` on D in the ``ntk`` parametrization and
 of time_step / (depth C^2) on the matrices in the ``standard`` one.
 
-A batch is split over devices; every device holds all parameters and the gradient is summed once,
-after the backward pass over all layers. On CPU, networks that `dnntk.native.ops` takes run on one
-device with a thread a core; for other narrow ones, one host device a core is about twice as fast
-as threads inside each tiny product.
-
-`outputs` and `outputs_and_gradient` are the one place where a backend chooses its path; `apply` is
-the plain code, with every transformation of JAX.
+A batch is split over devices (`dnntk.training.placement`), and the gradient is summed once, after
+the backward pass over all layers. `dnntk.training.engine` computes outputs and gradients.
 """
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -29,23 +24,35 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dnntk.errors import InputError
-from dnntk.native import ops
+from dnntk.native.blocks import THREAD_STATE_BYTES
 from dnntk.networks.models import DeepNarrow
 from dnntk.runtime import processes
-from dnntk.runtime.devices import on_cpu
 from dnntk.training import pipeline
+from dnntk.training.engine import NativeEngine, PlainEngine, engine_for, residual_loss
 from dnntk.training.pipeline import DATA, DEPTH
+from dnntk.training.placement import Batch, put_batch, shardings
 
-# Below this many examples a device, the per-layer overhead costs more than a second device saves.
-MIN_EXAMPLES_PER_DEVICE = 32
-# On CPU every host device would hold its own copy of the parameters, the gradient and the rest.
-MAX_REPLICATED_BYTES = 1 << 28
+__all__ = [
+    "PlainSGD",
+    "TrainState",
+    "learning_rate",
+    "loss_and_gradient",
+    "make_predict",
+    "make_step",
+    "make_steps",
+    "sgd",
+    "short_steps",
+    "step_bytes",
+    "time_step_of",
+]
+
 # A step on more parameters than these takes milliseconds.
-MANY_AT_ONCE_BYTES = 1 << 20
+SHORT_STEP_BYTES = 1 << 20
 # Arrays up to this size are added up over the devices as one.
 JOINED_BYTES = 1 << 16
-# So many of them one device takes for all others of its process, which wait: XLA allows them 40 s.
-BY_FIRST = 32
+# Most steps that the first device takes while the others wait in a collective; XLA aborts a wait
+# after 40 s.
+STEPS_ON_FIRST_DEVICE = 32
 
 
 class TrainState(NamedTuple):
@@ -68,75 +75,8 @@ def sgd(rate: float) -> PlainSGD:
     return made
 
 
-# What `ops.descent` begins with: model, params, frozen, x, factor, shift and rate.
-_Descent = tuple[DeepNarrow, Any, Any, jax.Array, jax.Array, jax.Array, jax.Array]
-
-
-class Batch(NamedTuple):
-    """Examples split over devices; ``weight`` [n] is 1 for an example and 0 for padding."""
-
-    x: jax.Array
-    y: jax.Array
-    weight: jax.Array
-
-
-def data_mesh(examples: int, parameter_bytes: int, threaded: bool = False) -> Mesh:
-    """A one-axis mesh ``data`` over as many devices as ``examples`` can keep busy.
-
-    Over one where ``threaded``: a device that uses all cores by itself, as `dnntk.native.ops` does.
-    Over all of them where there are several processes.
-    """
-    devices = jax.devices()
-    count = max(1, min(len(devices), examples // MIN_EXAMPLES_PER_DEVICE))
-    if processes.is_multiprocess():
-        count = len(devices)
-    elif threaded or (on_cpu() and parameter_bytes > MAX_REPLICATED_BYTES):
-        count = 1
-    return Mesh(np.array(devices[:count]), ("data",))
-
-
-def put_batch(x: np.ndarray, y: np.ndarray, mesh: Mesh) -> Batch:
-    """Pad to a multiple of the devices and their micro-batches, then split over ``data``."""
-    shards = mesh.shape[DATA]
-    parts = pipeline.microbatches(-(-len(x) // shards), pipeline.stages_of(mesh))
-    extra = -len(x) % (shards * (parts if pipeline.stages_of(mesh) > 1 else 1))
-    weight = np.pad(np.ones(len(x), y.dtype), (0, extra))
-    padded = (np.pad(a, ((0, extra), *((0, 0),) * (a.ndim - 1)), mode="edge") for a in (x, y))
-    return Batch(*processes.device_put((*padded, weight), NamedSharding(mesh, P("data"))))
-
-
-def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """``tree`` on every device of ``mesh``; it may share memory with what it was made of."""
-    return processes.device_put(tree, NamedSharding(mesh, P()))
-
-
-def put_state(tree: Any, mesh: Mesh) -> Any:
-    """Variables or an optimizer's state, laid out as the steps on ``mesh`` want it.
-
-    Everything on every device, but for the middle layers where the mesh has an axis ``depth``:
-    `pipeline.padded`, over its stages.
-    """
-    return processes.device_put(pipeline.padded(tree, mesh), shardings(tree, mesh))
-
-
-def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Those of `put_state`; ``tree`` may hold shapes alone."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), pipeline.specs(tree, mesh))
-
-
-def apply(model: nn.Module, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
-    """Outputs [n, d_out] at ``params``; ``frozen`` holds the collections beside them."""
-    return cast(jax.Array, model.apply({"params": params, **frozen}, x))
-
-
-def outputs(model: nn.Module, params: Any, frozen: Any, x: jax.Array, devices: int) -> jax.Array:
-    """As `apply`, by this backend's fastest path; not to be differentiated.
-
-    ``devices`` of this machine work at the same time.
-    """
-    if ops.supports(model, params, x):
-        return ops.outputs(model, params, frozen, x, ops.share(devices))
-    return apply(model, params, frozen, x)
+# One or many steps: (state, frozen, batch, count) -> (state, outputs before the last step).
+Steps = Callable[[TrainState, Any, Batch, jax.Array | int], tuple[TrainState, jax.Array]]
 
 
 def loss_and_gradient(
@@ -146,30 +86,9 @@ def loss_and_gradient(
 
     ``devices`` of this machine work at the same time.
     """
-    f, gradient = outputs_and_gradient(model, params, frozen, batch, devices)
+    engine = engine_for(model, params, batch.x, devices)
+    f, gradient = engine.outputs_and_gradient(params, frozen, batch)
     return residual_loss(f, batch.y, batch.weight), gradient
-
-
-def outputs_and_gradient(
-    model: nn.Module, params: Any, frozen: Any, batch: Batch, devices: int
-) -> tuple[jax.Array, Any]:
-    """As `loss_and_gradient`, with the outputs f [n, d_out] instead of the loss."""
-    x, y, weight = batch
-    if ops.supports(model, params, x):
-        shift = -weight[:, None] * y
-        return ops.gradient(model, params, frozen, x, weight, shift, ops.share(devices))
-
-    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-        f = apply(model, params, frozen, x)
-        return residual_loss(f, y, weight), f
-
-    (_, f), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-    return f, gradient
-
-
-def residual_loss(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
-    """Sum over examples of 1/2 ||f - y||^2; divide by their number for the thesis's loss."""
-    return 0.5 * jnp.sum(weight * jnp.sum((outputs - y) ** 2, axis=1))
 
 
 def learning_rate(model: DeepNarrow, time_step: float) -> float:
@@ -188,51 +107,57 @@ def time_step_of(model: DeepNarrow, rate: float) -> float:
     return rate / model.step**2
 
 
-def make_step(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def make_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state_bytes: int = THREAD_STATE_BYTES,
+) -> Any:
     """The jitted step, (state, frozen collections, batch) -> (state, loss before the step).
 
     ``state`` is donated. ``frozen`` holds the collections beside ``params`` ({} or {"initial"}).
     With `sgd` and wide layers on CPU no gradient of the whole network is ever stored. On a mesh
-    with an axis ``depth``, `put_state` lays out ``state`` and ``frozen``.
+    with an axis ``depth``, `put_state` lays out ``state`` and ``frozen``. ``state_bytes`` of
+    states are what a thread of the CPU library may keep.
     """
     if pipeline.stages_of(mesh) > 1:
         return jax.jit(_pipelined(model, optimizer, mesh), donate_argnums=0)
-    step, mean_loss = _step_on(model, optimizer, mesh), _mean_loss(mesh)
-
-    def one(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
-        state, f = step(state, frozen, batch, 1)
-        return state, mean_loss(f, batch)
-
-    return jax.jit(_over_batch(one, mesh), donate_argnums=0)
+    steps = _with_loss(_steps_on(model, optimizer, mesh, state_bytes), mesh)
+    return jax.jit(
+        _over_batch(lambda state, frozen, batch: steps(state, frozen, batch, 1), mesh),
+        donate_argnums=0,
+    )
 
 
-def make_steps(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def make_steps(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state_bytes: int = THREAD_STATE_BYTES,
+) -> Any:
     """Many steps on one batch: (state, frozen, batch, count) -> (state, loss before the last step).
 
     Each is a step of `make_step`, and ``state`` is donated; ``count`` may be any positive
     number, it is compiled once.
     """
     if pipeline.stages_of(mesh) > 1:
-        return jax.jit(_many(_pipelined(model, optimizer, mesh)), donate_argnums=0)
-    step, mean_loss = _step_on(model, optimizer, mesh), _mean_loss(mesh)
-
-    def steps(
-        state: TrainState, frozen: Any, batch: Batch, count: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        state, f = step(state, frozen, batch, count)
-        return state, mean_loss(f, batch)
-
+        step = _pipelined(model, optimizer, mesh)
+        return jax.jit(
+            lambda state, frozen, batch, count: _repeated(
+                step, jnp.zeros((), batch.y.dtype), state, frozen, batch, count
+            ),
+            donate_argnums=0,
+        )
+    steps = _with_loss(_steps_on(model, optimizer, mesh, state_bytes), mesh)
     return jax.jit(_over_batch(steps, mesh, P()), donate_argnums=0)
 
 
-def _many(step: Any) -> Any:
-    def steps(
-        state: TrainState, frozen: Any, batch: Batch, count: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        start = state, jnp.zeros((), batch.y.dtype)
-        return jax.lax.fori_loop(0, count, lambda _, at: step(at[0], frozen, batch), start)
-
-    return steps
+def _repeated(
+    step: Any, value: jax.Array, state: TrainState, frozen: Any, batch: Batch, count: Any
+) -> tuple[TrainState, jax.Array]:
+    """``step``, (state, frozen, batch) -> (state, another ``value``), ``count`` times over."""
+    body = lambda _, carry: step(carry[0], frozen, batch)  # noqa: E731
+    return jax.lax.fori_loop(0, count, body, (state, value))
 
 
 def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
@@ -258,134 +183,153 @@ def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
             out_specs=(P(), laid_out),
             check_vma=False,
         )
-        at = lambda params: sharded(params, frozen, batch)  # noqa: E731
-        # Out here an optimizer sees whole arrays: norms of a layer, say.
-        value, new = _updated(optimizer, state, at)
+        value_and_grad_fn = lambda params: sharded(params, frozen, batch)  # noqa: E731
+        # Outside of `shard_map` an optimizer sees whole arrays: norms of a layer, say.
+        value, new = _updated(optimizer, state, value_and_grad_fn)
         return jax.lax.with_sharding_constraint(new, shardings(new, mesh)), value
 
     return step
 
 
-def many_at_once(params: Any) -> bool:
+def short_steps(params: Any) -> bool:
     """Are steps at ``params`` so short that calling them one by one would cost as much?"""
     size = sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params))
-    return size <= MANY_AT_ONCE_BYTES
+    return size <= SHORT_STEP_BYTES
 
 
 def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
-    specs = (P(), P(), P("data"), *more)
+    specs = (P(), P(), P(DATA), *more)
     return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=(P(), P()), check_vma=False)
 
 
-def _step_on(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Steps as one device of ``mesh`` takes them: to the new state and f before the last one."""
-    share = ops.share(mesh.local_mesh.size)
-
-    def one(
-        state: TrainState, frozen: Any, batch: Batch, examples: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        def at(params: Any) -> tuple[jax.Array, Any]:
-            f, gradient = outputs_and_gradient(model, params, frozen, batch, mesh.local_mesh.size)
-            return f, jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
-
-        f, new = _updated(optimizer, state, at)
-        return new, f
-
-    def in_place(
-        state: TrainState, frozen: Any, batch: Batch, examples: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        """A step that needs no gradient: of several devices the first one keeps the parameters."""
-        keep = (jax.lax.axis_index(DATA) == 0).astype(batch.y.dtype)
-        f, params = ops.descent(*given(state.params, frozen, batch, examples), share, keep)
-        return TrainState(_total(params, mesh), state.opt_state), f
-
-    def given(params: Any, frozen: Any, batch: Batch, examples: jax.Array) -> _Descent:
-        x, y, weight = batch
-        rate, shift = cast(PlainSGD, optimizer).rate / examples, -weight[:, None] * y
-        return cast(DeepNarrow, model), params, frozen, x, weight, shift, rate
+def _steps_on(
+    model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh, state_bytes: int
+) -> Steps:
+    """Steps as one device of ``mesh`` takes them, on its own examples."""
+    devices = mesh.local_mesh.size
 
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
     ) -> tuple[TrainState, jax.Array]:
+        engine = engine_for(model, state.params, batch.x, devices, state_bytes)
         # Once: devices that wait for each other in every step would be half of a short one.
         examples = _total(batch.weight.sum(), mesh)
-        plain = isinstance(optimizer, PlainSGD)
-        shape = mesh.size * len(batch.x), *batch.x.shape[1:]
-        everything = jax.ShapeDtypeStruct(shape, batch.x.dtype)
-        if plain and ops.repeats(model, state.params, everything):
-            taken = lambda params, batch, many: ops.descents(  # noqa: E731
-                *given(params, frozen, batch, examples), many, ops.share(1)
-            )
-            if mesh.size == 1:
-                f, params = taken(state.params, batch, count)
+        step = _optimizer_step(engine, optimizer, examples, mesh)
+        if isinstance(optimizer, PlainSGD) and isinstance(engine, NativeEngine):
+            shape = mesh.size * len(batch.x), *batch.x.shape[1:]
+            everything = jax.ShapeDtypeStruct(shape, batch.x.dtype)
+            one_process = devices == mesh.size and short_steps(state.params)
+            if engine.supports_sgd_steps(everything) and (mesh.size == 1 or one_process):
+                rate, alone = optimizer.rate / examples, engine.alone()
+                sgd_steps = lambda params, batch, many: alone.sgd_steps(  # noqa: E731
+                    params, frozen, batch, rate, many
+                )
+                if mesh.size == 1:
+                    f, params = sgd_steps(state.params, batch, count)
+                else:
+                    f, params = _on_first(sgd_steps, mesh, state.params, batch, count)
                 return TrainState(params, state.opt_state), f
-            if mesh.local_mesh.size == mesh.size and many_at_once(state.params):
-                f, params = _by_first(taken, state.params, batch, count, mesh)
-                return TrainState(params, state.opt_state), f
-        step = in_place if plain and ops.descends(model, state.params, batch.x) else one
+            if engine.supports_sgd_step(batch.x):
+                step = _sgd_step_in_place(engine, optimizer.rate / examples, mesh)
         if isinstance(count, int) and count == 1:
-            return step(state, frozen, batch, examples)
-        start = state, jnp.zeros_like(batch.y)
-        body = lambda _, at: step(at[0], frozen, batch, examples)  # noqa: E731
-        return jax.lax.fori_loop(0, count, body, start)
+            return step(state, frozen, batch)
+        return _repeated(step, jnp.zeros_like(batch.y), state, frozen, batch, count)
 
     return steps
 
 
-def _by_first(
-    taken: Any, params: Any, batch: Batch, count: jax.Array | int, mesh: Mesh
+def _optimizer_step(
+    engine: PlainEngine, optimizer: optax.GradientTransformation, examples: jax.Array, mesh: Mesh
+) -> Any:
+    """A step by any optimizer, whose gradient is the mean over ``examples`` of all devices."""
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        def value_and_grad_fn(params: Any) -> tuple[jax.Array, Any]:
+            f, gradient = engine.outputs_and_gradient(params, frozen, batch)
+            return f, jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
+
+        f, new = _updated(optimizer, state, value_and_grad_fn)
+        return new, f
+
+    return step
+
+
+def _sgd_step_in_place(engine: NativeEngine, rate: jax.Array, mesh: Mesh) -> Any:
+    """A step that stores no gradient: the first of several devices keeps the parameters."""
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
+        keep = (jax.lax.axis_index(DATA) == 0).astype(batch.y.dtype)
+        f, params = engine.sgd_step(state.params, frozen, batch, rate, keep)
+        return TrainState(_total(params, mesh), state.opt_state), f
+
+    return step
+
+
+def _on_first(
+    sgd_steps: Any, mesh: Mesh, params: Any, batch: Batch, count: jax.Array | int
 ) -> tuple[jax.Array, Any]:
-    """Steps that the first device takes for all, with all cores, as if it were alone.
+    """Steps that the first device takes for all, on the examples of all.
 
     Devices that share the cores gain nothing by sharing the examples: to add up their gradients
-    and change every copy of the parameters takes a tenth of a short step. ``taken(params, batch,
-    count)`` takes ``count`` steps on the examples of all; returned are f of this device's own
-    examples, before the last step, and the new parameters.
+    and change every copy of the parameters takes a tenth of a short step.
+
+    Args:
+        sgd_steps: (params, batch, count) -> (outputs before the last step, new params).
+        mesh: of the devices.
+        params: on every device.
+        batch: this device's own examples.
+        count: of steps.
+
+    Returns:
+        What ``sgd_steps`` returns; the outputs are those of this device's own examples.
     """
     everything = Batch(*(jax.lax.all_gather(a, DATA, tiled=True) for a in batch))
     own = jax.lax.axis_index(DATA)
 
-    def some(k: jax.Array, at: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        many = jnp.minimum(BY_FIRST, count - k * BY_FIRST)
-        first = lambda params: taken(params, everything, many)  # noqa: E731
+    def some(k: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        many = jnp.minimum(STEPS_ON_FIRST_DEVICE, count - k * STEPS_ON_FIRST_DEVICE)
+        first = lambda params: sgd_steps(params, everything, many)  # noqa: E731
         others = lambda params: jax.tree.map(jnp.zeros_like, (everything.y, params))  # noqa: E731
-        return _total(jax.lax.cond(own == 0, first, others, at[1]), mesh)
+        return _total(jax.lax.cond(own == 0, first, others, carry[1]), mesh)
 
     start = jnp.zeros_like(everything.y), params
-    f, params = jax.lax.fori_loop(0, -(-count // BY_FIRST), some, start)
+    f, params = jax.lax.fori_loop(0, -(-count // STEPS_ON_FIRST_DEVICE), some, start)
     return jax.lax.dynamic_slice_in_dim(f, own * len(batch.y), len(batch.y)), params
 
 
 def _updated(
-    optimizer: optax.GradientTransformation, state: TrainState, at: Any
+    optimizer: optax.GradientTransformation, state: TrainState, value_and_grad_fn: Any
 ) -> tuple[Any, TrainState]:
-    """``at`` (params -> what the step tells, gradient) at ``state``, and the state after a step."""
-    told, gradient = at(state.params)
-    # For optimizers that look at more than one gradient a step, as `optax.contrib.sam` does.
-    grad_fn = lambda params, _: at(params)[1]  # noqa: E731
+    """Evaluate value_and_grad_fn(params) -> (aux, gradient), apply the optimizer: (aux, state)."""
+    aux, gradient = value_and_grad_fn(state.params)
+    # For optimizers that need more than one gradient a step, as `optax.contrib.sam` does.
+    grad_fn = lambda params, _: value_and_grad_fn(params)[1]  # noqa: E731
     updates, opt_state = optax.with_extra_args_support(optimizer).update(
         gradient, state.opt_state, state.params, grad_fn=grad_fn
     )
-    return told, TrainState(optax.apply_updates(state.params, updates), opt_state)
+    return aux, TrainState(optax.apply_updates(state.params, updates), opt_state)
 
 
-def _mean_loss(mesh: Mesh) -> Any:
-    """(outputs of a device's share of a batch, that share) -> the batch's loss."""
+def _with_loss(steps: Steps, mesh: Mesh) -> Any:
+    """``steps`` that return the loss of the whole batch instead of a device's own outputs."""
 
-    def loss(f: jax.Array, batch: Batch) -> jax.Array:
+    def with_loss(
+        state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
+    ) -> tuple[TrainState, jax.Array]:
+        state, f = steps(state, frozen, batch, count)
         sums = residual_loss(f, batch.y, batch.weight), batch.weight.sum()
         value, examples = _total(sums, mesh)
-        return value / examples
+        return state, value / examples
 
-    return loss
+    return with_loss
 
 
 def _total(tree: Any, mesh: Mesh) -> Any:
     """The sum over ``mesh``; over one device it would be a copy of the whole gradient on CPU."""
     if mesh.size == 1:
         return tree
-    # Devices meet once for every array, which short steps would mostly consist of; to join large
-    # ones costs more than a meeting.
+    # One collective an array would be most of a short step; to join large arrays costs more than
+    # a collective.
     leaves, treedef = jax.tree.flatten(tree)
     small = [leaf.size * leaf.dtype.itemsize <= JOINED_BYTES for leaf in leaves]
     whole, back = ravel_pytree([leaf for leaf, joined in zip(leaves, small, strict=True) if joined])
@@ -404,23 +348,21 @@ def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh)
         total = need.temp_size_in_bytes + need.argument_size_in_bytes
         total += need.output_size_in_bytes - need.alias_size_in_bytes
     total *= mesh.size
-    if ops.supports(model, params, x):
-        blocks = ops.Blocks.for_batch(model, x)
-        total += blocks.scratch_bytes(model.depth - 2, ops.threads(1))
-    return total
+    return total + engine_for(model, params, x).scratch_bytes(x)
 
 
-def make_predict(model: nn.Module, mesh: Mesh) -> Any:
+def make_predict(model: nn.Module, mesh: Mesh, state_bytes: int = THREAD_STATE_BYTES) -> Any:
     """(params, frozen, x [n, ...]) -> outputs [n, d_out] on the host, in chunks of one shape."""
     stages = pipeline.stages_of(mesh)
 
     def of_shard(params: Any, frozen: Any, x: jax.Array) -> jax.Array:
         if stages == 1:
-            return outputs(model, params, frozen, x, mesh.local_mesh.size)
+            engine = engine_for(model, params, x, mesh.local_mesh.size, state_bytes)
+            return engine.outputs(params, frozen, x)
         f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, x, stages)
         return jax.lax.psum(jnp.where(counts, f, 0), DEPTH)
 
-    # Every process looks at all outputs.
+    # Every process needs all outputs.
     everywhere = NamedSharding(mesh, P()) if processes.is_multiprocess() else None
 
     @functools.partial(jax.jit, out_shardings=everywhere)
@@ -444,21 +386,3 @@ def make_predict(model: nn.Module, mesh: Mesh) -> Any:
         return np.concatenate(parts)
 
     return predict
-
-
-def mini_batches(
-    examples: int, batch_size: int, seed: int, first_step: int = 0
-) -> Iterator[np.ndarray]:
-    """Indices of the mini-batch of each step from ``first_step`` on, reshuffled every epoch.
-
-    A step's batch depends on (seed, step) alone, so a resumed run sees what it would have seen. An
-    epoch leaves out the examples % batch_size last ones of its own order.
-    """
-    steps_per_epoch = examples // batch_size
-    step = first_step
-    while True:
-        epoch, offset = divmod(step, steps_per_epoch)
-        order = np.random.default_rng((seed, epoch)).permutation(examples)
-        for position in range(offset, steps_per_epoch):
-            yield order[position * batch_size : (position + 1) * batch_size]
-            step += 1

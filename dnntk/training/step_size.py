@@ -5,6 +5,7 @@ the tangent kernel on the N training points. Power iteration in function space n
 v -> J (J^T v), one vector-Jacobian and one Jacobian-vector product over the whole network.
 """
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -14,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from dnntk.native import ops
+from dnntk.native.blocks import THREAD_STATE_BYTES
 from dnntk.networks.models import DeepNarrow
 from dnntk.training import pipeline
-from dnntk.training.gradient_flow import apply, put_batch, put_state
+from dnntk.training.engine import engine_for
 from dnntk.training.pipeline import DATA, DEPTH
+from dnntk.training.placement import put_batch, put_state
 
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
 # mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of the bound, once at half of it.
@@ -50,6 +52,7 @@ def largest_eigenvalue(
     seed: int = 0,
     tolerance: float = 1e-2,
     max_iterations: int = 50,
+    state_bytes: int = THREAD_STATE_BYTES,
 ) -> Eigenvalue:
     """lambda_max(J J^T / N) by power iteration, J the outputs' Jacobian by ``params``.
 
@@ -63,6 +66,7 @@ def largest_eigenvalue(
         seed: of the positive random starting vector.
         tolerance: relative change of the estimate (it grows towards the eigenvalue) to stop at.
         max_iterations: each costs about two training steps on these inputs.
+        state_bytes: of states that a thread of the CPU library may keep.
 
     Returns:
         The eigenvalue of K / N, in units of 1 / kernel time; 0 where the kernel vanishes.
@@ -73,7 +77,7 @@ def largest_eigenvalue(
     outputs = jax.eval_shape(model.apply, whole, x[:1])
     vector = np.abs(np.random.default_rng(seed).standard_normal((len(x), outputs.shape[1])))
     batch = put_batch(x, vector.astype(outputs.dtype), mesh)
-    apply_kernel = kernel_product(model, params, frozen, mesh)
+    apply_kernel = kernel_product(model, params, frozen, mesh, state_bytes)
     image, previous = batch.y, 0.0
     for iteration in range(1, max_iterations + 1):
         image, value = apply_kernel(params, frozen, batch.x, image, batch.weight)
@@ -89,17 +93,26 @@ def largest_eigenvalue(
     return Eigenvalue(value, converged and value > 0, iteration, rate)
 
 
-def kernel_product(model: nn.Module, params: Any, frozen: Any, mesh: Mesh) -> Any:
+def kernel_product(
+    model: nn.Module,
+    params: Any,
+    frozen: Any,
+    mesh: Mesh,
+    state_bytes: int = THREAD_STATE_BYTES,
+) -> Any:
     """A turn of the power iteration: (params, frozen, x, v, weight) -> (K v, v^T K v / N).
 
     ``params`` and ``frozen`` may be shapes alone; v is brought to norm 1 where weight is not 0.
     """
-    products = _staged_products if pipeline.stages_of(mesh) > 1 else _products
+    if pipeline.stages_of(mesh) > 1:
+        products = functools.partial(_staged_products, model, mesh)
+    else:
+        products = functools.partial(_products, model, mesh, state_bytes)
 
     def product(params: Any, frozen: Any, x: jax.Array, v: jax.Array, weight: jax.Array) -> Any:
         v = v * weight[:, None]
         v = v / jnp.sqrt(jax.lax.psum(jnp.sum(v**2), DATA))
-        image, square = products(model, params, frozen, x, v, mesh)
+        image, square = products(params, frozen, x, v)
         # v^T K v = |J^T v|^2: the Rayleigh quotient, from below.
         return image, square / jax.lax.psum(weight.sum(), DATA)
 
@@ -117,25 +130,23 @@ def kernel_product(model: nn.Module, params: Any, frozen: Any, mesh: Mesh) -> An
 
 
 def _products(
-    model: nn.Module, params: Any, frozen: Any, x: jax.Array, v: jax.Array, mesh: Mesh
+    model: nn.Module,
+    mesh: Mesh,
+    state_bytes: int,
+    params: Any,
+    frozen: Any,
+    x: jax.Array,
+    v: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """J (J^T v) at a device's own inputs, and |J^T v|^2; v there, of norm 1 on all devices."""
-    if ops.supports(model, params, x):
-        share = ops.share(mesh.local_mesh.size)
-        none = jnp.zeros(len(x), v.dtype)
-        _, gradient = ops.gradient(model, params, frozen, x, none, v, share)
-        gradient = pipeline.summed(gradient, DATA)
-        image = ops.tangent(model, params, frozen, x, gradient, share)
-    else:
-        outputs_at = lambda params: apply(model, params, frozen, x)  # noqa: E731
-        _, pull_back = jax.vjp(outputs_at, params)
-        (gradient,) = pipeline.summed(pull_back(v), DATA)
-        _, image = jax.jvp(outputs_at, (params,), (gradient,))
+    """J (J^T v) at a device's own inputs, and |J^T v|^2; v has norm 1 on all devices together."""
+    engine = engine_for(model, params, x, mesh.local_mesh.size, state_bytes)
+    gradient = pipeline.summed(engine.vjp(params, frozen, x, v), DATA)
+    image = engine.jvp(params, frozen, x, gradient)
     return image, _square(gradient)
 
 
 def _staged_products(
-    model: nn.Module, params: Any, frozen: Any, x: jax.Array, v: jax.Array, mesh: Mesh
+    model: nn.Module, mesh: Mesh, params: Any, frozen: Any, x: jax.Array, v: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """`_products` where each device has the layers of its stage alone."""
 

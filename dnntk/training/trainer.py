@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import warn_of_inputs
 from dnntk.errors import Diverged, Interrupted, Stopped
-from dnntk.native import ops
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import (
@@ -32,13 +31,14 @@ from dnntk.runs.folder import (
 from dnntk.runs.interruption import termination_flag
 from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
-from dnntk.training import gradient_flow, pipeline
+from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import (
     EVALUATED_ON_THE_WAY,
     TrainConfig,
     checkpoint_interval,
     evaluation_steps,
 )
+from dnntk.training.engine import engine_for
 from dnntk.training.evaluation import (
     as_trained,
     class_targets,
@@ -121,18 +121,18 @@ class Run:
         self.parameters = sum(p.size for p in jax.tree.leaves(shapes["params"]))
         self.mesh = self._mesh(shapes["params"])
         init = lambda key, x: pipeline.padded(self.model.init(key, x), self.mesh)  # noqa: E731
-        where = gradient_flow.shardings(shapes, self.mesh)
+        where = placement.shardings(shapes, self.mesh)
         self.variables = jax.jit(init, out_shardings=where)(key, one)
         self._describe()
         self.plan = self._settle(resume)
         self.times = kernel_times(config, self.plan)
         self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
-        self.frozen = gradient_flow.put_state(
+        self.frozen = placement.put_state(
             {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
         )
-        params = gradient_flow.put_state(self.variables["params"], self.mesh)
+        params = placement.put_state(self.variables["params"], self.mesh)
         shapes = jax.eval_shape(self.optimizer.init, params)
-        where = gradient_flow.shardings(shapes, self.mesh)
+        where = placement.shardings(shapes, self.mesh)
         opt_state = jax.jit(self.optimizer.init, out_shardings=where)(params)
         self.state = gradient_flow.TrainState(params, opt_state)
         self.predict = gradient_flow.make_predict(self.model, self.mesh)
@@ -196,8 +196,8 @@ class Run:
         if self.config.mesh:
             return pipeline.make_mesh(self.config.mesh)
         held = self.parameters * jnp.dtype(self.config.dtype).itemsize
-        threaded = ops.supports(self.model, params, self.dataset.x_train)
-        return gradient_flow.data_mesh(self.batch_size, held, threaded)
+        engine = engine_for(self.model, params, self.dataset.x_train)
+        return placement.data_mesh(self.batch_size, held, engine.threaded)
 
     def _lambda_max(self) -> Eigenvalue:
         """Of the network's own kernel, on one batch of training examples."""
@@ -226,7 +226,7 @@ class Run:
         step = found[0] if found else 0
         self.history = self.folder.keep_metrics_to(step if found else -1)
         if found:
-            tree = gradient_flow.put_state(found[1], self.mesh)
+            tree = placement.put_state(found[1], self.mesh)
             self.state, self.frozen = gradient_flow.TrainState(**tree["state"]), tree["frozen"]
         log.info("resume: from step %d", step)
         return step
@@ -234,7 +234,7 @@ class Run:
     def _compile(self) -> None:
         begun = time.perf_counter()
         batch = self._batch(np.arange(self.batch_size))
-        self.at_once = self._same_batch() and gradient_flow.many_at_once(self.state.params)
+        self.at_once = self._same_batch() and gradient_flow.short_steps(self.state.params)
         make = gradient_flow.make_steps if self.at_once else gradient_flow.make_step
         step = make(self.model, self.optimizer, self.mesh)
         count = (np.int32(1),) if self.at_once else ()
@@ -249,7 +249,7 @@ class Run:
             total += memory_to_write(sum(sizes))
         log.info("memory: about %.2f GB expected at the peak", total / 1e9)
 
-    def _batch(self, chosen: np.ndarray, step: int | None = None) -> gradient_flow.Batch:
+    def _batch(self, chosen: np.ndarray, step: int | None = None) -> placement.Batch:
         """Of training examples, as step ``step`` sees them; None is as they are."""
         config = self.config
         if config.shift and step is not None:
@@ -258,16 +258,16 @@ class Run:
             x = inputs_as_trained(moved, config.arch == "mlp", config.dtype)
         else:
             x = self.dataset.x_train[chosen]
-        return gradient_flow.put_batch(x, self.dataset.y_train[chosen], self.mesh)
+        return placement.put_batch(x, self.dataset.y_train[chosen], self.mesh)
 
     def _same_batch(self) -> bool:
         return self.batch_size == len(self.dataset.x_train) and not self.config.shift
 
-    def _batches(self, start: int) -> Iterator[gradient_flow.Batch]:
+    def _batches(self, start: int) -> Iterator[placement.Batch]:
         examples = len(self.dataset.x_train)
         if self._same_batch():
             yield from itertools.repeat(self._batch(np.arange(examples)))
-        orders = gradient_flow.mini_batches(examples, self.batch_size, self.config.seed, start)
+        orders = placement.mini_batches(examples, self.batch_size, self.config.seed, start)
         for step, chosen in zip(itertools.count(start), orders, strict=False):
             yield self._batch(chosen, step)
 

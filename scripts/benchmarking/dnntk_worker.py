@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarking import comparison, worker
 from benchmarking.jax_worker import peak_bytes
-from dnntk.native import ops
-from dnntk.training import gradient_flow, pipeline
+from dnntk.training import gradient_flow, pipeline, placement
+from dnntk.training.engine import NativeEngine, engine_for
 from dnntk.training.ensemble import Ensemble
 
 
@@ -29,29 +29,30 @@ class One:
         model, (x, y) = comparison.model_of(job), _data(job)
         variables = jax.jit(model.init)(comparison.first_key(), x[:1])
         params = variables.pop("params")
-        held, threaded = comparison.nbytes(params), ops.supports(model, params, x)
+        held, engine = comparison.nbytes(params), engine_for(model, params, x)
         if job["worker"] == "two devices":
             mesh = pipeline.make_mesh("data:2")
         else:
-            mesh = gradient_flow.data_mesh(len(x), held, threaded)
+            mesh = placement.data_mesh(len(x), held, engine.threaded)
         optimizer = gradient_flow.sgd(gradient_flow.learning_rate(model, job["time_step"]))
-        self.frozen = gradient_flow.put_replicated(variables, mesh)
-        params = gradient_flow.put_replicated(params, mesh)
+        self.frozen = placement.put_replicated(variables, mesh)
+        params = placement.put_replicated(params, mesh)
         self.state = gradient_flow.TrainState(params, optimizer.init(params))
-        self.batch = gradient_flow.put_batch(x, y, mesh)
+        self.batch = placement.put_batch(x, y, mesh)
         jax.block_until_ready((self.frozen, self.state))  # else copies slow the compilation down
-        self.at_once = gradient_flow.many_at_once(params)
+        self.at_once = gradient_flow.short_steps(params)
         make = gradient_flow.make_steps if self.at_once else gradient_flow.make_step
         given = (self.state, self.frozen, self.batch, *((np.int32(1),) if self.at_once else ()))
         self.step, seconds = worker.compiled(
             lambda: make(model, optimizer, mesh).lower(*given).compile(), job["compiles"]
         )
-        in_place = ops.descends(model, params, x[: len(x) // mesh.size])
+        own = x[: len(x) // mesh.size]
+        in_place = isinstance(engine, NativeEngine) and engine.supports_sgd_step(own)
         self.facts = {
             "compile_seconds": seconds,
             "gradient_bytes": 0 if in_place else mesh.size * held,
             "devices": mesh.size,
-            "one_call": threaded,
+            "one_call": engine.threaded,
         }
 
     def take(self, steps: int) -> float:

@@ -13,7 +13,7 @@ from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, kerne
 from dnntk.experiments.limit_convergence import stepped
 from dnntk.infinite_depth import spread
 from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
-from dnntk.training import gradient_flow
+from dnntk.training import engine
 from dnntk.training.ensemble import Ensemble
 
 OPTIONS = {"rho": 0.8, "beta": 0.9}
@@ -125,7 +125,7 @@ def trained(request):
         ensemble = Ensemble(model, TRIALS, x_train, y)
         params, frozen = ensemble.init(0)
         params, _ = ensemble.descent(TIME_STEP)(params, frozen, STEPS)
-        look = ensemble.measure(lambda p, f: gradient_flow.apply(model, p, f, jnp.asarray(x)))
+        look = ensemble.measure(lambda p, f: engine.apply(model, p, f, jnp.asarray(x)))
         outputs = np.asarray(look(params, frozen))
     initial = jax.tree.map(np.asarray, frozen["initial"])
     drawn = [jax.tree.map(lambda a, i=i: a[i], initial) for i in range(TRIALS)]

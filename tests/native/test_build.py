@@ -11,6 +11,7 @@ import pytest
 from reference import moved_network
 
 from dnntk.native import build, ops
+from dnntk.native.blocks import CpuBudget
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not build.available(), reason="needs a C++ compiler"
@@ -89,8 +90,8 @@ def test_code_is_never_loaded_from_a_folder_that_others_can_write_to(monkeypatch
 def call():
     model, params, frozen, x, _ = moved_network((3, 2), 1, 5, "float32", {})
     network, layers, initial = ops._pieces(model, params, frozen, x)
-    h = ops._enter(network, layers["first"], initial)
-    return ops._common(network, layers, initial, h, ops.Share(1))
+    h = ops._first_z(network, layers["first"], initial)
+    return ops._common(network, layers, initial, h, CpuBudget(1))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from reference import Reference, assert_close, moved_network, tree_map
 
-from dnntk import DeepNarrowMLP
-from dnntk.native import build, ops
-from dnntk.training import gradient_flow
+from dnntk.native import blocks, build, ops
+from dnntk.native.blocks import CpuBudget
+from dnntk.training import gradient_flow, placement
+from dnntk.training.engine import engine_for
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not build.available(), reason="needs a C++ compiler"
@@ -68,9 +69,9 @@ def test_values_gradients_and_tangents_are_those_of_the_reference(case, x64):
 
     @jax.jit
     def fast(params):
-        f, gradient = ops.gradient(model, params, frozen, x, weight, shift, ops.Share(2))
-        along = ops.tangent(model, params, frozen, x, direction, ops.Share(2))
-        return (f, gradient, along), ops.outputs(model, params, frozen, x, ops.Share(2))
+        f, gradient = ops.gradient(model, params, frozen, x, weight, shift, CpuBudget(2))
+        along = ops.tangent(model, params, frozen, x, direction, CpuBudget(2))
+        return (f, gradient, along), ops.forward(model, params, frozen, x, CpuBudget(2))
 
     found, outputs = fast(params)
     assert {leaf.dtype for leaf in jax.tree.leaves((found, outputs))} == {x.dtype}
@@ -113,9 +114,9 @@ def test_what_rounding_hides_is_left_out_and_nothing_else(examples, d_in, d_out,
 
     @jax.jit
     def fast(params, x):
-        shift, share = -weight[:, None] * y, ops.Share(2)
-        found = ops.gradient(model, params, frozen, x, weight, shift, share)
-        return ops.outputs(model, params, frozen, x, share), blocks(*found)
+        shift, budget = -weight[:, None] * y, CpuBudget(2)
+        found = ops.gradient(model, params, frozen, x, weight, shift, budget)
+        return ops.forward(model, params, frozen, x, budget), blocks(*found)
 
     for size in (1e-3, 1.0, 300.0):
         params = tree_map(lambda p, size=size: (size * p).astype(np.float32), trained)
@@ -131,10 +132,10 @@ def test_what_rounding_hides_is_left_out_and_nothing_else(examples, d_in, d_out,
             assert_close(outputs, exact[0], 3e-6)
 
 
-def gradient_of(model, params, frozen, x, y, threads):
+def gradient_of(model, params, frozen, x, y, threads, state_bytes=8 << 20):
     """Outputs and the gradient, of a function that is compiled for this call."""
-    weight, share = np.ones_like(y[:, 0]), ops.Share(threads)
-    call = jax.jit(lambda p: ops.gradient(model, p, frozen, x, weight, -y, share))
+    weight, budget = np.ones_like(y[:, 0]), CpuBudget(threads, state_bytes=state_bytes)
+    call = jax.jit(lambda p: ops.gradient(model, p, frozen, x, weight, -y, budget))
     return jax.device_get(call(params))
 
 
@@ -151,9 +152,9 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkey
     network = moved_network(shape, 1, depth, "float32", options)
     expected = gradient_of(*network, threads=1)
     assert_close(gradient_of(*network, threads=7), expected, 0)
-    for name in ("BUDGET", "ROOM", "KEPT"):
-        monkeypatch.setattr(ops, name, 0)
-    assert_close(gradient_of(*network, threads=2), expected, 0)
+    for name in ("LEAST_STATE_BYTES", "STATE_BYTES_PER_PARAMETER_BYTE"):
+        monkeypatch.setattr(blocks, name, 0)
+    assert_close(gradient_of(*network, threads=2, state_bytes=0), expected, 0)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +171,11 @@ def test_neither_threads_nor_segments_change_a_bit(shape, depth, options, monkey
 def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
     model, params, frozen, x, y = moved_network((260, 126), 2, 40, dtype, options)
     params = tree_map(lambda p: (size * p).astype(dtype), params)
-    of = ops.Blocks.of
+    of = blocks.Blocks.of
 
     def gradient(**split):
         # At most as many states as that below the highest of a segment are kept, in fewer bytes.
-        monkeypatch.setattr(ops.Blocks, "of", lambda *shapes: of(*shapes)._replace(**split))
+        monkeypatch.setattr(blocks.Blocks, "of", lambda *shapes: of(*shapes)._replace(**split))
         return gradient_of(model, params, frozen, x, y, threads=2)
 
     # Two layers together: the state that the higher one read was computed, the other one stored.
@@ -186,21 +187,6 @@ def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "shape, depth, products",
-    [
-        ((60, 49), 9, True),
-        ((60, 49), 20_000, False),
-        ((60, 17), 9, False),
-        ((9, 17), 9, True),
-        ((2000, 138), 20_000, True),
-    ],
-)
-def test_few_examples_take_the_matrix_products_sooner(shape, depth, products):
-    x = np.zeros(shape, np.float32)
-    assert (ops.Blocks.for_batch(DeepNarrowMLP(depth, 1, 2.0), x).number == 0) == products
-
-
 def loss_and_gradient(model, *given):
     return jax.jit(lambda *given: gradient_flow.loss_and_gradient(model, *given, 1))(*given)
 
@@ -209,21 +195,19 @@ def test_without_the_library_training_is_the_same_to_rounding(monkeypatch, x64):
     model, params, frozen, x, y = moved_network((20, 4, 4, 1), 2, 9, "float64", {})
     f, gradient = Reference(model, frozen, x).gradient(params, lambda f: f - y)
     batch, expected = (
-        gradient_flow.Batch(x, y, np.ones(len(x))),
+        placement.Batch(x, y, np.ones(len(x))),
         (0.5 * np.sum((f - y) ** 2), gradient),
     )
     assert_close(loss_and_gradient(model, params, frozen, batch), expected, 1e-12)
     monkeypatch.setattr(build, "available", lambda: False)
-    assert not ops.supports(model, params, x)
     assert_close(loss_and_gradient(model, params, frozen, batch), expected, 1e-12)
-    outputs = jax.jit(lambda p: gradient_flow.outputs(model, p, frozen, x, 1))(params)
-    assert_close(outputs, f, 1e-12)
+    assert not engine_for(model, params, x).threaded
 
 
 def test_an_accelerators_loop_over_layers_computes_the_same(monkeypatch, x64):
     # Segments of 5 layers and 3 more, in loops of 4.
     model, params, frozen, x, y = moved_network((6, 3, 4, 1), 2, 30, "float64", {})
-    batch = gradient_flow.Batch(x, y, np.ones(len(x)))
+    batch = placement.Batch(x, y, np.ones(len(x)))
     f, gradient = Reference(model, frozen, x).gradient(params, lambda f: f - y)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     found = loss_and_gradient(model, params, frozen, batch)

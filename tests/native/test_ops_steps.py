@@ -9,8 +9,9 @@ import optax
 import pytest
 from reference import Reference, assert_close, moved_network, tree_map
 
-from dnntk.native import build, ops
-from dnntk.training import gradient_flow
+from dnntk.native import blocks, build, ops
+from dnntk.native.blocks import Blocks, CpuBudget
+from dnntk.training import gradient_flow, placement
 from dnntk.training.ensemble import Ensemble
 
 pytestmark = pytest.mark.skipif(
@@ -18,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def after(model, params, frozen, batch, optimizer, mesh, counts):
+def after(model, params, frozen, batch, optimizer, mesh, counts, **budget):
     """Parameters and loss after steps of `make_steps`, as many a call as ``counts`` says."""
     state = gradient_flow.TrainState(jax.tree.map(jnp.array, params), optimizer.init(params))
-    state, frozen = (gradient_flow.put_replicated(tree, mesh) for tree in (state, frozen))
-    step = gradient_flow.make_steps(model, optimizer, mesh)
+    state, frozen = (placement.put_replicated(tree, mesh) for tree in (state, frozen))
+    step = gradient_flow.make_steps(model, optimizer, mesh, **budget)
     for count in counts:
         state, loss = step(state, frozen, batch, count)
     return state.params, loss
@@ -46,12 +47,12 @@ def descended(model, params, frozen, x, y, rate, steps):
 )
 def test_descent_without_a_stored_gradient_is_the_same_step(examples, kept, dark, monkeypatch):
     model, params, frozen, x, y = moved_network((examples, 140), 3, 23, "float32", {"dark": dark})
-    monkeypatch.setattr(ops, "BUDGET", 0)
-    monkeypatch.setattr(ops, "KEPT", kept)
-    assert ops.descends(model, params, x)
-    mesh = gradient_flow.data_mesh(len(x), 0, threaded=True)
-    batch = gradient_flow.put_batch(x, y, mesh)
-    moved = after(model, params, frozen, batch, gradient_flow.sgd(0.3), mesh, (3,))
+    monkeypatch.setattr(blocks, "STATE_BYTES_PER_PARAMETER_BYTE", kept)
+    assert ops.supports_sgd_step(model, x)
+    mesh = placement.data_mesh(len(x), 0, threaded=True)
+    batch = placement.put_batch(x, y, mesh)
+    given = model, params, frozen, batch, gradient_flow.sgd(0.3), mesh, (3,)
+    moved = after(*given, state_bytes=0)
     assert_close(moved, descended(model, params, frozen, x, y, 0.3, 3), 2e-6)
     change = tree_map(lambda a, b: np.abs(a - b).max(), moved[0], params)
     assert min(jax.tree.leaves(change)) > 0
@@ -62,8 +63,8 @@ def test_what_weighs_dark_pixels_decays_as_all_else(scale, x64):
     given = moved_network((150, 133), 2, 7, "float64", {"dark": True, "scale": scale})
     model, params, frozen, x, y = given
     given = model, params, frozen, x, np.ones(len(x)), -y
-    f, gradient = jax.jit(lambda: ops.gradient(*given, ops.Share(2)))()
-    moved = jax.jit(lambda: ops.descent(*given, 0.01, ops.Share(2), 0.75))()
+    f, gradient = jax.jit(lambda: ops.gradient(*given, CpuBudget(2)))()
+    moved = jax.jit(lambda: ops.sgd_step(*given, 0.01, CpuBudget(2), 0.75))()
     expected = jax.tree.map(lambda p, g: 0.75 * p - 0.01 * np.asarray(g), params, gradient)
     assert_close(moved, (f, expected), 1e-14)
 
@@ -73,13 +74,13 @@ def test_narrow_layers_descend_without_a_stored_gradient_where_all_blocks_run_at
     threads, monkeypatch, x64
 ):
     model, params, frozen, x, y = moved_network((200, 2), 1, 700, "float64", {})
-    monkeypatch.setattr(ops, "threads", lambda devices: threads)
-    assert ops.Blocks.for_batch(model, x).number == 2
-    assert ops.descends(model, params, x) == (threads == 2)
+    monkeypatch.setattr(blocks, "threads", lambda devices: threads)
+    assert Blocks.for_batch(model, x, CpuBudget(threads)).number == 2
+    assert ops.supports_sgd_step(model, x) == (threads == 2)
     given = model, params, frozen, x, np.ones(len(x)), -y
-    f, gradient = jax.jit(lambda: ops.gradient(*given, ops.Share(threads)))()
+    f, gradient = jax.jit(lambda: ops.gradient(*given, CpuBudget(threads)))()
     # As many threads as blocks, or a gradient that is stored in the library after all.
-    f_before, moved = jax.jit(lambda: ops.descent(*given, 0.1, ops.Share(threads)))()
+    f_before, moved = jax.jit(lambda: ops.sgd_step(*given, 0.1, CpuBudget(threads)))()
     expected = jax.tree.map(lambda p, g: p - 0.1 * np.asarray(g), params, gradient)
     assert_close((f_before, moved), (f, expected), 1e-14)
 
@@ -100,16 +101,15 @@ def test_steps_in_one_call_are_those_of_the_reference(
 ):
     model, params, frozen, x, y = moved_network(shape, d_out, depth, "float64", options)
     # Several segments, and as many threads as there are blocks of examples.
-    monkeypatch.setattr(ops, "threads", lambda devices: 8)
-    monkeypatch.setattr(ops, "BUDGET", 0)
-    assert ops.repeats(model, params, x)
-    mesh = gradient_flow.data_mesh(len(x), 0, threaded=True)
-    batch = gradient_flow.put_batch(x, y, mesh)
+    monkeypatch.setattr(blocks, "threads", lambda devices: 8)
+    assert ops.supports_sgd_steps(model, x)
+    mesh = placement.data_mesh(len(x), 0, threaded=True)
+    batch = placement.put_batch(x, y, mesh)
     rate = 0.01 * gradient_flow.learning_rate(model, 1.0) if math.isfinite(model.scale) else 0.01
     given = model, params, frozen, batch, gradient_flow.sgd(rate), mesh
-    together = after(*given, (5,))
+    together = after(*given, (5,), state_bytes=0)
     assert_close(together, descended(model, params, frozen, x, y, rate, 5), 1e-12)
-    assert_close(after(*given, (1, 3, 1)), together, 0)
+    assert_close(after(*given, (1, 3, 1), state_bytes=0), together, 0)
     for name in ("middle", "last"):  # the first layer and biases do not, where C is infinite
         assert np.any(np.asarray(together[0][name]["kernel"]) != params[name]["kernel"])
 
@@ -119,14 +119,14 @@ def test_host_devices_take_the_steps_of_one(init):
     model, params, frozen, x, y = moved_network((200, 2), 1, 40, "float32", {"init": init})
 
     def on(devices, counts):
-        batch = gradient_flow.put_batch(x, y, mesh_of(devices))
+        batch = placement.put_batch(x, y, mesh_of(devices))
         optimizer = gradient_flow.sgd(0.01)
         moved, loss = after(model, params, frozen, batch, optimizer, mesh_of(devices), counts)
         copies = [p.addressable_shards for p in jax.tree.leaves(moved)]
         assert all(len(shards) == devices for shards in copies)
         return [[np.asarray(shard.data) for shard in shards] for shards in copies], loss
 
-    assert gradient_flow.BY_FIRST < 39
+    assert gradient_flow.STEPS_ON_FIRST_DEVICE < 39
     expected, loss = on(1, (39,))
     for counts in ((39,), (1, 20, 18)):
         found, its_loss = on(2, counts)
@@ -139,8 +139,8 @@ def test_host_devices_take_the_steps_of_one(init):
 def compiled_step(model, params, frozen, x, y, optimizer, mesh):
     """A step of `make_step` for these arrays, what it takes them as, and its bytes."""
     state = gradient_flow.TrainState(jax.tree.map(jnp.array, params), optimizer.init(params))
-    state, frozen = (gradient_flow.put_replicated(tree, mesh) for tree in (state, frozen))
-    given = state, frozen, gradient_flow.put_batch(x, y, mesh)
+    state, frozen = (placement.put_replicated(tree, mesh) for tree in (state, frozen))
+    given = state, frozen, placement.put_batch(x, y, mesh)
     step = gradient_flow.make_step(model, optimizer, mesh).lower(*given).compile()
     return step, given, gradient_flow.step_bytes(step, model, params, x, mesh)
 
@@ -161,7 +161,7 @@ def test_of_several_devices_the_first_keeps_the_parameters(x64):
 
 def test_a_wide_step_holds_its_parameters_once():
     network = moved_network((64, 500), 3, 40, "float32", {})
-    mesh = gradient_flow.data_mesh(64, 0, threaded=True)
+    mesh = placement.data_mesh(64, 0, threaded=True)
     plain, own = (
         compiled_step(*network, kind(0.1), mesh)[-1] for kind in (optax.sgd, gradient_flow.sgd)
     )

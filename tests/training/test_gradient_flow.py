@@ -8,7 +8,7 @@ import pytest
 from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, TrainConfig
-from dnntk.training import gradient_flow
+from dnntk.training import engine, gradient_flow, placement
 from dnntk.training.optimizers import optimizer_of
 from dnntk.training.pipeline import make_mesh
 from dnntk.training.step_size import largest_eigenvalue
@@ -42,10 +42,10 @@ def descend(model, variables, x, y, devices, steps, **sgd):
     frozen = {n: v for n, v in variables.items() if n != "params"}
     optimizer = optax.sgd(**sgd)
     state = gradient_flow.TrainState(variables["params"], optimizer.init(variables["params"]))
-    state, frozen = gradient_flow.put_replicated((state, frozen), mesh)
+    state, frozen = placement.put_replicated((state, frozen), mesh)
     step, batch = (
         gradient_flow.make_step(model, optimizer, mesh),
-        gradient_flow.put_batch(x, y, mesh),
+        placement.put_batch(x, y, mesh),
     )
     losses = []
     for _ in range(steps):
@@ -87,7 +87,7 @@ def test_a_sharpness_aware_step_takes_the_gradient_uphill(devices, x64):
     @jax.jit
     @jax.grad
     def gradient(p):
-        return 0.5 * jnp.mean(jnp.sum((gradient_flow.apply(model, p, frozen, x) - y) ** 2, 1))
+        return 0.5 * jnp.mean(jnp.sum((engine.apply(model, p, frozen, x) - y) ** 2, 1))
 
     norm = optax.tree.norm(gradient(params))
     uphill = gradient(jax.tree.map(lambda p, g: p + 0.5 * g / norm, params, gradient(params)))
@@ -96,10 +96,10 @@ def test_a_sharpness_aware_step_takes_the_gradient_uphill(devices, x64):
     here = jax.tree.map(lambda p, g: p - 0.1 * jnp.sign(g), params, gradient(params))
     mesh, optimizer = mesh_of(devices), optimizer_of(config, 0.1, 1)
     state = gradient_flow.TrainState(params, optimizer.init(params))
-    state, placed = gradient_flow.put_replicated((state, frozen), mesh)
+    state, placed = placement.put_replicated((state, frozen), mesh)
     step, batch = (
         gradient_flow.make_step(model, optimizer, mesh),
-        gradient_flow.put_batch(x, y, mesh),
+        placement.put_batch(x, y, mesh),
     )
     state, loss = step(state, placed, batch)
     jax.tree.map(np.testing.assert_allclose, jax.device_get(state.params), expected)
@@ -154,22 +154,22 @@ def test_both_forms_advance_kernel_time_alike(x64):
 
 
 def test_batches_cover_an_epoch_once_and_depend_on_the_step_alone():
-    from_start = list(itertools.islice(gradient_flow.mini_batches(23, 5, seed=3), 12))
+    from_start = list(itertools.islice(placement.mini_batches(23, 5, seed=3), 12))
     for epoch in range(3):
         seen = np.concatenate(from_start[epoch * 4 : epoch * 4 + 4])
         assert len(np.unique(seen)) == 20
     for first in (1, 4, 7):
-        resumed = itertools.islice(gradient_flow.mini_batches(23, 5, seed=3, first_step=first), 5)
+        resumed = itertools.islice(placement.mini_batches(23, 5, seed=3, first_step=first), 5)
         np.testing.assert_array_equal(list(resumed), from_start[first : first + 5])
-    other = next(gradient_flow.mini_batches(23, 5, seed=4))
+    other = next(placement.mini_batches(23, 5, seed=4))
     assert not np.array_equal(other, from_start[0])
 
 
 def test_small_batches_and_large_networks_stay_on_one_device():
-    assert gradient_flow.data_mesh(640, 1000).size == 2
-    assert gradient_flow.data_mesh(40, 1000).size == 1
-    assert gradient_flow.data_mesh(1, 1000).size == 1
-    assert gradient_flow.data_mesh(640, gradient_flow.MAX_REPLICATED_BYTES + 1).size == 1
+    assert placement.data_mesh(640, 1000).size == 2
+    assert placement.data_mesh(40, 1000).size == 1
+    assert placement.data_mesh(1, 1000).size == 1
+    assert placement.data_mesh(640, placement.MAX_REPLICATED_BYTES + 1).size == 1
 
 
 def test_steps_at_once_are_the_steps_one_by_one():
@@ -177,7 +177,7 @@ def test_steps_at_once_are_the_steps_one_by_one():
     x, y, variables = jax.tree.map(np.float32, (x, y, variables))
     mesh, optimizer = mesh_of(1), optax.sgd(0.1, momentum=0.5)
     params = variables.pop("params")
-    batch = gradient_flow.put_batch(x, y, mesh)
+    batch = placement.put_batch(x, y, mesh)
     ends = []
     for counts in ((1,) * 5, (5,), (2, 3)):
         state = gradient_flow.TrainState(params, optimizer.init(params))

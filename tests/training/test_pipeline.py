@@ -16,7 +16,7 @@ import pytest
 from dnntk import TrainConfig
 from dnntk.errors import InputError
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP
-from dnntk.training import gradient_flow, pipeline
+from dnntk.training import gradient_flow, pipeline, placement
 
 MESHES = ("data:1", "data:8", "depth:4", "data:2,depth:4")
 SMALL = ("--depth=13", "--steps=12", "--checkpoint_every=4", "--eval_every=2", "--scale=20")
@@ -88,7 +88,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 4)
 import jax.numpy as jnp, numpy as np
 from dnntk.networks import layers
-from dnntk.training import gradient_flow, pipeline
+from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.networks.models import DeepNarrowMLP
 
 stages, examples = 4, 32
@@ -96,8 +96,8 @@ mesh = pipeline.make_mesh("depth:4")
 model, x = DeepNarrowMLP(400, 1, 5.0), np.random.default_rng(0).random((examples, 20), np.float32)
 variables = model.init(jax.random.key(0), x[:1])
 whole = sum(a.nbytes for a in jax.tree.leaves(variables))
-params = gradient_flow.put_state(variables["params"], mesh)
-frozen = gradient_flow.put_state({"initial": variables["initial"]}, mesh)
+params = placement.put_state(variables["params"], mesh)
+frozen = placement.put_state({"initial": variables["initial"]}, mesh)
 held = {}
 for leaf in jax.tree.leaves((params, frozen)):
     for shard in leaf.addressable_shards:
@@ -154,15 +154,13 @@ def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
         if examples == 7:  # asks for a second gradient
             optimizer = optax.contrib.sam(optimizer, optax.sgd(0.1), opaque_mode=True)
         mesh = pipeline.make_mesh(text)
-        params = gradient_flow.put_state(variables["params"], mesh)
-        state = gradient_flow.TrainState(
-            params, gradient_flow.put_state(optimizer.init(params), mesh)
-        )
+        params = placement.put_state(variables["params"], mesh)
+        state = gradient_flow.TrainState(params, placement.put_state(optimizer.init(params), mesh))
         step, batch = (
             gradient_flow.make_step(model, optimizer, mesh),
-            gradient_flow.put_batch(x, y, mesh),
+            placement.put_batch(x, y, mesh),
         )
-        kept = gradient_flow.put_state(frozen, mesh)
+        kept = placement.put_state(frozen, mesh)
         losses = []
         for _ in range(3):
             state, loss = step(state, kept, batch)

@@ -1,4 +1,4 @@
-// The functions that JAX calls (dnntk/fused.py): settings by keyword, arrays of float32 or float64.
+// The functions that JAX calls (dnntk/native/ops.py): settings by keyword, arrays of float32 or float64.
 
 #include "xla/ffi/api/ffi.h"
 
@@ -125,7 +125,7 @@ struct Gradient {
 };
 
 // `kernel` and `bias` are operands and results at once.
-struct Descent {
+struct SgdStep {
   template <class T>
   static void run(const Problem<T>& p, In head, In offset, In factor, In shift, In rate_and_keep,
                   Out h, Out dh0, Out kernel, Out bias) {
@@ -136,7 +136,7 @@ struct Descent {
 };
 
 // All parameters are operands and results at once.
-struct Steps {
+struct SgdSteps {
   template <class T>
   static void run(const Problem<T>& p, In x, In first_kernel, In first_bias, In first_slopes,
                   In last_kernel, In last_bias, In last_slopes, In head, In offset, In factor,
@@ -151,7 +151,7 @@ struct Steps {
     const Trained<T> to = {data<T>(kernel),           data<T>(bias),
                            data<T>(new_first_kernel), data<T>(new_first_bias),
                            data<T>(new_last_kernel),  data<T>(new_last_bias)};
-    steps<T>(p, ends, *data<T>(rate), *data<int32_t>(count), data<T>(outputs), to);
+    sgd_steps<T>(p, ends, *data<T>(rate), *data<int32_t>(count), data<T>(outputs), to);
   }
 };
 
@@ -202,7 +202,7 @@ auto binding() {
 XLA_FFI_DEFINE_HANDLER_SYMBOL(dnntk_forward, Handler<Forward>(), (binding<0, 1>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(dnntk_tangent, Handler<Tangent>(), (binding<3, 2>()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(dnntk_gradient, Handler<Gradient>(), (binding<4, 4>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dnntk_descent, Handler<Descent>(), (binding<5, 4>()));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(dnntk_steps, Handler<Steps>(), (binding<13, 7>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dnntk_sgd_step, Handler<SgdStep>(), (binding<5, 4>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(dnntk_sgd_steps, Handler<SgdSteps>(), (binding<13, 7>()));
 
 }  // namespace dnntk

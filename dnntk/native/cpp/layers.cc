@@ -45,11 +45,11 @@ void gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T
 }
 
 template <class T>
-void steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
+void sgd_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
            const Trained<T>& to) {
   if (!p.dense() || p.blocks > p.threads)
     throw std::invalid_argument("dnntk: steps need dense layers and a thread for every block");
-  narrow_steps(p, ends, rate, count, outputs, to);
+  narrow_sgd_steps(p, ends, rate, count, outputs, to);
 }
 
 using Real = DNNTK_REAL;
@@ -57,7 +57,7 @@ template void forward(const Problem<Real>&, Real*);
 template void tangent(const Problem<Real>&, const Real*, const Real*, const Real*, Real*, Real*);
 template void gradient(const Problem<Real>&, const Head<Real>&, const Rates<Real>*, Real*, Real*,
                        Real*, Real*);
-template void steps(const Problem<Real>&, const EndLayers<Real>&, Real, int64_t, Real*,
+template void sgd_steps(const Problem<Real>&, const EndLayers<Real>&, Real, int64_t, Real*,
                     const Trained<Real>&);
 
 }  // namespace dnntk

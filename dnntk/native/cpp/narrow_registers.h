@@ -15,7 +15,7 @@ namespace {
 
 // Layers whose terms are added up before they go into a state. A segment is a multiple of it, so
 // that where segments begin changes no bit.
-constexpr int kSettle = DNNTK_SETTLE;
+constexpr int kSettleLayers = DNNTK_SETTLE_LAYERS;
 
 template <class T>
 class RegisterLayers {
@@ -36,8 +36,8 @@ class RegisterLayers {
         read_(p.channels * columns),
         least_(p.channels * columns) {
     const int64_t c = p_.channels;
-    for (int64_t i = 0; i < kSettle * c; ++i) std::copy(p_.slope, p_.slope + c, slopes_ + i * c);
-    for (int64_t k = 0; k < kSettle; ++k)
+    for (int64_t i = 0; i < kSettleLayers * c; ++i) std::copy(p_.slope, p_.slope + c, slopes_ + i * c);
+    for (int64_t k = 0; k < kSettleLayers; ++k)
       std::copy(p_.bias_slope, p_.bias_slope + c, bias_slopes_ + k * c);
   }
 
@@ -63,7 +63,7 @@ class RegisterLayers {
       case 5: layer_of<5>(layer, compensation, next); break;
       default: layer_of<6>(layer, compensation, next);
     }
-    if ((layer + 1) % kSettle == 0 || layer + 1 == p_.layers) settle(h_next, compensation);
+    if ((layer + 1) % kSettleLayers == 0 || layer + 1 == p_.layers) settle(h_next, compensation);
   }
 
  private:
@@ -93,7 +93,7 @@ class RegisterLayers {
   // layer by layer, every product would wait for its own weights.
   template <int C>
   void prepare(int64_t from) {
-    const int64_t layers = std::min<int64_t>(kSettle, p_.layers - from), inputs = p_.inputs;
+    const int64_t layers = std::min<int64_t>(kSettleLayers, p_.layers - from), inputs = p_.inputs;
     const T *d = p_.kernel + from * C * C, *b = p_.bias + from * C;
     T *weights = weights_, *biases = biases_;
 #pragma GCC ivdep
@@ -123,7 +123,7 @@ class RegisterLayers {
 
   template <int C>
   void layer_of(int64_t layer, V* compensation, V* h_next) {
-    if (layer % kSettle == 0) prepare<C>(layer);
+    if (layer % kSettleLayers == 0) prepare<C>(layer);
     return h_next != nullptr ? layer_of<C, true>(layer, compensation, h_next)
                              : layer_of<C, false>(layer, compensation, h_next);
   }
@@ -131,7 +131,7 @@ class RegisterLayers {
   // A unit that is not carried has zero for its origin.
   template <int C, bool SEEN>
   void layer_of(int64_t layer, V* compensation, [[maybe_unused]] V* h_next) {
-    const T *own = weights_ + layer % kSettle * C * C, *bias = biases_ + layer % kSettle * C;
+    const T *own = weights_ + layer % kSettleLayers * C * C, *bias = biases_ + layer % kSettleLayers * C;
     // This loop is bound by its loads: up to 4 channels, all that is the same for every example
     // stays in registers.
     V weights[C][C], biases[C], column[C];
@@ -175,8 +175,8 @@ class RegisterLayers {
   const int64_t columns_;
   const V *base_, *floor_;
   Buffer<V> origin_, read_, least_;  // the state at the last `settle`, q of it, and floor - state
-  T weights_[kSettle * kChannels * kChannels], biases_[kSettle * kChannels];  // prepared
-  T slopes_[kSettle * kChannels * kChannels], bias_slopes_[kSettle * kChannels];
+  T weights_[kSettleLayers * kChannels * kChannels], biases_[kSettleLayers * kChannels];  // prepared
+  T slopes_[kSettleLayers * kChannels * kChannels], bias_slopes_[kSettleLayers * kChannels];
 };
 
 }  // namespace

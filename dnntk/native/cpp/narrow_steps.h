@@ -170,7 +170,7 @@ class ThreadEnds {
 };
 
 template <class T>
-void narrow_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
+void narrow_sgd_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
                   const Trained<T>& to) {
   const int64_t size = ThreadEnds<T>::size(p, ends);
   const Rates<T> rates{rate, 1};

@@ -90,7 +90,7 @@ void gradient(const Problem<T>& p, const Head<T>& head, const Rates<T>* rates, T
 // `count` steps of gradient descent of a narrow dense network in place; p.h0 is what the first
 // layer's z is without its trained parameters. `outputs` are those before the last step.
 template <class T>
-void steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
+void sgd_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
            const Trained<T>& to);
 
 }  // namespace dnntk

@@ -1,0 +1,154 @@
+"""How a network's outputs and derivatives are computed: by the CPU library, or by plain JAX.
+
+`engine_for` is the one place that chooses. A training step, a prediction or a power iteration asks
+it once, when it is traced, and computes everything by the engine that it gets.
+"""
+
+import dataclasses
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dnntk.native import ops
+from dnntk.native.blocks import THREAD_STATE_BYTES, Blocks, CpuBudget
+from dnntk.networks.models import DeepNarrow
+from dnntk.training.placement import Batch
+
+__all__ = ["NativeEngine", "PlainEngine", "apply", "engine_for", "residual_loss"]
+
+
+def apply(model: nn.Module, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+    """Outputs [n, d_out] at ``params``; ``frozen`` holds the collections beside them."""
+    return cast(jax.Array, model.apply({"params": params, **frozen}, x))
+
+
+def residual_loss(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+    """Sum over examples of 1/2 ||f - y||^2; divide by their number for the thesis's loss."""
+    return 0.5 * jnp.sum(weight * jnp.sum((outputs - y) ** 2, axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainEngine:
+    """JAX's own derivatives, of any module on any backend."""
+
+    model: nn.Module
+    threaded = False  # does one device use all cores by itself?
+
+    def outputs(self, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+        """As `apply`; not to be differentiated."""
+        return apply(self.model, params, frozen, x)
+
+    def outputs_and_gradient(self, params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        """Outputs f [n, d_out], and the gradient of `residual_loss` by ``params``."""
+
+        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
+            f = apply(self.model, params, frozen, batch.x)
+            return residual_loss(f, batch.y, batch.weight), f
+
+        (_, f), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return f, gradient
+
+    def vjp(self, params: Any, frozen: Any, x: jax.Array, v: jax.Array) -> Any:
+        """J^T v of v [n, d_out], J the outputs' Jacobian by ``params``."""
+        _, pull = jax.vjp(lambda params: apply(self.model, params, frozen, x), params)
+        return pull(v)[0]
+
+    def jvp(self, params: Any, frozen: Any, x: jax.Array, direction: Any) -> jax.Array:
+        """J ``direction`` [n, d_out] of a tree like ``params``."""
+        outputs = lambda params: apply(self.model, params, frozen, x)  # noqa: E731
+        return jax.jvp(outputs, (params,), (direction,))[1]
+
+    def recomputed(self, x: Any) -> float:
+        """The share of the layers that are gone through twice on the way to a gradient."""
+        del x
+        return 1.0
+
+    def scratch_bytes(self, x: Any) -> int:
+        """Memory on a batch like ``x`` that JAX does not know of."""
+        del x
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class NativeEngine(PlainEngine):
+    """The CPU library (`dnntk.native.ops`), with ``budget`` of this machine's cores and caches."""
+
+    model: DeepNarrow
+    budget: CpuBudget
+    threaded = True
+
+    def alone(self) -> "NativeEngine":
+        """The engine with all cores, for when no other device of this machine works."""
+        return dataclasses.replace(self, budget=CpuBudget.of(1, self.budget.state_bytes))
+
+    def outputs(self, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
+        """As `PlainEngine.outputs`."""
+        return ops.forward(self.model, params, frozen, x, self.budget)
+
+    def outputs_and_gradient(self, params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        """As `PlainEngine.outputs_and_gradient`."""
+        return ops.gradient(self.model, params, frozen, *_affine(batch), self.budget)
+
+    def sgd_step(
+        self, params: Any, frozen: Any, batch: Batch, rate: jax.Array, keep: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Outputs, and keep * params - rate * gradient in the memory of ``params``."""
+        given = params, frozen, *_affine(batch), rate
+        return ops.sgd_step(self.model, *given, self.budget, keep)
+
+    def sgd_steps(
+        self, params: Any, frozen: Any, batch: Batch, rate: jax.Array, count: jax.Array | int
+    ) -> tuple[jax.Array, Any]:
+        """Outputs before the last of ``count`` steps, and the parameters after it."""
+        given = params, frozen, *_affine(batch), rate, count
+        return ops.sgd_steps(self.model, *given, self.budget)
+
+    def vjp(self, params: Any, frozen: Any, x: jax.Array, v: jax.Array) -> Any:
+        """As `PlainEngine.vjp`."""
+        factor = jnp.zeros(len(x), v.dtype)
+        return ops.gradient(self.model, params, frozen, x, factor, v, self.budget)[1]
+
+    def jvp(self, params: Any, frozen: Any, x: jax.Array, direction: Any) -> jax.Array:
+        """As `PlainEngine.jvp`."""
+        return ops.tangent(self.model, params, frozen, x, direction, self.budget)
+
+    def recomputed(self, x: Any) -> float:
+        """As `PlainEngine.recomputed`."""
+        layers = self.model.depth - 2
+        return Blocks.for_batch(self.model, x, self.budget).recomputed(layers) / layers
+
+    def scratch_bytes(self, x: Any) -> int:
+        """As `PlainEngine.scratch_bytes`."""
+        blocks = Blocks.for_batch(self.model, x, self.budget)
+        return blocks.scratch_bytes(self.model.depth - 2, self.budget.threads)
+
+    def supports_sgd_step(self, x: Any) -> bool:
+        """Does `sgd_step` save the gradient's memory on a batch like ``x``?"""
+        return ops.supports_sgd_step(self.model, x)
+
+    def supports_sgd_steps(self, x: Any) -> bool:
+        """Does `sgd_steps` take a batch like ``x``?"""
+        return ops.supports_sgd_steps(self.model, x)
+
+
+def engine_for(
+    model: nn.Module,
+    params: Any,
+    x: Any,
+    devices: int = 1,
+    state_bytes: int = THREAD_STATE_BYTES,
+) -> PlainEngine:
+    """This backend's fastest engine for ``model`` at ``params`` on inputs like ``x``.
+
+    ``devices`` of this machine work at the same time; ``state_bytes`` is as in `CpuBudget`.
+    """
+    if ops.supports(model, params, x):
+        return NativeEngine(model, CpuBudget.of(devices, state_bytes))
+    return PlainEngine(model)
+
+
+def _affine(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(x, factor, shift): the loss's derivatives by the outputs f are factor f + shift."""
+    return batch.x, batch.weight, -batch.weight[:, None] * batch.y
