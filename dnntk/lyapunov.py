@@ -69,6 +69,10 @@ def measure(
         raise InputError(
             f"model: expected a DeepNarrowMLP, as in section 3.3, got {type(model).__name__}"
         )
+    if psi_2 and model.scale == float("inf"):
+        raise InputError(
+            "scale: Psi_2 is of the literal matrices; give psi_2=False or a finite scale"
+        )
     x = checked_inputs("x", x)
     check_rows("x", x)
     before, after = (_hidden_layers(model, v, x) for v in (variables, trained))
@@ -149,10 +153,6 @@ def _psi_2(
     dtype: np.dtype,
 ) -> jax.Array:
     """Psi_2: the products of layers i to l for all 2 <= i <= l <= L, all i at once."""
-    if model.scale == float("inf"):
-        raise InputError(
-            "scale: Psi_2 is of the literal matrices; give psi_2=False or a finite scale"
-        )
     length, width, n = active_before.shape
     steps = jnp.arange(1, length + 1, dtype=dtype)
     identity = jnp.eye(width, dtype=dtype)

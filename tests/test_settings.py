@@ -15,7 +15,7 @@ X = np.random.default_rng(0).uniform(0.1, 1, (2, 2)).astype(np.float32)
 IMAGES = np.random.default_rng(1).uniform(0.1, 1, (2, 4, 4, 1)).astype(np.float32)
 Y = X[:, :1] - 0.5
 MODEL = dnntk.DeepNarrowMLP(3, 1, 100.0)
-VARIABLES = MODEL.init(jax.random.key(0), X)
+VARIABLES = jax.jit(MODEL.init)(jax.random.key(0), X)
 
 # What takes inputs [n, 2], and returns numbers of them.
 ENTRIES = {

@@ -1,4 +1,4 @@
-"""Gram matrices block by block: bounded memory, and a symmetric matrix once a pair.
+"""Gram matrices block by block: in bounded memory, and each pair of a symmetric one once.
 
 `blockwise` works inside `jit` and is what the closed-form kernels use. `gram` works on the host,
 for matrices that fill memory or a disk: it drives any kernel function, compiles one block shape,
@@ -19,6 +19,8 @@ from dnntk.checks import check_count, check_rows, checked_array
 from dnntk.errors import InputError
 from dnntk.runtime.progress import progress_bar
 
+__all__ = ["blockwise", "check_positive_definite", "gram"]
+
 PROGRESS_DELAY = 5.0  # seconds of work before a progress bar appears
 
 
@@ -37,26 +39,40 @@ def blockwise(
         x1: [n1, ...], or a tree of such arrays.
         x2: [n2, ...], likewise; None for the symmetric matrix of x1, whose pairs are computed
             once.
-        area: Most entries in a block; static. The last blocks along an axis overlap.
-        most: Most rows, and most columns, in a block; None sets no such limit.
+        area: largest number of entries in a block; static. The last blocks along an axis overlap.
+        most: largest number of rows, and of columns, in a block; None sets no such limit.
 
     Returns:
-        [n1, n2, ...], exactly symmetric where x2 is None. Memory beyond the result: what a block
-        takes; reverse-mode differentiation recomputes the blocks, and adds up to twice the result.
+        [n1, n2, ...], exactly symmetric where x2 is None. Memory beyond the result: one block's;
+        reverse-mode differentiation recomputes the blocks, and adds up to twice the result.
     """
     symmetric = x2 is None
-    x2 = x1 if x2 is None else x2
-    result = _zeros(pair_fn, x1, x2)
-    if result.size == 0:
-        return result
-    n1, n2 = result.shape[:2]
+    x2 = x1 if symmetric else x2
+    n1, n2 = (len(jax.tree.leaves(x)[0]) for x in (x1, x2))
+    if n1 == 0 or n2 == 0:
+        example = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)  # noqa: E731
+        one = jax.eval_shape(pair_fn, *jax.tree.map(example, (x1, x2)))
+        return jnp.zeros((n1, n2, *one.shape[2:]), one.dtype)
     side = max(1, math.isqrt(area))
     most = most or max(n1, n2)
     cols = _balanced(n2, min(most, side if symmetric else max(side, area // n1)))
     rows = _balanced(n1, min(most, side if symmetric else max(side, area // cols)))
-    row_starts, col_starts = _starts(n1, rows), _starts(n2, cols)
-    if len(row_starts) == len(col_starts) == 1:
+    if (rows, cols) == (n1, n2):
         return _mirror(pair_fn(x1, x2)) if symmetric else pair_fn(x1, x2)
+    return _in_blocks(pair_fn, x1, x2, _starts(n1, rows), _starts(n2, cols), rows, cols, symmetric)
+
+
+def _in_blocks(
+    pair_fn: Callable[[Any, Any], jax.Array],
+    x1: Any,
+    x2: Any,
+    row_starts: list[int],
+    col_starts: list[int],
+    rows: int,
+    cols: int,
+    symmetric: bool,
+) -> jax.Array:
+    """`blockwise`, as loops over blocks of ``rows`` x ``cols``."""
 
     @jax.checkpoint
     def block(start: jax.Array) -> jax.Array:
@@ -78,22 +94,17 @@ def blockwise(
     def write_diagonal(result: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
         return put(result, _mirror(block(start)), start), None
 
+    one = jax.eval_shape(block, jax.ShapeDtypeStruct((2,), jnp.int32))
+    ends = row_starts[-1] + rows, col_starts[-1] + cols
+    result = jnp.zeros((*ends, *one.shape[2:]), one.dtype)
     if not symmetric:
         pairs = [(i, j) for i in row_starts for j in col_starts]
         return lax.scan(write, result, jnp.array(pairs, jnp.int32))[0]
-    # The diagonal comes last: what an overlapping block holds on both sides of the diagonal all
-    # lies in diagonal blocks.
+    # The diagonal comes last: an entry that an overlapping block holds together with its mirror
+    # image lies in a diagonal block.
     pairs = [(i, j) for k, i in enumerate(row_starts) for j in row_starts[k + 1 :]]
     result, _ = lax.scan(write_both, result, jnp.array(pairs, jnp.int32))
     return lax.scan(write_diagonal, result, jnp.array([(i, i) for i in row_starts], jnp.int32))[0]
-
-
-def _zeros(pair_fn: Callable[[Any, Any], jax.Array], x1: Any, x2: Any) -> jax.Array:
-    """An array for the result, though there be no examples."""
-    n1, n2 = (len(jax.tree.leaves(x)[0]) for x in (x1, x2))
-    example = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)  # noqa: E731
-    one = jax.eval_shape(pair_fn, *jax.tree.map(example, (x1, x2)))
-    return jnp.zeros((n1, n2, *one.shape[2:]), one.dtype)
 
 
 def gram(
@@ -127,38 +138,40 @@ def gram(
     block_size = check_count("block_size", block_size)
     symmetric = x2 is None or x2 is x1
     left = checked_array("x1", x1)
-    right = left if x2 is None or x2 is x1 else checked_array("x2", x2)
+    right = left if x2 is None or symmetric else checked_array("x2", x2)
     check_rows("x1", left)
     check_rows("x2", right)
     rows, cols = (_balanced(len(x), block_size) for x in (left, right))
-    row_starts, col_starts = _starts(len(left), rows), _starts(len(right), cols)
-    pairs = [
-        (i, j)
-        for i in range(len(row_starts))
-        for j in range(i if symmetric else 0, len(col_starts))
+    blocks = [
+        (r, c)
+        for r in range(0, len(left), rows)
+        for c in range(r if symmetric else 0, len(right), cols)
     ]
-    for i, j in progress_bar(
-        pairs, desc="kernel", unit="block", delay=PROGRESS_DELAY, disable=not progress
+    for r, c in progress_bar(
+        blocks, desc="kernel", unit="block", delay=PROGRESS_DELAY, disable=not progress
     ):
-        row, col = row_starts[i], col_starts[j]
+        # All blocks have one shape: the last ones overlap their neighbours, which own the overlap.
+        row, col = min(r, len(left) - rows), min(c, len(right) - cols)
         block1 = lax.dynamic_slice_in_dim(left, row, rows)
         block2 = lax.dynamic_slice_in_dim(right, col, cols)
         values = np.asarray(kernel_fn(block1, block2))
         if values.dtype.itemsize == 2:  # half precision
             values = values.astype(np.float32)
-        shape = (len(left), len(right), *values.shape[2:])
-        out = np.empty(shape, values.dtype) if out is None else out
-        if out.shape != shape:
-            raise InputError(f"out must have shape {shape}, got {out.shape}")
-        if symmetric and i == j:
+        out = _checked_out(out, (len(left), len(right), *values.shape[2:]), values.dtype)
+        if symmetric and r == c:
             values = np.where(_upper(rows, values.ndim), values, _swap(values))
-        # A block owns the entries from its nominal start on; the ones before are a neighbour's.
-        r, c = i * rows, j * cols
         owned = values[r - row :, c - col :]
         out[r : row + rows, c : col + cols] = owned
-        if symmetric and i != j:
+        if symmetric and r != c:
             out[c : col + cols, r : row + rows] = _swap(owned)
     assert out is not None
+    return out
+
+
+def _checked_out(out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    out = np.empty(shape, dtype) if out is None else out
+    if out.shape != shape:
+        raise InputError(f"out must have shape {shape}, got {out.shape}")
     return out
 
 
@@ -174,7 +187,7 @@ def check_positive_definite(name: str, matrix: ArrayLike) -> None:
 
     Raises:
         InputError: the matrix is not square, not finite, not symmetric, or not positive definite to
-            the working precision; the message says by how much, and what would mend it.
+            the working precision; the message says by how much, and what helps.
     """
     values = np.asarray(checked_array(name, matrix))
     if values.ndim != 2 or values.shape[0] != values.shape[1] or values.size == 0:
@@ -197,15 +210,17 @@ def check_positive_definite(name: str, matrix: ArrayLike) -> None:
 
 
 def _balanced(n: int, block_size: int) -> int:
-    """The least size of blocks no more numerous than those of block_size."""
+    """The smallest block size that needs no more blocks than ``block_size``."""
     return math.ceil(n / math.ceil(n / block_size))
 
 
 def _starts(n: int, size: int) -> list[int]:
+    """First rows of the blocks; the last block ends at n, and may overlap the one before."""
     return [min(start, n - size) for start in range(0, n, size)]
 
 
 def _mirror(block: jax.Array) -> jax.Array:
+    """A diagonal block made exactly symmetric, from its upper half."""
     upper = jnp.where(_upper(len(block), block.ndim), block, _swap(block))
     if block.ndim < 4:
         return upper
@@ -215,6 +230,7 @@ def _mirror(block: jax.Array) -> jax.Array:
 
 
 def _upper(n: int, ndim: int) -> np.ndarray:
+    """[n, n, 1, ...] bool, True on and above the diagonal."""
     return np.triu(np.ones((n, n), bool)).reshape((n, n) + (1,) * (ndim - 2))
 
 

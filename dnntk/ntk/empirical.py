@@ -198,8 +198,15 @@ def _explicit_ntk(
     jacobian = jax.vmap(differentiate(outputs_of), (None, 0))
 
     def pair(x1: Any, x2: Any) -> jax.Array:
-        left = jax.tree.leaves(jacobian(params, x1))
-        right = left if x2 is x1 else jax.tree.leaves(jacobian(params, x2))
+        if x2 is x1:
+            left = right = jax.tree.leaves(jacobian(params, x1))
+        elif jax.tree.map(jnp.dtype, x1) == jax.tree.map(jnp.dtype, x2):  # traced once
+            both = jacobian(params, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x1, x2))
+            n1 = len(jax.tree.leaves(x1)[0])
+            left = [j[:n1] for j in jax.tree.leaves(both)]
+            right = [j[n1:] for j in jax.tree.leaves(both)]
+        else:
+            left, right = (jax.tree.leaves(jacobian(params, x)) for x in (x1, x2))
         flat = lambda j: j.reshape(*j.shape[:2], math.prod(j.shape[2:]))  # noqa: E731
         products = [_inner(flat(a), flat(b), outputs) for a, b in zip(left, right, strict=True)]
         return sum(products[1:], start=products[0])

@@ -28,7 +28,7 @@ CASES = [
     ((2, 3, 1), 1, 2, 1.0, 0.3),
     ((4, 4, 1), 5, 1, 0.5, 0.6),
 ]
-NETWORKS = [*CASES[1:2], *CASES[3:7], CASES[8]]
+NETWORKS = [CASES[1], CASES[3], CASES[6], CASES[8]]
 CHANCE = 4.5  # standard errors, for seeds that are fixed
 
 
@@ -72,13 +72,12 @@ def relu_features(x, kernel_size, rho, beta, draws, rng_seed):
     return {p: np.maximum(u @ patch(x, p, kernel_size) + v, 0) for p in positions}
 
 
-def monte_carlo(x, y, kernel_size, d_out, rho, beta, draws=50_000):
-    """Per draw, what the limit is the mean of; and what is printed in the theorem instead."""
-    features = [relu_features(z, kernel_size, rho, beta, draws, 1) for z in (x, y)]
+def monte_carlo(x, y, features, kernel_size, d_out):
+    """The limit's value at each draw, and that of the theorem as printed."""
     if x.ndim == 1:
         samples = features[0] * features[1] + x @ y
         return samples + d_out, samples + 1
-    certain, random = 0.0, np.zeros(draws)
+    certain, random = 0.0, 0.0
     constant = 0
     for window in windows(x.shape, kernel_size):
         if window:
@@ -96,8 +95,9 @@ def monte_carlo(x, y, kernel_size, d_out, rho, beta, draws=50_000):
 def test_limit_is_the_mean_over_gaussian_features(x64, shape, kernel_size, d_out, rho, beta):
     x, y = pair_of_inputs(shape)
     values = limit_ntk(np.stack([x, y]), rho=rho, beta=beta, d_out=d_out, kernel_size=kernel_size)
-    for index, pair in (((0, 1), (x, y)), ((0, 0), (x, x))):
-        samples, printed = monte_carlo(*pair, kernel_size, d_out, rho, beta)
+    features = [relu_features(z, kernel_size, rho, beta, 30_000, 1) for z in (x, y)]
+    for index, inputs in (((0, 1), (x, y)), ((0, 0), (x, x))):
+        samples, printed = monte_carlo(*inputs, [features[i] for i in index], kernel_size, d_out)
         error = CHANCE * samples.std() / np.sqrt(samples.size)
         value = float(values[index])
         assert abs(samples.mean() - value) < error

@@ -26,8 +26,10 @@ def matrix_valued(x, y):
     return features[0][:, None, :, None] * features[1][None, :, None, :]
 
 
-@pytest.mark.parametrize(("n1", "n2"), [(1, 1), (11, 4), (1, 30), (30, 1), (23, 24)])
-@pytest.mark.parametrize("area", [1, 30, 1000])
+@pytest.mark.parametrize(
+    ("n1", "n2", "area"),
+    [(1, 1, 1), (11, 4, 1), (1, 30, 7), (30, 1, 7), (23, 24, 30), (23, 24, 1000)],
+)
 def test_blockwise_is_the_kernel(n1, n2, area):
     x1, x2 = jnp.arange(n1, dtype=jnp.float32), jnp.arange(n2, dtype=jnp.float32)
     calls = []
@@ -41,8 +43,7 @@ def test_blockwise_is_the_kernel(n1, n2, area):
     assert all(rows * cols <= area for rows, cols in calls)
 
 
-@pytest.mark.parametrize("n", [2, 23])
-@pytest.mark.parametrize("area", [1, 9, 30, 1000])
+@pytest.mark.parametrize(("n", "area"), [(2, 1), (23, 1), (23, 30), (23, 1000)])
 def test_blockwise_symmetric_is_exactly_symmetric(n, area):
     x = jnp.asarray(numbered(n))
     value = np.asarray(jax.jit(partial(blockwise, lopsided, x2=None, area=area))(x1=x))
@@ -66,7 +67,7 @@ def test_blockwise_computes_a_pair_once():
     }
 
 
-@pytest.mark.parametrize("block_size", [1, 7, 10, 100])
+@pytest.mark.parametrize("block_size", [7, 100])
 def test_gram_is_independent_of_the_block_size(block_size):
     x1, x2 = numbered(19), numbered(8, seed=1)
     np.testing.assert_allclose(
@@ -79,7 +80,7 @@ def test_gram_is_independent_of_the_block_size(block_size):
         np.testing.assert_array_equal(value, gram(function, x1, x1, block_size=block_size))
 
 
-@pytest.mark.parametrize("block_size", [3, 100])
+@pytest.mark.parametrize("block_size", [1, 3, 100])
 def test_gram_of_a_matrix_valued_kernel(block_size):
     x = numbered(8)
     value = gram(matrix_valued, x, block_size=block_size)

@@ -9,8 +9,6 @@ import pytest
 from dnntk.errors import InputError
 from dnntk.kernel import arccos1, limit, limit_ntk
 
-DTYPES = (np.float32, np.float64)
-
 
 def slow_expectation(var_x, var_y, cov):
     """E[relu relu] and E[step step] by the textbook formula, one pair at a time."""
@@ -80,20 +78,22 @@ def in_float64(*args, **options):
 
 # ---- the limit kernel: values
 
-MLP_CASES = [(1, 1.0, 1.0, 1), (3, 0.5, 0.0, 2), (300, 2.0, 0.3, 10), (784, 10.0, 1.0, 3)]
+MLP_CASES = [
+    (1, 1.0, 1.0, 1, np.float64),
+    (3, 0.5, 0.0, 2, np.float32),
+    (300, 2.0, 0.3, 10, np.float32),
+    (784, 10.0, 1.0, 3, np.float64),
+]
 CNN_CASES = [  # (H, W, c), kernel_size, rho, beta, d_out
-    ((1, 1, 3), 5, 1.0, 0.0, 2),
     ((4, 6, 2), 5, 0.7, 0.9, 3),
-    ((3, 2, 1), 7, 0.5, 0.2, 4),
-    ((1, 5, 2), 1, 1.0, 0.5, 1),
+    ((3, 2, 1), 7, 0.5, 0.0, 4),
     ((6, 1, 1), 3, 0.0, 2.0, 5),
     ((3, 2, 30), 3, 0.4, 0.1, 1),
 ]
 
 
-@pytest.mark.parametrize(("d_in", "rho", "beta", "d_out"), MLP_CASES)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_mlp_agrees_with_its_definition(x64, dtype, d_in, rho, beta, d_out):
+@pytest.mark.parametrize(("d_in", "rho", "beta", "d_out", "dtype"), MLP_CASES)
+def test_mlp_agrees_with_its_definition(x64, d_in, rho, beta, d_out, dtype):
     x1, x2 = inputs((d_in,), dtype=dtype)
     value = limit_ntk(x1, x2, rho=rho, beta=beta, d_out=d_out)
     expected = slow_mlp(x1.astype(float), x2.astype(float), rho, beta, d_out)
@@ -147,7 +147,7 @@ def test_float32_is_within_a_millionth_of_float64(rho, distance):
         np.testing.assert_allclose(limit_ntk(x1, x2, rho=rho), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(28,), (784,), (3072,), (14, 14, 1)])
+@pytest.mark.parametrize("shape", [(3072,), (14, 14, 1)])
 def test_float32_of_flat_images_is_within_a_millionth_of_float64(shape):
     """All roundings of a sum of equal terms go one way, unless the sum is taken in pieces."""
     rng = np.random.default_rng(15)
@@ -190,11 +190,10 @@ def test_symmetric_positive_semidefinite_and_equal_to_the_general_call(x64, dtyp
     assert eigenvalues[0] > -8 * eps * len(x) * eigenvalues[-1]
 
 
-@pytest.mark.parametrize(("shape", "elements"), [((3,), 8), ((3,), 200), ((3, 2, 2), 8)])
-def test_independent_of_the_block_size(shape, elements):
-    rng = np.random.default_rng(7)
-    x1 = jnp.asarray(rng.normal(size=(17, *shape)), jnp.float32)
-    x2 = jnp.asarray(rng.normal(size=(10, *shape)), jnp.float32)
+def test_independent_of_the_block_size():
+    rng, elements = np.random.default_rng(7), 8
+    x1 = jnp.asarray(rng.normal(size=(17, 3, 2, 2)), jnp.float32)
+    x2 = jnp.asarray(rng.normal(size=(10, 3, 2, 2)), jnp.float32)
 
     def value(right, size):
         return np.asarray(limit._limit_ntk(x1, right, 1.0, 0.5, 2, 3, size))
@@ -258,9 +257,8 @@ def test_dtype_follows_the_input_and_x64_stays_off():
 # ---- the limit kernel: derivatives
 
 
-@pytest.mark.parametrize(("shape", "options"), [((4,), {}), ((3, 2, 2), {"kernel_size": 3})])
-@pytest.mark.parametrize("beta", [0.7, 0.0])
-def test_gradients_agree_with_finite_differences(x64, shape, options, beta):
+@pytest.mark.parametrize("shape", [(4,), (3, 2, 2)])
+def test_gradients_agree_with_finite_differences(x64, shape):
     """At generic, zero, coincident and opposite inputs; at 0 without bias the mean slope."""
     x1, x2 = inputs(shape, seed=9)
     x2[0] = -x1[2]
@@ -268,21 +266,28 @@ def test_gradients_agree_with_finite_differences(x64, shape, options, beta):
 
     @jax.jit
     def loss(x, rho, beta):
-        return jnp.sum(weights * limit_ntk(x, x2, rho=rho, beta=beta, d_out=2, **options))
+        return jnp.sum(weights * limit_ntk(x, x2, rho=rho, beta=beta, d_out=2))
 
-    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(x1, 0.8, beta)
     step = 1e-6
     cells = [np.eye(x1.size)[i].reshape(x1.shape) * step for i in range(x1.size)]
-    by_input = [(loss(x1 + e, 0.8, beta) - loss(x1 - e, 0.8, beta)) / (2 * step) for e in cells]
-    # Slopes have kinks of size `step` at coincident inputs; rounding adds eps / step.
-    np.testing.assert_allclose(gradients[0].ravel(), by_input, atol=2e-6)
-    by_rho = (loss(x1, 0.8 + step, beta) - loss(x1, 0.8 - step, beta)) / (2 * step)
-    np.testing.assert_allclose(gradients[1], by_rho, atol=2e-6)
-    if beta:
-        by_beta = (loss(x1, 0.8, beta + step) - loss(x1, 0.8, beta - step)) / (2 * step)
-        np.testing.assert_allclose(gradients[2], by_beta, atol=2e-6)
-    else:
-        assert np.isfinite(gradients[2])
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    for beta in (0.7, 0.0):
+        gradients = gradient(x1, 0.8, beta)
+        by_input = [(loss(x1 + e, 0.8, beta) - loss(x1 - e, 0.8, beta)) / (2 * step) for e in cells]
+        # Slopes have kinks of size `step` at coincident inputs; rounding adds eps / step.
+        np.testing.assert_allclose(gradients[0].ravel(), by_input, atol=2e-6)
+        by_rho = (loss(x1, 0.8 + step, beta) - loss(x1, 0.8 - step, beta)) / (2 * step)
+        np.testing.assert_allclose(gradients[1], by_rho, atol=2e-6)
+        if beta:
+            by_beta = (loss(x1, 0.8, beta + step) - loss(x1, 0.8, beta - step)) / (2 * step)
+            np.testing.assert_allclose(gradients[2], by_beta, atol=2e-6)
+        else:
+            assert np.isfinite(gradients[2])
+
+
+@jax.jit
+def weighted_gradient(x1, x2, weights):
+    return jax.grad(lambda x: jnp.sum(weights * limit_ntk(x, x2, rho=5.0)))(x1)
 
 
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, None])
@@ -293,19 +298,17 @@ def test_float32_gradients_agree_with_float64(distance):
     x2 = (x[::-1] if distance is None else near(x, distance)).astype(np.float32)
     weights = rng.normal(size=(12, 12)).astype(np.float32)
 
-    def gradient(x1, x2):
-        return np.asarray(jax.grad(lambda x: jnp.sum(weights * limit_ntk(x, x2, rho=5.0)))(x1))
-
-    single = gradient(x1, x2)
+    single = np.asarray(weighted_gradient(x1, x2, weights))
     with jax.enable_x64(True):
-        double = gradient(x1.astype(np.float64), x2.astype(np.float64))
+        double = weighted_gradient(*(a.astype(np.float64) for a in (x1, x2)), weights)
+        double = np.asarray(double)
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, double, rtol=0, atol=1e-6 * abs(double).max())
 
 
-@pytest.mark.parametrize(("shape", "symmetric"), [((3,), True), ((3,), False), ((3, 2, 1), True)])
-def test_gradients_are_independent_of_the_block_size(x64, shape, symmetric):
-    x = jnp.asarray(np.random.default_rng(12).normal(size=(9, *shape)))
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradients_are_independent_of_the_block_size(x64, symmetric):
+    x = jnp.asarray(np.random.default_rng(12).normal(size=(9, 3)))
     weights = np.random.default_rng(13).normal(size=(9, 9))
 
     def gradient(elements):

@@ -46,36 +46,28 @@ def test_equals_the_library_convolution(shape, x64):
     np.testing.assert_allclose(ours(layout, images, kernel), plain(images, kernel), atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_derivatives_equal_the_librarys(shape, x64):
+@pytest.mark.parametrize("shape", SHAPES[1:5])
+def test_derivatives_of_both_modes_equal_the_librarys(shape, x64):
     layout, images, kernel = example(*shape, jnp.float64)
 
-    def loss(convolution, images, kernel):
-        return jnp.sum(jnp.sin(convolution(images, kernel)))
+    def derivatives(convolution):
+        """First by both arguments, second by each, and along a tangent."""
 
-    mine = functools.partial(loss, functools.partial(ours, layout))
-    library = functools.partial(loss, plain)
-    for derivative in (
-        jax.grad,
-        lambda f, n: jax.grad(lambda *a: jnp.sum(jax.grad(f, n)(*a) ** 2), n),
-    ):
-        for argument in (0, 1):
-            found = jax.jit(derivative(mine, argument))(images, kernel)
-            expected = jax.jit(derivative(library, argument))(images, kernel)
-            scale = np.abs(expected).max()
-            np.testing.assert_allclose(found, expected, atol=1e-12 * scale)
+        def loss(images, kernel):
+            return jnp.sum(jnp.sin(convolution(images, kernel)))
 
+        def second(n):
+            size = lambda *a: jnp.sum(jax.grad(loss, n)(*a) ** 2)  # noqa: E731
+            return jax.grad(size, n)(images, kernel)
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_forward_mode_agrees_with_reverse_mode(shape, x64):
-    layout, images, kernel = example(*shape, jnp.float64)
-    function = functools.partial(ours, layout)
-    tangent = jax.jit(lambda *v: jax.jvp(function, v, tuple(map(jnp.sin, v)))[1])(images, kernel)
-    cotangent = jax.random.normal(jax.random.key(0), tangent.shape, tangent.dtype)
-    _, pull_back = jax.vjp(function, images, kernel)
-    d_images, d_kernel = pull_back(cotangent)
-    right = jnp.sum(d_images * jnp.sin(images)) + jnp.sum(d_kernel * jnp.sin(kernel))
-    np.testing.assert_allclose(jnp.sum(cotangent * tangent), right, rtol=1e-9)
+        tangents = jnp.sin(images), jnp.sin(kernel)
+        along = jax.jvp(convolution, (images, kernel), tangents)[1]
+        return jax.grad(loss, (0, 1))(images, kernel), second(0), second(1), along
+
+    found = jax.jit(lambda: derivatives(functools.partial(ours, layout)))()
+    expected = jax.jit(lambda: derivatives(plain))()
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12 * np.abs(b).max())
 
 
 def test_convolve_and_correlate_are_adjoint(x64):

@@ -46,46 +46,46 @@ def close(found, expected, dtype=np.float64, layers=9):
 
 
 @pytest.mark.parametrize(
-    ("case", "parametrization", "trained"),
-    [
-        (MLP, "ntk", True),
-        (MLP, "standard", True),
-        (WIDE, "ntk", True),
-        (CNN, "ntk", True),
-        (CNN, "standard", True),
-    ],
+    ("case", "definition"), [(MLP, "jacfwd"), (WIDE, "jacrev"), (CNN, "jacrev")]
 )
-def test_all_methods_agree_with_the_definition(case, parametrization, trained, x64):
-    model, variables, x1, x2 = make(case, parametrization, trained)
-    # The CNN's forward mode compiles for long; test_models.py has it beside its reverse mode.
-    definition = "jacrev" if case == CNN else "jacfwd"
+def test_all_methods_agree_with_the_definition(case, definition, x64):
+    # Forward mode compiles for long; test_models.py has the CNN's beside its reverse mode.
+    model, variables, x1, x2 = make(case)
     expected = empirical_ntk(model, variables, x1, x2, method=definition)
     assert expected.shape == (5, 3, model.d_out, model.d_out)
     for method in ("auto", "layerwise", "jacrev"):
         close(empirical_ntk(model, variables, x1, x2, method=method), expected)
 
 
+@pytest.mark.parametrize("case", [MLP, CNN])
+def test_both_parametrizations_have_the_same_kernel(case, x64):
+    model, variables, x1, x2 = make(case)
+    found = empirical_ntk(*to_standard(model, variables), x1, x2)
+    close(found, empirical_ntk(model, variables, x1, x2))
+
+
 @pytest.mark.parametrize(
-    ("init", "parametrization"), [("he_uniform", "ntk"), ("torch_default", "standard")]
+    ("depth", "init", "parametrization"),
+    [(2, "deep_narrow", "ntk"), (3, "torch_default", "standard"), (6, "he_uniform", "ntk")],
 )
-def test_baselines_too(init, parametrization, x64):
-    model, variables, x1, _ = make(MLP, parametrization, initialization=init)
+def test_shallow_networks_and_baselines_too(depth, init, parametrization, x64):
+    model, variables, x1, _ = make(MLP, parametrization, depth=depth, initialization=init)
     expected = empirical_ntk(model, variables, x1, method="jacrev")
     close(empirical_ntk(model, variables, x1), expected)
 
 
-def test_scaled_by_the_thesis_and_the_same_in_both_parametrizations(x64):
+def test_scaled_by_the_thesis(x64):
     model, variables, x1, x2 = make(MLP)
     standard, literal = to_standard(model, variables)
-    found = empirical_ntk(model, variables, x1, x2)
-    close(empirical_ntk(standard, literal, x1, x2), found)
     unscaled = empirical_ntk_fn(standard.apply)(literal, x1, x2)
-    close(unscaled / (model.depth * model.scale**2), found)
+    close(
+        unscaled / (model.depth * model.scale**2),
+        empirical_ntk(model, variables, x1, x2),
+    )
 
 
 @pytest.mark.parametrize(
-    ("case", "method"),
-    [(MLP, "layerwise"), (MLP, "jacrev"), (WIDE, "layerwise"), (CNN, "layerwise")],
+    ("case", "method"), [(MLP, "layerwise"), (MLP, "jacrev"), (WIDE, "layerwise")]
 )
 def test_trace_and_diagonal_are_parts_of_the_full_kernel(case, method, x64):
     model, variables, x1, x2 = make(case)
@@ -96,34 +96,26 @@ def test_trace_and_diagonal_are_parts_of_the_full_kernel(case, method, x64):
     close(diagonal, np.diagonal(full, axis1=2, axis2=3))
 
 
-@pytest.mark.parametrize(
-    ("method", "outputs"),
-    [("layerwise", "full"), ("jacrev", "diagonal")],
-)
+@pytest.mark.parametrize(("method", "outputs"), [("layerwise", "full"), ("jacrev", "diagonal")])
 def test_blocks_do_not_change_the_kernel_and_x2_none_is_symmetric(method, outputs, x64):
-    model, variables, x1, x2 = make(MLP)
+    model, variables, x1, _ = make(MLP)
     options = {"method": method, "outputs": outputs}
-    for right in (x2, None):
-        whole = empirical_ntk(model, variables, x1, right, **options)
-        close(empirical_ntk(model, variables, x1, right, block_size=2, **options), whole)
+    some = x1[:3].copy()
+    expected = empirical_ntk(model, variables, x1, some, **options)
     found = np.asarray(empirical_ntk(model, variables, x1, block_size=2, **options))
-    close(found, empirical_ntk(model, variables, x1, x1.copy(), **options))
+    close(found[:, :3], expected)
     swapped = found.transpose(1, 0, *range(found.ndim - 1, 1, -1))
     np.testing.assert_array_equal(found, swapped)
+    if method == "layerwise":
+        close(empirical_ntk(model, variables, x1, some, block_size=2, **options), expected)
+        close(empirical_ntk(model, variables, x1, **options), found)
 
 
-@pytest.mark.parametrize("segment", [1, 4])
+@pytest.mark.parametrize("segment", [3, 9])
 def test_the_segment_does_not_change_the_kernel(segment, x64):
     model, variables, x1, x2 = make(MLP)
     expected = empirical_ntk(model, variables, x1, x2)
     close(empirical_ntk(model.clone(segment=segment), variables, x1, x2), expected)
-
-
-@pytest.mark.parametrize("depth", [2, 3])
-def test_shallow_networks(depth, x64):
-    model, variables, x1, x2 = make(MLP, depth=depth)
-    expected = empirical_ntk(model, variables, x1, x2, method="jacrev")
-    close(empirical_ntk(model, variables, x1, x2), expected)
 
 
 def test_zero_and_negative_inputs_and_infinite_scale(x64):
@@ -161,9 +153,11 @@ def test_under_jit_vmap_and_grad(x64):
 
 def test_the_program_does_not_grow_with_depth():
     sizes = []
+    x = np.ones((5, 4), np.float32)
     for depth in (400, 10_000):
-        model, variables, x1, _ = make(MLP, depth=depth, trained=False)
-        lowered = jax.jit(lambda v, x, m=model: empirical_ntk(m, v, x)).lower(variables, x1)
+        model = DeepNarrowMLP(depth, 3, 6.0)
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        lowered = jax.jit(lambda v, x, m=model: empirical_ntk(m, v, x)).lower(variables, x)
         sizes.append(len(lowered.as_text()))
     assert abs(sizes[1] - sizes[0]) < 0.02 * sizes[0]
 
@@ -198,9 +192,7 @@ class ResNet(nn.Module):
     def __call__(self, x):
         h = nn.Conv(4, (3, 3))(x)
         h = nn.BatchNorm(use_running_average=True)(h)
-        for _ in range(2):
-            h = Block(4)(h)
-        return nn.Dense(3)(h.mean((1, 2)))
+        return nn.Dense(3)(Block(4)(h).mean((1, 2)))
 
 
 def resnet():
@@ -235,10 +227,10 @@ def check_the_residual_network():
         return model.apply({"params": params, **rest}, x[None])[0]
 
     expected = by_the_definition(outputs_of, variables["params"], x, x[:2])
-    for apply_fn in (model, lambda v, x: model.apply(v, x)):
-        close(empirical_ntk_fn(apply_fn)(variables, x, x[:2]), expected, layers=50)
-    trace = empirical_ntk_fn(model.apply, outputs="trace", block_size=2)(variables, x, x[:2])
-    close(trace, np.trace(expected, axis1=2, axis2=3), layers=50)
+    close(empirical_ntk_fn(model)(variables, x, x[:2]), expected, layers=50)
+    for apply_fn, block_size in ((model.apply, 2), (lambda v, x: model.apply(v, x), None)):
+        kernel = empirical_ntk_fn(apply_fn, outputs="trace", block_size=block_size)
+        close(kernel(variables, x, x[:2]), np.trace(expected, axis1=2, axis2=3), layers=50)
 
 
 def test_any_function_any_tree_of_parameters_any_outputs(x64):

@@ -89,12 +89,14 @@ def test_an_nnx_module_its_state_and_its_parameters_give_the_kernel_by_its_param
         return module(x)
 
     close(empirical_ntk_fn(merged)(state, X, X[:2]), expected)
-    close(empirical_ntk_fn(lambda m, x: m.encode(x))(module, X, X[:2]), expected)
+    encode = empirical_ntk_fn(lambda m, x: m.encode(x))
+    close(encode(module, X, X[:2]), expected)
     assert module.drop.deterministic is False  # the caller's module stays in training mode
     after = jax.tree.map(np.asarray, nnx.state(module, nnx.Not(nnx.RngState)))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     module.first.kernel[...] *= 2
-    close(kernel(module, X[:1]), empirical_ntk_fn(module)(nnx.state(module), X[:1]))
+    close(kernel(module, X, X[:2]), encode(module, X, X[:2]))
+    assert np.abs(kernel(module, X, X[:2]) - expected).max() > 0.1
     refused("variables: expected an NNX module", kernel, params, X)
     refused("another state", kernel, nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0))), X)
     another = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -150,7 +152,7 @@ def test_several_arguments_are_taken_by_a_function():
 def test_several_inputs_are_a_tree_and_tokens_stay_integers():
     net = Two()
     inputs = {"x": X, "token": np.array([0, 3, 3, 1])}
-    variables = net.init(jax.random.key(0), inputs)
+    variables = jax.jit(net.init)(jax.random.key(0), inputs)
     kernel = empirical_ntk_fn(net)
     whole = kernel(variables, inputs)
 
@@ -158,7 +160,8 @@ def test_several_inputs_are_a_tree_and_tokens_stay_integers():
         h = params["Embed_0"]["embedding"][token] * x
         return h @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
-    jacobian = jax.vmap(jax.jacrev(rows), (None, 0, 0))(variables["params"], X, inputs["token"])
+    jacobian = jax.jit(jax.vmap(jax.jacrev(rows), (None, 0, 0)))
+    jacobian = jacobian(variables["params"], X, inputs["token"])
     flat = np.concatenate([j.reshape(4, 2, -1) for j in jax.tree.leaves(jacobian)], 2)
     close(whole, np.einsum("nkp,mlp->nmkl", flat, flat))
     blocks = empirical_ntk_fn(net, block_size=3)
@@ -192,17 +195,14 @@ def test_lists_and_tuples_of_numbers_are_one_array():
     ("method", "outputs", "rest"),
     [
         ("layerwise", "full", (2, 2)),
-        ("layerwise", "trace", ()),
         ("layerwise", "diagonal", (2,)),
-        ("jacrev", "full", (2, 2)),
         ("jacrev", "trace", ()),
-        ("jacfwd", "diagonal", (2,)),
     ],
 )
 def test_no_examples_give_an_empty_kernel(method, outputs, rest):
     model = DeepNarrowMLP(3, 2, 1.0)
     variables = initialized(model, X)
-    for x1, x2, size in ((X[:0], X, None), (X, X[:0], 2), (X[:0], X[:0], 2), (X[:0], None, None)):
+    for x1, x2, size in ((X[:0], X, None), (X, X[:0], 2), (X[:0], None, None)):
         options = {"method": method, "outputs": outputs, "block_size": size}
         kernels = [empirical_ntk(model, variables, x1, x2, **options)]
         if method != "layerwise":
@@ -236,9 +236,14 @@ def test_complex_parameters_count_by_both_parts():
     expected = empirical_ntk_fn(rewritten)(parts, X, X[:2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for variables in (both, jax.tree.map(jnp.asarray, both), {**both, "w": w.astype(">c8")}):
-            for method in ("jacrev", "jacfwd"):
-                found = empirical_ntk_fn(network, method=method)(variables, X, X[:2])
+        for method in ("jacrev", "jacfwd"):
+            kernel = empirical_ntk_fn(network, method=method)
+            for variables in (
+                both,
+                jax.tree.map(jnp.asarray, both),
+                {**both, "w": w.astype(">c8")},
+            ):
+                found = kernel(variables, X, X[:2])
                 assert found.dtype == np.float32
                 close(found, expected)
     refused("expected real floating-point outputs, got complex64", empirical_ntk_fn(linear), w, X)
@@ -252,8 +257,9 @@ def test_complex_parameters_count_by_both_parts():
 def test_half_precision_is_accumulated_and_returned_in_float32(dtype):
     x = np.full((2, 1000), 16, np.float32)
     with jax.numpy_dtype_promotion("strict"):
+        kernel = empirical_ntk_fn(linear)
         for inputs in (jnp.asarray(x, dtype), x.astype(dtype)):
-            found = empirical_ntk_fn(linear)(np.ones((1000, 1), dtype), inputs)
+            found = kernel(np.ones((1000, 1), dtype), inputs)
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, np.full((2, 2, 1, 1), 256_000))
     model = DeepNarrowMLP(3, 1, 1.0)
@@ -290,10 +296,10 @@ def test_dtypes_may_be_mixed_and_promotion_strict():
     expected = empirical_ntk(model, variables, X)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         for x, dtype in ((X, np.float32), (X.astype(np.float64), np.float64)):
-            for method in ("layerwise", "jacrev"):
-                found = empirical_ntk(model, variables, x, method=method)
-                assert found.dtype == dtype
-                close(found, expected)
+            method = "layerwise" if dtype == np.float32 else "jacrev"
+            found = empirical_ntk(model, variables, x, method=method)
+            assert found.dtype == dtype
+            close(found, expected)
         parts = {"a": W, "b": W.astype(np.float64)}
         sum_of = lambda p, x: x @ p["a"] + (x.astype(p["b"].dtype) @ p["b"]).astype(x.dtype)  # noqa: E731
         for method in ("jacrev", "jacfwd"):
