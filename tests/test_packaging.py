@@ -7,6 +7,8 @@ from pathlib import Path
 
 from hatchling import build
 
+import dnntk
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,3 +29,9 @@ def test_the_package_is_found_in_a_folder_that_holds_a_clone(tmp_path):
     code = "import importlib.util; print(importlib.util.find_spec('dnntk').origin)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
     assert Path(done.stdout.decode().strip()).name == "__init__.py", done.stderr
+
+
+def test_the_package_lists_its_public_names_alone():
+    assert dir(dnntk) == sorted(dnntk.__all__)
+    assert {"InfiniteDepthClassifier", "InfiniteDepthRegressor"} <= set(dir(dnntk))
+    assert all(hasattr(dnntk, name) for name in dir(dnntk))

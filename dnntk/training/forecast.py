@@ -134,19 +134,19 @@ class _Calibration:
         self.config, self.data, self.reading = config, data, reading
         examples = len(data.x_train)
         self.batch_size = min(config.batch_size or examples, examples)
+        self.job = Job(config, config.model(data.y_train.shape[1]), examples, self.batch_size)
+        self.model = self.job.model
         self.x = data.x_train[: self.batch_size]
-        self.model = config.model(data.y_train.shape[1])
         self.stages = pipeline.parse_mesh(config.mesh)[pipeline.DEPTH]
         self.itemsize = jnp.dtype(config.dtype).itemsize
 
     def forecast(self) -> Forecast:
         first, second = self._timed()
         took = _Timed.at(self.model.depth, first, second)
-        job = Job(self.config, self.model, len(self.data.x_train), self.batch_size)
-        plan = job.planned(lambda: second.eigenvalue)
+        plan = self.job.planned(lambda: second.eigenvalue)
         step_bytes, settling_bytes = self._step_bytes(), 0
         settling = 0.0
-        if plan.lambda_max:  # the step is chosen from an eigenvalue unless it is given
+        if self.job.chooses_step:
             settling = took.compiling + second.eigenvalue.iterations * took.product
             settling_bytes = self._settling_bytes()
         state = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(self._state()))
@@ -215,8 +215,9 @@ class _Calibration:
         variables = jax.jit(model.init)(jax.random.key(self.config.seed), self.x[:1])
         jax.block_until_ready(variables)
         initialization = time.perf_counter() - begun
-        begun = time.perf_counter()
-        found = largest_eigenvalue(model, variables, self.x, mesh, state_bytes=state_bytes)
+        begun, found = time.perf_counter(), Eigenvalue(1.0, True, 0)
+        if self.job.chooses_step:
+            found = largest_eigenvalue(model, variables, self.x, mesh, state_bytes=state_bytes)
         eigenvalue_seconds = time.perf_counter() - begun
         optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30), DEFAULT_STEPS)
         frozen = {name: tree for name, tree in variables.items() if name != "params"}

@@ -71,6 +71,12 @@ class Job:
     examples: int
     batch_size: int
 
+    @property
+    def chooses_step(self) -> bool:
+        """Is the step chosen from the kernel's largest eigenvalue?"""
+        config = self.config
+        return config.optimizer == "sgd" and config.time_step is None and config.lr is None
+
     def planned(self, lambda_max: Callable[[], Eigenvalue]) -> Plan:
         """A new run's plan; ``lambda_max`` is called only where the step is chosen from it.
 

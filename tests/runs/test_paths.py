@@ -1,12 +1,10 @@
 """Paths that a user brings: names of any kind, ``~``, none at all, and users without a home."""
 
-import contextlib
 import pwd
 import shutil
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 
 import dnntk
@@ -18,87 +16,14 @@ from dnntk.infinite_depth.prediction import predict
 from dnntk.kernel import limit_ntk
 from dnntk.native import build
 from dnntk.report.reading import find_workdirs
-from dnntk.runs import checkpoints
-from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import RunFolder
 from dnntk.runs.paths import as_path
-
-STATE = {"a": np.arange(12.0, dtype=np.float32).reshape(3, 4), "b": [np.int32(3), np.zeros(0)]}
-NAMES = (
-    *("proj [2]", "[", "[!a]", "a\\b", "\\", "*", "**", "?x", "{a,b}", "%41", "#1", "é", "a b "),
-    *("dot.", "$HOME", "~", "a\nb", "x:y", "-rf", "gs:", "\udcff"),
-)
 
 
 def one_line(caught):
     message = str(caught.value)
     assert "\n" not in message and len(message) < 400
     return message
-
-
-# ---- names that a library would take for a pattern, an address or an escape
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_checkpoints_are_kept_under_any_name(tmp_path, name):
-    folder = tmp_path / name / "checkpoints"
-    with Checkpoints(folder) as kept:
-        kept.save(3, STATE)
-    with Checkpoints(folder) as kept:
-        step, state = kept.restore(STATE)
-    assert step == 3 and state["b"][0] == 3
-    np.testing.assert_array_equal(state["a"], STATE["a"])
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-@pytest.mark.parametrize("name", ["proj [2]", "a\\b", "*"])
-def test_a_name_that_orbax_would_mistake_is_refused_where_there_is_no_other(
-    tmp_path, name, monkeypatch
-):
-    monkeypatch.setattr(checkpoints, "_OPEN_FILES", tmp_path / "nothing")
-    with pytest.raises(InputError, match="workdir: expected a path without") as caught:
-        Checkpoints(tmp_path / name)
-    one_line(caught)
-    with Checkpoints(tmp_path / "plain") as kept:
-        kept.save(1, STATE)
-        assert kept.restore(STATE)[0] == 1
-
-
-def test_a_checkpoint_that_cannot_be_read_again_is_an_error_at_once(tmp_path, monkeypatch):
-    """What orbax does by itself with such a name: no error, and nothing to restore."""
-    monkeypatch.setattr(checkpoints, "_plainly_named", contextlib.nullcontext)
-    with Checkpoints(tmp_path / "proj [2]") as kept:
-        with pytest.raises(InputError, match="checkpoints can be read again") as caught:
-            kept.save(1, {"a": STATE["a"]})
-        one_line(caught)
-        assert kept.newest() is None
-
-
-def test_a_checkpoint_of_other_values_is_an_error_at_once(tmp_path, monkeypatch):
-    def wrong(state):
-        return save_args(state | {"b": [np.int32(4), state["b"][1]]})
-
-    save_args = checkpoints._in_pieces
-    monkeypatch.setattr(checkpoints, "_in_pieces", wrong)
-    with Checkpoints(tmp_path) as kept, pytest.raises(InputError, match="other values"):
-        kept.save(1, STATE)
-
-
-def test_a_run_resumes_in_a_folder_of_any_name_and_prints_it_in_ascii(tmp_path):
-    code = (
-        "import runpy, sys; sys.stdout.reconfigure(encoding='ascii', errors='strict')\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    workdir = "runs [2]/a\\b é→ *"
-    flags = ("--depth=4", f"--workdir={workdir}")
-    cases = {"begin": (*flags, "--steps=2"), "go on": (*flags, "--steps=3", "--resume")}
-    found = processes.outcomes("train.py", cases, tmp_path, code=code, first="begin")
-    for done in found.values():
-        assert done.returncode == 0, done.stderr
-    assert "resume: from step 2\n" in found["go on"].stdout
-    assert "results: runs [2]/a\\b \\xe9\\u2192 *" in found["go on"].stdout
-    assert (tmp_path / workdir / "checkpoints" / "3").is_dir()
-    assert [path.name for path in tmp_path.iterdir()] == ["runs [2]"]
 
 
 # ---- what a path is

@@ -1,13 +1,13 @@
-"""Schedules: what the steps are multiplied by, and the kernel time that they add up to."""
+"""Steps and their number, schedules, and the kernel time that the steps add up to."""
 
 import jax
 import numpy as np
 import pytest
 
 import dnntk
-from dnntk.training.config import DECAYING, SCHEDULES, TrainConfig
-from dnntk.training.optimizers import optimizer_of
+from dnntk.training.config import SCHEDULES, TrainConfig
 from dnntk.training.plan import Job, Plan, kernel_times, schedule_of
+from dnntk.training.step_size import Eigenvalue
 
 
 def factors(steps, **fields):
@@ -35,9 +35,9 @@ def test_steps_of_a_schedule_move_a_linear_network_as_its_kernel_says():
     result = dnntk.train(config, progress=False)
     x, y = result.dataset.x_train, result.dataset.y_train
     with jax.enable_x64(True):
-        start = jax.jit(result.model.init)(jax.random.key(config.seed), x[:1])
+        start = result.model.init(jax.random.key(config.seed), x[:1])
         kernel = np.asarray(dnntk.empirical_ntk(result.model, start, x)[:, :, 0, 0])
-        outputs = np.asarray(jax.jit(result.model.apply)(result.variables, x))
+        outputs = np.asarray(result.model.apply(result.variables, x))
     rest = y
     steps = 0.05 * np.asarray(schedule_of(config, 8)(np.arange(8)), float)
     for step in steps:
@@ -63,47 +63,22 @@ def test_a_schedule_keeps_its_length():
         TrainConfig(schedule="cosine", time=3.0)
 
 
-@pytest.mark.parametrize("optimizer", DECAYING)
-def test_weight_decay_takes_its_share_of_the_parameters(optimizer):
-    params = {"kernel": np.array([1.0, -2.0, 4.0], np.float32)}
-
-    def step(weight_decay):
-        config = TrainConfig(optimizer=optimizer, lr=0.1, weight_decay=weight_decay)
-        rule = optimizer_of(config, 0.1, steps=5)
-        gradient = {"kernel": np.array([0.3, 0.1, -0.2], np.float32)}
-        return np.asarray(rule.update(gradient, rule.init(params), params)[0]["kernel"])
-
-    change = step(0.5) - step(0.0)
-    if optimizer == "lamb":  # it scales the whole step to the parameters
-        assert change @ params["kernel"] < 0
-    else:
-        np.testing.assert_allclose(change, -0.1 * 0.5 * params["kernel"], rtol=1e-5)
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_time_is_reached_exactly_by_steps_below_the_limit(momentum):
+    config = TrainConfig(depth=10, time=3.0, momentum=momentum)
+    plan = Job(config, config.model(1), 100, 100).planned(lambda: Eigenvalue(7.3, True, 5))
+    assert kernel_times(config, plan)[-1] == pytest.approx(3.0, rel=1e-9)
+    assert 0.5 * 2 / 7.3 < plan.time_step < 2 / 7.3
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("config", "name"),
     [
-        {"weight_decay": 0.1},
-        {"optimizer": "adam", "lr": 0.1, "weight_decay": 0.1},
-        {"optimizer": "adamw", "lr": 0.1, "weight_decay": -0.1},
-        {"optimizer": "adamw", "lr": 0.1, "weight_decay": float("nan")},
+        (TrainConfig(time=1e300, depth=5), "time"),
+        (TrainConfig(epochs=2**31 - 1, batch_size=9), "epochs"),
     ],
 )
-def test_weight_decay_is_for_those_who_have_it(fields):
-    with pytest.raises(dnntk.InputError, match="^weight_decay") as error:
-        TrainConfig(**fields)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"sam_radius": 0.1},
-        {"optimizer": "adam", "lr": 0.1, "sam_radius": -0.1},
-        {"optimizer": "adam", "lr": 0.1, "sam_radius": float("inf")},
-    ],
-)
-def test_a_sharpness_radius_is_a_length_and_not_for_kernel_time(fields):
-    with pytest.raises(dnntk.InputError, match="^sam_radius") as error:
-        TrainConfig(**fields)
-    assert "\n" not in str(error.value)
+def test_more_steps_than_can_be_counted_are_refused(config, name):
+    job = Job(config, config.model(1), 100, config.batch_size)
+    with pytest.raises(dnntk.InputError, match=f"^{name}: expected at most"):
+        job.planned(lambda: Eigenvalue(1.0, True, 5))

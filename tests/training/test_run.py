@@ -1,3 +1,6 @@
+"""One run of `dnntk.train`: what it returns, what it leaves on disk, and how it goes on."""
+
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -15,15 +18,32 @@ SMALL = TrainConfig(depth=20, steps=12, eval_every=4, checkpoint_every=3)
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """(workdir, result) of one run that several tests look at; they copy what they change."""
+    """(workdir, result) of a run for several tests, which copy what they change."""
     workdir = tmp_path_factory.mktemp("small")
-    return workdir, train(SMALL, workdir, progress=False)
+    with counted_calls() as traced:
+        result = train(SMALL, workdir, progress=False)
+    return workdir, result, len(traced)
 
 
 @pytest.fixture
 def copied_run(small_run, tmp_path):
     """The same, in a folder to be changed."""
     return shutil.copytree(small_run[0], tmp_path / "copy"), small_run[1]
+
+
+@contextlib.contextmanager
+def counted_calls():
+    """A list with an entry for every call of the network: for each time that it is traced."""
+    traced = []
+    original = dnntk.DeepNarrowMLP.__call__
+
+    def counting(self, x):
+        traced.append(x.shape)
+        return original(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dnntk.DeepNarrowMLP, "__call__", counting)
+        yield traced
 
 
 def numbers(history):
@@ -46,7 +66,7 @@ def test_a_notebook_trains_in_five_lines_and_nothing_global_changes(tmp_path, mo
 
 
 def test_the_first_line_is_the_loss_of_a_zero_output(small_run):
-    _, result = small_run
+    result = small_run[1]
     zero_loss = 0.5 * np.mean(np.sum(result.dataset.y_train**2, 1))
     assert result.history[0]["train_loss"] == pytest.approx(zero_loss, rel=1e-6)
     assert [line["step"] for line in result.history] == [0, 1, 2, 4, 8, 12]
@@ -57,24 +77,29 @@ def test_the_first_line_is_the_loss_of_a_zero_output(small_run):
     "changes",
     [
         {},
-        {"batch_size": 64, "momentum": 0.5, "shift": 2},
-        {"arch": "cnn", "optimizer": "adam", "lr": 0.01},
+        {"classes": "all", "batch_size": 64, "momentum": 0.9, "shift": 2},
+        {"arch": "cnn", "optimizer": "adamw", "lr": 0.01, "sam_radius": 0.1},
         {"depth": 2, "momentum": 0.5},  # no middle layers
-        {"optimizer": "adamw", "lr": 0.01, "sam_radius": 0.1},
     ],
+    ids=str,
 )
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, changes, small_run):
-    config = dataclasses.replace(SMALL, **changes)
-    whole = train(config, progress=False) if changes else small_run[1]
-    cut = dataclasses.replace(config, steps=7, eval_every=4, checkpoint_every=3)
-    train(cut, tmp_path / "cut", progress=False)
-    # As if killed after step 6: the later checkpoint and the summary never came to be.
-    with Checkpoints(tmp_path / "cut" / "checkpoints") as checkpoints:
-        checkpoints._manager.delete(7)
-    resumed = train(config, tmp_path / "cut", resume=True, progress=False)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, changes, copied_run):
+    config, (workdir, whole) = dataclasses.replace(SMALL, **changes), copied_run
+    if changes:
+        workdir = tmp_path / "other"
+        whole = train(config, workdir, progress=False)
+    if config.classes == "all":
+        assert (
+            whole.dataset.y_train.shape[1] == 10 and whole.summary["test_accuracy"] > 0.15
+        )  # of 10 classes
+    # As if killed before the last checkpoint: it and the summary never came to be.
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints._manager.delete(12)
+    (workdir / "summary.json").unlink()
+    resumed = train(config, workdir, resume=True, progress=False)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
     assert numbers(resumed.history) == numbers(whole.history)
-    lines = [json.loads(t) for t in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(t) for t in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert numbers(lines) == numbers(whole.history)
 
 
@@ -88,7 +113,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(copied_run):
 
 
 def test_a_workdir_holds_what_the_readme_says(small_run):
-    workdir, result = small_run
+    workdir, result, _ = small_run
     names = {p.name for p in workdir.iterdir()}
     assert names == {
         *("config.json", "metrics.jsonl", "summary.json", "checkpoints"),
@@ -104,26 +129,11 @@ def test_a_workdir_holds_what_the_readme_says(small_run):
     assert TrainConfig.from_json(saved) == SMALL
 
 
-def test_time_is_reached_exactly_and_alike_with_momentum():
-    for momentum in (0.0, 0.5):
-        config = TrainConfig(depth=10, time=3.0, momentum=momentum)
-        result = train(config, progress=False)
-        assert result.history[-1]["time"] == pytest.approx(3.0, rel=1e-9)
-        limit = 2 / result.summary["lambda_max"]
-        assert 0.5 * limit < result.summary["time_step"] < limit
-
-
 def test_the_toy_task_is_learnt_without_accuracies(tmp_path):
     result = train(TrainConfig(dataset="toy", depth=200, steps=300), tmp_path, progress=False)
     assert result.summary["test_accuracy"] is None
     assert result.summary["train_loss"] < 1e-3
     assert (tmp_path / "fit.pdf").exists() and not (tmp_path / "confusion.png").exists()
-
-
-def test_ten_classes_have_ten_outputs():
-    config = TrainConfig(depth=10, classes="all", steps=20)
-    result = train(config, progress=False)
-    assert result.dataset.y_train.shape[1] == 10 and result.summary["test_accuracy"] > 0.3
 
 
 def test_too_large_a_step_stops_with_advice_and_keeps_good_checkpoints(tmp_path):
@@ -153,26 +163,10 @@ def test_resuming_needs_the_same_run(copied_run, tmp_path):
     assert longer.history[-1]["step"] == 15
 
 
-def test_the_step_is_traced_once(monkeypatch):
-    traced = []
-    original = dnntk.DeepNarrowMLP.__call__
-
-    def counting(self, x):
-        traced.append(x.shape)
-        return original(self, x)
-
-    monkeypatch.setattr(dnntk.DeepNarrowMLP, "__call__", counting)
-    train(SMALL, progress=False)
-    few = len(traced)
-    traced.clear()
-    train(dataclasses.replace(SMALL, steps=40), progress=False)
-    assert len(traced) == few
-
-
-@pytest.mark.parametrize("value", ["0.1", None, float("inf"), 2.5])
-def test_configurations_survive_json(value):
-    config = TrainConfig(scale=None if value == "0.1" else value, classes=(3, 8))
-    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+def test_the_step_is_traced_once(small_run):
+    with counted_calls() as traced:
+        train(dataclasses.replace(SMALL, steps=40), progress=False)
+    assert 0 < len(traced) == small_run[2]
 
 
 def test_examples_of_ones_own_are_trained_on():
@@ -182,3 +176,16 @@ def test_examples_of_ones_own_are_trained_on():
     result = train(TrainConfig(depth=50, steps=30), dataset=data, progress=False)
     assert result.summary["test_accuracy"] is None
     assert result.history[-1]["test_loss"] < 0.01 * result.history[0]["test_loss"]
+
+
+def test_without_compilation_a_run_is_refused_at_once():
+    with jax.disable_jit(), pytest.raises(InputError, match="^JAX_DISABLE_JIT: ") as caught:
+        train(TrainConfig(depth=10**6), progress=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_without_effect_are_refused():
+    with pytest.raises(InputError, match=r"^resume: .*workdir"):
+        train(SMALL, resume=True, progress=False)
+    with pytest.raises(InputError, match=r"^config: "):
+        train({"depth": 5}, progress=False)

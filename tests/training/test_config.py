@@ -1,0 +1,43 @@
+"""The configuration of a training run: its checks, and its form in JSON."""
+
+import json
+
+import pytest
+
+import dnntk
+from dnntk import TrainConfig
+
+
+@pytest.mark.parametrize("value", ["0.1", None, float("inf"), 2.5])
+def test_configurations_survive_json(value):
+    config = TrainConfig(scale=None if value == "0.1" else value, classes=(3, 8))
+    assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"weight_decay": 0.1},
+        {"optimizer": "adam", "lr": 0.1, "weight_decay": 0.1},
+        {"optimizer": "adamw", "lr": 0.1, "weight_decay": -0.1},
+        {"optimizer": "adamw", "lr": 0.1, "weight_decay": float("nan")},
+    ],
+)
+def test_weight_decay_is_for_those_who_have_it(fields):
+    with pytest.raises(dnntk.InputError, match="^weight_decay") as error:
+        TrainConfig(**fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sam_radius": 0.1},
+        {"optimizer": "adam", "lr": 0.1, "sam_radius": -0.1},
+        {"optimizer": "adam", "lr": 0.1, "sam_radius": float("inf")},
+    ],
+)
+def test_a_sharpness_radius_is_a_length_and_not_for_kernel_time(fields):
+    with pytest.raises(dnntk.InputError, match="^sam_radius") as error:
+        TrainConfig(**fields)
+    assert "\n" not in str(error.value)
