@@ -239,3 +239,23 @@ def assert_close(found, expected, tolerance):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-30))
+
+
+def drawn_network(arch, depth=6, d_out=2, scale=math.inf, examples=12, **fields):
+    """(model, params, frozen, x, y) at the initialization, in float64."""
+    rng = np.random.default_rng(0)
+    shape = (examples, 3) if arch == "mlp" else (examples, 3, 4, 1)
+    x, y = rng.uniform(0.1, 1, shape), rng.standard_normal((examples, d_out))
+    model = (DeepNarrowMLP if arch == "mlp" else DeepNarrowCNN)(depth, d_out, scale, **fields)
+    window = () if arch == "mlp" else (model.kernel_size,) * 2
+    return model, *variables(model, shape[-1], window, rng), x, y
+
+
+def explicit_kernel(model, params, frozen, x):
+    """J J^T over all examples and outputs, [n k, n k], from the Jacobian itself."""
+    reference, rows = Reference(model, frozen, x), []
+    shape = reference.outputs(params).shape
+    for unit in np.eye(math.prod(shape)):
+        gradient = reference.gradient(params, lambda f, unit=unit: unit.reshape(shape))[1]
+        rows.append(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]))
+    return np.array(rows) @ np.array(rows).T

@@ -9,8 +9,6 @@ from reference import Reference, assert_close, moved_network, tree_map
 
 from dnntk.native import blocks, build, ops
 from dnntk.native.blocks import CpuBudget
-from dnntk.training import gradient_flow, placement
-from dnntk.training.engine import engine_for
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not build.available(), reason="needs a C++ compiler"
@@ -185,33 +183,6 @@ def test_a_state_comes_back_as_it_was(size, options, dtype, monkeypatch, x64):
         found = gradient(kept=kept, segment=segment)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def loss_and_gradient(model, *given):
-    return jax.jit(lambda *given: gradient_flow.loss_and_gradient(model, *given, 1))(*given)
-
-
-def test_without_the_library_training_is_the_same_to_rounding(monkeypatch, x64):
-    model, params, frozen, x, y = moved_network((20, 4, 4, 1), 2, 9, "float64", {})
-    f, gradient = Reference(model, frozen, x).gradient(params, lambda f: f - y)
-    batch, expected = (
-        placement.Batch(x, y, np.ones(len(x))),
-        (0.5 * np.sum((f - y) ** 2), gradient),
-    )
-    assert_close(loss_and_gradient(model, params, frozen, batch), expected, 1e-12)
-    monkeypatch.setattr(build, "available", lambda: False)
-    assert_close(loss_and_gradient(model, params, frozen, batch), expected, 1e-12)
-    assert not engine_for(model, params, x).threaded
-
-
-def test_an_accelerators_loop_over_layers_computes_the_same(monkeypatch, x64):
-    # Segments of 5 layers and 3 more, in loops of 4.
-    model, params, frozen, x, y = moved_network((6, 3, 4, 1), 2, 30, "float64", {})
-    batch = placement.Batch(x, y, np.ones(len(x)))
-    f, gradient = Reference(model, frozen, x).gradient(params, lambda f: f - y)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    found = loss_and_gradient(model, params, frozen, batch)
-    assert_close(found, (0.5 * np.sum((f - y) ** 2), gradient), 1e-12)
 
 
 def test_what_the_library_has_no_code_for_runs_in_the_plain_code():
