@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_rows, common_dtype, real_array
 from dnntk.errors import InputError
-from dnntk.infinite_depth.solvers import Filter
+from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.networks.initializers import Layer
 from dnntk.networks.layers import Network, in_segments
 from dnntk.networks.models import DeepNarrow, Variables
@@ -163,12 +163,12 @@ def coefficients(kernel: np.ndarray, y: np.ndarray, time_step: float, steps: int
     values, vectors = np.linalg.eigh(kernel / len(y))
     values = np.maximum(values, 0)
     targets = vectors.T @ y
-    filters = (_stepped(values, time_step, steps), Filter(time_step * steps)(values))
+    filters = (_stepped(values, time_step, steps), SpectralFilter(time_step * steps)(values))
     return np.stack([vectors @ (f * targets) for f in filters], 1) / len(y)
 
 
 def _stepped(values: np.ndarray, time_step: float, steps: int) -> np.ndarray:
-    """(1 - (1 - eta s)^n) / s, and n eta where s is 0: what `Filter` is for the flow."""
+    """(1 - (1 - eta s)^n) / s, and n eta where s is 0: what `SpectralFilter` is for the flow."""
     reach = time_step * values
     slow = (reach > 0) & (reach < 1)
     safe = np.where(slow, reach, 0.5)

@@ -25,7 +25,7 @@ from dnntk.checks import check_count
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.figures import accumulation as pictures
-from dnntk.infinite_depth.kernel_flow import MOST_ROWS_FOR_EIGH
+from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.empirical import empirical_ntk
@@ -78,7 +78,7 @@ class AccumulationConfig:
     classes: tuple[int, ...] | str = (0, 1)
     data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
-    train_examples: int = MOST_ROWS_FOR_EIGH
+    train_examples: int = MAX_EIGH_ROWS
     steps: int = 2000
     time_step: float | None = None
     rho: float = 1.0
@@ -95,9 +95,9 @@ class AccumulationConfig:
         fields.convert(self)
         for name in ("steps", "train_examples", "points", "draws"):
             check_count(name, getattr(self, name))
-        if self.train_examples > MOST_ROWS_FOR_EIGH:
+        if self.train_examples > MAX_EIGH_ROWS:
             raise InputError(
-                f"train_examples: expected at most {MOST_ROWS_FOR_EIGH:,}, whose kernel is "
+                f"train_examples: expected at most {MAX_EIGH_ROWS:,}, whose kernel is "
                 f"diagonalized, got {self.train_examples:,}"
             )
         if self.output < -1:

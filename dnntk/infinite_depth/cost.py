@@ -11,8 +11,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from dnntk.infinite_depth.gram_matrix import balanced, padded_rows
-from dnntk.infinite_depth.solvers import BLOCK, FIRST_LOOK, LOOK_AGAIN
+from dnntk.infinite_depth.cross_kernel import balanced, padded_rows
+from dnntk.infinite_depth.solvers import BLOCK, CHECK_GROWTH, FIRST_CHECK
 
 # Of one cosine in float64 and in float32: Horner's rule of degree 16 and 6, and what is around it.
 EVEN_OPERATIONS = {8: 42, 4: 22}
@@ -217,8 +217,8 @@ def cost(problem: Problem, rates: Rates) -> Cost:
 
 def _looks(steps: int) -> Iterator[int]:
     """After how many iterations `dnntk.infinite_depth.solvers.Krylov` looks at its residual."""
-    look = FIRST_LOOK
+    look = FIRST_CHECK
     while look < steps:
         yield look
-        look = max(look + 1, int(look * LOOK_AGAIN))
+        look = max(look + 1, int(look * CHECK_GROWTH))
     yield steps

@@ -5,7 +5,6 @@ them where the network is a CNN. After the fit, what a prediction needs is kept 
 """
 
 import dataclasses
-import itertools
 import math
 import numbers
 import os
@@ -23,8 +22,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from dnntk.checks import brief, check_choice, check_count, check_deviation, check_unmasked
 from dnntk.errors import InputError
 from dnntk.infinite_depth import savefile
-from dnntk.infinite_depth.gram_matrix import CrossKernel, balanced
-from dnntk.infinite_depth.kernel_flow import MOST_ITERATIONS, KernelFlow
+from dnntk.infinite_depth.cross_kernel import CrossKernel
+from dnntk.infinite_depth.kernel_flow import MAX_ITERATIONS, KernelFlow
 from dnntk.kernel import limit_ntk
 
 ARCHITECTURES = ("mlp", "cnn")
@@ -95,7 +94,7 @@ class InfiniteDepth(BaseEstimator):
         kernel_size: int = 3,
         solver: str = "auto",
         tolerance: float = 1e-6,
-        max_iterations: int = MOST_ITERATIONS,
+        max_iterations: int = MAX_ITERATIONS,
         memory: float | None = None,
         verbose: bool = False,
     ) -> None:
@@ -275,13 +274,7 @@ class InfiniteDepth(BaseEstimator):
         check_is_fitted(self)
         points = self._validated(x, reset=False)
         cross = CrossKernel(self.kernel_, self.x_train_, "float64")
-        result = np.zeros((len(points), self.coefficients_.shape[1]))
-        sides = (balanced(len(x), BLOCK_SIZE) for x in (points, self.x_train_))
-        pairs = list(itertools.product(*sides))
-        blocks = cross.blocks([(points[slice(*p)], self.x_train_[slice(*q)]) for p, q in pairs])
-        for ((a, b), (c, d)), block in zip(pairs, blocks, strict=True):
-            result[a:b] += block @ self.coefficients_[c:d]
-        return result
+        return cross.product(points, self.coefficients_, BLOCK_SIZE)
 
 
 def _in_one_line(message: str) -> str:

@@ -22,16 +22,11 @@ import scipy.linalg
 from dnntk.errors import InputError
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
-from dnntk.infinite_depth.gram_matrix import CrossKernel, SymmetricGram, balanced
-from dnntk.infinite_depth.kernel_flow import (
-    MOST_ITERATIONS,
-    MOST_ROWS_FOR_EIGH,
-    KernelFlow,
-    fits,
-    usual_memory,
-)
+from dnntk.infinite_depth.cross_kernel import CrossKernel, balanced
+from dnntk.infinite_depth.gram_matrix import SymmetricGram, keeps_tiles, usual_memory
+from dnntk.infinite_depth.kernel_flow import MAX_ITERATIONS, KernelFlow
 from dnntk.infinite_depth.prediction import CURVE_POINTS, Prediction
-from dnntk.infinite_depth.solvers import BLOCK, CHUNK, Krylov
+from dnntk.infinite_depth.solvers import BLOCK, CHUNK, Krylov, uses_eigh
 from dnntk.runs.folder import resident_bytes
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
@@ -158,7 +153,7 @@ class _Calibration:
         held = resident_bytes()
         sample, needed = (0, 0) if self._direct(n) else self._iterations(entries)
         left = self.memory - (main.tile_bytes if main.stored and not main.folder else 0)
-        most = max(1, int(min(MOST_ITERATIONS, left // (8 * n * main.columns))))
+        most = max(1, int(min(MAX_ITERATIONS, left // (8 * n * main.columns))))
         main = dataclasses.replace(main, iterations=min(needed, most))
         sweeps = 1 if main.stored else max(main.iterations, 1)
         work = sweeps * main.tiles * main.tile_entries / entries
@@ -180,8 +175,7 @@ class _Calibration:
         )
 
     def _direct(self, n: int) -> bool:
-        chosen = self.config.solver
-        return chosen == "eigh" or (chosen == "auto" and n <= MOST_ROWS_FOR_EIGH)
+        return uses_eigh(self.config.solver, n)
 
     def _problem(self, examples: int, tests: int, times: int, iterations: int = 0) -> Problem:
         config = self.config
@@ -198,10 +192,8 @@ class _Calibration:
             processes=processes.count(),
             folder=config.gram_dir is not None,
         )
-        half = (
-            4 * examples * (examples + config.block_size) / processes.count()
-        )  # as `KernelFlow` does
-        kept = problem.folder or self._direct(examples) or fits(half, self.memory)
+        fits = keeps_tiles(examples, config.block_size, self.memory)
+        kept = problem.folder or self._direct(examples) or fits
         return dataclasses.replace(problem, stored=kept)
 
     def _choice_seconds(self, rest: int, held_out: int, iterations: int, rates: Rates) -> float:
@@ -305,7 +297,8 @@ class _Calibration:
         targets = self.rng.normal(size=(rows.total, columns))
 
         def grow() -> None:
-            Krylov(lambda v: scale * v, targets, most=STEPS, progress=False).reach([], 0.5)
+            solver = Krylov(lambda v: scale * v, targets, max_iterations=STEPS, progress=False)
+            solver.refine([], 0.5)
 
         own = rows.local(targets)
         before = WAYS_OVER_THE_BASIS * own.nbytes * STEPS * (STEPS - 1) / 2

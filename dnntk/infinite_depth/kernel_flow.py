@@ -4,7 +4,7 @@ Theorems 3.3 and 4.3: as depth grows, the trained network's outputs follow
 
     f_t(X) = (I - exp(-t K / N)) Y,    f_t(x) = k(x, X) K^-1 (I - exp(-t K / N)) Y
 
-with K the limit kernel on the N training examples. `KernelFlow` gives them for any t, infinity
+with K the limit kernel on the N training examples. `KernelFlow` computes them for any t, infinity
 included, and for any kernel: `limit_ntk` for the infinitely deep network, a network's own empirical
 NTK for its linearization.
 """
@@ -30,25 +30,24 @@ from dnntk.checks import (
     number_within,
 )
 from dnntk.errors import InputError
-from dnntk.infinite_depth.gram_matrix import CrossKernel, Kernel, SymmetricGram, balanced
+from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel
+from dnntk.infinite_depth.gram_matrix import SymmetricGram, keeps_tiles, usual_memory
 from dnntk.infinite_depth.solvers import (
     BLOCK,
-    EPS,
+    SOLVERS,
     Eigendecomposition,
-    Filter,
     Krylov,
     Solver,
     residual,
+    uses_eigh,
 )
-from dnntk.kernel.gram import PROGRESS_DELAY
+from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
-from dnntk.runtime.progress import progress_bar
 
-SOLVERS = ("auto", "eigh", "krylov")
-MOST_ROWS_FOR_EIGH = 4096
-MOST_ITERATIONS = 2000
-BASIS_SHARE = 0.2  # of the memory, that is left to the Krylov basis
+__all__ = ["SOLVERS", "KernelFlow", "Solution"]
+
+MAX_ITERATIONS = 2000
 
 log = logging.getLogger("dnntk")
 
@@ -66,7 +65,7 @@ class Solution:
         iterations: products with the Gram matrix; 0 for an eigendecomposition.
         condition: effective condition, the largest over the smallest value of the filter
             (1 - exp(-t s)) / s on the eigenvalues s; at t = infinity that of the matrix.
-        solver: which method it was.
+        solver: name of the method.
     """
 
     time: float
@@ -81,8 +80,35 @@ class Solution:
 class KernelFlow:
     """Gradient flow of a kernel machine on the loss 1/2 mean ||f - y||^2 (Theorems 3.3 and 4.3).
 
-    The first question computes the Gram matrix and factors it; every further time costs little, and
-    a Krylov basis grows where a longer time needs more of it.
+    The first prediction computes the Gram matrix and factors it; every further time costs little,
+    and a Krylov basis grows where a longer time needs more of it.
+
+    Args:
+        kernel: [n1, ...], [n2, ...] -> [n1, n2], times the identity over the outputs, or
+            [n1, n2, d_out, d_out]; bind its parameters with `functools.partial`.
+        x_train: [n, ...].
+        y_train: [n, d_out], or [n] for one output.
+        ridge: weight decay of the kernel's own parameters, in units of the eigenvalues of K/N:
+            at t = infinity this is kernel ridge regression with K + n ridge I.
+        initial: f_0 at the training examples, [n, d_out]; None is 0, as deep narrow networks
+            start.
+        solver: "eigh", "krylov", or "auto": the first up to 4,096 rows, the second beyond.
+        tolerance: relative residual at which the Krylov method stops.
+        max_iterations: most iterations of the Krylov method; memory may allow fewer.
+        block_size: examples along a side of a tile of the Gram matrix.
+        memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
+            If half the Gram matrix does not fit, it is evaluated again for every product,
+            unless it is saved in a folder.
+        dtype: type in which the kernel is evaluated; everything after it is float64. "float32"
+            costs half the time and adds an error of 1e-7 to every entry, too small to matter for
+            times up to about 1e6 / k(x, x).
+        gram: the ``gram`` of another flow of the same kernel, whose first n examples are these.
+        folder: where the Gram matrix and the Krylov iterations are saved; a later process loads
+            them, and continues where this one stopped.
+        progress: show bars on standard error for what takes longer than five seconds.
+
+    Raises:
+        InputError: an argument has the wrong shape, type or range.
     """
 
     def __init__(
@@ -95,7 +121,7 @@ class KernelFlow:
         initial: ArrayLike | None = None,
         solver: str = "auto",
         tolerance: float = 1e-6,
-        max_iterations: int = MOST_ITERATIONS,
+        max_iterations: int = MAX_ITERATIONS,
         block_size: int = 1024,
         memory: float | None = None,
         dtype: str = "float64",
@@ -103,39 +129,11 @@ class KernelFlow:
         folder: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> None:
-        """Check the arguments; nothing is computed yet but the kernel of one example.
-
-        Args:
-            kernel: [n1, ...], [n2, ...] -> [n1, n2], times the identity over the outputs, or
-                [n1, n2, d_out, d_out]; bind its parameters with `functools.partial`.
-            x_train: [n, ...].
-            y_train: [n, d_out], or [n] for one output.
-            ridge: weight decay of the kernel's own parameters, in units of the eigenvalues of K/N:
-                at t = infinity this is kernel ridge regression with K + n ridge I.
-            initial: f_0 at the training examples, [n, d_out]; None is 0, as deep narrow networks
-                start.
-            solver: "eigh", "krylov", or "auto": the first up to 4,096 rows, the second beyond.
-            tolerance: relative residual at which the Krylov method stops.
-            max_iterations: most iterations of the Krylov method; memory may allow fewer.
-            block_size: examples along a side of a block of the Gram matrix.
-            memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
-                Where half the Gram matrix does not fit, it is computed anew for every product,
-                unless a folder keeps it.
-            dtype: type in which the kernel is evaluated; everything after it is float64. "float32"
-                costs half the time and adds an error of 1e-7 to every entry, which is of no
-                consequence for times up to about 1e6 / k(x, x).
-            gram: the ``gram`` of another flow of the same kernel, whose first n examples are these.
-            folder: where the Gram matrix and the Krylov iterations are kept, and found by a later
-                process, which goes on where this one stopped.
-            progress: show bars on standard error for what takes longer than five seconds.
-
-        Raises:
-            InputError: an argument has the wrong shape, type or range.
-        """
+        """Check the arguments; of the kernel no more than one example is evaluated."""
         check_choice("solver", solver, SOLVERS)
         check_choice("dtype", dtype, ("float32", "float64"))
         self._block_size = check_count("block_size", block_size)
-        self._most = check_count("max_iterations", max_iterations)
+        self._max = check_count("max_iterations", max_iterations)
         self.ridge = number_within(
             "ridge", ridge, lambda r: 0 <= r < math.inf, "a finite number >= 0"
         )
@@ -146,23 +144,20 @@ class KernelFlow:
         self._memory = number_within("memory", memory, lambda m: m > 0, "bytes above 0")
         self._x = host_examples("x_train", x_train)
         self._y = host_targets("y_train", y_train, len(self._x))
-        self._residual = self._y
-        if initial is not None:
-            self._residual = self._y - self._outputs_like("initial", initial, len(self._x))
-        self._chosen, self._progress = solver, progress
-        self._folder = None if folder is None else as_path("folder", folder)
-        self._gram = gram
+        start = 0.0 if initial is None else initial
+        self._residual = self._y - self._outputs_like("initial", start, len(self._x))
+        self._method, self._progress = solver, progress
+        self._folder, self._gram = folder if folder is None else as_path("folder", folder), gram
         self._cross = CrossKernel(kernel, self._x, dtype) if gram is None else gram.cross
-        if gram is not None and not np.array_equal(
-            gram.cross.x[: len(self._x)], self._x.astype(gram.cross.dtype, copy=False)
-        ):
+        own = self._x.astype(self._cross.dtype, copy=False)
+        if gram is not None and not np.array_equal(gram.cross.x[: len(own)], own):
             raise InputError(
                 "gram: expected the matrix of x_train, or of more examples that begin with it, got "
                 "another's; leave it out"
             )
-        if self._cross.outputs not in (1, self._y.shape[1]):
+        if self._cross.matrix_size not in (1, self._y.shape[1]):
             raise InputError(
-                f"y_train: expected {self._cross.outputs} outputs, as the kernel has, got "
+                f"y_train: expected {self._cross.matrix_size} outputs, as the kernel has, got "
                 f"{self._y.shape[1]}"
             )
         self._solver: Solver | None = None
@@ -173,11 +168,11 @@ class KernelFlow:
     ) -> NDArray[np.float64]:
         """f_t at new points.
 
-        Of several processes each computes its share of the points, and all get all of them.
+        Each of several processes computes a part of the points, and receives all outputs.
 
         Args:
             x: [n', ...], examples as the training ones.
-            time: t >= 0, may be infinite; or several, at little more than the price of one.
+            time: t >= 0, may be infinite; or several times, for little more than the cost of one.
             initial: f_0 at these points, [n', d_out].
 
         Returns:
@@ -196,27 +191,11 @@ class KernelFlow:
             )
         start = self._outputs_like("initial", initial, len(points))
         times = host_times(time)
-        flat = self._flat(np.concatenate([s.coefficients for s in self.solutions(times)], 1))
-        k, dtype = self._cross.outputs, self._cross.dtype
-        train = self._x.astype(dtype, copy=False)
-        shared = processes.Rows(len(points))
-        points = shared.local(points).astype(dtype, copy=False)
-        result = np.empty((len(points) * k, flat.shape[1]))
-        columns = balanced(len(train), self._block_size)
-        rows = balanced(len(points), self._block_size) if len(points) else []
-        blocks = self._cross.blocks(
-            [(points[a:b], train[c:d]) for a, b in rows for c, d in columns]
-        )
-        for a, b in progress_bar(
-            rows,
-            desc="predict",
-            unit="block",
-            delay=PROGRESS_DELAY,
-            disable=not self._progress,
-        ):
-            result[a * k : b * k] = sum(next(blocks) @ flat[c * k : d * k] for c, d in columns)
-        whole = shared.all_gather(result.reshape(len(points), k * flat.shape[1]))
-        return self._shaped(whole.reshape(-1, flat.shape[1]), len(times), time) + start
+        coefficients = np.concatenate([s.coefficients for s in self.solutions(times)], 1)
+        flat, rows = self._by_kernel_row(coefficients), processes.Rows(len(points))
+        own = self._cross.product(rows.local(points), flat, self._block_size, self._progress)
+        outputs = rows.all_gather(own.reshape(-1, self._cross.matrix_size * flat.shape[1]))
+        return self._by_time(outputs.reshape(-1, flat.shape[1]), len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
         """f_t at the training examples.
@@ -231,9 +210,11 @@ class KernelFlow:
             InputError: as for `predict`.
         """
         times = host_times(time)
-        solver = self._reach(times)
-        applied = np.concatenate([solver.applied(self._components(t)) for t in times], 1)
-        return self._shaped(applied, len(times), time) + (self._y - self._residual)
+        solver = self._solver_for(times)
+        learnt = [solver.apply_matrix(self._components(solver, t)) for t in times]
+        return self._by_time(np.concatenate(learnt, 1), len(times), time) + (
+            self._y - self._residual
+        )
 
     def loss(self, time: float | Sequence[float]) -> NDArray[np.float64]:
         """The loss 1/2 mean ||f_t - y||^2 on the training examples.
@@ -242,23 +223,23 @@ class KernelFlow:
             time: as for `predict`.
 
         Returns:
-            A number, or [times], for the price of a few small vectors each.
+            A number, or [times]; each costs a few products with small vectors.
 
         Raises:
             InputError: as for `predict`.
         """
         times = host_times(time)
-        solver = self._reach(times)
+        solver = self._solver_for(times)
         result = []
         for t in times:
-            components = self._components(t)
+            components = self._components(solver, t)
             inside = solver.targets - solver.values[:, None] * components
-            total = np.sum(inside**2) + np.sum(solver.outside(components) ** 2)
+            total = np.sum(inside**2) + np.sum(solver.residual_part(components) ** 2)
             result.append(0.5 * total / len(self._x))
         return np.array(result if np.ndim(time) else result[0])
 
     def solution(self, time: float = math.inf) -> Solution:
-        """The coefficients at one time, and how they were found.
+        """The coefficients at one time, and facts about the solver's work.
 
         Raises:
             InputError: as for `predict`.
@@ -266,30 +247,30 @@ class KernelFlow:
         return self.solutions([time])[0]
 
     def solutions(self, times: Sequence[float]) -> list[Solution]:
-        """`solution` of several times, found together."""
+        """`solution` of several times, solved together."""
         times = host_times(list(times))
         missing = [t for t in times if t not in self._solutions]
         if missing:
-            solver = self._reach(missing)
+            solver = self._solver_for(missing)
             for t in missing:
                 self._solutions[t] = self._solved(solver, t)
         return [self._solutions[t] for t in times]
 
     @property
     def gram(self) -> SymmetricGram:
-        """The Gram matrix, computed when it is first asked for.
+        """The Gram matrix, computed at its first use.
 
         Raises:
             InputError: the kernel is not finite or not symmetric, or the folder holds another one.
         """
         if self._gram is None:
-            rows = len(self._x) * self._cross.outputs
-            half = 4 * rows * (rows + self._block_size * self._cross.outputs) / processes.count()
-            stored = self._direct or fits(half, self._memory) or self._folder is not None
+            k = self._cross.matrix_size
+            rows, side = len(self._x) * k, self._block_size * k
+            kept = self._direct or self._folder is not None or keeps_tiles(rows, side, self._memory)
             self._gram = SymmetricGram(
                 self._cross,
                 block_size=self._block_size,
-                stored=stored,
+                stored=kept,
                 folder=self._folder,
                 progress=self._progress,
             )
@@ -297,19 +278,19 @@ class KernelFlow:
 
     @property
     def eigenvalues(self) -> NDArray[np.float64]:
-        """Eigenvalues of K/N, ascending; only the outer ones are right of a Krylov method's."""
-        return self._reach([]).values
+        """Eigenvalues of K/N, ascending; a Krylov method finds only the outermost exactly."""
+        return self._solver_for([]).values
 
     def _solved(self, solver: Solver, time: float) -> Solution:
-        flow = Filter(time, self.ridge)
-        coefficients = solver.expand(self._components(time)) / len(self._x)
-        defect, rounding = residual(solver, flow)
+        flow = SpectralFilter(time, self.ridge)
+        coefficients = solver.from_eigenbasis(self._components(solver, time)) / len(self._x)
+        size, rounding = residual(solver, flow)
         gains = flow(solver.values[[-1, 0]])
         found = Solution(
             time=time,
             coefficients=coefficients.reshape(len(self._x), -1),
-            converged=max(defect, rounding) <= self._tolerance,
-            residual=max(defect, rounding),
+            converged=max(size, rounding) <= self._tolerance,
+            residual=max(size, rounding),
             iterations=solver.iterations,
             condition=float(gains[1] / gains[0]) if time > 0 else 1.0,
             solver=solver.name,
@@ -319,16 +300,15 @@ class KernelFlow:
                 "solver: not converged at t = %g: residual %.2g, tolerance %.2g, %d iterations, "
                 "effective condition %.2g; add a ridge, or take a shorter time%s",
                 *(time, found.residual, self._tolerance, found.iterations, found.condition),
-                "" if defect <= rounding else ", or allow more iterations or memory",
+                "" if size <= rounding else ", or allow more iterations or memory",
             )
         return found
 
-    def _components(self, time: float) -> NDArray[np.float64]:
-        assert self._solver is not None
-        return Filter(time, self.ridge)(self._solver.values)[:, None] * self._solver.targets
+    def _components(self, solver: Solver, time: float) -> NDArray[np.float64]:
+        return SpectralFilter(time, self.ridge)(solver.values)[:, None] * solver.targets
 
-    def _reach(self, times: list[float]) -> Solver:
-        """The solver, right for these times.
+    def _solver_for(self, times: list[float]) -> Solver:
+        """The solver, accurate for these times.
 
         Raises:
             InputError: the Gram matrix is not positive definite enough for them.
@@ -337,86 +317,79 @@ class KernelFlow:
             self._solver = self._start()
         solver, n = self._solver, len(self._x)
         before = solver.iterations
-        solver.reach([Filter(t, self.ridge) for t in times], self._tolerance)
+        solver.refine([SpectralFilter(t, self.ridge) for t in times], self._tolerance)
         if solver.iterations > before:
             log.info("solver: %d iterations", solver.iterations)
-        rows, largest = n * self._cross.outputs, float(solver.values[-1])
-        precision = EPS if self._cross.dtype == "float64" else float(np.finfo(np.float32).eps)
-        floor = rows * precision * largest
-        if solver.least < -floor:
+        smallest, largest = solver.smallest_eigenvalue, float(solver.values[-1])
+        floor = n * self._cross.matrix_size * float(np.finfo(self._cross.dtype).eps) * largest
+        if smallest < -floor:
             raise InputError(
                 "kernel: expected a positive semidefinite Gram matrix, got one with the eigenvalue "
-                f"{solver.least * n:.3g} under a largest of {largest * n:.3g}; this kernel is none"
+                f"{smallest * n:.3g} under a largest of {largest * n:.3g}; this function is no "
+                "kernel"
             )
-        if math.inf in times and self.ridge == 0 and solver.least <= floor:
+        if math.inf in times and self.ridge == 0 and smallest <= floor:
             raise InputError(
                 "time: expected a finite one, or a ridge, as the Gram matrix is not positive "
-                f"definite to {self._cross.dtype} precision (least eigenvalue of K/N "
-                f"{solver.least:.2g}, largest {largest:.3g}); drop coincident inputs, set ridge to "
+                f"definite to {self._cross.dtype} precision (smallest eigenvalue of K/N "
+                f"{smallest:.2g}, largest {largest:.3g}); drop coincident inputs, set ridge to "
                 f"{floor:.1g} or more, or stop at time {1 / floor:.1g}"
             )
         return solver
 
     def _start(self) -> Solver:
-        """Gram matrix and solver, chosen by size."""
-        n, k = len(self._x), self._cross.outputs
+        """The solver: of the Gram matrix as a whole, or of products with it."""
+        n, k = len(self._x), self._cross.matrix_size
         rows, columns = n * k, max(self._y.size // (n * k), BLOCK)
-        gram = self.gram
-        targets = self._flat(self._residual)
+        gram, folder = self.gram, self._folder
+        targets = self._by_kernel_row(self._residual)
         if self._direct:
             log.info("solver: eigendecomposition of the %d x %d Gram matrix", rows, rows)
             return Eigendecomposition(gram.dense(rows) / n, targets)
-        held = gram.nbytes if gram.stored and self._folder is None else 0
         own = processes.Rows(rows)
-        basis_bytes = 8 * -(-rows // processes.count()) * columns
-        left = self._memory - held
-        most = processes.broadcast(max(1, min(self._most, int(left // basis_bytes))))
-        where = "in memory" if gram.stored else "computed for every product, as memory is short"
-        if self._folder is not None:
-            where = f"in {self._folder}"
-        log.info(
-            "solver: block Krylov on the %d x %d Gram matrix, %.2g GB of it %s; at most %d "
-            "iterations of %d vectors, %.2g GB",
-            *(rows, rows, gram.nbytes / 1e9),
-            where,
-            *(most, columns, most * basis_bytes / 1e9),
-        )
-        product, folder = gram.product, self._folder
+        block_bytes = 8 * -(-rows // processes.count()) * columns
+        left = self._memory - (gram.nbytes if gram.stored and folder is None else 0)
+        most = processes.broadcast(max(1, min(self._max, int(left // block_bytes))))
+        where = "in memory" if gram.stored else "evaluated for every product, as memory is short"
         if folder is not None:
-            # Found again by the same matrix and the same targets.
+            where = f"in {folder}"
+            # The name is that of this matrix and these targets.
             key = hashlib.sha256(json.dumps(gram.identity()).encode())
             key.update(np.ascontiguousarray(targets).tobytes())
             folder = folder / f"krylov-{key.hexdigest()[:16]}"
+        log.info(
+            "solver: block Krylov on the %d x %d Gram matrix, %.2g GB of it %s; at most %d "
+            "iterations of %d vectors, %.2g GB",
+            *(rows, rows, gram.nbytes / 1e9, where, most, columns, most * block_bytes / 1e9),
+        )
         return Krylov(
-            lambda v: product(v, own) / n,
+            lambda v: gram.product(v, own) / n,
             targets,
-            most=most,
+            max_iterations=most,
             progress=self._progress,
             folder=folder,
         )
 
     @property
     def _direct(self) -> bool:
-        rows = len(self._x) * self._cross.outputs
-        return self._chosen == "eigh" or (self._chosen == "auto" and rows <= MOST_ROWS_FOR_EIGH)
+        return uses_eigh(self._method, len(self._x) * self._cross.matrix_size)
 
-    def _flat(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n, d_out x c] -> [n, d_out c] for a scalar kernel, [n d_out, c] for a matrix's."""
-        k = self._cross.outputs
+    def _by_kernel_row(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n, c d_out] as it is for a scalar kernel, else [n d_out, c]."""
+        k = self._cross.matrix_size
         if k == 1:
             return outputs
         return outputs.reshape(len(outputs), -1, k).transpose(0, 2, 1).reshape(len(outputs) * k, -1)
 
-    def _shaped(
+    def _by_time(
         self, values: NDArray[np.float64], count: int, time: float | Sequence[float]
     ) -> NDArray[np.float64]:
         """[n, times d_out] or [n d_out, times] -> [times, n, d_out], or one of them."""
         d_out = self._y.shape[1]
-        rows = len(values) // self._cross.outputs
-        if self._cross.outputs == 1:
-            result = values.reshape(rows, count, d_out).transpose(1, 0, 2)
+        if self._cross.matrix_size == 1:
+            result = values.reshape(-1, count, d_out).transpose(1, 0, 2)
         else:
-            result = values.reshape(rows, d_out, count).transpose(2, 0, 1)
+            result = values.reshape(-1, d_out, count).transpose(2, 0, 1)
         return result if np.ndim(time) else result[0]
 
     def _outputs_like(self, name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
@@ -425,13 +398,3 @@ class KernelFlow:
         if outputs.ndim and outputs.shape != shape:
             raise InputError(f"{name}: expected shape {list(shape)}, got {list(outputs.shape)}")
         return np.broadcast_to(outputs, shape)
-
-
-def fits(tiles: float, memory: float) -> bool:
-    """Are so many bytes of tiles kept, where this is left for them and the Krylov basis?"""
-    return tiles <= (1 - BASIS_SHARE) * memory
-
-
-def usual_memory() -> float:
-    """Bytes for both where nobody says."""
-    return 0.75 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

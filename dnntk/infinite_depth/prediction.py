@@ -23,7 +23,8 @@ from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.errors import InputError
 from dnntk.infinite_depth.config import PredictConfig
-from dnntk.infinite_depth.gram_matrix import Kernel, SymmetricGram
+from dnntk.infinite_depth.cross_kernel import Kernel
+from dnntk.infinite_depth.gram_matrix import SymmetricGram
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.selection import Selection, usable
 from dnntk.infinite_depth.trained_run import TrainedRun, log_comparison

@@ -1,11 +1,11 @@
 """Functions of a large symmetric matrix times a few vectors: many functions, one factorization.
 
 Gradient flow on targets B with the positive semidefinite matrix A and the ridge r has learnt
-phi(A) B at time t, where phi(s) = (1 - exp(-t (s + r))) / (s + r). Two ways to it share one form,
-an orthonormal basis Q and the small matrix Q^T A Q, diagonalized:
+phi(A) B at time t, where phi(s) = (1 - exp(-t (s + r))) / (s + r). Both solvers diagonalize
+Q^T A Q, for an orthonormal basis Q:
 
-`Eigendecomposition`  Q is everything. Any time is exact to rounding. For matrices of a few thousand
-    rows: time of order m^3, memory 3 m^2.
+`Eigendecomposition`  Q is the whole space. Any time is exact to rounding. For matrices of a few
+    thousand rows: time of order m^3, memory 3 m^2.
 `Krylov`  Q spans B, AB, A^2 B, ...: block Lanczos with full orthogonalization, for anything larger.
     One product with A an iteration, and memory for the basis. Short times need few iterations,
     t = infinity without a ridge the most. A kernel's few large eigenvalues, its constant part and
@@ -16,7 +16,6 @@ a matrix function: Botchev, Grimm & Hochbruck (2013).
 """
 
 import contextlib
-import dataclasses
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,84 +25,75 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import by_rows, one_blas_thread
 
+__all__ = ["SOLVERS", "Eigendecomposition", "Krylov", "Solver", "residual", "uses_eigh"]
+
+SOLVERS = ("auto", "eigh", "krylov")
+MAX_EIGH_ROWS = 4096  # that "auto" diagonalizes as a whole
+
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
-BLOCK = 8  # a product with fewer vectors takes as long, and more iterations are needed
-CHUNK = 128  # vectors of the basis that lie together, so that products with them are few
-LOOK_AGAIN = 1.2  # convergence is looked at whenever the basis has grown by this factor
-FIRST_LOOK = 2
-ENOUGH_FOR_THE_LARGEST = 12  # iterations, after which the largest eigenvalue stands still
+BLOCK = 8  # vectors: a product with fewer takes as long, and more iterations are needed
+CHUNK = 128  # vectors of the basis in one array, so that products with them are few
+CHECK_GROWTH = 1.2  # convergence is checked whenever the basis has grown by this factor
+FIRST_CHECK = 2
+ITERATIONS_FOR_LARGEST = 12  # after them the largest eigenvalue stands still
 SMALL = 512  # rows
 
 
-@dataclasses.dataclass(frozen=True)
-class Filter:
-    """What gradient flow of one length does to a component of eigenvalue s.
-
-    Attributes:
-        time: t, may be infinite.
-        ridge: r, added to every eigenvalue.
-    """
-
-    time: float
-    ridge: float = 0.0
-
-    def __call__(self, s: Array) -> Array:
-        """phi(s) = (1 - exp(-t (s + r))) / (s + r), and t where s + r is 0."""
-        s = s + self.ridge
-        positive = s > np.finfo(np.float64).tiny
-        safe = np.where(positive, s, 1.0)
-        return np.where(positive, -np.expm1(-self.time * safe) / safe, self.time)
-
-
 class Solver(Protocol):
-    """A in an orthonormal basis of d vectors.
+    """A in an orthonormal basis Q of d vectors.
 
     Attributes:
         name: for the log.
         values: [d] eigenvalues of Q^T A Q, ascending; those that rounding pushed below 0 are 0.
-        least: the smallest of them as it was found.
+        smallest_eigenvalue: the first of them before that correction.
         targets: [d, k] components of B by eigenvector of Q^T A Q.
         iterations: products with A so far; 0 for a direct method.
     """
 
     name: str
     values: Array
-    least: float
+    smallest_eigenvalue: float
     targets: Array
     iterations: int
 
-    def reach(self, filters: list[Filter], tolerance: float) -> None:
+    def refine(self, filters: list[SpectralFilter], tolerance: float) -> None:
         """Work until the residual of every filter is within the tolerance, or at a limit."""
 
-    def expand(self, components: Array) -> Array:
+    def from_eigenbasis(self, components: Array) -> Array:
         """[d, c] by eigenvector of Q^T A Q -> [m, c]."""
 
-    def applied(self, components: Array) -> Array:
-        """A times what `expand` gives."""
+    def apply_matrix(self, components: Array) -> Array:
+        """A times ``from_eigenbasis(components)``."""
 
-    def outside(self, components: Array) -> Array:
-        """The part of that outside of the basis, in orthonormal coordinates [e, c]."""
+    def residual_part(self, components: Array) -> Array:
+        """The part of ``apply_matrix(components)`` outside of the basis, in coordinates [e, c]."""
 
 
-def residual(solver: Solver, flow: Filter) -> tuple[float, float]:
-    """How far phi(A) B is from obeying its differential equation, and what rounding adds.
+def uses_eigh(method: str, rows: int) -> bool:
+    """Is a Gram matrix of this size diagonalized as a whole?"""
+    return method == "eigh" or (method == "auto" and rows <= MAX_EIGH_ROWS)
 
-    Both relative to the norm of B: of (B - (A + r) x - dx/dt), which at t = infinity is the
-    residual of the linear system. Up to the rounding it bounds the error of A x, component by
-    component of A's eigenvectors.
+
+def residual(solver: Solver, flow: SpectralFilter) -> tuple[float, float]:
+    """The residual of phi(A) B in its differential equation, and a bound of its rounding error.
+
+    Both are relative to the norm of B. The residual is B - (A + r) x - dx/dt, at t = infinity the
+    residual of the linear system. Up to rounding it bounds the error of A x in every component by
+    A's eigenvectors.
     """
     components = flow(solver.values)[:, None] * solver.targets
     if not np.isfinite(components).all():  # t is infinite, and an eigenvalue is 0
         return np.inf, np.inf
     norm = float(np.linalg.norm(solver.targets)) or 1.0
     rounding = EPS * float(solver.values[-1] + flow.ridge) * float(np.linalg.norm(components))
-    return float(np.linalg.norm(solver.outside(components))) / norm, rounding / norm
+    return float(np.linalg.norm(solver.residual_part(components))) / norm, rounding / norm
 
 
 class Eigendecomposition:
@@ -118,35 +108,35 @@ class Eigendecomposition:
             values, self._vectors = scipy.linalg.eigh(
                 matrix, driver="evd", overwrite_a=True, check_finite=False
             )
-        self.least = float(values[0])
+        self.smallest_eigenvalue = float(values[0])
         self.values = np.maximum(values, 0)
         self.targets = self._vectors.T @ targets
 
-    def reach(self, filters: list[Filter], tolerance: float) -> None:
-        """Nothing is left to do: every function is exact to rounding."""
+    def refine(self, filters: list[SpectralFilter], tolerance: float) -> None:
+        """Do nothing: every function is exact to rounding."""
 
-    def expand(self, components: Array) -> Array:
+    def from_eigenbasis(self, components: Array) -> Array:
         """[m, c] by eigenvector -> [m, c]."""
         return self._vectors @ components
 
-    def applied(self, components: Array) -> Array:
-        """A times what `expand` gives."""
+    def apply_matrix(self, components: Array) -> Array:
+        """See `Solver`."""
         return self._vectors @ (self.values[:, None] * components)
 
-    def outside(self, components: Array) -> Array:
-        """Nothing lies outside."""
+    def residual_part(self, components: Array) -> Array:
+        """Empty: the basis spans the whole space."""
         return np.zeros((0, components.shape[1]))
 
 
 class Krylov:
-    """A on the Krylov space of the targets, grown until the functions asked for are right.
+    """A on the Krylov space of the targets, grown until the residuals are small enough.
 
-    See `Solver`. Memory: 8 m bytes a vector, as many vectors an iteration as there are targets, or
-    `BLOCK`. Nothing of it depends on the order of the rows but its rounding, and the random vectors
-    by which few targets are filled up.
+    See `Solver`. Memory: 8 m bytes a vector, and as many vectors an iteration as there are targets,
+    at least `BLOCK`. The order of the rows changes the rounding alone, and the random vectors that
+    fill up few targets.
 
-    Of several processes each has its rows of the basis (`dnntk.runtime.processes.Rows`), and all
-    have the small matrices: what they need of each other's rows are inner products.
+    Each of several processes holds its rows of the basis (`dnntk.runtime.processes.Rows`), and all
+    of them hold the small matrices: inner products are all that they exchange.
     """
 
     def __init__(
@@ -154,23 +144,23 @@ class Krylov:
         product: Callable[[Array], Array],
         targets: Array,
         *,
-        most: int,
+        max_iterations: int,
         progress: bool,
         folder: Path | None = None,
     ) -> None:
         """Start a basis with the span of the targets.
 
         Args:
-            product: [m, b] -> A times it; of several processes, own rows to own rows.
-            targets: [m, k], all of them.
-            most: iterations at most.
+            product: [m, b] -> A times it; with several processes, from own rows to own rows.
+            targets: [m, k], all rows.
+            max_iterations: the limit of their number.
             progress: show a bar once it has taken five seconds.
-            folder: where every iteration is kept, and found by a later process; of this product
+            folder: where every iteration is saved, and loaded by a later process; for this product
                 and these targets only.
         """
         self.name = "block Krylov"
         self.iterations = 0
-        self._product, self._most, self._progress = product, most, progress
+        self._product, self._max, self._progress = product, max_iterations, progress
         self._folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -183,15 +173,15 @@ class Krylov:
         self._new, _ = _orthonormal(own, 0.0, m)
         self._first = processes.all_reduce(self._new.T @ own[:, :k])
         self._small = np.zeros((0, 0))  # Q^T A Q, block tridiagonal
-        self._below = np.zeros((self._new.shape[1], 0))  # what A moves from the basis to _new
-        self._vectors = np.zeros((0, 0))  # of _small, once it was diagonalized
+        self._below = np.zeros((self._new.shape[1], 0))  # _new^T A Q, of the last block of Q
+        self._vectors = np.zeros((0, 0))  # eigenvectors of _small when it was last diagonalized
         self._scale = 0.0
 
     @property
     def _exhausted(self) -> bool:
         return self._new.shape[1] == 0
 
-    def reach(self, filters: list[Filter], tolerance: float) -> None:
+    def refine(self, filters: list[SpectralFilter], tolerance: float) -> None:
         """Grow the basis until every filter's residual is within the tolerance, or at the limit."""
         bar = progress_bar(
             desc="solve",
@@ -200,45 +190,45 @@ class Krylov:
             delay=PROGRESS_DELAY,
             disable=not self._progress,
         )
-        look = max(FIRST_LOOK if filters else ENOUGH_FOR_THE_LARGEST, self.iterations)
+        check = max(FIRST_CHECK if filters else ITERATIONS_FOR_LARGEST, self.iterations)
         with bar:
             while True:
-                ended = self._exhausted or self.iterations >= self._most
-                if self.iterations >= look or ended:
+                ended = self._exhausted or self.iterations >= self._max
+                if self.iterations >= check or ended:
                     if len(self._vectors) < len(self._small):
                         self._diagonalize()
                     found = [residual(self, each) for each in filters]
-                    worst = max((defect for defect, _ in found), default=0.0)
+                    worst = max((size for size, _ in found), default=0.0)
                     bar.set_postfix(residual=f"{worst:.1e}", refresh=False)
-                    if ended or all(d <= max(tolerance, rounding) for d, rounding in found):
+                    if ended or all(size <= max(tolerance, error) for size, error in found):
                         return
-                    look = max(self.iterations + 1, int(self.iterations * LOOK_AGAIN))
+                    check = max(self.iterations + 1, int(self.iterations * CHECK_GROWTH))
                 self._grow()
                 bar.update()
 
-    def expand(self, components: Array) -> Array:
+    def from_eigenbasis(self, components: Array) -> Array:
         """[d, c] by eigenvector of Q^T A Q -> [m, c]."""
         with one_blas_thread():
             return self._rows.all_gather(self._basis.combine(self._vectors @ components))
 
-    def applied(self, components: Array) -> Array:
-        """A times what `expand` gives, without another product."""
+    def apply_matrix(self, components: Array) -> Array:
+        """See `Solver`; needs no product with A."""
         with one_blas_thread():
             inside = self._basis.combine(self._vectors @ (self.values[:, None] * components))
-            return self._rows.all_gather(inside + self._new @ self.outside(components))
+            return self._rows.all_gather(inside + self._new @ self.residual_part(components))
 
-    def outside(self, components: Array) -> Array:
-        """What A moves out of the basis, in coordinates of the next block."""
+    def residual_part(self, components: Array) -> Array:
+        """See `Solver`; in coordinates of the next block."""
         last = self._below.shape[1]
         return self._below @ (self._vectors[len(self._vectors) - last :] @ components)
 
     def _grow(self) -> None:
-        """One product with A, and the next block orthogonal to all before."""
+        """Add a block to the basis: one product with A, or what an earlier process has saved."""
         saved = self._saved()
-        # Of several processes one may have been killed before it wrote what another has.
+        # One process may have been killed before it wrote an iteration that another has.
         if processes.any_process(saved is None) or saved is None:
             with one_blas_thread():  # see `dnntk.runtime.threads`
-                saved = self._iterated()
+                saved = self._iterate()
         corner, new, below = saved
         size, width, last = len(self._small), len(corner), self._below.shape[1]
         small = np.zeros((size + width, size + width))
@@ -250,7 +240,7 @@ class Krylov:
         self._small, self._new, self._below = small, new, below
         self.iterations += 1
 
-    def _iterated(self) -> tuple[Array, Array, Array]:
+    def _iterate(self) -> tuple[Array, Array, Array]:
         """Block on the diagonal of Q^T A Q, next block of the basis, block below the diagonal."""
         new = self._product(self._new)
         corner = processes.all_reduce(self._new.T @ new)
@@ -258,17 +248,17 @@ class Krylov:
         room = self._rows.total - len(self._small) - len(corner)
         self._remove_all_from(new)
         new, below = _orthonormal(new, 8 * EPS * self._scale, room)
-        # What was left may have been little more than rounding, which is not orthogonal.
+        # The new vectors may be little more than rounding errors, which are not orthogonal.
         self._remove_all_from(new)
         new, change = _orthonormal(new, 0.0, room)
-        step = (corner + corner.T) / 2, new, change @ below
+        corner, below = (corner + corner.T) / 2, change @ below
         if self._folder is not None:
             file = self._file()
             partial = file.with_suffix(".partial")
             with partial.open("wb") as out:
-                np.savez(out, corner=step[0], new=step[1], below=step[2])
+                np.savez(out, corner=corner, new=new, below=below)
             partial.replace(file)
-        return step
+        return corner, new, below
 
     def _remove_all_from(self, new: Array) -> None:
         new -= self._new @ processes.all_reduce(self._new.T @ new)
@@ -279,30 +269,32 @@ class Krylov:
         return self._folder / f"{self.iterations:05d}.npz"
 
     def _saved(self) -> tuple[Array, Array, Array] | None:
-        """The step that an earlier process has taken, if it is there and whole."""
+        """The iteration that an earlier process saved; None if it is missing or damaged."""
         if self._folder is None or not self._file().exists():
             return None
         try:
             with self._file().open("rb") as file, np.load(file, allow_pickle=False) as held:
-                step = tuple(held[name] for name in ("corner", "new", "below"))
+                corner, new, below = (held[name] for name in ("corner", "new", "below"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        width = self._new.shape[1]
-        shapes = (width, width), (len(self._new), step[1].shape[-1]), (step[1].shape[-1], width)
-        if tuple(a.shape for a in step) != shapes or any(a.dtype != np.float64 for a in step):
+        width, rank = self._new.shape[1], new.shape[-1]
+        shapes = (width, width), (len(self._new), rank), (rank, width)
+        if (corner.shape, new.shape, below.shape) != shapes:
             return None
-        self._scale = max(self._scale, float(np.linalg.norm(step[0], 2)))
-        return step[0], step[1], step[2]
+        if any(array.dtype != np.float64 for array in (corner, new, below)):
+            return None
+        self._scale = max(self._scale, float(np.linalg.norm(corner, 2)))
+        return corner, new, below
 
     def _diagonalize(self) -> None:
         values, self._vectors = scipy.linalg.eigh(self._small, driver="evd", check_finite=False)
-        self.least = float(values[0])
+        self.smallest_eigenvalue = float(values[0])
         self.values = np.maximum(values, 0)
         self.targets = self._vectors[: len(self._first)].T @ self._first
 
 
 class _Vectors:
-    """Orthonormal columns [m, d] in chunks, d growing; of several processes, own rows of them."""
+    """Orthonormal columns [m, d] in chunks, d growing; a process holds its own rows of them."""
 
     def __init__(self, m: int) -> None:
         self._m, self._count = m, 0
@@ -320,7 +312,7 @@ class _Vectors:
             block = block[:, taken:]
 
     def remove_from(self, new: Array) -> None:
-        """Subtract from columns [m, b], in place, their projections on these."""
+        """Subtract from columns [m, b], in place, their projections on these vectors."""
         if self._count:
             inside = lambda rows: [columns[rows].T @ new[rows] for columns in self._filled()]  # noqa: E731
             parts = [np.concatenate(part) for part in by_rows(self._m, inside)]
@@ -342,10 +334,10 @@ class _Vectors:
 
 
 def _orthonormal(block: Array, least: float, most: int) -> tuple[Array, Array]:
-    """(q [m, r], coordinates [r, b]) of the columns; directions shorter than ``least`` are left.
+    """(q [m, r], coordinates [r, b]) of the columns, without directions shorter than ``least``.
 
-    Of several processes, own rows to own rows: each makes its own orthonormal, and all the same of
-    what is left of everyone's (Demmel, Grigori, Hoemmen & Langou, 2012).
+    With several processes, from own rows to own rows: each factors its own rows, and all of them
+    factor the triangles of all (Demmel, Grigori, Hoemmen & Langou, 2012). At most ``most`` columns.
     """
     with one_blas_thread():  # a few columns: threads would only wait for each other
         own, whole = _shared_triangles(block) if processes.is_multiprocess() else (None, block)
@@ -363,7 +355,7 @@ def _orthonormal(block: Array, least: float, most: int) -> tuple[Array, Array]:
 
 
 def _shared_triangles(block: Array) -> tuple[Array, Array]:
-    """Orthonormal columns of own rows, and what is left of all processes', one under the other."""
+    """Own rows' orthonormal columns, and the triangles of all processes, one under the other."""
     width = block.shape[1]
     if len(block):
         q, triangle = scipy.linalg.qr(block, mode="economic", check_finite=False)

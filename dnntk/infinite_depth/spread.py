@@ -38,7 +38,7 @@ from dnntk.checks import (
     real_number,
 )
 from dnntk.errors import InputError
-from dnntk.infinite_depth.solvers import Filter
+from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.kernel import limit_ntk
 from dnntk.networks.initializers import Layer, gaussian_features
 
@@ -320,12 +320,12 @@ class _Flow:
     def predict(self, time: float) -> np.ndarray:
         """f_t at the other inputs: [n, d_out]."""
         self._check(time)
-        return self.cross @ (Filter(time)(self.values)[:, None] * self.y)
+        return self.cross @ (SpectralFilter(time)(self.values)[:, None] * self.y)
 
     def filters(self, time: float) -> tuple[np.ndarray, np.ndarray]:
         """phi_t(l) Y [N, d_out] in the eigenvectors, and phi_t[l_i, l_j] [N, N]."""
         self._check(time)
-        return Filter(time)(self.values)[:, None] * self.y, _divided(self.values, time)
+        return SpectralFilter(time)(self.values)[:, None] * self.y, _divided(self.values, time)
 
     def changes(self, g: np.ndarray, filters: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """How f_t changes with the kernel by each unit's g(x).g(x'): [units, n, d_out].
@@ -361,14 +361,14 @@ def _divided(values: np.ndarray, time: float) -> np.ndarray:
     if math.isinf(time):
         return -1 / np.multiply.outer(values, values)
     low, high = (f.outer(values, values) * time for f in (np.minimum, np.maximum))
-    e = np.exp(-low) * Filter(1.0)(high - low)
+    e = np.exp(-low) * SpectralFilter(1.0)(high - low)
     small = high < 0.1
     series, powers, homogeneous = np.zeros_like(low), np.ones_like(low), np.ones_like(low)
     for k in range(2, 13):
         series -= (-1) ** k / math.factorial(k) * homogeneous
         powers = np.where(small, powers * high, 0)
         homogeneous = np.where(small, low * homogeneous + powers, 0)
-    far = (e - Filter(1.0)(low)) / np.where(small, 1, high)
+    far = (e - SpectralFilter(1.0)(low)) / np.where(small, 1, high)
     return time**2 * np.where(small, series, far)
 
 

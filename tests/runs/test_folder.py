@@ -13,7 +13,8 @@ from dnntk import TrainConfig
 from dnntk.data.idx import read_idx
 from dnntk.errors import InputError
 from dnntk.infinite_depth import savefile
-from dnntk.infinite_depth.gram_matrix import PROGRESS, TILES, CrossKernel, SymmetricGram
+from dnntk.infinite_depth.cross_kernel import CrossKernel
+from dnntk.infinite_depth.gram_matrix import PROGRESS, TILES, SymmetricGram
 from dnntk.kernel import limit_ntk
 from dnntk.runs.checkpoints import CHECKSUMS, Checkpoints
 from dnntk.runs.folder import RunFolder
@@ -57,10 +58,10 @@ def the_gram():
 
 def read_gram(workdir):
     gram, identity = the_gram()
-    sums = gram._known(workdir / TILES, workdir / PROGRESS, dict(identity))
+    sums = gram._load_checksums(workdir / TILES, workdir / PROGRESS, dict(identity))
     if sums:
         gram._data = np.load(workdir / TILES, mmap_mode="r+", allow_pickle=False)
-        gram._mend(sums)
+        gram._repair(sums)
 
 
 @pytest.fixture(scope="module")

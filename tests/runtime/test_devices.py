@@ -10,7 +10,8 @@ import pytest
 
 from dnntk.errors import InputError
 from dnntk.infinite_depth import gram_matrix
-from dnntk.infinite_depth.gram_matrix import CrossKernel, SymmetricGram
+from dnntk.infinite_depth.cross_kernel import CrossKernel
+from dnntk.infinite_depth.gram_matrix import SymmetricGram
 from dnntk.kernel import limit_ntk
 from dnntk.runtime import devices
 
@@ -112,7 +113,7 @@ def _values(outputs):
 
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_devices_multiply_what_they_compute(monkeypatch, everywhere, outputs):
-    monkeypatch.setattr(gram_matrix, "_multiplies_there", lambda: True)
+    monkeypatch.setattr(gram_matrix, "_device_multiplies", lambda: True)
     cross = CrossKernel(_values(outputs), X, "float64")
     gram = SymmetricGram(cross, block_size=7, stored=False, progress=False)
     full = gram.dense()
@@ -124,7 +125,7 @@ def test_devices_multiply_what_they_compute(monkeypatch, everywhere, outputs):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_kernel_that_is_not_finite_is_refused_by_a_product(monkeypatch, there):
-    monkeypatch.setattr(gram_matrix, "_multiplies_there", lambda: there)
+    monkeypatch.setattr(gram_matrix, "_device_multiplies", lambda: there)
 
     def kernel(x1, x2):
         return jax.numpy.where(x1[:, :1] * x2[None, :, 0] > 0.9, np.nan, x1 @ x2.T)
