@@ -5,7 +5,7 @@ Gamma = Psi_2 + Psi_8 + Phi_1 + ... + Phi_8 hardly grows, and hardly any neuron'
 changes its sign. Use `measure` to see both on a network before and after training.
 """
 
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from dnntk.checks import check_rows, checked_inputs
 from dnntk.errors import InputError
 from dnntk.networks.layers import Layer
-from dnntk.networks.models import DeepNarrowMLP, Variables, to_standard
+from dnntk.networks.models import DeepNarrowMLP, Variables, network_of, to_standard
 
 POWERS = 8
 
@@ -111,7 +111,7 @@ class _Hidden(NamedTuple):
 
 
 def _hidden_layers(model: DeepNarrowMLP, variables: Variables, x: jax.Array) -> _Hidden:
-    network, params, initial = cast(Any, model.apply(variables, x, method="network"))
+    network, params, initial = network_of(model, variables, x)
     form = network.form
     first, middle, last = (
         network.weights(name, params[name], initial.get(name))
@@ -119,15 +119,15 @@ def _hidden_layers(model: DeepNarrowMLP, variables: Variables, x: jax.Array) -> 
     )
 
     def up(h: jax.Array, layer: Layer) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        z = network.step(h, layer)
+        z = network.middle(h, layer)
         return network.activate(z), (z, h)
 
     def down(g: jax.Array, layer: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
-        return network.pull(network.step, *layer, g), g
+        return network.pull(network.middle, *layer, g), g
 
-    z1 = network.enter(first)
+    z1 = network.first(first)
     h, (z, below) = lax.scan(up, network.activate(z1), middle)
-    g = network.pull(network.leave, h, last, network.seeds(network.leave(h, last)))
+    g = network.pull(network.last, h, last, network.seeds(network.last(h, last)))
     g1, g = lax.scan(down, g, (below, middle), reverse=True)
     z, g = jnp.concatenate([z1[None], z]), jnp.concatenate([g1[None], g])
     per_state, column = (

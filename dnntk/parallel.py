@@ -36,7 +36,7 @@ from dnntk.checks import check_count, check_rows, real_array, real_number
 from dnntk.errors import InputError
 from dnntk.networks.initializers import Layer
 from dnntk.networks.layers import Form, Network, in_segments
-from dnntk.networks.models import DeepNarrow, Variables
+from dnntk.networks.models import DeepNarrow, Variables, network_of
 
 # Numbers in one array of states of all layers of a chunk.
 CHUNK_SIZE = 1 << 22
@@ -44,7 +44,7 @@ SWEEPS = 24
 # A state is settled where a sweep changes it by this many roundings.
 ROUNDINGS = 16
 
-Layers = tuple[Layer, Layer | None]
+StackedLayers = tuple[Layer, Layer | None]
 
 
 class Report(NamedTuple):
@@ -119,10 +119,9 @@ def _outputs(
     tolerance: float | None,
     chunk: int | None,
 ) -> tuple[jax.Array, Report]:
-    pieces: Any = model.apply(variables, x, method="network")
-    network, params, initial = pieces
+    network, params, initial = network_of(model, variables, x)
     form = network.form
-    z = network.enter(network.weights("first", params["first"], initial.get("first")))
+    z = network.first(network.weights("first", params["first"], initial.get("first")))
     h = network.activate(z)
     if tolerance is None:
         tolerance = ROUNDINGS * float(jnp.finfo(h.dtype).eps)
@@ -137,7 +136,7 @@ def _outputs(
     if rest is not None:
         h, report = step(h, rest)
         reports.append(jax.tree.map(lambda a: a[None], report))
-    z = network.leave(h, network.weights("last", params["last"], initial.get("last")))
+    z = network.last(h, network.weights("last", params["last"], initial.get("last")))
     none = Report(jnp.zeros(0, jnp.int32), jnp.zeros(0, h.dtype), jnp.zeros(0, bool))
     report = jax.tree.map(lambda *parts: jnp.concatenate(parts), none, *reports)
     return network.affine.read_out(z), report
@@ -145,7 +144,7 @@ def _outputs(
 
 def _solver(
     network: Network, iterations: int, tolerance: float
-) -> Callable[[jax.Array, Layers, Any, Any], tuple[jax.Array, Report]]:
+) -> Callable[[jax.Array, StackedLayers, Any, Any], tuple[jax.Array, Report]]:
     """The function (state, stacked layers, base, floor) -> (state after them, report).
 
     It may not hold on to arrays that depend on the input, hence the last two arguments.
@@ -156,14 +155,16 @@ def _solver(
         pieces = dataclasses.replace(form, base=base, floor=floor, start=0.0)
         return _Chunk(Network(affine, pieces, jnp.zeros(())), iterations, tolerance)
 
-    def weights(layers: Layers) -> Layer:
+    def weights(layers: StackedLayers) -> Layer:
         return {
             "kernel": affine.arrange(form.weights("middle", *layers)["kernel"]),
             "bias": form.weights("middle", *layers)["bias"],
         }
 
     @jax.custom_vjp
-    def solve(h: jax.Array, layers: Layers, base: Any, floor: Any) -> tuple[jax.Array, Report]:
+    def solve(
+        h: jax.Array, layers: StackedLayers, base: Any, floor: Any
+    ) -> tuple[jax.Array, Report]:
         states, report = parts(base, floor).states(h, weights(layers))
         return states[-1], report
 
@@ -248,7 +249,7 @@ class _Chunk:
 
         def one_by_one() -> jax.Array:
             def step(h: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
-                h = self.network.activate(self.network.step(h, layer))
+                h = self.network.activate(self.network.middle(h, layer))
                 return h, h
 
             return jax.lax.scan(step, start, weights)[1]
@@ -282,7 +283,7 @@ class _Chunk:
         def one_by_one() -> jax.Array:
             def step(g: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
                 h, weights, active = layer
-                _, pull = jax.vjp(lambda h: self.network.step(h, weights), h)
+                _, pull = jax.vjp(lambda h: self.network.middle(h, weights), h)
                 (g,) = pull(jnp.where(active, g, 0))
                 return g, g
 

@@ -14,7 +14,7 @@ alpha = K^-1 (I - (I - eta K/N)^n) y (`coefficients`).
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from dnntk.errors import InputError
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.networks.initializers import Layer
 from dnntk.networks.layers import Network, in_segments
-from dnntk.networks.models import DeepNarrow, Variables
+from dnntk.networks.models import DeepNarrow, Variables, network_of
 
 
 def accumulated(
@@ -66,7 +66,7 @@ def _accumulated(
         off = h[-model.d_out - 1][None] <= 0
         return outputs, network.affine.read_out(off.astype(h.dtype))[:, 0]
 
-    network, params, initial = cast(Any, model.apply(variables, x, method="network"))
+    network, params, initial = network_of(model, variables, x)
     z, (curve, off) = _walk(network, params, initial, model.layers_a_segment, look)
     return jnp.concatenate([curve, network.affine.read_out(z)[None]]), off
 
@@ -104,7 +104,7 @@ def _layer_shares(
 ) -> jax.Array:
     dtype = common_dtype(x_train, x)
     joined = jnp.concatenate([x_train.astype(dtype), x.astype(dtype)])
-    network, params, initial = cast(Any, model.apply(variables, joined, method="network"))
+    network, params, initial = network_of(model, variables, joined)
     # All outputs share their features: one is enough.
     seeds = network.seeds(network.packed[:1])
     coefficients = coefficients.astype(seeds.dtype)
@@ -135,14 +135,14 @@ def _walk(
         return network.weights(name, params[name], initial.get(name))
 
     def up(h: jax.Array, layer: Layer) -> tuple[jax.Array, Any]:
-        h = network.activate(network.step(h, layer))
+        h = network.activate(network.middle(h, layer))
         return h, look(network, h)
 
     # In segments, as a scan that stacks a few bytes a layer copies all of them in every layer.
     def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
         return lax.scan(up, h, network.weights("middle", *layers))
 
-    h = network.activate(network.enter(weights("first")))
+    h = network.activate(network.first(weights("first")))
     seen = [jax.tree.map(lambda a: a[None], look(network, h))]
     blocks, rest = in_segments((params["middle"], initial.get("middle")), segment)
     if blocks is not None:
@@ -152,7 +152,7 @@ def _walk(
         h, more = up_segment(h, rest)
         seen.append(more)
     together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *seen)
-    return network.leave(h, weights("last")), together
+    return network.last(h, weights("last")), together
 
 
 def coefficients(kernel: np.ndarray, y: np.ndarray, time_step: float, steps: int) -> np.ndarray:

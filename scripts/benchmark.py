@@ -161,7 +161,7 @@ def _ntk_at(depth: int, points: int, unroll: bool) -> list[Row]:
     layers = baselines.unstacked(to_standard(model, variables)[1]["params"]) if unroll else []
     calls: dict[str, Call] = {"layerwise": lambda: empirical_ntk(model, variables, x)}
     if unroll:
-        scale = model.step**2
+        scale = model.parameter_scale**2
         calls["unrolled, leaf by leaf"] = lambda: scale * baselines.unrolled_ntk(layers, x)
         calls["unrolled, joined"] = lambda: scale * baselines.unrolled_ntk(layers, x, join=True)
     first = turns(FLAGS.compiles, *calls.values(), forget=True)

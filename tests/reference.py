@@ -156,7 +156,7 @@ class Reference:
     def _slope(self, name, units):
         """The derivative of W by what is trained, by unit, and b's as a multiple of it."""
         if not self.deviations:
-            return (self.model.step if self.initial else 1.0), 1.0
+            return (self.model.parameter_scale if self.initial else 1.0), 1.0
         slope, scale = np.full(units, 1 / math.sqrt(self.model.depth), self.dtype), self.model.scale
         if name != "last":
             slope[self.d_in] /= scale

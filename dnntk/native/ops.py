@@ -13,7 +13,7 @@ last layer are plain JAX, except in `sgd_steps`. `dnntk.training.engine` chooses
 """
 
 import dataclasses
-from typing import Any, NamedTuple, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ from dnntk.native import build
 from dnntk.native.blocks import Blocks, CpuBudget, is_wide
 from dnntk.networks.initializers import Layer, Layers
 from dnntk.networks.layers import Convolution, Dense, Network
-from dnntk.networks.models import DeepNarrow
+from dnntk.networks.models import DeepNarrow, network_of
 from dnntk.runtime.devices import on_cpu
 
 __all__ = [
@@ -77,7 +77,7 @@ def forward(
     model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, budget: CpuBudget
 ) -> jax.Array:
     """Outputs [n, d_out] of ``model.apply``; not differentiable."""
-    network, layers, initial = _pieces(model, params, frozen, x)
+    network, layers, initial = network_of(model, {"params": params, **frozen}, x)
     h = network.activate(_first_z(network, layers["first"], initial))
     h = _call("forward", h, _common(network, layers, initial, h, budget))
     return _last_layer(network, layers["last"], initial, h)
@@ -146,7 +146,7 @@ def sgd_steps(
     Returns:
         (f [n, d_out] before the last step, a tree like ``params``).
     """
-    network, layers, initial = _pieces(model, params, frozen, x)
+    network, layers, initial = network_of(model, {"params": params, **frozen}, x)
     # The first and the last layer are affine in what is trained of them.
     untrained = jax.tree.map(jnp.zeros_like, {name: layers[name] for name in ("first", "last")})
     start = _first_z(network, untrained["first"], initial)
@@ -175,7 +175,7 @@ def tangent(
     model: DeepNarrow, params: Any, frozen: Any, x: jax.Array, direction: Any, budget: CpuBudget
 ) -> jax.Array:
     """Derivative [n, d_out] of the outputs along ``direction``, a tree like ``params``."""
-    network, layers, initial = _pieces(model, params, frozen, x)
+    network, layers, initial = network_of(model, {"params": params, **frozen}, x)
     first = lambda layer: network.activate(_first_z(network, layer, initial))  # noqa: E731
     h0, dh0 = jax.jvp(first, (layers["first"],), (direction["first"],))
     common = _common(network, layers, initial, h0, budget)
@@ -252,7 +252,7 @@ def _down(
     *more: jax.Array,
 ) -> tuple[jax.Array, dict[str, Layer]]:
     """Outputs and the gradient, but for the middle layers what the function ``name`` returns."""
-    network, layers, initial = _pieces(model, params, frozen, x)
+    network, layers, initial = network_of(model, {"params": params, **frozen}, x)
     z0, pull_first = jax.vjp(lambda layer: _first_z(network, layer, initial), layers["first"])
     h0 = network.activate(z0)
     head, offset = _head(network, layers["last"], initial, h0)
@@ -271,21 +271,14 @@ def _down(
     return f, {"first": first, "middle": {"kernel": kernel, "bias": bias}, "last": last}
 
 
-def _pieces(
-    model: DeepNarrow, params: Any, frozen: Any, x: jax.Array
-) -> tuple[Network, Layers, Layers]:
-    variables = {"params": params, **frozen}
-    return cast(Any, model.apply(variables, x, method="network"))
-
-
 def _first_z(network: Network, layer: Layer, initial: Layers) -> jax.Array:
     """Z of the first layer."""
-    return network.enter(network.weights("first", layer, initial.get("first")))
+    return network.first(network.weights("first", layer, initial.get("first")))
 
 
 def _last_layer(network: Network, layer: Layer, initial: Layers, h: jax.Array) -> jax.Array:
     """Outputs from the state below the last layer."""
-    z = network.leave(h, network.weights("last", layer, initial.get("last")))
+    z = network.last(h, network.weights("last", layer, initial.get("last")))
     return network.affine.read_out(z)
 
 

@@ -1,8 +1,8 @@
 """Stride-1 convolution with zero padding, written as two bilinear primitives.
 
-A deep narrow CNN applies one tiny convolution (a few channels, a small image) after another,
-thousands of times. Library convolutions are slow there: on CPU, most of all inside a loop, and
-their gradients more so. Here a batch of images is kept in *row layout*, ``[channels, positions,
+A deep narrow CNN applies thousands of tiny convolutions (a few channels, a small image) one after
+another. Library convolutions are slow at this size: on a CPU, inside a loop above all, and their
+gradients more so. Here a batch of images is kept in *row layout*, ``[channels, positions,
 batch]``: the rows of an image one after another, each followed by ``kernel_size // 2`` zero
 columns, the batch innermost. A shift of the image is then a shift along ``positions``, and
 
@@ -12,8 +12,8 @@ columns, the batch innermost. A shift of the image is then a shift along ``posit
 are one matrix product each. The derivative of either is the other, so forward mode, reverse mode
 and any composition of the two run at the same speed.
 
-Arrays must be zero at the padding positions (`RowLayout.mask` is False there); `convolve` leaves
-rubbish at them, which the caller masks.
+Arrays must be zero at the padding positions, where `RowLayout.mask` is False; `convolve` leaves
+arbitrary values at them, which the caller masks.
 """
 
 import dataclasses
@@ -26,6 +26,8 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+__all__ = ["RowLayout", "arrange", "convolve", "correlate", "shifts", "transpose_filter"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class RowLayout:
 
 
 def arrange(kernel: jax.Array) -> jax.Array:
-    """Flax's [..., q, q, in, out] -> [..., q, out, q, in], the order `convolve` multiplies in."""
+    """Flax's [..., q, q, in, out] -> [..., q, out, q, in], the layout of `convolve`."""
     return jnp.moveaxis(kernel, -1, -3)
 
 
@@ -70,7 +72,7 @@ def convolve(h: jax.Array, w: jax.Array, row: int) -> jax.Array:
 
     Args:
         h: [c, positions, batch], zero at the padding positions.
-        w: [q, out, q, c] filter, as `arrange` gives it; q odd.
+        w: [q, out, q, c] filter in `arrange`'s layout; q odd.
         row: `RowLayout.row`.
 
     Returns:
@@ -80,7 +82,7 @@ def convolve(h: jax.Array, w: jax.Array, row: int) -> jax.Array:
 
 
 def correlate(g: jax.Array, h: jax.Array, row: int, kernel_size: int) -> jax.Array:
-    """The gradient [q, out, q, c] of ``<g, convolve(h, w)>`` by w, g like the convolution."""
+    """Gradient [q, out, q, c] of ``<g, convolve(h, w)>`` by w; g has the convolution's shape."""
     return _correlate_p.bind(g, h, row=row, kernel_size=kernel_size)
 
 
@@ -90,13 +92,13 @@ def transpose_filter(w: jax.Array) -> jax.Array:
 
 
 def shifts(h: jax.Array, layout: RowLayout) -> list[jax.Array]:
-    """``h`` moved to where the filter's q^2 entries look, row by row of the filter."""
+    """``h`` shifted to the position that each of the filter's q^2 entries reads, row by row."""
     reach = range(-(layout.kernel_size // 2), layout.kernel_size // 2 + 1)
     return [_shift(h, dy * layout.row + dx) for dy in reach for dx in reach]
 
 
 def _shift(h: jax.Array, step: int) -> jax.Array:
-    """``out[:, p] = h[:, p + step]``, zero where that is outside."""
+    """``out[:, p] = h[:, p + step]``, zero beyond the ends."""
     if step == 0:
         return h
     if step > 0:
@@ -137,7 +139,7 @@ def _correlate(g: jax.Array, h: jax.Array, *, row: int, kernel_size: int) -> jax
 
 
 def _batched(function: Any, primitive: Primitive) -> Any:
-    """A batching rule: extra images join the batch; a batch of filters maps the plain code."""
+    """A batching rule: images join the batch; for several filters, `jax.vmap` of ``function``."""
 
     def rule(args: tuple[jax.Array, jax.Array], dims: tuple[Any, Any], **static: int) -> Any:
         if primitive is _convolve_p and dims[1] is None:

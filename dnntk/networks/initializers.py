@@ -14,6 +14,18 @@ import jax.numpy as jnp
 from dnntk.checks import brief
 from dnntk.errors import InputError
 
+__all__ = [
+    "INITS",
+    "Layer",
+    "Layers",
+    "baseline",
+    "check_init",
+    "deep_narrow",
+    "gaussian_features",
+    "layer_shapes",
+    "zeros",
+]
+
 Layer = dict[str, jax.Array]
 Layers = dict[str, Layer]
 INITS = ("deep_narrow", "he_uniform", "torch_default")
@@ -33,7 +45,7 @@ def layer_shapes(depth: int, d_in: int, d_out: int, window: tuple[int, ...]) -> 
 
 
 def zeros(shapes: dict[str, tuple], dtype: jnp.dtype) -> Layers:
-    """Kernels and biases of zeros: the start of every D in the ``ntk`` parametrization."""
+    """Kernels and biases of zeros: the initial D of the ``ntk`` parametrization."""
     return {
         name: {
             "kernel": jnp.zeros(shape, dtype),
@@ -70,7 +82,7 @@ def gaussian_features(
 
 
 def identity_filter(size: int, window: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """[(q, q,) size, size]: the filter that leaves an image as it is."""
+    """[(q, q,) size, size]: the identity map, for a CNN a filter that changes no image."""
     eye = jnp.eye(size, dtype=dtype)
     if not window:
         return eye
@@ -85,7 +97,7 @@ def deep_narrow(
     layers = zeros(layer_shapes(depth, d_in, d_out, window), dtype)
     identity = identity_filter(d_in + 1 + d_out, window, dtype)
     random, outputs = d_in, slice(d_in + 1, None)
-    # The random unit is rebuilt in each layer from the input copy alone: its identity is cleared.
+    # Each layer computes the random unit anew from the input copy, so its identity is cleared.
     middle = jnp.broadcast_to(
         identity.at[..., random, random].set(0.0), layers["middle"]["kernel"].shape
     )
@@ -118,8 +130,8 @@ def baseline(key: jax.Array, shapes: dict[str, tuple], init: str, dtype: jnp.dty
     """The comparisons of section 5.2, by fan-in.
 
     ``he_uniform``: gain sqrt(2), zero biases (He et al. 2015). ``torch_default``: PyTorch's own
-    default for linear and convolutional layers, gain 1/sqrt(3), biases uniform too; the published
-    code's "Kaiming" runs really used this one.
+    default for linear and convolutional layers, gain 1/sqrt(3), biases uniform too; the "Kaiming"
+    runs of the thesis's published code used this one.
     """
     layers = zeros(shapes, dtype)
     for name, layer_key in zip(shapes, jax.random.split(key, 3), strict=True):
@@ -136,7 +148,7 @@ def baseline(key: jax.Array, shapes: dict[str, tuple], init: str, dtype: jnp.dty
 
 
 def check_init(init: str, scale: float, parametrization: str) -> None:
-    """Raise `InputError` for an initialization that the parametrization cannot hold."""
+    """Raise `InputError` for an initialization that the parametrization cannot represent."""
     if not isinstance(init, str) or init not in INITS:
         raise InputError(f"init: expected one of {', '.join(INITS)}, got {brief(init)}")
     if math.isinf(scale) and (parametrization == "standard" or init != "deep_narrow"):

@@ -1,8 +1,8 @@
 """How a deep narrow network computes: the affine map of a layer, the form it is in, the scan.
 
 An architecture is an affine map (`Dense`, `Convolution`), a parametrization is a `Form`, and
-`forward` scans over depth whatever the two are. Activations of O(sqrt(depth)) layers are stored;
-the others are recomputed in segments on the way back.
+`forward` scans over depth for any pair of the two. Activations of O(sqrt(depth)) layers are stored;
+the backward pass recomputes the others, a segment at a time.
 """
 
 import dataclasses
@@ -18,8 +18,22 @@ from dnntk.networks import convolution, narrow
 from dnntk.networks.initializers import Layer, Layers
 from dnntk.runtime.devices import on_cpu
 
-# On accelerators, where a step is launches of small kernels: a compiler joins those of neighbours.
-LAYERS_A_LOOP = 4
+__all__ = [
+    "Affine",
+    "Convolution",
+    "Dense",
+    "Form",
+    "Network",
+    "forward",
+    "in_segments",
+    "literal_form",
+    "middle_layers",
+    "ntk_form",
+]
+
+# Layers that one iteration of the loop computes on an accelerator: the compiler joins their small
+# kernels, whose launches cost more than their arithmetic.
+LAYERS_PER_ITERATION = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +48,7 @@ class Dense:
         return x.T[:, None, :]
 
     def arrange(self, kernel: jax.Array) -> jax.Array:
-        """The kernel as `linear` takes it: as it is."""
+        """The kernel in the layout of `linear`, which is flax's."""
         return kernel
 
     def linear(self, h: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -44,10 +58,10 @@ class Dense:
         return jnp.einsum("io,ipb->opb", kernel, h, precision=jax.lax.Precision.HIGHEST)
 
     def by_weight(self, ratio: float, q: jax.Array, g: jax.Array) -> jax.Array:
-        """Gradients by every kernel and bias, an example each.
+        """Gradients of every example by the kernel and the bias.
 
-        The derivative by the bias counts ``ratio`` times:
-        [in, 1, n] and [k, out, 1, n] -> [weights, k, n].
+        With inputs q [in, 1, n] and derivatives g [k, out, 1, n] by the outputs: [weights, k, n].
+        The derivatives by the bias are multiplied by ``ratio``.
         """
         q = jnp.concatenate([q[:, 0], jnp.full((1, q.shape[2]), ratio, q.dtype)])
         products = q[:, None, None] * g[:, :, 0].swapaxes(0, 1)[None]
@@ -88,7 +102,7 @@ class Convolution:
 
     def by_weight(self, ratio: float, q: jax.Array, g: jax.Array) -> jax.Array:
         """As `Dense.by_weight`: [in, positions, n], [k, out, positions, n] -> [weights, k, n]."""
-        # A product of small matrices an example: sums over positions are slow otherwise.
+        # One product of small matrices an example: other sums over positions are slow.
         columns = jnp.stack(convolution.shifts(q, self.layout))
         columns = columns.transpose(3, 0, 1, 2).reshape(q.shape[2], -1, q.shape[1])
         rows = g.transpose(3, 2, 1, 0).reshape(q.shape[2], q.shape[1], -1)
@@ -109,10 +123,27 @@ Affine = Dense | Convolution
 class Form:
     """A layer in one form: h' = max(carry h + W q + b, floor) with q = base + column h.
 
-    ``weights(name, params, initial)`` are W and b of the layers called ``name``. By the parameters
-    they have the derivatives ``slope(name, units)``: of W, by unit (a number where all have the
-    same), and of b, as a multiple of it. Other constants are [units, 1, 1]; ``base`` and ``floor``
-    may depend on the position and the example.
+    With f the thesis's pre-activations (section 3) and units [d_in | 1 | d_out]:
+
+    ========  =============  ==========================  ==========================================
+    field     literal form   ntk form                    meaning
+    ========  =============  ==========================  ==========================================
+    carry     0              1, 0, 1                     share of h that the next layer keeps
+    column    1              1 / C, 1, 1 / C             factor of h in the inputs q
+    base      0              max(x, 0), 0, 1             q at initialization, but for unit d_in
+    floor     0              -C base                     the ReLU's kink: h where f is 0
+    unit      1              1, C, 1                     what f changes by where h changes by 1
+    start     0              min(C x, 0), 0, 0           added to W x + b in the first layer
+    ========  =============  ==========================  ==========================================
+
+    Constants are numbers or [units, 1, 1]; ``base``, ``floor`` and ``start`` may depend on position
+    and example.
+
+    Attributes:
+        weights: (name, params, initial) -> W and b of the layers ``name``: "first", "middle" or
+            "last".
+        slope: (name, units) -> derivative of W by its parameters, for each unit (a number if it is
+            the same for all), and the derivative of b, as a multiple of W's.
     """
 
     weights: Callable[[str, Layer, Layer | None], Layer]
@@ -122,24 +153,24 @@ class Form:
     base: jax.Array | float = 0.0
     floor: jax.Array | float = 0.0
     unit: np.ndarray | float = 1.0
-    start: jax.Array | float = 0.0  # what the first layer adds to W x + b
+    start: jax.Array | float = 0.0
 
     @property
     def literal(self) -> bool:
-        """Are states the thesis's own, and not deviations from their initial values?"""
+        """True if states are the thesis's own, False if deviations from initial values."""
         return isinstance(self.carry, float)
 
     def read(self, h: jax.Array) -> jax.Array:
-        """What the next layer's weights multiply: q."""
+        """The inputs q that the next layer's weights multiply."""
         return h if self.literal else self.base + jnp.asarray(self.column) * h
 
     def carried(self, h: jax.Array) -> jax.Array | float:
-        """What the next layer takes over unmultiplied."""
+        """The part of h that the next layer adds to W q + b."""
         return 0.0 if self.literal else jnp.asarray(self.carry) * h
 
 
 def literal_form(step: float | None) -> Form:
-    """The thesis's matrices as they are (no step), or an initial matrix + D * step."""
+    """The thesis's matrices as they are (``step`` None), or initial matrices + ``step`` D."""
 
     def weights(name: str, params: Layer, initial: Layer | None) -> Layer:
         if step is None:
@@ -160,8 +191,8 @@ def ntk_form(
 
     With q = [x + alpha/C, m, 1 + r/C] and L the depth, before the ReLUs:
     alpha' = alpha + (D_a q + d_a/C) / sqrt L, m' = u q_a + v/C + (D_m q + d_m/C) / (C sqrt L),
-    r' = r + (D_r q + d_r/C) / sqrt L. What D does is never added to a number of the size of x or C,
-    where float32 would lose it: over 10,000 layers the loss would add up.
+    r' = r + (D_r q + d_r/C) / sqrt L. No effect of D is added to a number of the size of x or C,
+    where float32 would round it away: over 10,000 layers these errors would add up.
     """
     root, random = math.sqrt(depth), d_in
     dtype = packed.dtype
@@ -170,7 +201,7 @@ def ntk_form(
         by_unit = np.full(units, 1 / root)
         if name != "last":
             by_unit[random] = 1 / (scale * root)
-        # Its own inputs are of size 1, the other layers' of size C, which they are divided by.
+        # The first layer's inputs are of size 1; the others' are of size C and divided by it.
         return (by_unit / scale, 1.0) if name == "first" else (by_unit, 1 / scale)
 
     def weights(name: str, params: Layer, initial: Layer | None) -> Layer:
@@ -188,7 +219,7 @@ def ntk_form(
         values = [inputs] * d_in + [middle] + [outputs] * d_out
         return np.array(values, dtype)[:, None, None]
 
-    # The thesis's inputs are positive. A negative one starts below its ReLU's kink, at C x.
+    # The thesis assumes positive inputs. A negative one starts below its ReLU's kink, at C x.
     ones = jnp.broadcast_to(jnp.asarray(mask, dtype), (d_out, *packed.shape[1:]))
     base = jnp.concatenate([jnp.maximum(packed, 0), jnp.zeros_like(packed[:1]), ones])
     below = jnp.where(packed < 0, packed * min(scale, float(jnp.finfo(dtype).max)), 0)
@@ -212,10 +243,10 @@ def _last_axis(values: np.ndarray, like: jax.Array) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network on one packed input, layer by layer, up and down.
+    """A network on one packed input, layer by layer, forward and backward.
 
-    ``enter``, ``step`` and ``leave`` are the first layer, a middle one and the last; each takes
-    what `weights` made of its parameters. A state is what comes out of a ReLU, z what goes in.
+    `first`, `middle` and `last` compute one layer each, from the weights that `weights` makes of
+    its parameters. z is a ReLU's input, a state h its output.
     """
 
     affine: Affine
@@ -223,30 +254,30 @@ class Network:
     packed: jax.Array
 
     def weights(self, name: str, params: Layer, initial: Layer | None) -> Layer:
-        """Weights of the layers called ``name``, stacked where these are."""
+        """Weights of the layers ``name``, stacked if their parameters are."""
         layer = self.form.weights(name, params, initial)
         return {"kernel": self.affine.arrange(layer["kernel"]), "bias": layer["bias"]}
 
-    def enter(self, layer: Layer) -> jax.Array:
-        """Z of the first layer."""
+    def first(self, layer: Layer) -> jax.Array:
+        """The first layer's z."""
         return self._linear(self.packed, layer) + self.form.start
 
-    def step(self, h: jax.Array, layer: Layer) -> jax.Array:
-        """State to z of the next layer."""
+    def middle(self, h: jax.Array, layer: Layer) -> jax.Array:
+        """From a state to the z of the middle layer after it."""
         return self._linear(self.form.read(h), layer) + self.form.carried(h)
 
-    def leave(self, h: jax.Array, layer: Layer) -> jax.Array:
-        """State to the last layer's z [d_out, positions, batch]."""
+    def last(self, h: jax.Array, layer: Layer) -> jax.Array:
+        """From a state to the last layer's z [d_out, positions, batch]."""
         out = self._linear(self.form.read(h), layer)
         outputs = h[h.shape[0] - out.shape[0] :]
         return out if self.form.literal else out + outputs
 
     def activate(self, z: jax.Array) -> jax.Array:
-        """Z to state."""
+        """From z to the state."""
         return jnp.where(self.active(z), z, self.form.floor)
 
     def active(self, z: jax.Array) -> jax.Array:
-        """Where the ReLU lets z through."""
+        """True where the ReLU passes z on."""
         return jnp.asarray(self.affine.mask) & (z > self.form.floor)
 
     def seeds(self, z: jax.Array) -> jax.Array:
@@ -267,39 +298,39 @@ class Network:
 
 
 def forward(network: Network, params: Layers, initial: Layers, segment: int) -> jax.Array:
-    """Outputs [batch, d_out]; ``segment`` layers at a time are recomputed on the way back."""
-    z = network.enter(network.weights("first", params["first"], initial.get("first")))
+    """Outputs [batch, d_out]; the backward pass recomputes ``segment`` layers at a time."""
+    z = network.first(network.weights("first", params["first"], initial.get("first")))
     layers = params["middle"], initial.get("middle")
-    h = middle(network, network.activate(z), layers, segment)
-    z = network.leave(h, network.weights("last", params["last"], initial.get("last")))
+    h = middle_layers(network, network.activate(z), layers, segment)
+    z = network.last(h, network.weights("last", params["last"], initial.get("last")))
     return network.affine.read_out(z)
 
 
-def middle(
+def middle_layers(
     network: Network,
     h: jax.Array,
     layers: tuple[Layer, Layer | None],
     segment: int,
-    there: jax.Array | None = None,
+    present: jax.Array | None = None,
 ) -> jax.Array:
-    """The state behind some middle layers, (parameters, initial values), stacked.
+    """The state after some middle layers, given as stacked (parameters, initial values).
 
-    Those that are not ``there`` [layers] are passed by; None is all of them.
+    Layers that are not ``present`` [layers] leave the state as it is; None means all are.
     """
 
     def step(h: jax.Array, layer: tuple[Layer, jax.Array | None]) -> tuple[jax.Array, None]:
-        weights, there = layer
-        above = network.activate(network.step(h, weights))
-        return (above if there is None else jnp.where(there, above, h)), None
+        weights, present = layer
+        above = network.activate(network.middle(h, weights))
+        return (above if present is None else jnp.where(present, above, h)), None
 
     @jax.checkpoint
     def run(h: jax.Array, block: Any) -> jax.Array:
-        layers, there = block
-        unroll = 1 if on_cpu() else LAYERS_A_LOOP
+        layers, present = block
+        unroll = 1 if on_cpu() else LAYERS_PER_ITERATION
         weights = network.weights("middle", *layers)
-        return jax.lax.scan(step, h, (weights, there), unroll=unroll)[0]
+        return jax.lax.scan(step, h, (weights, present), unroll=unroll)[0]
 
-    blocks, rest = in_segments((layers, there), segment)
+    blocks, rest = in_segments((layers, present), segment)
     if blocks is not None:
         h, _ = jax.lax.scan(lambda h, block: (run(h, block), None), h, blocks)
     if rest is not None:
@@ -308,7 +339,7 @@ def middle(
 
 
 def in_segments(layers: Any, segment: int) -> tuple[Any, Any]:
-    """Stacked layers as [blocks, segment, ...] and those left over, each None where empty."""
+    """Stacked layers as [blocks, segment, ...] and the remaining ones, each None if empty."""
     length = jax.tree.leaves(layers)[0].shape[0]
     full = length // segment * segment
     blocks = jax.tree.map(lambda p: p[:full].reshape(-1, segment, *p.shape[1:]), layers)

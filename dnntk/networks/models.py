@@ -5,26 +5,27 @@ map of a layer. Two parametrizations of the same function:
 
 * ``standard``: the thesis's literal matrices.
 * ``ntk`` (default): every weight and bias is its initial value + D / (C sqrt(depth)), and D is what
-  trains. The hidden state is carried as deviations from its initial value, so that no number of
-  size C meets one of size 1: float32 trains in the theorems' regime, and C may be infinite.
+  trains. Hidden states are stored as deviations from their initial values, so that no number of
+  size 1 is added to one of size C: float32 trains in the theorems' regime, and C may be infinite.
   Gradient flow of the thesis, at rate 1 / (depth C^2), is plain gradient flow of D.
 
 Variables: ``params`` (the standard matrices, or D) and, in the ``ntk`` form, ``initial`` (the
 Gaussian features u and v / C, or a baseline's initial matrices). Both hold ``first``, ``middle``
 (stacked on a leading axis of depth - 2) and ``last``, each with ``kernel`` and ``bias``.
 
-Memory: activations of O(sqrt(depth)) layers, recomputed in segments on the way back.
+Memory: activations of O(sqrt(depth)) layers; the backward pass recomputes the others.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dnntk.checks import brief, common_dtype, integer, real_array, real_number
 from dnntk.errors import InputError
@@ -39,14 +40,24 @@ from dnntk.networks.layers import (
     ntk_form,
 )
 
+__all__ = [
+    "PARAMETRIZATIONS",
+    "DeepNarrow",
+    "DeepNarrowCNN",
+    "DeepNarrowMLP",
+    "Variables",
+    "network_of",
+    "to_standard",
+]
+
 PARAMETRIZATIONS = ("ntk", "standard")
 Variables = dict[str, Any]
 
 
 def _with_init_argument(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Let the constructor take ``init=``, though the field cannot be called so.
+    """Let the constructor take ``init=`` for ``initialization``.
 
-    A field named ``init`` would hide flax's method ``init``.
+    A field named ``init`` would hide flax's method of that name.
     """
 
     @functools.wraps(constructor)
@@ -71,7 +82,7 @@ class _DeepNarrow(nn.Module):
     segment: int | None = None
 
     def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
-        """The pieces that an architecture is made of."""
+        """As `network_of`."""
         raise NotImplementedError
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -108,13 +119,13 @@ class _DeepNarrow(nn.Module):
         initializers.check_init(self.initialization, self.scale, self.parametrization)
 
     def _convert(self, *names: str, to: Callable[[str, Any], Any]) -> None:
-        """Hold fields as Python's own numbers, by which a module is hashed and compared."""
+        """Make fields Python's own numbers, so that equal modules have equal hashes."""
         for name in names:
             object.__setattr__(self, name, to(name, getattr(self, name)))
 
     @property
-    def step(self) -> float:
-        """1 / (C sqrt(depth)): what a unit of D changes a weight by."""
+    def parameter_scale(self) -> float:
+        """1 / (C sqrt(depth)): a weight is its initial value + ``parameter_scale`` D."""
         return 1 / (self.scale * math.sqrt(self.depth))
 
     def _initialize(
@@ -123,7 +134,7 @@ class _DeepNarrow(nn.Module):
         """(params, initial); the same key gives the same network in either parametrization."""
         shapes = initializers.layer_shapes(self.depth, d_in, self.d_out, window)
         if self.parametrization == "standard":
-            _check_held(self.scale, dtype)
+            _check_representable(self.scale, dtype)
         if self.initialization == "deep_narrow":
             start = initializers.gaussian_features(
                 key, self.depth, d_in, window, self.rho, self.beta, dtype
@@ -152,11 +163,11 @@ class _DeepNarrow(nn.Module):
             return params, initial
         params = {name: self.get_variable("params", name) for name in shapes}
         for name, shape in shapes.items():
-            held = None if params[name] is None else params[name]["kernel"].shape
-            if held != shape:
+            found = None if params[name] is None else params[name]["kernel"].shape
+            if found != shape:
                 raise InputError(
                     f"variables: this network and input need params/{name}/kernel of shape "
-                    f"{shape}, got {held}; initialize with the same fields and input shape"
+                    f"{shape}, got {found}; initialize with the same fields and input shape"
                 )
         if self.parametrization == "standard":
             return params, {}
@@ -180,7 +191,7 @@ class _DeepNarrow(nn.Module):
         elif self.initialization == "deep_narrow":
             form = ntk_form(packed, self.depth, d_in, self.d_out, self.scale, affine.mask)
         else:
-            form = literal_form(self.step)
+            form = literal_form(self.parameter_scale)
         return Network(affine, form, packed), params, initial
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -189,7 +200,7 @@ class _DeepNarrow(nn.Module):
 
     @property
     def layers_a_segment(self) -> int:
-        """``segment``, or what takes the least memory."""
+        """``segment``, or the number of layers that takes the least memory."""
         return self.segment or max(1, round(math.sqrt(self.depth)))
 
 
@@ -219,7 +230,7 @@ class DeepNarrowMLP(_DeepNarrow):
 
     @nn.compact
     def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
-        """The network on x [n, d_in] in its pieces, and its parameters and initial values."""
+        """As `network_of`, for x [n, d_in]."""
         x = real_array("x", x)
         if x.ndim != 2:
             raise InputError(f"x: an MLP expects [n, d_in], got shape {x.shape}")
@@ -254,7 +265,7 @@ class DeepNarrowCNN(_DeepNarrow):
 
     @nn.compact
     def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
-        """The network on x [n, H, W, c] in its pieces, its parameters and initial values."""
+        """As `network_of`, for x [n, H, W, c]."""
         x = real_array("x", x)
         if x.ndim != 4:
             raise InputError(f"x: a CNN expects images [n, H, W, c], got shape {x.shape}")
@@ -272,6 +283,17 @@ class DeepNarrowCNN(_DeepNarrow):
 DeepNarrow = DeepNarrowMLP | DeepNarrowCNN
 
 
+def network_of(
+    model: DeepNarrow, variables: Variables, x: ArrayLike
+) -> tuple[Network, initializers.Layers, initializers.Layers]:
+    """The network on inputs ``x`` layer by layer, its parameters and its initial values.
+
+    Raises:
+        InputError: ``variables`` are not of ``model`` and inputs of this shape.
+    """
+    return cast(Any, model.apply(variables, x, method="network"))
+
+
 def to_standard(model: DeepNarrow, variables: Variables) -> tuple[DeepNarrow, Variables]:
     """The same network in the thesis's literal matrices; exact to rounding.
 
@@ -284,31 +306,31 @@ def to_standard(model: DeepNarrow, variables: Variables) -> tuple[DeepNarrow, Va
         module's docstring, {"first": {"kernel", "bias"}, "middle": ..., "last": ...}.
 
     Raises:
-        InputError: ``scale`` is infinite, or beyond the dtype: the matrices would be.
+        InputError: ``scale``, which the matrices contain, is infinite or beyond the dtype.
     """
     if model.parametrization == "standard":
         return model, variables
     initializers.check_init(model.initialization, model.scale, "standard")
-    _check_held(model.scale, common_dtype(variables["params"]["first"]["kernel"]))
+    _check_representable(model.scale, common_dtype(variables["params"]["first"]["kernel"]))
     params = _literal(model, variables["params"], variables["initial"])
     return model.clone(parametrization="standard"), {"params": params}
 
 
-def _check_held(scale: float, dtype: np.dtype) -> None:
+def _check_representable(scale: float, dtype: np.dtype) -> None:
     largest = float(jnp.finfo(dtype).max)
     if scale > largest:
         raise InputError(
-            f"scale: the literal matrices hold it, and {dtype} ends at {largest:.3g}, got "
+            f"scale: the literal matrices contain it, and {dtype} ends at {largest:.3g}, got "
             f"{scale:.3g}; use parametrization='ntk' or a wider dtype"
         )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _literal(model: DeepNarrow, params: Any, start: Any) -> Any:
-    """The matrices of D and initial values; one program rather than a dozen small ones."""
+    """The literal matrices, from D and initial values, in one compiled program."""
     if model.initialization == "deep_narrow":
         kernel = params["first"]["kernel"]
         start = initializers.deep_narrow(
             start, model.depth, kernel.shape[-2], model.d_out, kernel.shape[:-2], model.scale
         )
-    return jax.tree.map(lambda w, d: w + model.step * d, start, params)
+    return jax.tree.map(lambda w, d: w + model.parameter_scale * d, start, params)

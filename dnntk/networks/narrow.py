@@ -1,13 +1,13 @@
 """Products of a very narrow layer, written as two bilinear primitives.
 
-A layer of four units on 200 inputs is less work than the call of a matrix product costs, let alone
-a batch of such calls for ten networks under `jax.vmap`. Written out as a sum over the units in, the
-product melts into the elementwise work around it:
+A layer of four units on 200 inputs takes less time than the call of a matrix product, all the more
+ten such calls for ten networks under `jax.vmap`. Written out as a sum over the input units, the
+product is fused with the elementwise operations around it:
 
     product(h, w) = sum over i of w[i, :] h[i]          outer(h, g) = h g^T
 
-The derivative of either is the other, in forward and in reverse mode. Both take leading axes, which
-is what `jax.vmap` adds.
+The derivative of either is the other, in forward and in reverse mode. Both take leading axes;
+`jax.vmap` adds one.
 """
 
 import functools
@@ -19,9 +19,11 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+__all__ = ["FEW_WEIGHTS", "outer", "product"]
+
 # Up to this many weights, a layer counts as very narrow.
 FEW_WEIGHTS = 64
-# Up to this many networks, all their outer products are made at once, by one matrix product.
+# Up to this many networks, one matrix product computes all their outer products.
 FEW_NETWORKS = 8
 
 

@@ -168,7 +168,7 @@ def _empirical_ntk(
     variables, x1, x2 = jax.tree.unflatten(structure, [leaf.astype(dtype) for leaf in leaves])
     if method != "layerwise":
         kernel = _explicit_ntk(model.apply, method, outputs, block_size, variables, x1, x2)
-        return kernel * (model.step**2 if model.parametrization == "standard" else 1.0)
+        return kernel * (model.parameter_scale**2 if model.parametrization == "standard" else 1.0)
     held = plan(model, x1.shape[1:])
     block = block_size or max(1, BLOCK_ELEMENTS // (2 * held.elements))
     pair = partial(layerwise, model, outputs, held, variables)

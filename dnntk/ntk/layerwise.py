@@ -7,14 +7,14 @@ goes through them. `dnntk.ntk.empirical.empirical_ntk` is the way in.
 
 import math
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from dnntk.networks.layers import Layer, Network, in_segments
-from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, Variables
+from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, Variables, network_of
 
 Outputs = Literal["full", "trace", "diagonal"]
 
@@ -59,8 +59,8 @@ def layerwise(
     """The scaled NTK of a pair of blocks: up through the network, and down again."""
     same = x1 is x2
     x = x1 if same else jnp.concatenate([x1, x2])
-    network, params, initial = cast(Any, model.apply(variables, x, method="network"))
-    scale = model.step if model.parametrization == "standard" else 1.0
+    network, params, initial = network_of(model, variables, x)
+    scale = model.parameter_scale if model.parametrization == "standard" else 1.0
     add = partial(_add_layers, network, held.features, outputs, scale, slice(len(x1)))
     add = partial(add, slice(None) if same else slice(len(x1), None))
     first, last = (
@@ -69,13 +69,13 @@ def layerwise(
     blocks, rest = in_segments((params["middle"], initial.get("middle")), held.segment)
 
     def up(h: jax.Array, weights: Layer) -> tuple[jax.Array, jax.Array]:
-        return network.activate(network.step(h, weights)), h
+        return network.activate(network.middle(h, weights)), h
 
     def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, jax.Array]:
         return lax.scan(up, h, network.weights("middle", *layers))[0], h
 
     def down(g: jax.Array, layer: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
-        return network.pull(network.step, *layer, g), g
+        return network.pull(network.middle, *layer, g), g
 
     def down_segment(carry: Any, block: Any) -> tuple[Any, None]:
         (g, total), (start, layers) = carry, block
@@ -84,18 +84,18 @@ def layerwise(
         below, g = lax.scan(down, g, (states, weights), reverse=True)
         return (below, add(total, "middle", jax.vmap(network.form.read)(states), g)), None
 
-    h = network.activate(network.enter(first))
+    h = network.activate(network.first(first))
     starts = None
     if blocks is not None:
         h, starts = lax.scan(up_segment, h, blocks)
     if rest is not None:
         h, rest_start = up_segment(h, rest)
 
-    g = network.seeds(network.leave(h, last))
+    g = network.seeds(network.last(h, last))
     k, n1, n2 = len(g), len(x1), len(x2)
     shape = {"full": (k, n1, k, n2), "trace": (n1, n2), "diagonal": (k, n1, n2)}[outputs]
     total = add(jnp.zeros(shape, g.dtype), "last", network.form.read(h)[None], g[None])
-    g = network.pull(network.leave, h, last, g)
+    g = network.pull(network.last, h, last, g)
     if rest is not None:
         (g, total), _ = down_segment((g, total), (rest_start, rest))
     if blocks is not None:

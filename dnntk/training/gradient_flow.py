@@ -93,7 +93,7 @@ def loss_and_gradient(
 
 def learning_rate(model: DeepNarrow, time_step: float) -> float:
     """The step on ``model``'s own parameters that advances kernel time by ``time_step``."""
-    return time_step * (model.step**2 if model.parametrization == "standard" else 1.0)
+    return time_step * (model.parameter_scale**2 if model.parametrization == "standard" else 1.0)
 
 
 def time_step_of(model: DeepNarrow, rate: float) -> float:
@@ -104,7 +104,7 @@ def time_step_of(model: DeepNarrow, rate: float) -> float:
     """
     if math.isinf(model.scale):
         raise InputError("lr: a raw learning rate needs a finite scale; give time_step instead")
-    return rate / model.step**2
+    return rate / model.parameter_scale**2
 
 
 def make_step(

@@ -7,7 +7,7 @@ back is the same in reverse, by JAX's own derivative of the collective permutati
 has no micro-batch it computes nothing: of every stages + micro-batches - 1 ticks, stages - 1.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from dnntk.errors import InputError
 from dnntk.networks.initializers import Layers
-from dnntk.networks.layers import Network, middle
-from dnntk.networks.models import DeepNarrow
+from dnntk.networks.layers import Network, middle_layers
+from dnntk.networks.models import DeepNarrow, network_of
 from dnntk.runtime.devices import on_cpu
 
 DATA, DEPTH = "data", "depth"
@@ -185,7 +185,7 @@ def outputs(
     count, stage = microbatches(len(x), stages), jax.lax.axis_index(DEPTH)
     parts = x.reshape(count, len(x) // count, *x.shape[1:])
     layers, own = model.depth - 2, jax.tree.leaves(params["middle"])[0].shape[0]
-    there = stage * own + jnp.arange(own) < layers if own * stages > layers else None
+    present = stage * own + jnp.arange(own) < layers if own * stages > layers else None
     last = stage == stages - 1
     onward = [(s, s + 1) for s in range(stages - 1)]
 
@@ -195,9 +195,9 @@ def outputs(
 
         def work(above: jax.Array) -> tuple[jax.Array, jax.Array]:
             network, first, held, end = _pieces(model, params, frozen, part)
-            h = jnp.where(stage == 0, network.activate(network.enter(first)), above)
-            h = middle(network, h, held, model.layers_a_segment, there)
-            return h, network.affine.read_out(network.leave(h, end))
+            h = jnp.where(stage == 0, network.activate(network.first(first)), above)
+            h = middle_layers(network, h, held, model.layers_a_segment, present)
+            return h, network.affine.read_out(network.last(h, end))
 
         nothing = jax.eval_shape(work, above)
         idle = lambda above: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), nothing)  # noqa: E731
@@ -212,7 +212,7 @@ def outputs(
 
 def _state(model: DeepNarrow, params: Layers, frozen: Any, x: jax.Array) -> jax.Array:
     network, first, _, _ = _pieces(model, params, frozen, x)
-    return network.enter(first)
+    return network.first(first)
 
 
 def _pieces(
@@ -229,9 +229,8 @@ def _pieces(
         return {**tree, "middle": stand_in}
 
     collections = {name: whole(tree) for name, tree in frozen.items()}
-    network, held, initial = cast(
-        Any, model.apply({"params": whole(params), **collections}, x, method="network")
-    )
+    variables = {"params": whole(params), **collections}
+    network, held, initial = network_of(model, variables, x)
     own = jax.tree.map(lambda a, like: a.astype(like.dtype), params["middle"], held["middle"])
     start = frozen.get("initial", {}).get("middle")
     if start is not None:

@@ -87,7 +87,8 @@ def test_zero_and_negative_inputs_are_taken_as_the_plain_network_takes_them(case
     by_d = _grad(lambda p: jnp.sum(model.apply({**variables, "params": p}, x)))(variables["params"])
     by_w = _grad(lambda p: jnp.sum(standard.apply({"params": p}, x)))(literal["params"])
     for a, b in zip(jax.tree.leaves(by_d), jax.tree.leaves(by_w), strict=True):
-        np.testing.assert_allclose(a, b * model.step, atol=1e-11 * max(1.0, np.abs(a).max()))
+        atol = 1e-11 * max(1.0, np.abs(a).max())
+        np.testing.assert_allclose(a, b * model.parameter_scale, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_gradients_equal_the_plain_networks_and_by_d_they_are_scaled(case, x64):
     scale = max(float(np.abs(g).max()) for g in jax.tree.leaves(expected))
     for found, factor in (
         (by_matrices(literal["params"]), 1),
-        (by_d(variables["params"]), model.step),
+        (by_d(variables["params"]), model.parameter_scale),
     ):
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a / factor, b, atol=1e-11 * scale)
@@ -244,7 +245,7 @@ def test_float32_ntk_form_follows_float64_standard_form_in_the_theorems_regime()
         start = jax.jit(ntk.init)(jax.random.key(0), jnp.asarray(x, "float32"))
         start = jax.tree.map(lambda p: p.astype(dtype), start)
         variables = start if form == "ntk" else to_standard(ntk, start)[1]
-        rate = time_step * (1 if form == "ntk" else model.step**2)
+        rate = time_step * (1 if form == "ntk" else model.parameter_scale**2)
 
         def loss(p, v):
             out = model.apply({**v, "params": p}, x.astype(dtype))

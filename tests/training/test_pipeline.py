@@ -96,11 +96,11 @@ for leaf in jax.tree.leaves((params, frozen)):
         held[shard.device.id] = held.get(shard.device.id, 0) + shard.data.nbytes
 # Every time that a stage really goes through its layers, it says so.
 worked = []
-middle = pipeline.middle
-def counted(network, h, own, segment, there):
+middle_layers = pipeline.middle_layers
+def counted(network, h, own, segment, present):
     jax.debug.callback(lambda stage: worked.append(int(stage)), jax.lax.axis_index("depth"))
-    return middle(network, h, own, segment, there)
-pipeline.middle = counted
+    return middle_layers(network, h, own, segment, present)
+pipeline.middle_layers = counted
 gradient_flow.make_predict(model, mesh)(params, frozen, x, examples)
 jax.effects_barrier()
 print(json.dumps({"whole": whole, "held": list(held.values()), "worked": worked}))
