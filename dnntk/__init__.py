@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 from dnntk import kernel, lyapunov, parallel
 from dnntk.data.datasets import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
+from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.prediction import predict
 from dnntk.infinite_depth.spread import initialization_spread
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
 from dnntk.ntk.empirical import empirical_ntk, empirical_ntk_fn
@@ -24,6 +26,7 @@ __all__ = [
     "InfiniteDepthRegressor",
     "InputError",
     "KernelFlow",
+    "PredictConfig",
     "TrainConfig",
     "TrainResult",
     "empirical_ntk",
@@ -33,13 +36,14 @@ __all__ = [
     "load_dataset",
     "lyapunov",
     "parallel",
+    "predict",
     "to_standard",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The estimators, when they are first asked for: scikit-learn takes its time to import."""
+    """Import the estimators on first use: scikit-learn takes long to import."""
     if name in ("InfiniteDepthClassifier", "InfiniteDepthRegressor"):
         from dnntk.infinite_depth import estimators
 
@@ -48,5 +52,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What `dnntk` is, and nothing that it is made of."""
+    """The public names alone."""
     return __all__

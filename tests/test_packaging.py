@@ -18,10 +18,15 @@ def test_a_wheel_holds_the_package_with_its_sources_and_styles_and_nothing_else(
     monkeypatch.chdir(ROOT)
     wheel = zipfile.ZipFile(tmp_path / build.build_wheel(str(tmp_path)))
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    kinds = (".py", ".cc", ".h", ".css")
+    kinds = (".py", ".cc", ".h", ".css", ".typed")
     files = [file for file in (ROOT / "dnntk").rglob("*") if file.suffix in kinds]
     assert names == {str(file.relative_to(ROOT)) for file in files}
-    assert {"dnntk/native/cpp/ffi.cc", "dnntk/native/cpp/simd.h", "dnntk/report/page.css"} <= names
+    assert {
+        "dnntk/native/cpp/ffi.cc",
+        "dnntk/native/cpp/simd.h",
+        "dnntk/report/page.css",
+        "dnntk/py.typed",
+    } <= names
 
 
 def test_the_package_is_found_in_a_folder_that_holds_a_clone(tmp_path):

@@ -1,0 +1,56 @@
+"""The names and arguments that users' code relies on."""
+
+import importlib
+import inspect
+
+import pytest
+
+import dnntk
+
+ARGUMENTS = {
+    "kernel.arccos0": "var_x var_y cov",
+    "kernel.arccos1": "var_x var_y cov",
+    "kernel.limit_ntk": "x1 x2 * rho beta d_out kernel_size",
+    "DeepNarrowMLP": "depth d_out scale rho beta initialization parametrization",
+    "DeepNarrowCNN": "depth d_out scale rho beta initialization parametrization",
+    "to_standard": "model variables",
+    "empirical_ntk": "model variables x1 x2 * method",
+    "empirical_ntk_fn": "apply_fn",
+    "KernelFlow": "kernel x_train y_train",
+    "KernelFlow.predict": "self x time",
+    "KernelFlow.train_predictions": "self time",
+    "train": "config workdir",
+    "predict": "config workdir",
+}
+OTHERS = {
+    *("Dataset", "Diverged", "InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
+    *("PredictConfig", "TrainConfig", "TrainResult", "initialization_spread", "kernel"),
+    *("load_dataset", "lyapunov", "parallel"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_functions_take_the_arguments_of_the_contract(name):
+    found = dnntk
+    for part in name.split("."):
+        found = getattr(found, part)
+    parameters = inspect.signature(found).parameters
+    positional, _, keywords = ARGUMENTS[name].partition("*")
+    assert list(parameters)[: len(positional.split())] == positional.split()
+    for keyword in keywords.split():
+        assert parameters[keyword].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_the_package_exports_the_contracts_names_and_these():
+    assert set(dnntk.__all__) == {name.partition(".")[0] for name in ARGUMENTS} | OTHERS
+    assert importlib.import_module("dnntk.kernel").__all__ == ["arccos0", "arccos1", "limit_ntk"]
+    for name in dnntk.__all__:
+        assert getattr(dnntk, name).__doc__
+
+
+@pytest.mark.parametrize("name", ["DeepNarrowCNN", "DeepNarrowMLP"])
+def test_networks_take_init_and_cnns_a_kernel_size_and_a_pool(name):
+    own = {"kernel_size": 5, "pool": 2} if name == "DeepNarrowCNN" else {}
+    model = getattr(dnntk, name)(4, 2, 3.0, init="he_uniform", parametrization="standard", **own)
+    assert model.initialization == "he_uniform"
+    assert {field: getattr(model, field) for field in own} == own
