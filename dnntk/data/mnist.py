@@ -1,12 +1,13 @@
 """MNIST and Fashion-MNIST: from a folder of raw IDX files, or from tensorflow-datasets.
 
-Neither way needs TensorFlow. tensorflow-datasets reads a prepared ``array_record`` set without
-it; preparing one does not work without it as the library stands, so ``prepare`` lends the
-registered builder its own reading and PNG encoding and leaves the rest (addresses, SHA-256 sums,
-file layout) alone: what it writes is an ordinary prepared set. tensorflow-datasets stores
-examples in a hashed order, so the two ways give the same examples in different orders.
+Neither way needs TensorFlow. tensorflow-datasets reads a prepared ``array_record`` set without it,
+but needs it to prepare one. `prepare` therefore gives the registered builder its own reading and
+PNG encoding and keeps the rest (addresses, SHA-256 sums, file layout): it writes an ordinary
+prepared set. tensorflow-datasets stores examples in a hashed order, so the two ways give the same
+examples in different orders.
 """
 
+import contextlib
 import hashlib
 import importlib
 import io
@@ -23,19 +24,13 @@ from dnntk.data.idx import MNIST_FILES, find_idx, read_pair
 from dnntk.errors import InputError
 from dnntk.runs.paths import as_path
 
+__all__ = ["CLASS_NAMES", "LabelledImages", "prepare", "read_images"]
+
 CLASS_NAMES: dict[str, tuple[str | int, ...]] = {
     "mnist": tuple(range(10)),
     "fashion_mnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
 }
 # SHA-256 of train-labels-idx1-ubyte.gz, as tensorflow-datasets publishes it.
@@ -43,7 +38,7 @@ _PUBLISHED_TRAIN_LABELS = {
     "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c": "mnist",
     "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845": "fashion_mnist",
 }
-# What tensorflow-datasets needs here beyond its declared dependencies on every platform.
+# tensorflow-datasets, after the modules that it needs here but does not declare on every platform.
 _NEEDED = (
     "PIL.Image",
     "importlib_resources",
@@ -64,7 +59,7 @@ class LabelledImages:
         labels_test: [m].
         maximum: the pixel value that means white.
         class_names: one entry a class.
-        split: how training and test examples were told apart, and where they came from.
+        split: how the examples were divided into training and test set, and their source.
     """
 
     x_train: NDArray[Any]
@@ -83,13 +78,13 @@ def read_images(name: str, data_dir: str | os.PathLike[str] | None = None) -> La
         name: the dataset.
         data_dir: a folder with the four raw IDX files, gzipped or not, or a tensorflow-datasets
             directory in which the set is prepared as ``array_record``. None: tensorflow-datasets'
-            own directory, where the set is downloaded and prepared if it is not there yet.
+            own directory, to which the set is downloaded and prepared unless it is in it already.
 
     Returns:
         uint8 images of any one size, 28 x 28 as published.
 
     Raises:
-        InputError: nothing of the kind is in ``data_dir``, it is damaged, or the download failed.
+        InputError: ``data_dir`` has no such files, they are damaged, or the download failed.
     """
     if data_dir is None:
         return _read_prepared(name, prepare(name))
@@ -116,15 +111,14 @@ def prepare(
 ) -> Path:
     """Download a set and prepare it for tensorflow-datasets, without TensorFlow; 6 s for MNIST.
 
-    Does nothing if the set is there. Every file, downloaded or given, is compared with the SHA-256
-    that tensorflow-datasets publishes.
+    Does nothing if the set is prepared already. Every file, downloaded or given, is compared with
+    the SHA-256 that tensorflow-datasets publishes.
 
     Args:
         name: ``mnist`` or ``fashion_mnist``.
         data_dir: where to write ``<name>/<version>``; tensorflow-datasets' own directory
             (``TFDS_DATA_DIR``, else ``~/tensorflow_datasets``) if None.
-        manual_dir: a folder with the four published ``.gz`` files, to be used in place of the
-            network.
+        manual_dir: a folder with the four published ``.gz`` files, used instead of a download.
 
     Returns:
         The directory written to, for ``tfds.data_source(name, data_dir=...)``.
@@ -138,10 +132,8 @@ def prepare(
         return directory
     manual = None if manual_dir is None else as_path("manual_dir", manual_dir)
     tfds = _import_tfds(name)
-    import requests
-
     builder_class = _builder_class(tfds, name)
-    try:
+    with _one_line_errors(tfds, name, directory, builder_class):
         if manual:
             _require_manual_files(manual)
         elif not _is_downloaded(name, directory):
@@ -149,12 +141,22 @@ def prepare(
         builder_class(data_dir=directory, file_format="array_record").download_and_prepare(
             download_config=tfds.download.DownloadConfig(
                 manual_dir=manual,
-                # Extracted files are cached by name, and the two sets' files have the same names:
-                # in one cache, the second set would silently be filled with the first one's images.
+                # tensorflow-datasets caches extracted files by name, and both sets' files have the
+                # same names: with one cache, the second set would get the first one's images.
                 extract_dir=directory / "downloads" / "extracted" / name,
                 try_download_gcs=False,
             )
         )
+    return directory
+
+
+@contextlib.contextmanager
+def _one_line_errors(tfds: Any, name: str, directory: Path, builder_class: Any) -> Iterator[None]:
+    """Turn the errors of a download, a checksum or a disk into `InputError`."""
+    import requests
+
+    try:
+        yield
     except tfds.download.download_manager.NonMatchingChecksumError as error:
         raise InputError(
             f"{name}: expected the published files, found another SHA-256 "
@@ -162,7 +164,7 @@ def prepare(
             "data_dir=FOLDER"
         ) from error
     except (requests.RequestException, tfds.download.DownloadError) as error:
-        # requests' own messages nest four exceptions: the kind and the address say it all.
+        # requests' own messages nest four exceptions: the kind and the address suffice.
         address = next(iter(builder_class.url_infos)).rpartition("/")[0]
         raise InputError(
             f"{name}: expected to download it from {address}, found {type(error).__name__}; give "
@@ -173,7 +175,6 @@ def prepare(
             f"{name}: expected to write to {directory}, found '{_first_line(error)}'; set "
             "TFDS_DATA_DIR to a folder with room, or give data_dir=FOLDER with its IDX files"
         ) from error
-    return directory
 
 
 def _read_folder(name: str, folder: Path, paths: list[Path]) -> LabelledImages:
@@ -185,19 +186,12 @@ def _read_folder(name: str, folder: Path, paths: list[Path]) -> LabelledImages:
             f"{paths[2]}: expected test images of the training images' {_size(x_train)} pixels, "
             f"found {_size(x_test)}; take both files from one dataset"
         )
-    return LabelledImages(
-        x_train=x_train,
-        labels_train=labels_train,
-        x_test=x_test,
-        labels_test=labels_test,
-        maximum=255,
-        class_names=CLASS_NAMES[name],
-        split=f"published split, from {folder}",
-    )
+    arrays = x_train, labels_train, x_test, labels_test
+    return LabelledImages(*arrays, 255, CLASS_NAMES[name], f"published split, from {folder}")
 
 
 def _refuse_another_set(name: str, train_labels: Path) -> None:
-    """The sets' files have the same names: tell by content which one the published files are."""
+    """Refuse the other set's published files, which have the same names, by their content."""
     digest = hashlib.sha256(train_labels.read_bytes()).hexdigest()
     found = _PUBLISHED_TRAIN_LABELS.get(digest, name)
     if found != name:
@@ -214,8 +208,7 @@ def _size(images: NDArray[Any]) -> str:
 def _read_prepared(name: str, directory: Path) -> LabelledImages:
     tfds = _import_tfds(name)
     try:
-        x_train, labels_train = _read_split(tfds, name, directory, "train")
-        x_test, labels_test = _read_split(tfds, name, directory, "test")
+        train, test = (_read_split(tfds, name, directory, split) for split in ("train", "test"))
     except NotImplementedError as error:
         raise InputError(
             f"{directory / name}: expected a set prepared as array_record, found another format; "
@@ -227,21 +220,14 @@ def _read_prepared(name: str, directory: Path) -> LabelledImages:
             f"{directory / name}: expected an intact prepared set, found '{_first_line(error)}'; "
             "delete that folder to have it prepared again"
         ) from error
-    return LabelledImages(
-        x_train=x_train,
-        labels_train=labels_train,
-        x_test=x_test,
-        labels_test=labels_test,
-        maximum=255,
-        class_names=CLASS_NAMES[name],
-        split=f"published split, from tensorflow-datasets in {directory}",
-    )
+    split = f"published split, from tensorflow-datasets in {directory}"
+    return LabelledImages(*train, *test, 255, CLASS_NAMES[name], split)
 
 
 def _read_split(
     tfds: Any, name: str, directory: Path, split: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """All examples of a split. Decoding here is faster than in tensorflow-datasets, and quiet."""
+    """All examples of a split; faster than tensorflow-datasets' own decoding, and silent."""
     source = tfds.data_source(
         name,
         split=split,
@@ -249,7 +235,7 @@ def _read_split(
         download=False,
         decoders={"image": tfds.decode.SkipDecoding()},
     )
-    # One call for all: example by example takes four times as long.
+    # One call for all examples: a call for each takes four times as long.
     examples = source.__getitems__(list(range(len(source))))
     images = np.stack([_decode_png(example["image"]) for example in examples])
     return images, np.array([example["label"] for example in examples], np.uint8)
@@ -262,22 +248,20 @@ def _builder_class(tfds: Any, name: str) -> Any:
     with tfds.core.registered.skip_registration():
 
         class BuilderWithoutTensorFlow(base):  # type: ignore[misc, valid-type]
-            # Both are derived from the class and its module unless set: they are the base's.
+            # Without these two lines both would be derived from this class and its module.
             name = base.name
             url_infos = base.url_infos
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-                # Addresses from the table of checksums itself: no file can go unchecked.
+                # The addresses come from the table of checksums, so every file is checked.
                 urls = {info.filename: url for url, info in self.url_infos.items()}
                 paths = dl_manager.download(urls)
                 train, test = (
                     read_pair(*(Path(paths[file + ".gz"]) for file in files))
                     for files in (MNIST_FILES[:2], MNIST_FILES[2:])
                 )
-                return {
-                    "train": self._generate_examples(*train),
-                    "test": self._generate_examples(*test),
-                }
+                splits = {"train": train, "test": test}
+                return {key: self._generate_examples(*pair) for key, pair in splits.items()}
 
             def _generate_examples(
                 self, images: NDArray[np.uint8], labels: NDArray[np.uint8]
@@ -303,7 +287,7 @@ def _decode_png(png: bytes) -> NDArray[np.uint8]:
 
 
 def _import_tfds(name: str) -> Any:
-    """tensorflow-datasets, imported only here: it takes half a second, and few runs need it."""
+    """tensorflow-datasets, imported only here: it takes half a second and few runs need it."""
     try:
         return [importlib.import_module(module) for module in _NEEDED][-1]
     except ImportError as error:
@@ -315,7 +299,7 @@ def _import_tfds(name: str) -> Any:
 
 
 def _default_dir() -> Path:
-    """tensorflow-datasets' own rule, which that library applies once, when it is imported."""
+    """tensorflow-datasets' own rule, which the library itself applies once, on import."""
     if named := os.environ.get("TFDS_DATA_DIR"):
         return as_path("TFDS_DATA_DIR", named)
     try:
@@ -336,7 +320,7 @@ def _is_downloaded(name: str, directory: Path) -> bool:
 
 
 def _require_manual_files(folder: Path) -> None:
-    """tensorflow-datasets would go to the network for a file that is not there."""
+    """Refuse a folder without all files: tensorflow-datasets would download the missing ones."""
     missing = [file + ".gz" for file in MNIST_FILES if not (folder / (file + ".gz")).is_file()]
     if missing:
         raise InputError(
@@ -348,7 +332,7 @@ def _require_manual_files(folder: Path) -> None:
 def _probe(builder_class: Any) -> None:
     """Ask once whether the server can be reached.
 
-    Without a network, tensorflow-datasets' ten retries a file take 200 s to say so.
+    Without a network, tensorflow-datasets retries every file ten times, for 200 s.
     """
     import requests
 
@@ -356,5 +340,5 @@ def _probe(builder_class: Any) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    """The head of a message that may run over many lines."""
+    """The first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
