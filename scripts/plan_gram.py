@@ -3,9 +3,8 @@ r"""Plan kernel gradient flow on a cluster that is not at hand: memory, traffic 
 python scripts/plan_gram.py
 python scripts/plan_gram.py --examples=200000 --nodes=2 --iterations=312
 
-The rates are public peak numbers of a node with eight H100s times the shares below. Nothing of it
-was measured; `dnntk.infinite_depth.cost`, which puts them together, was, on small machines
-(BUILD_NOTES.md).
+The rates are public peak numbers of a node with eight H100s times the fractions below. None of them
+was measured; the model `dnntk.infinite_depth.cost` was compared with runs on small machines.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ import command_line
 from absl import flags
 
 from dnntk.errors import InputError
-from dnntk.infinite_depth.cost import Cost, Problem, Rates, cost
+from dnntk.infinite_depth.cost import Cost, Rates, Workload, cost
 from dnntk.infinite_depth.prediction import CURVE_POINTS
 
 FLAGS = flags.FLAGS
@@ -32,7 +31,7 @@ flags.DEFINE_integer("nodes", 8, "Number of nodes.", lower_bound=1)
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """What its parts do at their peak, in a second, and how much of it is counted on.
+    """Peak rates of a node's parts, a second, and the fractions of them that are assumed.
 
     Attributes:
         devices: H100 SXM.
@@ -44,7 +43,7 @@ class Node:
         memory: bytes.
         host_operations: of 112 cores in float64.
         network_bytes: 400 Gb/s.
-        computing, moving: shares of the peak.
+        computing, moving: assumed fractions of the peak.
         passes: over a tile in the host's memory until it is stored.
         call_seconds: Python's and JAX's for a tile; measured here.
         upload_bytes: a second, of a tile's inputs that its thread copies.
@@ -74,7 +73,7 @@ class Node:
 class Layout:
     """Where the tiles are, and how many processes a node has."""
 
-    tiles: str  # host, device, nowhere
+    tiles: str  # host, device, or nowhere: recomputed
     processes: int
 
 
@@ -82,29 +81,31 @@ NAMES = {1: "MLP", 3: "CNN"}
 LAYOUTS = [Layout(tiles, count) for tiles in ("host", "nowhere", "device") for count in (1, 8)]
 
 
-def planned(problem: Problem, node: Node, layout: Layout) -> tuple[Problem, Cost]:
-    """What each process of a cluster of such nodes needs.
+def planned(workload: Workload, node: Node, layout: Layout) -> tuple[Workload, Cost]:
+    """The workload and cost of each process of a cluster of such nodes.
 
-    Tiles that stay on devices are not built: there a product would read them as a device's own.
+    dnntk itself does not keep tiles on devices yet; the model lets a device read its own.
     """
     count, kept = layout.processes, layout.tiles != "nowhere"
-    problem = dataclasses.replace(problem, processes=problem.processes * count, stored=kept)
+    workload = dataclasses.replace(workload, processes=workload.processes * count, stored=kept)
     moving, devices = node.moving / count, node.devices / count
-    pixels = 1 if len(problem.shape) == 1 else (problem.shape[0] * problem.shape[1]) ** 2
-    # Cosines are written and read, and what they become is added up: elsewhere than in a cache.
+    pixels = 1 if len(workload.shape) == 1 else (workload.shape[0] * workload.shape[1]) ** 2
+    # Cosines and their functions are written to the device's memory and read again.
     entry = max(
-        problem.entry_operations / (node.operations * node.computing),
+        workload.entry_operations / (node.operations * node.computing),
         pixels * 32 / (node.device_bytes * node.moving),
     )
-    there = 16 / (node.device_bytes * node.moving)  # a tile is read for either side
-    edge = 8 * problem.tile_entries**0.5
-    inputs = 2 * edge * problem.example_size
+    multiply = 16 / (
+        node.device_bytes * node.moving
+    )  # a tile is read for the rows and for the columns
+    edge = 8 * workload.tile_entries**0.5
+    inputs = 2 * edge * workload.example_size
     host = min(devices * node.link_bytes * node.moving, node.memory_bytes * moving / node.passes)
     on_device = layout.tiles == "device"
     rates = Rates(
         entries=devices / entry,
-        recomputed=devices / (entry + there),
-        product=devices * 8 / there if on_device else node.memory_bytes * moving,
+        recomputed=devices / (entry + multiply),
+        product=devices * 8 / multiply if on_device else node.memory_bytes * moving,
         basis=node.memory_bytes * moving,
         columns=node.columns,
         eigh=node.eigh,
@@ -113,19 +114,19 @@ def planned(problem: Problem, node: Node, layout: Layout) -> tuple[Problem, Cost
         host=math.inf if on_device else host,
         tile_seconds=node.call_seconds + inputs / node.upload_bytes,
     )
-    return problem, cost(problem, rates)
+    return workload, cost(workload, rates)
 
 
-def row(problem: Problem, node: Node, layout: Layout) -> str:
+def row(workload: Workload, node: Node, layout: Layout) -> str:
     """A line of the table."""
-    problem, found = planned(problem, node, layout)
+    workload, found = planned(workload, node, layout)
     s, memory = found.seconds, dict(found.memory)
-    there = memory.pop("tiles") if layout.tiles == "device" else 0.0
+    tile_bytes = memory.pop("tiles") if layout.tiles == "device" else 0.0
     on_node = layout.processes * sum(memory.values())
-    on_device = there * layout.processes / node.devices
+    on_device = tile_bytes * layout.processes / node.devices
     full = on_node > node.memory or on_device > node.device_memory
     cells = (
-        f"{NAMES[len(problem.shape)]:4} {layout.tiles:8} {problem.processes:9}",
+        f"{NAMES[len(workload.shape)]:4} {layout.tiles:8} {workload.processes:9}",
         f"{on_node / 1e9:8.0f} {on_device / 1e9:9.1f}{'!' if full else ' '}",
         f"{found.traffic / 1e9:8.1f}",
         *(f"{s[stage]:8.4g}" for stage in ("kernel", "product", "network", "basis")),
@@ -151,24 +152,25 @@ def main() -> None:
             f"examples: expected at least a block, {FLAGS.block_size}, got {FLAGS.examples}"
         )
     shapes = (FLAGS.features,), (FLAGS.side, FLAGS.side, 1)
-    problems = [Problem(FLAGS.examples, shape, **sizes) for shape in shapes]
+    workloads = [Workload(FLAGS.examples, shape, **sizes) for shape in shapes]
     print(
         f"modelled: {FLAGS.examples:,} examples, {FLAGS.iterations} iterations, {FLAGS.nodes} "
         f"nodes of {node.devices} H100; {node.computing:.0%} of peak arithmetic, "
         f"{node.moving:.0%} of peak bytes"
     )
-    for problem in problems:
+    for workload in workloads:
+        terabytes = workload.tile_bytes * workload.processes / 1e12
         print(
-            f"{NAMES[len(problem.shape)]}: {problem.entry_operations:,.0f} "
-            f"operations an entry, {problem.tile_bytes * problem.processes / 1e12:.2f} TB of tiles"
+            f"{NAMES[len(workload.shape)]}: {workload.entry_operations:,.0f} operations an entry, "
+            f"{terabytes:.2f} TB of tiles"
         )
     print(
         "     tiles    processes  GB/node GB/device   GB recv   kernel  product  network    basis "
         "  eigen  predict  total s  most of it"
     )
-    for problem in problems:
+    for workload in workloads:
         for layout in LAYOUTS:
-            print(row(problem, node, layout))
+            print(row(workload, node, layout))
 
 
 if __name__ == "__main__":

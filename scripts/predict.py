@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 command_line.define(PredictConfig)
 flags.DEFINE_string("compare", None, "Workdir of a trained run: its data, kernel and curve.")
 command_line.define_processes()
-flags.DEFINE_bool("dry_run", False, "Say what the run would take, and end.")
+flags.DEFINE_bool("dry_run", False, "Print the memory and time that the run would take, and end.")
 flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one under runs/.")
 
@@ -43,9 +43,9 @@ def main() -> None:
         raise InputError("resume: expected the --workdir to go on with, got none; give it")
     config = _config()
     if FLAGS.dry_run:
-        told = forecast(config)
+        report = forecast(config)
         if processes.is_primary():
-            print(told)
+            print(report)
         return
     stem = f"predict-{config.arch}-{config.dataset}"
     workdir = command_line.workdir(lambda: command_line.new_workdir(stem))

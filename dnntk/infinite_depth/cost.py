@@ -1,10 +1,8 @@
-"""What kernel gradient flow costs before it is computed: memory, arithmetic, traffic, seconds.
+"""The cost of kernel gradient flow before it runs: memory, arithmetic, traffic, seconds.
 
-`Problem` says what `dnntk.KernelFlow` would do, `Rates` what a process does in a second, and `cost`
-puts the two together, loop by loop as `dnntk.infinite_depth.gram_matrix` and
-`dnntk.infinite_depth.solvers` go through them. The rates
-are measured (`dnntk.infinite_depth.forecast`) or those of a machine that is not at hand
-(``scripts/plan_gram.py``).
+`Workload` describes the loops of `dnntk.KernelFlow`, `Rates` what a process does in a second, and
+`cost` combines the two. The rates are measured (`dnntk.infinite_depth.forecast`) or those of a
+machine that is not at hand (``scripts/plan_gram.py``).
 """
 
 import dataclasses
@@ -14,31 +12,33 @@ from collections.abc import Iterator
 from dnntk.infinite_depth.cross_kernel import balanced, padded_rows
 from dnntk.infinite_depth.solvers import BLOCK, CHECK_GROWTH, FIRST_CHECK
 
-# Of one cosine in float64 and in float32: Horner's rule of degree 16 and 6, and what is around it.
+__all__ = ["Cost", "Rates", "Workload", "cost"]
+
+# Of one cosine, by bytes of its type: Horner's rule of degree 16 or 6, and what is around it.
 EVEN_OPERATIONS = {8: 42, 4: 22}
-VECTORS_AT_WORK = 8  # blocks of own rows that an iteration holds at once, beside the basis
-VECTORS_ON_THE_WAY = 6  # blocks of all rows, where several processes exchange them
-WAYS_OVER_THE_BASIS = 4  # an iteration reads it so often: two projections, coordinates and removal
+WORKING_BLOCKS = 8  # blocks of own rows that an iteration holds at once, beside the basis
+EXCHANGED_BLOCKS = 6  # blocks of all rows, where several processes exchange them
+BASIS_PASSES = 4  # of an iteration over the basis: two projections, coordinates and removal
 EIGH_MATRICES = 3  # of m x m: the eigenvectors in place of the matrix, and LAPACK's workspace
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-    """A flow of `dnntk.kernel.limit_ntk`, and what is asked of it.
+class Workload:
+    """A flow of `dnntk.kernel.limit_ntk`, and the predictions asked of it.
 
     Attributes:
         examples: n, training examples.
         shape: of one example, (d,) for the MLP or (H, W, c) for the CNN.
         outputs: d_out.
         tests: points to predict at.
-        times: how many times are reported there and at the training examples.
+        times: kernel times reported at these points and at the training examples.
         iterations: of the Krylov method; 0 is an eigendecomposition.
         kernel_size: side of the CNN's filters.
         block_size: examples along a tile's side.
-        itemsize: bytes of a number in which the kernel is evaluated.
-        processes: how many share the tiles.
-        stored: are the tiles kept, or computed for every product?
-        folder: are they and the iterations kept in files?
+        itemsize: bytes of a number of the type in which the kernel is evaluated.
+        processes: number of processes that share the tiles.
+        stored: are the tiles kept, or evaluated for every product?
+        folder: are tiles and iterations kept in files?
     """
 
     examples: int
@@ -60,22 +60,25 @@ class Problem:
         return max(self.outputs, BLOCK)
 
     @property
+    def tile_rows(self) -> int:
+        """Rows of a tile."""
+        return balanced(self.examples, self.block_size)[0][1]
+
+    @property
     def tiles(self) -> int:
-        """Of the process that has the most."""
+        """Tiles of the process that has the most."""
         side = len(balanced(self.examples, self.block_size))
         return -(-side * (side + 1) // 2 // self.processes)
 
     @property
     def tile_entries(self) -> int:
-        """Of one, padded as it is computed."""
-        start, stop = balanced(self.examples, self.block_size)[0]
-        return padded_rows(stop - start) ** 2
+        """Evaluated entries of a tile, with the padding."""
+        return padded_rows(self.tile_rows) ** 2
 
     @property
     def tile_bytes(self) -> float:
-        """Of a process's tiles, whether they are kept or not."""
-        start, stop = balanced(self.examples, self.block_size)[0]
-        return 4.0 * self.examples * (self.examples + stop - start) / self.processes
+        """Bytes of a process's tiles, stored or not."""
+        return 4.0 * self.examples * (self.examples + self.tile_rows) / self.processes
 
     @property
     def example_size(self) -> int:
@@ -99,19 +102,19 @@ class Rates:
     """What one process does in a second.
 
     Attributes:
-        entries: kernel entries, computed and put into a tile, by all of its devices.
-        recomputed: kernel entries, computed and multiplied.
+        entries: kernel entries, evaluated and put into a tile, by all of its devices.
+        recomputed: kernel entries, evaluated and multiplied.
         product: bytes of stored tiles, in a product with a block of vectors.
         basis: bytes of the Krylov basis, in products with a block of vectors.
         columns: rows times vectors of a block, made orthonormal.
         eigh: rows cubed of a matrix that is diagonalized.
         matrix: floating-point operations of a matrix product.
         network: bytes received from the other processes.
-        disk: bytes written.
+        disk: bytes written to a file.
         read: bytes read from a file.
-        host: bytes of tiles that come from the devices and are stored.
-        tile_seconds: of a tile, before its device has begun.
-        compiling: seconds, once.
+        host: bytes of tiles that the devices send and the host stores.
+        tile_seconds: seconds to start the evaluation of a tile.
+        compiling: seconds of compilation, once.
     """
 
     entries: float
@@ -131,11 +134,11 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What each process needs.
+    """The cost for each process.
 
     Attributes:
-        memory: bytes by what they hold.
-        operations: floating-point operations by what they are for.
+        memory: bytes by content.
+        operations: floating-point operations by purpose.
         traffic: bytes received from other processes.
         disk: bytes in files.
         seconds: by stage: kernel, product, network, basis, eigenvectors, prediction.
@@ -149,53 +152,53 @@ class Cost:
 
     @property
     def total_seconds(self) -> float:
-        """Of all stages, one after the other."""
+        """Seconds of all stages, one after the other."""
         return sum(self.seconds.values())
 
     @property
     def total_memory(self) -> float:
-        """Bytes, as though all were there at once."""
+        """Bytes of everything together."""
         return sum(self.memory.values())
 
 
-def cost(problem: Problem, rates: Rates) -> Cost:
+def cost(workload: Workload, rates: Rates) -> Cost:
     """Memory, arithmetic, traffic and time of a process.
 
-    Processes share tiles, rows of the Krylov basis and points to predict at. An eigendecomposition
-    is everyone's.
+    The processes divide tiles, rows of the Krylov basis, and points to predict at. Each of them
+    does a whole eigendecomposition.
     """
-    p, n, columns = problem, problem.examples, problem.columns
+    p, n, columns = workload, workload.examples, workload.columns
     vectors = 8.0 * n * columns  # bytes of a block
-    steps, others = p.iterations, 1 - 1 / p.processes
-    rows = n / p.processes if steps else float(n)  # of the basis, in a process
-    own = 8.0 * rows * columns  # bytes of a block there
-    size = steps * columns if steps else n  # vectors in the basis
+    iterations, others = p.iterations, 1 - 1 / p.processes
+    rows = n / p.processes if iterations else float(n)  # of the basis, in a process
+    own = 8.0 * rows * columns  # bytes of the process's rows of a block
+    size = iterations * columns if iterations else n  # vectors in the basis
     entries = float(p.tiles * p.tile_entries)
-    sweeps = 1 if p.stored else steps + (steps == 0)
+    sweeps = 1 if p.stored else iterations + (iterations == 0)
     kernel = max(
         entries / (rates.entries if p.stored else rates.recomputed),
         p.tiles * rates.tile_seconds + (p.tile_bytes / rates.host if p.stored else 0.0),
     )
-    looks = [columns * look for look in _looks(steps)] if steps else [n]
-    over_basis = WAYS_OVER_THE_BASIS * own * steps * (steps - 1) / 2
+    sizes = [columns * check for check in _checks(iterations)] if iterations else [n]
+    over_basis = BASIS_PASSES * own * iterations * (iterations - 1) / 2
     answers = 2 * p.times * 8.0 * rows * size  # at the training examples, and the coefficients
     outputs = p.times * p.outputs
     new = float(-(-p.tests // p.processes)) * n
     product = p.tile_bytes / (rates.read if p.folder else rates.product) if p.stored else 0.0
-    sent = 2 * steps * vectors + 8.0 * outputs * (2 * n * (steps > 0) + p.tests)
-    traffic = others * (sent + (0 if steps else p.processes * 8.0 * n * n))
-    disk = (p.tile_bytes * p.stored + steps * own) if p.folder else 0.0
+    sent = 2 * iterations * vectors + 8.0 * outputs * (2 * n * (iterations > 0) + p.tests)
+    traffic = others * (sent + (0 if iterations else p.processes * 8.0 * n * n))
+    disk = (p.tile_bytes * p.stored + iterations * own) if p.folder else 0.0
     return Cost(
         memory={
             "inputs": 8.0 * p.example_size * (2 * n + p.tests),
             "tiles": p.tile_bytes if p.stored and not p.folder else 0.0,
-            "basis": own * steps if steps else EIGH_MATRICES * 8.0 * n * n,
-            "vectors": own * VECTORS_AT_WORK + vectors * VECTORS_ON_THE_WAY * (p.processes > 1),
+            "basis": own * iterations if iterations else EIGH_MATRICES * 8.0 * n * n,
+            "vectors": own * WORKING_BLOCKS + vectors * EXCHANGED_BLOCKS * (p.processes > 1),
             "outputs": 8.0 * outputs * (3 * n + 2 * p.tests),
         },
         operations={
             "kernel": p.entry_operations * (sweeps * entries + new),
-            "product": 4.0 * p.tile_bytes / 8 * columns * steps,
+            "product": 4.0 * p.tile_bytes / 8 * columns * iterations,
             "basis": over_basis / 4 * columns,
             "prediction": 2.0 * new * outputs + answers / 4 * p.outputs,
         },
@@ -203,10 +206,10 @@ def cost(problem: Problem, rates: Rates) -> Cost:
         disk=disk,
         seconds={
             "kernel": rates.compiling + sweeps * kernel,
-            "product": steps * product,
+            "product": iterations * product,
             "network": traffic / rates.network,
-            "basis": over_basis / rates.basis + steps * rows * columns / rates.columns,
-            "eigenvectors": sum(float(d) ** 3 for d in looks) / rates.eigh,
+            "basis": over_basis / rates.basis + iterations * rows * columns / rates.columns,
+            "eigenvectors": sum(float(d) ** 3 for d in sizes) / rates.eigh,
             "prediction": new / rates.entries
             + 2 * new * outputs / rates.matrix
             + answers / rates.basis,
@@ -215,10 +218,10 @@ def cost(problem: Problem, rates: Rates) -> Cost:
     )
 
 
-def _looks(steps: int) -> Iterator[int]:
-    """After how many iterations `dnntk.infinite_depth.solvers.Krylov` looks at its residual."""
-    look = FIRST_CHECK
-    while look < steps:
-        yield look
-        look = max(look + 1, int(look * CHECK_GROWTH))
-    yield steps
+def _checks(iterations: int) -> Iterator[int]:
+    """The iterations at which `dnntk.infinite_depth.solvers.Krylov` checks its residual."""
+    check = FIRST_CHECK
+    while check < iterations:
+        yield check
+        check = max(check + 1, int(check * CHECK_GROWTH))
+    yield iterations

@@ -1,9 +1,8 @@
-"""What a prediction will take, told before it begins: memory, arithmetic, traffic, disk, time.
+"""The memory, arithmetic, traffic, disk and time of a prediction before it begins.
 
 Every loop of the run is tried for about a second on this device, in every process at once, and
-`dnntk.infinite_depth.cost` counts how often each is gone through. How many iterations the solver
-needs is seen on
-a few thousand of the examples: at a finite time that hardly depends on their number.
+`dnntk.infinite_depth.cost` counts its repetitions. The solver's iterations are counted on a few
+thousand of the examples: at a finite time they hardly depend on the number of examples.
 """
 
 import dataclasses
@@ -21,8 +20,8 @@ import scipy.linalg
 
 from dnntk.errors import InputError
 from dnntk.infinite_depth.config import PredictConfig
-from dnntk.infinite_depth.cost import WAYS_OVER_THE_BASIS, Cost, Problem, Rates, cost
-from dnntk.infinite_depth.cross_kernel import CrossKernel, balanced
+from dnntk.infinite_depth.cost import BASIS_PASSES, Cost, Rates, Workload, cost
+from dnntk.infinite_depth.cross_kernel import CrossKernel
 from dnntk.infinite_depth.gram_matrix import SymmetricGram, keeps_tiles, usual_memory
 from dnntk.infinite_depth.kernel_flow import MAX_ITERATIONS, KernelFlow
 from dnntk.infinite_depth.prediction import CURVE_POINTS, Prediction
@@ -33,14 +32,16 @@ from dnntk.runtime import processes
 from dnntk.runtime.devices import COMPILING, HOST_SHARE, on_cpu, worth
 from dnntk.runtime.threads import one_blas_thread
 
-SECONDS = 2.0  # that the kernel is tried for, about
-TRIALS = 5  # whose mean counts: other work on the machine comes and goes, in the run as well
-MOST_TILES = 8  # a trial
+__all__ = ["PredictForecast", "forecast"]
+
+SECONDS = 2.0  # of trials of the kernel, about
+TRIALS = 5  # their mean counts: other work on the machine varies, during the run as well
+MAX_TILES = 8  # a trial
 SAMPLE = 2000  # examples, at most, on which iterations are counted
 SAMPLE_SECONDS = 4.0  # of their kernel
 TILED_ROWS = 6144  # of a matrix whose product is timed: too large for any cache
 BASIS_ROWS = 65536
-STEPS = 4  # iterations by which a basis grows
+ITERATIONS = 4  # by which a basis grows in a trial
 MATRIX_ROWS = 200, 1200  # of a matrix that is diagonalized, at least and at most
 FILE_BYTES = 1 << 26
 
@@ -49,50 +50,50 @@ log = logging.getLogger("dnntk")
 
 @dataclasses.dataclass(frozen=True)
 class PredictForecast:
-    """A prediction that has not begun.
+    """The cost of a prediction that has not begun.
 
     Attributes:
-        problem: the flow on all training examples.
-        rates: of this device.
-        cost: of that flow, in each process.
-        choice_seconds: of the flows by which rho, beta and the time are chosen before it.
-        held_bytes: what the process holds before it.
-        sample: examples on which the iterations were counted; 0 where there are none.
-        most_iterations: that the memory allows.
-        device: what was measured.
+        workload: the flow on all training examples.
+        rates: rates of this device.
+        cost: cost of that flow for each process.
+        choice_seconds: seconds of reading the data, and of the choice of rho, beta and the time.
+        held_bytes: memory of the process before the flow.
+        sample: examples on which the iterations were counted; 0 for an eigendecomposition.
+        max_iterations: most iterations that the memory allows.
+        device: the devices that were measured.
     """
 
-    problem: Problem
+    workload: Workload
     rates: Rates
     cost: Cost
     choice_seconds: float
     held_bytes: int
     sample: int
-    most_iterations: int
+    max_iterations: int
     device: str
 
     @property
     def total_seconds(self) -> float:
-        """From the data's reading to the last prediction."""
+        """Seconds from reading the data to the last prediction."""
         return self.choice_seconds + self.cost.total_seconds
 
     @property
     def total_memory(self) -> float:
-        """Bytes of each process at the peak."""
+        """Peak memory of each process, in bytes."""
         return self.held_bytes + self.cost.total_memory
 
     def __str__(self) -> str:
-        """Some lines to read."""
-        p, c, r = self.problem, self.cost, self.rates
+        """The report that ``--dry_run`` prints."""
+        p, c, r = self.workload, self.cost, self.rates
         where = (
-            "in files" if p.folder else "in memory" if p.stored else "computed for every product"
+            "in files" if p.folder else "in memory" if p.stored else "evaluated for every product"
         )
         share = f", shared by {p.processes} processes" if p.processes > 1 else ""
         solver = "eigendecomposition"
         if p.iterations:
             solver = (
                 f"block Krylov, {p.iterations} iterations of {p.columns} vectors (from "
-                f"{self.sample:,} examples; memory allows {self.most_iterations:,})"
+                f"{self.sample:,} examples; memory allows {self.max_iterations:,})"
             )
         memory = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in c.memory.items() if v >= 5e6)
         work = ", ".join(f"{k} {v / 1e9:.3g}" for k, v in c.operations.items() if v)
@@ -118,13 +119,13 @@ class PredictForecast:
 
 
 def forecast(config: PredictConfig) -> PredictForecast:
-    """Try every loop of the run on its own data, and go on from there.
+    """Try every loop of the run on its own data, and extrapolate.
 
     Args:
         config: the run.
 
     Returns:
-        What `dnntk.predict` will take here while nothing else runs. Nothing is left behind.
+        The cost of `dnntk.predict` here while nothing else runs. No files remain.
 
     Raises:
         InputError: the configuration or the data cannot be used.
@@ -133,6 +134,8 @@ def forecast(config: PredictConfig) -> PredictForecast:
 
 
 class _Calibration:
+    """Trials of the loops of one prediction."""
+
     def __init__(self, config: PredictConfig) -> None:
         begun = time.perf_counter()
         self.run = Prediction(config, None, None, progress=False)
@@ -147,7 +150,7 @@ class _Calibration:
     def forecast(self) -> PredictForecast:
         n, held_out = len(self.data.x_train), self.run.held_out()
         times = len(self.config.times_or_default)
-        main = self._problem(n, len(self.data.x_test), times + CURVE_POINTS)
+        main = self._workload(n, len(self.data.x_test), times + CURVE_POINTS)
         before = resident_bytes()
         entries, recomputed, compiling = self._kernel(main)
         held = resident_bytes()
@@ -158,28 +161,29 @@ class _Calibration:
         sweeps = 1 if main.stored else max(main.iterations, 1)
         work = sweeps * main.tiles * main.tile_entries / entries
         used, faster = self._devices(work, compiling)
-        held += (used - 1) * max(held - before, 0)  # each has the kernel compiled for itself
+        held += (used - 1) * max(held - before, 0)  # the kernel is compiled for each device
         rates = self._rates(main, faster * entries, faster * recomputed, compiling)
         choice = self.reading
         if held_out:
             choice += self._choice_seconds(n - held_out, held_out, min(needed, most), rates)
         return PredictForecast(
-            problem=main,
+            workload=main,
             rates=rates,
             cost=cost(main, rates),
             choice_seconds=choice,
             held_bytes=held,
             sample=sample,
-            most_iterations=most,
+            max_iterations=most,
             device=f"{len(jax.local_devices())} x {jax.devices()[0].device_kind}",
         )
 
     def _direct(self, n: int) -> bool:
         return uses_eigh(self.config.solver, n)
 
-    def _problem(self, examples: int, tests: int, times: int, iterations: int = 0) -> Problem:
-        config = self.config
-        problem = Problem(
+    def _workload(self, examples: int, tests: int, times: int, iterations: int = 0) -> Workload:
+        config, folder = self.config, self.config.gram_dir is not None
+        fits = keeps_tiles(examples, config.block_size, self.memory)
+        return Workload(
             examples=examples,
             shape=self.data.x_train.shape[1:],
             outputs=self.outputs,
@@ -190,39 +194,37 @@ class _Calibration:
             block_size=config.block_size,
             itemsize=np.dtype(config.dtype).itemsize,
             processes=processes.count(),
-            folder=config.gram_dir is not None,
+            stored=folder or self._direct(examples) or fits,
+            folder=folder,
         )
-        fits = keeps_tiles(examples, config.block_size, self.memory)
-        kept = problem.folder or self._direct(examples) or fits
-        return dataclasses.replace(problem, stored=kept)
 
     def _choice_seconds(self, rest: int, held_out: int, iterations: int, rates: Rates) -> float:
-        """Of the search for rho and beta, and of the last look at the validation examples."""
+        """Seconds of the choice of rho and beta, and of the time on the validation examples."""
         config, total = self.config, 0.0
         pairs, times = len(config.rho) * len(config.beta), len(config.times_or_default)
         if pairs > 1:
             few = min(config.search_examples, rest)
             steps = 0 if self._direct(few) else iterations
-            searched = dataclasses.replace(self._problem(few, held_out, times, steps), folder=False)
+            search = self._workload(few, held_out, times, steps)
+            searched = dataclasses.replace(search, folder=False)
             total += pairs * cost(searched, rates).total_seconds
         steps = 0 if self._direct(rest) else iterations
-        last = self._problem(rest, held_out, times, steps)
+        last = self._workload(rest, held_out, times, steps)
         seconds = cost(last, rates).seconds
         return total + sum(seconds.values()) - (seconds["kernel"] if last.stored else 0.0)
 
-    def _kernel(self, problem: Problem) -> tuple[float, float, float]:
-        """Entries a second, stored and multiplied, and the seconds of compiling."""
+    def _kernel(self, workload: Workload) -> tuple[float, float, float]:
+        """Entries a second, stored and multiplied, and the seconds of compilation."""
         x = self.cross.x
         few = x[: min(128, len(x))]
         self.cross.block(few, few)
         rate = len(few) ** 2 / _seconds(lambda: self.cross.block(few, few))
-        start, stop = balanced(problem.examples, problem.block_size)[0]
         most = 128 * max(1, math.isqrt(int(rate * SECONDS / TRIALS)) // 128)
-        rows = processes.broadcast(min(stop - start, most))
+        rows = processes.broadcast(min(workload.tile_rows, most))
         tile = x[:rows], x[:rows]
         first = _seconds(lambda: self.cross.block(*tile))
-        count = processes.broadcast(max(2, min(MOST_TILES, int(SECONDS / TRIALS * rate / rows**2))))
-        vectors = self.rng.normal(size=(rows, problem.columns))
+        count = processes.broadcast(max(2, min(MAX_TILES, int(SECONDS / TRIALS * rate / rows**2))))
+        vectors = self.rng.normal(size=(rows, workload.columns))
 
         def fill() -> None:
             kept = [block.ravel().copy() for block in self.cross.blocks([tile] * count)]
@@ -238,30 +240,30 @@ class _Calibration:
         return entries, both, compiling
 
     def _devices(self, work: float, compiling: float) -> tuple[int, float]:
-        """How many join in so many seconds of one, and how much faster they are together."""
+        """How many devices join in ``work`` seconds of one, and the speed-up by them."""
         share = HOST_SHARE if on_cpu() else 1.0
         used = worth(share * work, max(compiling, COMPILING), len(jax.local_devices()))
         return used, 1 / (1 - share * (1 - 1 / used))
 
     def _rates(
-        self, problem: Problem, entries: float, recomputed: float, compiling: float
+        self, workload: Workload, entries: float, recomputed: float, compiling: float
     ) -> Rates:
         network, product, columns = math.inf, math.inf, math.inf
-        basis = self._basis(problem.columns)
-        if problem.iterations:  # an eigendecomposition needs none of them
-            network = self._network(problem.columns)
-            product = self._product(problem.columns, network)
-            columns = self._columns(problem.columns, basis)
-        disk = self._disk() if problem.folder else math.inf
-        cached = problem.tile_bytes <= self.memory
+        basis = self._basis(workload.columns)
+        if workload.iterations:
+            network = self._network(workload.columns)
+            product = self._product(workload.columns, network)
+            columns = self._columns(workload.columns, basis)
+        disk = self._disk() if workload.folder else math.inf
+        cached = workload.tile_bytes <= self.memory
         return Rates(
             entries=entries,
             recomputed=recomputed,
             product=product,
             basis=basis,
             columns=columns,
-            eigh=self._eigh(problem.iterations * problem.columns or problem.examples),
-            matrix=self._matrix(problem),
+            eigh=self._eigh(workload.iterations * workload.columns or workload.examples),
+            matrix=self._matrix(workload),
             network=network,
             disk=disk,
             read=product if cached else disk,
@@ -269,7 +271,7 @@ class _Calibration:
         )
 
     def _product(self, columns: int, network: float) -> float:
-        """Bytes of tiles a second, of a matrix that costs nothing to compute."""
+        """Bytes of tiles a second, for a matrix whose entries cost nothing."""
         x = self.rng.uniform(1, 2, (TILED_ROWS, 1))
         cross = CrossKernel(lambda x1, x2: x1 @ x2.T, x, "float64")
         gram = SymmetricGram(cross, block_size=self.config.block_size, progress=False)
@@ -291,22 +293,22 @@ class _Calibration:
         return 2 * held.nbytes / _together(go_over)
 
     def _columns(self, columns: int, basis: float) -> float:
-        """Rows times vectors of a block a second, beside the products with those before."""
+        """Rows times vectors of a block a second, without the products with earlier blocks."""
         rows = processes.Rows(BASIS_ROWS * processes.count())
         scale = self.rng.uniform(0.1, 1, (BASIS_ROWS, 1))
         targets = self.rng.normal(size=(rows.total, columns))
 
         def grow() -> None:
-            solver = Krylov(lambda v: scale * v, targets, max_iterations=STEPS, progress=False)
+            solver = Krylov(lambda v: scale * v, targets, max_iterations=ITERATIONS, progress=False)
             solver.refine([], 0.5)
 
         own = rows.local(targets)
-        before = WAYS_OVER_THE_BASIS * own.nbytes * STEPS * (STEPS - 1) / 2
+        before = BASIS_PASSES * own.nbytes * ITERATIONS * (ITERATIONS - 1) / 2
         grown = _together(grow)
-        return STEPS * own.size / max(grown - before / basis, grown / 2)
+        return ITERATIONS * own.size / max(grown - before / basis, grown / 2)
 
     def _eigh(self, size: int) -> float:
-        """Rows cubed a second of a matrix about as large."""
+        """Rows cubed a second, for a matrix of about this size."""
         least, most = MATRIX_ROWS
         rows = min(max(size, least), most)
         matrix = self.rng.normal(size=(rows, rows))
@@ -314,8 +316,9 @@ class _Calibration:
         work = partial(scipy.linalg.eigh, matrix, driver="evd", check_finite=False)
         return rows**3 / _together(work)
 
-    def _matrix(self, problem: Problem) -> float:
-        rows, outputs = min(problem.block_size, problem.examples), problem.times * problem.outputs
+    def _matrix(self, workload: Workload) -> float:
+        rows = min(workload.block_size, workload.examples)
+        outputs = workload.times * workload.outputs
         block, right = self.rng.normal(size=(rows, rows)), self.rng.normal(size=(rows, outputs))
         block @ right
         return 2 * rows**2 * outputs / (_together(lambda: [block @ right for _ in range(4)]) / 4)
@@ -344,7 +347,7 @@ class _Calibration:
             return FILE_BYTES / _together(write)
 
     def _iterations(self, entries: float) -> tuple[int, int]:
-        """Examples of a sample, and how many iterations they need."""
+        """The size of a sample of the examples, and the iterations that it needs."""
         config, data = self.config, self.data
         affordable = math.isqrt(int(2 * SAMPLE_SECONDS * entries * processes.count()))
         sample = processes.broadcast(min(len(data.x_train), SAMPLE, max(200, affordable)))
@@ -359,13 +362,13 @@ class _Calibration:
             progress=False,
         )
         level = log.level
-        log.setLevel(logging.ERROR)  # what it says is of the sample
+        log.setLevel(logging.ERROR)  # its warnings are about the sample
         try:
             solutions = flow.solutions(list(config.times_or_default))
         except InputError:
             if math.inf not in config.times_or_default:
                 raise  # as the run would
-            # Singular: it has seen every direction.
+            # The matrix is singular: the basis holds every direction.
             return sample, math.ceil(sample / max(self.outputs, BLOCK))
         finally:
             log.setLevel(level)
@@ -379,7 +382,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _together(work: Callable[[], object]) -> float:
-    """The mean of some trials, while every other process does the same."""
+    """The mean of some trials, at the same time in every process."""
     processes.barrier("calibration")
     return sum(_seconds(work) for _ in range(TRIALS)) / TRIALS
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dnntk import KernelFlow
-from dnntk.infinite_depth.cost import Problem, Rates, cost
+from dnntk.infinite_depth.cost import Rates, Workload, cost
 from dnntk.infinite_depth.solvers import Krylov
 from dnntk.kernel import limit_ntk
 
@@ -41,20 +41,20 @@ def _flow(n, **options):
 @pytest.mark.parametrize("n", [20, 100, 301])
 def test_tiles_are_those_of_the_matrix(n):
     flow, kernel = _flow(n)
-    problem = Problem(n, (3,), **SIZES)
+    workload = Workload(n, (3,), **SIZES)
     nbytes = flow.gram.nbytes
-    assert problem.tiles == kernel.blocks
-    assert problem.tiles * problem.tile_entries == pytest.approx(kernel.entries, rel=0.2)
-    assert problem.tile_bytes == pytest.approx(nbytes, rel=0.05)
+    assert workload.tiles == kernel.blocks
+    assert workload.tiles * workload.tile_entries == pytest.approx(kernel.entries, rel=0.2)
+    assert workload.tile_bytes == pytest.approx(nbytes, rel=0.05)
 
 
 def test_a_matrix_that_is_not_kept_is_computed_for_every_product():
     flow, kernel = _flow(100, memory=1e4)
     steps = flow.solution(10.0).iterations
-    problem = Problem(100, (3,), **SIZES | {"iterations": steps, "stored": False})
-    assert kernel.blocks == steps * problem.tiles
-    once = cost(dataclasses.replace(problem, stored=True), RATES)
-    again = cost(problem, RATES)
+    workload = Workload(100, (3,), **SIZES | {"iterations": steps, "stored": False})
+    assert kernel.blocks == steps * workload.tiles
+    once = cost(dataclasses.replace(workload, stored=True), RATES)
+    again = cost(workload, RATES)
     assert again.seconds["kernel"] == pytest.approx(steps * once.seconds["kernel"])
     assert again.memory["tiles"] == 0 < once.memory["tiles"]
 
@@ -67,13 +67,13 @@ def test_the_solver_looks_as_often_as_is_counted(monkeypatch, most):
     )
     flow, _ = _flow(200, max_iterations=most, tolerance=1e-15)
     assert flow.solution(1e6).iterations == most
-    problem = Problem(200, (3,), **SIZES | {"iterations": most})
+    workload = Workload(200, (3,), **SIZES | {"iterations": most})
     # Two outputs are filled up to a block of eight vectors.
-    assert cost(problem, RATES).seconds["eigenvectors"] == sum(d**3 for d in sizes) / 1e9
+    assert cost(workload, RATES).seconds["eigenvectors"] == sum(d**3 for d in sizes) / 1e9
 
 
 def test_processes_share_tiles_rows_and_points():
-    one = Problem(1000, (3,), **SIZES | {"iterations": 9})
+    one = Workload(1000, (3,), **SIZES | {"iterations": 9})
     four = dataclasses.replace(one, processes=4)
     assert four.tiles == math.ceil(one.tiles / 4) and four.tile_bytes == one.tile_bytes / 4
     assert cost(one, RATES).traffic == 0
@@ -86,6 +86,6 @@ def test_processes_share_tiles_rows_and_points():
 
 
 def test_arithmetic_of_an_entry_is_that_of_its_cosines():
-    mlp, cnn = (Problem(100, shape, **SIZES) for shape in ((784,), (7, 7, 1)))
+    mlp, cnn = (Workload(100, shape, **SIZES) for shape in ((784,), (7, 7, 1)))
     assert 2 * 784 < mlp.entry_operations < 2 * 784 + 100
     assert 49**2 * 20 < cnn.entry_operations < 49**2 * 100

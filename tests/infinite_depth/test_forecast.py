@@ -38,18 +38,18 @@ def short(monkeypatch):
     ],
     ids=["search", "recomputed", "in files"],
 )
-def test_a_prediction_is_told_and_nothing_left(fields, short, tmp_path, monkeypatch):
+def test_a_prediction_is_forecast_and_no_file_remains(fields, short, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    told = forecast(PredictConfig(**fields))
-    assert told.problem.stored == ("memory_gb" not in fields)
-    assert bool(told.problem.iterations) == ("solver" in fields)
-    assert (told.cost.disk > 0) == ("gram_dir" in fields)
-    assert 0 < told.choice_seconds < told.total_seconds < math.inf
-    assert "a process at the peak" in str(told)
+    found = forecast(PredictConfig(**fields))
+    assert found.workload.stored == ("memory_gb" not in fields)
+    assert bool(found.workload.iterations) == ("solver" in fields)
+    assert (found.cost.disk > 0) == ("gram_dir" in fields)
+    assert 0 < found.choice_seconds < found.total_seconds < math.inf
+    assert "a process at the peak" in str(found)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_predicted_is_not_told():
+def test_what_cannot_be_predicted_has_no_forecast():
     with pytest.raises(InputError, match="train_examples: expected at most"):
         forecast(PredictConfig(train_examples=10**6))
 
