@@ -63,7 +63,7 @@ class TrainState(NamedTuple):
 
 
 class PlainSGD(optax.GradientTransformation):
-    """`optax.sgd` at a constant rate, which `make_step` may apply while the gradient comes."""
+    """`optax.sgd` at a constant rate, which a step may apply layer by layer on the way down."""
 
     rate: float
 
@@ -164,20 +164,22 @@ def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: 
     """A step whose layers are split over ``depth``: (state, frozen, batch) -> (state, loss)."""
     stages = pipeline.stages_of(mesh)
 
-    def shares(params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def mean_loss_and_gradient(params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
         def loss(params: Any) -> jax.Array:
-            f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, batch.x, stages)
-            return jnp.where(counts, residual_loss(f, batch.y, batch.weight), 0)
+            f, is_last = pipeline.staged_outputs(
+                cast(DeepNarrow, model), params, frozen, batch.x, stages
+            )
+            return jnp.where(is_last, residual_loss(f, batch.y, batch.weight), 0)
 
         value, gradient = jax.value_and_grad(loss)(params)
         examples = jax.lax.psum(batch.weight.sum(), DATA)
-        gradient = jax.tree.map(lambda g: g / examples, pipeline.total(gradient))
+        gradient = jax.tree.map(lambda g: g / examples, pipeline.psum_gradient(gradient))
         return jax.lax.psum(value, (DATA, DEPTH)) / examples, gradient
 
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
         laid_out = pipeline.specs(state.params, mesh)
         sharded = jax.shard_map(
-            shares,
+            mean_loss_and_gradient,
             mesh=mesh,
             in_specs=(laid_out, pipeline.specs(frozen, mesh), P(DATA)),
             out_specs=(P(), laid_out),
@@ -213,7 +215,7 @@ def _steps_on(
     ) -> tuple[TrainState, jax.Array]:
         engine = engine_for(model, state.params, batch.x, devices, state_bytes)
         # Once: devices that wait for each other in every step would be half of a short one.
-        examples = _total(batch.weight.sum(), mesh)
+        examples = _psum(batch.weight.sum(), mesh)
         step = _optimizer_step(engine, optimizer, examples, mesh)
         if isinstance(optimizer, PlainSGD) and isinstance(engine, NativeEngine):
             shape = mesh.size * len(batch.x), *batch.x.shape[1:]
@@ -246,7 +248,7 @@ def _optimizer_step(
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
         def value_and_grad_fn(params: Any) -> tuple[jax.Array, Any]:
             f, gradient = engine.outputs_and_gradient(params, frozen, batch)
-            return f, jax.tree.map(lambda g: g / examples, _total(gradient, mesh))
+            return f, jax.tree.map(lambda g: g / examples, _psum(gradient, mesh))
 
         f, new = _updated(optimizer, state, value_and_grad_fn)
         return new, f
@@ -260,7 +262,7 @@ def _sgd_step_in_place(engine: NativeEngine, rate: jax.Array, mesh: Mesh) -> Any
     def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, jax.Array]:
         keep = (jax.lax.axis_index(DATA) == 0).astype(batch.y.dtype)
         f, params = engine.sgd_step(state.params, frozen, batch, rate, keep)
-        return TrainState(_total(params, mesh), state.opt_state), f
+        return TrainState(_psum(params, mesh), state.opt_state), f
 
     return step
 
@@ -290,7 +292,7 @@ def _on_first(
         many = jnp.minimum(STEPS_ON_FIRST_DEVICE, count - k * STEPS_ON_FIRST_DEVICE)
         first = lambda params: sgd_steps(params, everything, many)  # noqa: E731
         others = lambda params: jax.tree.map(jnp.zeros_like, (everything.y, params))  # noqa: E731
-        return _total(jax.lax.cond(own == 0, first, others, carry[1]), mesh)
+        return _psum(jax.lax.cond(own == 0, first, others, carry[1]), mesh)
 
     start = jnp.zeros_like(everything.y), params
     f, params = jax.lax.fori_loop(0, -(-count // STEPS_ON_FIRST_DEVICE), some, start)
@@ -318,15 +320,15 @@ def _with_loss(steps: Steps, mesh: Mesh) -> Any:
     ) -> tuple[TrainState, jax.Array]:
         state, f = steps(state, frozen, batch, count)
         sums = residual_loss(f, batch.y, batch.weight), batch.weight.sum()
-        value, examples = _total(sums, mesh)
+        value, examples = _psum(sums, mesh)
         return state, value / examples
 
     return with_loss
 
 
-def _total(tree: Any, mesh: Mesh) -> Any:
-    """The sum over ``mesh``; over one device it would be a copy of the whole gradient on CPU."""
-    if mesh.size == 1:
+def _psum(tree: Any, mesh: Mesh) -> Any:
+    """The sum of ``tree`` over all devices of ``mesh``."""
+    if mesh.size == 1:  # `psum` would copy the whole gradient on CPU
         return tree
     # One collective an array would be most of a short step; to join large arrays costs more than
     # a collective.
@@ -335,14 +337,14 @@ def _total(tree: Any, mesh: Mesh) -> Any:
     whole, back = ravel_pytree([leaf for leaf, joined in zip(leaves, small, strict=True) if joined])
     parts = iter(back(jax.lax.psum(whole, DATA)) if any(small) else ())
     totals = [
-        next(parts) if joined else pipeline.summed(leaf, DATA)
+        next(parts) if joined else pipeline.psum(leaf, DATA)
         for leaf, joined in zip(leaves, small, strict=True)
     ]
     return jax.tree.unflatten(treedef, totals)
 
 
 def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh) -> int:
-    """What a compiled step of `make_step` takes on a batch like ``x``, its arguments included."""
+    """Memory of a compiled step of `make_step` on a batch like ``x``, its arguments included."""
     need, total = compiled.memory_analysis(), 0
     if need is not None:
         total = need.temp_size_in_bytes + need.argument_size_in_bytes
@@ -359,8 +361,8 @@ def make_predict(model: nn.Module, mesh: Mesh, state_bytes: int = THREAD_STATE_B
         if stages == 1:
             engine = engine_for(model, params, x, mesh.local_mesh.size, state_bytes)
             return engine.outputs(params, frozen, x)
-        f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, x, stages)
-        return jax.lax.psum(jnp.where(counts, f, 0), DEPTH)
+        f, is_last = pipeline.staged_outputs(cast(DeepNarrow, model), params, frozen, x, stages)
+        return jax.lax.psum(jnp.where(is_last, f, 0), DEPTH)
 
     # Every process needs all outputs.
     everywhere = NamedSharding(mesh, P()) if processes.is_multiprocess() else None

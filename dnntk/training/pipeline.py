@@ -22,18 +22,36 @@ from dnntk.networks.layers import Network, middle_layers
 from dnntk.networks.models import DeepNarrow, network_of
 from dnntk.runtime.devices import on_cpu
 
+__all__ = [
+    "DATA",
+    "DEPTH",
+    "idle_share",
+    "make_mesh",
+    "microbatch_of",
+    "microbatches",
+    "padded",
+    "parse_mesh",
+    "psum",
+    "psum_gradient",
+    "specs",
+    "staged_outputs",
+    "stages_of",
+    "unpadded",
+]
+
+# The mesh's axes: of examples and of layers.
 DATA, DEPTH = "data", "depth"
 # Micro-batches a stage: a fifth of the time is then idle, at most.
 MICRO_BATCHES = 4
-# Of a large array, to be added up at a time over the devices of a CPU.
+# An array of more than LARGE_BYTES is added up over the devices of a CPU in parts of PART_BYTES.
 PART_BYTES, LARGE_BYTES = 1 << 20, 1 << 24
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Axes of ``data:4,depth:2``, both of them; empty text is one device each.
+    """The sizes of both axes of ``data:4,depth:2``; an axis that ``text`` lacks has size 1.
 
     Raises:
-        InputError: it is not of that form.
+        InputError: the text is not of that form.
     """
     sizes = {DATA: 1, DEPTH: 1}
     seen = set()
@@ -51,10 +69,10 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def make_mesh(text: str) -> Mesh:
-    """The mesh that `parse_mesh` reads, over the first devices there are.
+    """The mesh that `parse_mesh` reads, over the first devices of all.
 
     Raises:
-        InputError: there are too few.
+        InputError: there are too few devices.
     """
     sizes = parse_mesh(text)
     count, devices = sizes[DATA] * sizes[DEPTH], jax.devices()
@@ -81,7 +99,7 @@ def stages_of(mesh: Mesh) -> int:
 def specs(tree: Any, mesh: Mesh) -> Any:
     """How a tree of variables, gradients or an optimizer's state is laid out.
 
-    What is stacked over the middle layers is split over ``depth``, all else is everywhere.
+    Arrays stacked over the middle layers are split over ``depth``; every device has all others.
     """
     if stages_of(mesh) == 1:
         return jax.tree.map(lambda _: P(), tree)
@@ -89,9 +107,9 @@ def specs(tree: Any, mesh: Mesh) -> Any:
 
 
 def padded(tree: Any, mesh: Mesh) -> Any:
-    """``tree`` with as many stacked layers as the stages share evenly: the last ones of zeros.
+    """``tree`` with a multiple of the stages as its number of stacked layers.
 
-    They are passed by, and have no gradient.
+    The layers added at the end are zeros; they are skipped and have no gradient.
     """
     stages = stages_of(mesh)
 
@@ -104,83 +122,86 @@ def padded(tree: Any, mesh: Mesh) -> Any:
 
 
 def unpadded(tree: Any, model: nn.Module) -> Any:
-    """What `padded` was made of, of ``model``'s variables or an optimizer's state."""
+    """Undo `padded`, on ``model``'s variables or an optimizer's state."""
     if not isinstance(model, DeepNarrow):
         return tree
     return _over_layers(lambda leaf: leaf[: model.depth - 2], tree)
 
 
 def _over_layers(function: Any, tree: Any, other: Any = lambda leaf: leaf) -> Any:
-    """``function`` of what is stacked over the middle layers, ``other`` of all else."""
+    """``function`` of arrays stacked over the middle layers, ``other`` of all others."""
 
-    def of(path: tuple[Any, ...], leaf: Any) -> Any:
+    def mapped(path: tuple[Any, ...], leaf: Any) -> Any:
         names = {getattr(key, "key", None) for key in path}
         return function(leaf) if "middle" in names and leaf.ndim else other(leaf)
 
-    return jax.tree_util.tree_map_with_path(of, tree)
+    return jax.tree_util.tree_map_with_path(mapped, tree)
 
 
 def microbatches(examples: int, stages: int) -> int:
-    """How many micro-batches a data shard of so many examples is cut into."""
+    """How many micro-batches a shard of ``examples`` examples is cut into."""
     return max(1, min(MICRO_BATCHES * stages, examples))
 
 
-def microbatch_at(stage: Any, tick: Any) -> Any:
-    """The micro-batch that a stage has at a tick; none where it is negative or too large."""
+def microbatch_of(stage: Any, tick: Any) -> Any:
+    """The micro-batch that a stage has at a tick; none if it is negative or too large."""
     return tick - stage
 
 
 def idle_share(stages: int, count: int) -> float:
     """The share of ticks at which a stage has no micro-batch."""
-    at = microbatch_at(np.arange(stages)[:, None], np.arange(stages + count - 1)[None])
-    return float(np.mean((at < 0) | (at >= count)))
+    number = microbatch_of(np.arange(stages)[:, None], np.arange(stages + count - 1)[None])
+    return float(np.mean((number < 0) | (number >= count)))
 
 
-def total(gradient: Layers) -> Layers:
-    """The sum over a mesh of what each device has of a gradient by all parameters."""
+def psum_gradient(gradient: Layers) -> Layers:
+    """The sum over a mesh with stages of each device's summand of a gradient."""
     axes = {name: DATA if name == "middle" else (DATA, DEPTH) for name in gradient}
-    return {name: summed(g, axes[name]) for name, g in gradient.items()}
+    return {name: psum(g, axes[name]) for name, g in gradient.items()}
 
 
-def summed(tree: Any, axes: str | tuple[str, ...]) -> Any:
-    """The sum over the devices along ``axes``.
+def psum(tree: Any, axes: str | tuple[str, ...]) -> Any:
+    """As `jax.lax.psum`, the sum over the devices along ``axes``.
 
-    In parts on CPU, where a sum of whole large arrays takes memory for all of them once more, and
-    several times as long.
+    Large arrays are added up in parts on CPU, where their sum in one piece would take memory for
+    all of them once more, and several times as long.
     """
     if jax.lax.axis_size(axes) == 1:
         return tree
-    return jax.tree.map(lambda array: _summed(array, axes), tree)
+    return jax.tree.map(lambda array: _psum(array, axes), tree)
 
 
-def _summed(array: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+def _psum(array: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
     if not on_cpu() or array.nbytes <= LARGE_BYTES:
         return jax.lax.psum(array, axes)
     part = PART_BYTES // array.dtype.itemsize
 
-    def with_sum(array: jax.Array, at: jax.Array | int, size: int) -> jax.Array:
-        own = jax.lax.dynamic_slice_in_dim(array, at, size)
-        return jax.lax.dynamic_update_slice_in_dim(array, jax.lax.psum(own, axes), at, 0)
+    def with_sum(array: jax.Array, start: jax.Array | int, size: int) -> jax.Array:
+        own = jax.lax.dynamic_slice_in_dim(array, start, size)
+        return jax.lax.dynamic_update_slice_in_dim(array, jax.lax.psum(own, axes), start, 0)
 
     count, rest = divmod(array.size, part)
     flat = jax.lax.fori_loop(0, count, lambda k, a: with_sum(a, k * part, part), array.ravel())
     return (with_sum(flat, count * part, rest) if rest else flat).reshape(array.shape)
 
 
-def outputs(
+def staged_outputs(
     model: DeepNarrow, params: Layers, frozen: Any, x: jax.Array, stages: int
 ) -> tuple[jax.Array, jax.Array]:
-    """On one device of a mesh with the axis ``depth``: outputs [n, d_out], and whether they count.
+    """One device's part of the network on a mesh with the axis ``depth``.
 
-    They are those of the network on the last stage alone. Differentiable; where it is, the sum over
-    all devices of what depends on them is what has a derivative.
+    Only the last stage's outputs are the network's. A function of them that other stages replace
+    by 0 may be differentiated: the derivatives are those of its sum over all devices.
 
     Args:
         model: the network.
-        params: its parameters; of the middle layers, `padded`, this stage's.
-        frozen: the collections beside them, likewise.
+        params: its parameters; of the `padded` middle layers, this stage's.
+        frozen: the collections beside them, laid out likewise.
         x: this data shard's examples, a multiple of `microbatches`.
         stages: devices along ``depth``.
+
+    Returns:
+        (outputs [n, d_out], is this the last stage?).
     """
     count, stage = microbatches(len(x), stages), jax.lax.axis_index(DEPTH)
     parts = x.reshape(count, len(x) // count, *x.shape[1:])
@@ -190,7 +211,7 @@ def outputs(
     onward = [(s, s + 1) for s in range(stages - 1)]
 
     def tick(above: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        number = microbatch_at(stage, t)
+        number = microbatch_of(stage, t)
         part = jax.lax.dynamic_index_in_dim(parts, jnp.clip(number, 0, count - 1), keepdims=False)
 
         def work(above: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -199,8 +220,8 @@ def outputs(
             h = middle_layers(network, h, held, model.layers_a_segment, present)
             return h, network.affine.read_out(network.last(h, end))
 
-        nothing = jax.eval_shape(work, above)
-        idle = lambda above: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), nothing)  # noqa: E731
+        shapes = jax.eval_shape(work, above)
+        idle = lambda above: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)  # noqa: E731
         h, f = jax.lax.cond((number >= 0) & (number < count), work, idle, above)
         return jax.lax.ppermute(h, DEPTH, onward), f
 
@@ -218,18 +239,18 @@ def _state(model: DeepNarrow, params: Layers, frozen: Any, x: jax.Array) -> jax.
 def _pieces(
     model: DeepNarrow, params: Layers, frozen: Any, x: jax.Array
 ) -> tuple[Network, Any, Any, Any]:
-    """The network on some inputs, its first layer's weights, its middle layers here, its last's."""
+    """The network on x; weights of its first layer, this stage's middle layers and the last one."""
 
-    def whole(tree: Layers) -> Layers:
-        # The module wants all layers. Nobody reads these: the compiler never makes them.
+    def complete(tree: Layers) -> Layers:
+        # The module needs arrays of all layers. No result depends on these: they are never made.
         layers = model.depth - 2
         stand_in = jax.tree.map(
             lambda a: jnp.zeros((layers, *a.shape[1:]), a.dtype), tree["middle"]
         )
         return {**tree, "middle": stand_in}
 
-    collections = {name: whole(tree) for name, tree in frozen.items()}
-    variables = {"params": whole(params), **collections}
+    collections = {name: complete(tree) for name, tree in frozen.items()}
+    variables = {"params": complete(params), **collections}
     network, held, initial = network_of(model, variables, x)
     own = jax.tree.map(lambda a, like: a.astype(like.dtype), params["middle"], held["middle"])
     start = frozen.get("initial", {}).get("middle")

@@ -140,7 +140,7 @@ def _products(
 ) -> tuple[jax.Array, jax.Array]:
     """J (J^T v) at a device's own inputs, and |J^T v|^2; v has norm 1 on all devices together."""
     engine = engine_for(model, params, x, mesh.local_mesh.size, state_bytes)
-    gradient = pipeline.summed(engine.vjp(params, frozen, x, v), DATA)
+    gradient = pipeline.psum(engine.vjp(params, frozen, x, v), DATA)
     image = engine.jvp(params, frozen, x, gradient)
     return image, _square(gradient)
 
@@ -152,11 +152,11 @@ def _staged_products(
 
     def outputs_at(params: Any) -> jax.Array:
         stages = pipeline.stages_of(mesh)
-        f, counts = pipeline.outputs(cast(DeepNarrow, model), params, frozen, x, stages)
-        return jnp.where(counts, f, 0)
+        f, is_last = pipeline.staged_outputs(cast(DeepNarrow, model), params, frozen, x, stages)
+        return jnp.where(is_last, f, 0)
 
     _, pull_back = jax.vjp(outputs_at, params)
-    gradient = pipeline.total(*pull_back(v))
+    gradient = pipeline.psum_gradient(*pull_back(v))
     _, image = jax.jvp(outputs_at, (params,), (gradient,))
     ends = {name: g for name, g in gradient.items() if name != "middle"}
     square = _square(ends) + jax.lax.psum(_square(gradient["middle"]), DEPTH)

@@ -170,7 +170,7 @@ def test_a_large_sum_over_devices_takes_no_memory_of_its_size(monkeypatch, shape
     own, over = jax.sharding.PartitionSpec(pipeline.DATA), {"mesh": mesh, "check_vma": False}
     x = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     sums = jax.shard_map(
-        lambda x: pipeline.summed(x[0], pipeline.DATA)[None], in_specs=own, out_specs=own, **over
+        lambda x: pipeline.psum(x[0], pipeline.DATA)[None], in_specs=own, out_specs=own, **over
     )
     given = jax.device_put(x, jax.sharding.NamedSharding(mesh, own))
     compiled = jax.jit(sums, donate_argnums=0).lower(given).compile()
