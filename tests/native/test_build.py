@@ -12,6 +12,7 @@ from reference import moved_network
 
 from dnntk.native import build, ops
 from dnntk.native.blocks import CpuBudget
+from dnntk.networks.models import network_of
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu" or not build.available(), reason="needs a C++ compiler"
@@ -89,7 +90,7 @@ def test_code_is_never_loaded_from_a_folder_that_others_can_write_to(monkeypatch
 @pytest.fixture(scope="module")
 def call():
     model, params, frozen, x, _ = moved_network((3, 2), 1, 5, "float32", {})
-    network, layers, initial = ops._pieces(model, params, frozen, x)
+    network, layers, initial = network_of(model, {"params": params, **frozen}, x)
     h = ops._first_z(network, layers["first"], initial)
     return ops._common(network, layers, initial, h, CpuBudget(1))
 
