@@ -1,4 +1,4 @@
-"""Checks of arguments that the numerical modules share: one line that names the argument."""
+"""Checks of arguments, shared by the numerical modules; their errors name the argument."""
 
 import contextlib
 import math
@@ -18,19 +18,42 @@ from numpy.typing import NDArray
 
 from dnntk.errors import InputError
 
+__all__ = [
+    "brief",
+    "check_choice",
+    "check_count",
+    "check_deviation",
+    "check_rows",
+    "check_unmasked",
+    "checked_array",
+    "checked_inputs",
+    "checked_pair",
+    "common_dtype",
+    "host_examples",
+    "host_numbers",
+    "host_targets",
+    "host_times",
+    "integer",
+    "is_number",
+    "native_numbers",
+    "number_within",
+    "real_array",
+    "real_number",
+]
+
 MOST_SHOWN = 60  # characters of a value in a message
 _BRIEF = reprlib.Repr()
 _BRIEF.maxother = _BRIEF.maxstring = MOST_SHOWN
 
 
 def brief(value: object) -> str:
-    """The value for a message: one short line, whatever it is."""
+    """The value as one short line, for a message."""
     text = " ".join(_BRIEF.repr(value).split())
     return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
 def check_unmasked(name: str, value: Any) -> None:
-    """Refuse masked entries, which NumPy would take the numbers behind the mask of."""
+    """Refuse masked entries, which NumPy would replace by the numbers behind the mask."""
     if _any_entry(value, _is_masked):
         raise InputError(
             f"{name} must have no masked entries, got a masked array; fill them by .filled(...), "
@@ -39,19 +62,19 @@ def check_unmasked(name: str, value: Any) -> None:
 
 
 def native_numbers(name: str, value: Any) -> np.ndarray:
-    """Real numbers as NumPy has them: in a dtype of this machine, which JAX takes too.
+    """The value as a NumPy array of real numbers, in this machine's byte order.
 
-    Everything that a caller gives as an array passes through here, apart from arrays of JAX's.
+    All arrays from users pass through this function, except JAX's.
 
     Raises:
-        InputError: the numbers are masked, complex, or none: text, dates, missing or ragged.
+        InputError: entries are masked, complex, missing, ragged, or no numbers (text, dates).
     """
     check_unmasked(name, value)
     try:
         array = np.asarray(value)
         if array.dtype == object:
             array = _from_objects(array)
-    except Exception as error:  # an array of another library's may raise anything
+    except Exception as error:  # another library's array may raise anything
         raise InputError(
             f"{name} must be an array of numbers, got {brief(value)} ({_reason(error)})"
         ) from None
@@ -63,16 +86,16 @@ def native_numbers(name: str, value: Any) -> np.ndarray:
 
 
 def real_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> jax.Array:
-    """The value as an array of float32 or float64, with the value's own numbers.
+    """The value as a JAX array of float32 or float64.
 
-    NumPy's float64 becomes float32 where x64 is off, half precision float32, and integers and
-    bools the float that is JAX's default: on the host, where JAX has not wrapped them yet. An array
-    of JAX's stays on its device, and may be traced; a number of Python's stays weakly typed.
+    NumPy's float64 becomes float32 if x64 is off, half precision becomes float32, and integers and
+    bools become JAX's default float, on the host, before JAX could wrap integers. A JAX array stays
+    on its device and may be traced; a Python number stays weakly typed.
 
     Args:
-        name: what a message calls the value.
+        name: the value's name in messages.
         value: the value.
-        keep_integers: leave integers and bools such, and refuse those that JAX would wrap.
+        keep_integers: keep integers and bools, and refuse integers that JAX would wrap.
 
     Raises:
         InputError: as `native_numbers`.
@@ -101,7 +124,7 @@ def real_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> j
 
 
 def checked_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> jax.Array:
-    """`real_array`; finite where its values are known, that is, where it is not traced."""
+    """`real_array`, and finite unless it is traced."""
     x = real_array(name, value, keep_integers=keep_integers)
     if isinstance(x, jax.core.Tracer):
         return x
@@ -120,9 +143,9 @@ def checked_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -
 
 
 def common_dtype(*arrays: Any) -> np.dtype:
-    """The floating dtype, float32 at least, of arrays together.
+    """The arrays' common floating dtype, float32 at least.
 
-    Said by the caller, so that ``jax_numpy_dtype_promotion="strict"`` has nothing to refuse.
+    Callers convert to it, so that ``jax_numpy_dtype_promotion="strict"`` works.
     """
     with jax.numpy_dtype_promotion("standard"):
         return _floating(jnp.result_type(*arrays))
@@ -137,7 +160,7 @@ def _check_real(name: str, dtype: np.dtype, value: Any) -> None:
 
 
 def _floating(dtype: np.dtype) -> np.dtype:
-    """The dtype that numbers of this one are computed in: float32 at least, as JAX is set."""
+    """The dtype to compute in with numbers of ``dtype``: float32, or float64 if x64 is on."""
     if not jax.dtypes.issubdtype(dtype, np.floating):
         return jnp.result_type(float)
     wide = dtype.itemsize > 4 and jax.config.read("jax_enable_x64")
@@ -145,24 +168,25 @@ def _floating(dtype: np.dtype) -> np.dtype:
 
 
 def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """As another dtype; what lies beyond it becomes infinite, for a check to see."""
+    """As another dtype; numbers beyond it become infinite, which a later check finds."""
     with np.errstate(over="ignore"):
         return array.astype(dtype, copy=False)
 
 
 def _unwrapped(name: str, array: np.ndarray) -> np.ndarray:
-    """Integers in the dtype that JAX holds them in."""
-    held = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
-    if (held != array).any():
+    """Integers in JAX's dtype for them."""
+    converted = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    wrapped = converted != array
+    if wrapped.any():
         raise InputError(
-            f"{name} must be integers within {held.dtype}, got {array[held != array][0]}; give "
+            f"{name} must be integers within {converted.dtype}, got {array[wrapped][0]}; give "
             "floats, or enable x64"
         )
-    return held
+    return converted
 
 
 def _stacked(name: str, value: Sequence[Any]) -> jax.Array:
-    """Nested lists that hold arrays of JAX's, perhaps traced ones."""
+    """Nested lists of JAX arrays, which may be traced."""
     try:
         with jax.numpy_dtype_promotion("standard"):
             return jnp.stack([real_array(name, one) for one in value])
@@ -175,7 +199,7 @@ def _stacked(name: str, value: Sequence[Any]) -> jax.Array:
 
 
 def _from_objects(array: np.ndarray) -> np.ndarray:
-    """Python's numbers, or anybody's with a ``__float__``; complex ones as such."""
+    """Any objects with a ``__float__`` as float64; complex numbers as complex128."""
     types = set(map(type, array.flat))
     if type(np.ma.masked) in types:
         raise TypeError("masked entries among them")
@@ -190,10 +214,10 @@ def _from_objects(array: np.ndarray) -> np.ndarray:
 
 
 def _any_entry(value: Any, found: Callable[[Any], bool]) -> bool:
-    """Is there such an entry in nested lists and tuples, or is the value itself one?"""
+    """True if ``found`` is, for the value or an entry of nested lists and tuples."""
     if not isinstance(value, list | tuple):
         return bool(found(value))
-    if set(map(type, value)) <= {float, int}:  # at C's pace
+    if set(map(type, value)) <= {float, int}:  # fast, without a loop in Python
         return False
     return any(_any_entry(one, found) for one in value)
 
@@ -234,7 +258,7 @@ def checked_pair(
     checked: Callable[[str, ArrayLike], jax.Array] = checked_inputs,
     names: tuple[str, str] = ("x1", "x2"),
 ) -> tuple[jax.Array, jax.Array | None]:
-    """The two batches of a kernel, inputs of one shape and dtype; None for x2 where it is x1."""
+    """The two batches of a kernel, inputs of one shape and dtype; x2 is None if it is x1."""
     left = checked(names[0], x1)
     if x2 is None or x2 is x1:
         return left, None
@@ -249,9 +273,9 @@ def checked_pair(
 
 
 def check_deviation(name: str, value: Any) -> Any:
-    """A standard deviation: a finite number >= 0, as Python's own unless it is an array of JAX's.
+    """A standard deviation, finite and >= 0, as a Python number unless it is a JAX array.
 
-    A traced one is not looked at.
+    A traced value is not checked.
     """
     if isinstance(value, jax.core.Tracer):
         return value
@@ -264,7 +288,7 @@ def check_deviation(name: str, value: Any) -> Any:
 
 
 def check_count(name: str, value: Any) -> int:
-    """A positive integer, as Python's own."""
+    """A positive integer, as a Python int."""
     number = integer(name, value, "a positive integer")
     if number < 1:
         raise InputError(f"{name} must be a positive integer, got {brief(value)}")
@@ -272,7 +296,7 @@ def check_count(name: str, value: Any) -> int:
 
 
 def integer(name: str, value: Any, expected: str = "an integer") -> int:
-    """Any library's integer as Python's own."""
+    """Any library's integer as a Python int."""
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError
@@ -282,7 +306,7 @@ def integer(name: str, value: Any, expected: str = "an integer") -> int:
 
 
 def real_number(name: str, value: Any, expected: str = "a number") -> float:
-    """Any library's real number, or an array of one, as Python's own."""
+    """Any library's real number, or an array of shape (), as a Python float."""
     try:
         if isinstance(value, str | bytes) or _is_masked(value) or np.ndim(value):
             raise TypeError
@@ -303,7 +327,7 @@ def is_number(value: object) -> bool:
 
 
 def number_within(name: str, value: Any, valid: Callable[[float], bool], expected: str) -> float:
-    """A number of any library's, and no bool, as Python's own where it is a valid one."""
+    """Any library's number, but no bool, as a Python float if it is ``valid``."""
     try:
         number = math.nan if isinstance(value, bool | np.bool_) else real_number(name, value)
     except InputError:
@@ -314,7 +338,7 @@ def number_within(name: str, value: Any, valid: Callable[[float], bool], expecte
 
 
 def host_numbers(name: str, value: HostArrayLike) -> NDArray[np.float64]:
-    """A copy as float64 on the host, whatever JAX's default is; finite."""
+    """A finite float64 copy on the host, also if JAX's x64 is off."""
     array = native_numbers(name, value).astype(np.float64)
     if not np.isfinite(array).all():
         bad = array[~np.isfinite(array)][0]
@@ -345,7 +369,7 @@ def host_targets(name: str, value: HostArrayLike, n: int) -> NDArray[np.float64]
 
 
 def host_times(time: float | Sequence[float]) -> list[float]:
-    """Kernel times >= 0, at least one; infinity is one."""
+    """Kernel times >= 0, at least one; infinity is allowed."""
     try:
         times = np.atleast_1d(native_numbers("time", time)).astype(np.float64)
     except InputError:

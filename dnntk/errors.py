@@ -1,10 +1,12 @@
-"""The package's own exceptions: input to be mended, a run gone astray, a run that was stopped."""
+"""The package's own exceptions: bad input, a run that diverged, a run that was stopped."""
 
 from typing import Any
 
+__all__ = ["Diverged", "InputError", "Interrupted", "Stopped"]
+
 
 class InputError(ValueError):
-    """Bad input: one line saying what was expected, what came, how to mend it."""
+    """Bad input: one line with the expectation, the value that came, and advice."""
 
 
 class Diverged(ArithmeticError):
@@ -24,11 +26,11 @@ class Stopped(SystemExit):
     """SIGTERM: everything is written, and the process ends with status 128 + 15.
 
     Attributes:
-        message: one line that says how to go on.
+        message: one line that says how to resume.
     """
 
     def __init__(self, message: str) -> None:
-        """Keep ``message``; a process in which nobody catches this ends silently."""
+        """Keep ``message``; a process that does not catch this exception ends silently."""
         super().__init__(143)
         self.message = message
 
@@ -37,10 +39,10 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, or SIGINT: everything is written; a script ends with status 128 + 2.
 
     Attributes:
-        message: one line that says how to go on.
+        message: one line that says how to resume.
     """
 
     def __init__(self, message: str) -> None:
-        """Keep ``message``; a notebook shows it."""
+        """Keep ``message``, which a notebook shows."""
         super().__init__(message)
         self.message = message

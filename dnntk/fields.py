@@ -1,8 +1,8 @@
-"""Fields of the configurations: Python's own values, whatever library's the caller gives.
+"""Fields of the configurations: any library's values as Python's own.
 
-A configuration is compared, hashed and written as JSON, which NumPy's and JAX's numbers and paths
-are not made for. `convert` is called first in a configuration's ``__post_init__``; the checks of
-ranges follow.
+Configurations are compared, hashed and written as JSON, for which NumPy's and JAX's numbers and
+paths are unsuitable. A configuration's ``__post_init__`` calls `convert` first and then checks
+ranges.
 """
 
 import dataclasses
@@ -19,22 +19,24 @@ import numpy as np
 from dnntk.checks import brief
 from dnntk.errors import InputError
 
-# Steps and sizes are counted in int32 on the devices.
+__all__ = ["LARGEST", "LARGEST_SEED", "convert", "converted", "short_repr", "without_effect"]
+
+# Devices count steps and sizes in int32.
 LARGEST = 2**31 - 1
-# Of a seed, JAX takes 32 bits where x64 is off, and drops the rest.
+# JAX ignores all but 32 bits of a seed if x64 is off.
 LARGEST_SEED = 2**32 - 1
 EXPECTED = {int: "an integer", float: "a number", str: "a str", bool: "True or False"}
 EXPECTED |= {os.PathLike: "a path", type(None): "None"}
 
 
 def convert(config: Any) -> None:
-    """Replace every field of a frozen dataclass by Python's own value of its annotated type.
+    """Replace every field of a frozen dataclass by a Python value of its annotated type.
 
-    Integers are taken by ``operator.index``, numbers by ``float``, paths by ``os.fspath``, and
-    sequences, one-dimensional arrays among them, become tuples.
+    Integers are converted by ``operator.index``, numbers by ``float``, paths by ``os.fspath``, and
+    sequences, including one-dimensional arrays, to tuples.
 
     Raises:
-        InputError: a field holds something else, NaN, or an integer beyond what JAX counts to.
+        InputError: a field has another type, is NaN, or is an integer that is too large for JAX.
     """
     for field in dataclasses.fields(config):
         value = converted(field.name, getattr(config, field.name), field.type)
@@ -42,7 +44,7 @@ def convert(config: Any) -> None:
 
 
 def converted(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as Python's own value of the type ``kind``: one of `EXPECTED`, a tuple, a union."""
+    """``value`` as a Python value of the type ``kind``: one of `EXPECTED`, a tuple, or a union."""
     kinds = _alternatives(kind)
     if value is None and type(None) in kinds:
         return None
@@ -52,14 +54,14 @@ def converted(name: str, value: Any, kind: Any) -> Any:
                 return _as(name, value, one)
         except InputError:
             raise
-        except Exception:  # an array of another library's may raise anything
+        except Exception:  # another library's array may raise anything
             continue
     expected = " or ".join(_described(one) for one in kinds)
     raise InputError(f"{name}: expected {expected}, got {brief(value)}")
 
 
 def without_effect(config: Any, names: Iterable[str], reason: str) -> None:
-    """Refuse settings that were changed where they cannot change anything.
+    """Refuse settings that are not at their default although they have no effect.
 
     Raises:
         InputError: one of the fields ``names`` is not at its default.
@@ -73,7 +75,7 @@ def without_effect(config: Any, names: Iterable[str], reason: str) -> None:
 def _alternatives(kind: Any) -> tuple[Any, ...]:
     union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
     found = typing.get_args(kind) if union else (kind,)
-    # A str is a sequence, and a path: whatever takes it as such comes first.
+    # ``str`` comes first: a str is a sequence and a path, too.
     return tuple(sorted(found, key=lambda one: one is not str))
 
 
@@ -124,10 +126,7 @@ def _described(kind: Any) -> str:
 
 
 def short_repr(held: Any) -> str:
-    """A dataclass in a line, with the sizes of what it holds in place of the content.
-
-    To be assigned as ``__repr__``.
-    """
+    """One line for a dataclass, with sizes instead of contents; to be assigned as ``__repr__``."""
     shown = (f"{f.name}={_short(getattr(held, f.name))}" for f in dataclasses.fields(held))
     return f"{type(held).__name__}({', '.join(shown)})"
 

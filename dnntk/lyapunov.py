@@ -1,8 +1,8 @@
 """The quantities of section 3.3, by which Theorem 3.2 is proved, measured on real networks.
 
-Theorem 3.2 (the kernel stands still) follows from two facts about training: the Lyapunov function
+Theorem 3.2 (the kernel hardly changes) follows from two facts about training: the Lyapunov function
 Gamma = Psi_2 + Psi_8 + Phi_1 + ... + Phi_8 hardly grows, and hardly any neuron's pre-activation
-changes its sign. Use `measure` to see both on a network before and after training.
+changes its sign. Use `measure` to check both on a network before and after training.
 """
 
 from typing import NamedTuple
@@ -18,19 +18,21 @@ from dnntk.errors import InputError
 from dnntk.networks.layers import Layer
 from dnntk.networks.models import DeepNarrowMLP, Variables, network_of, to_standard
 
+__all__ = ["Lyapunov", "measure"]
+
 POWERS = 8
 
 
 class Lyapunov(NamedTuple):
-    """What `measure` measures; norms of functions are root mean squares over the inputs.
+    """The result of `measure`; norms of functions are root mean squares over the inputs.
 
     Attributes:
-        phi: [8], Phi_1 to Phi_8: how far the layers are from 0, and have moved, in units of C.
-        psi_2: [], of the products of all runs of layers; NaN where it was not asked for.
-        psi_8: [], of the products of all layers from one to the last.
-        gamma: [], their sum, without psi_2 where that was not asked for.
+        phi: [8], Phi_1 to Phi_8: sizes and changes of the layers' pre-activations, in units of C.
+        psi_2: [], from the products of all runs of layers; NaN with ``psi_2=False``.
+        psi_8: [], from the products of each layer and all layers after it.
+        gamma: [], the sum of the above, without psi_2 if that is NaN.
         sign_changes: [], fraction of hidden pre-activations, over layers, units and inputs, that
-            are on the other side of their ReLU's kink than before.
+            have changed their sign.
     """
 
     phi: jax.Array
@@ -53,17 +55,17 @@ def measure(
     Args:
         model: an MLP, either parametrization.
         variables: of ``model`` at time 0.
-        trained: at time t; ``variables`` again gives the values at time 0.
+        trained: of ``model`` at time t; pass ``variables`` again for the values at time 0.
         x: [n, d_in], the training inputs.
-        psi_2: compute Psi_2 too, in time of order n L^2 width^3 and memory n L width^2; the rest
-            takes n L width^2 and n L width (d_out + 2). It needs a finite scale.
+        psi_2: compute Psi_2, too, in time of order n L^2 width^3 and memory n L width^2; the rest
+            takes n L width^2 and n L width (d_out + 2). Psi_2 needs a finite scale.
 
     Returns:
         The measured quantities, in the dtype of inputs and parameters together. Pure; works under
         jit and vmap.
 
     Raises:
-        InputError: ``model`` is no MLP, x is not [n, d_in], or Psi_2 meets an infinite scale.
+        InputError: ``model`` is no MLP, x is not [n, d_in], or the scale is infinite with Psi_2.
     """
     if not isinstance(model, DeepNarrowMLP):
         raise InputError(
@@ -98,9 +100,13 @@ def measure(
 class _Hidden(NamedTuple):
     """Hidden layers 1 to L - 1, [L - 1, width, n].
 
-    ``values`` are the pre-activations over C; ``states`` what they are computed as, of which one
-    counts ``unit`` over C; ``by_output`` [L - 1, n, k, width] the outputs' derivatives by the
-    pre-activations, that is, the thesis's products of layers l to L.
+    Attributes:
+        values: pre-activations over C.
+        states: z of the network's form, whose change by 1 changes ``values`` by ``unit``.
+        unit: [1, width, 1].
+        active: bool, True where the ReLU passes the pre-activation on.
+        by_output: [L - 1, n, k, width], the outputs' derivatives by the pre-activations, which are
+            the thesis's products of layers l to L.
     """
 
     values: jax.Array
@@ -118,17 +124,17 @@ def _hidden_layers(model: DeepNarrowMLP, variables: Variables, x: jax.Array) -> 
         for name in ("first", "middle", "last")
     )
 
-    def up(h: jax.Array, layer: Layer) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def forward(h: jax.Array, layer: Layer) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         z = network.middle(h, layer)
         return network.activate(z), (z, h)
 
-    def down(g: jax.Array, layer: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
+    def backward(g: jax.Array, layer: tuple[jax.Array, Layer]) -> tuple[jax.Array, jax.Array]:
         return network.pull(network.middle, *layer, g), g
 
     z1 = network.first(first)
-    h, (z, below) = lax.scan(up, network.activate(z1), middle)
+    h, (z, below) = lax.scan(forward, network.activate(z1), middle)
     g = network.pull(network.last, h, last, network.seeds(network.last(h, last)))
-    g1, g = lax.scan(down, g, (below, middle), reverse=True)
+    g1, g = lax.scan(backward, g, (below, middle), reverse=True)
     z, g = jnp.concatenate([z1[None], z]), jnp.concatenate([g1[None], g])
     per_state, column = (
         jnp.broadcast_to(jnp.asarray(values, z.dtype), (z.shape[1], 1, 1))
@@ -179,7 +185,7 @@ def _psi_2(
 
 
 def _matrices(model: DeepNarrowMLP, variables: Variables) -> jax.Array:
-    """W^2 to W^L, [L - 1, width, width]; rows of zeros below the last, which no norm sees."""
+    """W^2 to W^L, [L - 1, width, width]; the last has additional rows of zeros."""
     params = to_standard(model, variables)[1]["params"]
     middle, last = (params[name]["kernel"].swapaxes(-1, -2) for name in ("middle", "last"))
     padded = jnp.pad(last, ((0, last.shape[1] - last.shape[0]), (0, 0)))

@@ -1,14 +1,15 @@
-"""How the layers of a network build up its output: as it is, and by linear theory.
+"""Each layer's contribution to a network's output: measured, and by linear theory.
 
-`accumulated` is the quantity of the thesis's figure 5.1, the outputs' neurons after every layer. To
-first order in D, which is all there is at C = infinity, layer l >= 2 adds to an output of gradient
-descent
+`accumulated` measures the quantity of the thesis's figure 5.1, the outputs' neurons after every
+layer. To first order in D, which is exact at C = infinity, layer l >= 2 of a network that gradient
+descent has trained contributes
 
-    (1/L) sum_i [x.x_i + d_out + m(x) m(x_i) + 1/C^2] alpha_i,    m = relu(g), the unit of layer l-1
+    (1/L) sum_i [x.x_i + d_out + m(x) m(x_i) + 1/C^2] alpha_i
 
-and the first layer (1/(L C^2)) sum_i [x.x_i + 1] alpha_i (`layer_shares`); what reads the random
-unit or the input copies adds nothing. In a CNN each product is a sum over the filter's shifts, of
-means over the image. With K the network's own kernel, n steps of size eta make
+with m = relu(g) the random unit of layer l-1, and the first layer contributes
+(1/(L C^2)) sum_i [x.x_i + 1] alpha_i (`layer_shares`). Weights into the random unit or the input
+copies contribute nothing. In a CNN each product is a sum over the filter's shifts of means over the
+image. With K the network's own kernel, n steps of size eta make
 alpha = K^-1 (I - (I - eta K/N)^n) y (`coefficients`).
 """
 
@@ -29,11 +30,13 @@ from dnntk.networks.initializers import Layer
 from dnntk.networks.layers import Network, in_segments
 from dnntk.networks.models import DeepNarrow, Variables, network_of
 
+__all__ = ["accumulated", "coefficients", "layer_shares"]
+
 
 def accumulated(
     model: DeepNarrow, variables: Variables, x: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
-    """Outputs as they are after every layer, and where the layers' random units are off.
+    """Outputs' neurons after every layer, and where the layers' random units are 0.
 
     Args:
         model: of the ``deep_narrow`` initialization, either architecture and parametrization.
@@ -43,11 +46,11 @@ def accumulated(
     Returns:
         [depth, n, d_out]: sigma(f^(l))_{d_in+1+k} - C for 1 <= l < depth, in a CNN its mean over
         the image, and f^(depth); and [depth - 1, n]: the share of positions (one in an MLP) where
-        the random unit is 0. In x's dtype; the ntk form never holds C, the standard form loses the
-        digits that C and the output do not share.
+        the random unit is 0. In x's dtype. The standard form adds outputs to C, which rounds them;
+        the ntk form does not.
 
     Raises:
-        InputError: the model starts from another initialization, or x is no array of numbers.
+        InputError: the model has another initialization, or x is no array of numbers.
     """
     if model.initialization != "deep_narrow":
         raise InputError(f"init: expected 'deep_narrow', got {model.initialization!r}")
@@ -60,14 +63,14 @@ def accumulated(
 def _accumulated(
     model: DeepNarrow, variables: Variables, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    def look(network: Network, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def observe(network: Network, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         scale = model.scale if network.form.literal else 0.0
         outputs = network.affine.read_out(h[-model.d_out :]) - scale
         off = h[-model.d_out - 1][None] <= 0
         return outputs, network.affine.read_out(off.astype(h.dtype))[:, 0]
 
     network, params, initial = network_of(model, variables, x)
-    z, (curve, off) = _walk(network, params, initial, model.layers_a_segment, look)
+    z, (curve, off) = _observed(network, params, initial, model.layers_a_segment, observe)
     return jnp.concatenate([curve, network.affine.read_out(z)[None]]), off
 
 
@@ -78,14 +81,14 @@ def layer_shares(
     x: ArrayLike,
     coefficients: ArrayLike,
 ) -> jax.Array:
-    """What each layer adds to an output of a network that is linear in its parameters.
+    """Each layer's contribution to the outputs of a network that is linear in its parameters.
 
     Args:
         model: of the ``deep_narrow`` initialization, in the ntk form.
         variables: of ``model``, at initialization.
         x_train: [N, ...].
         x: [n, ...].
-        coefficients: alpha [N, c], of c outputs or times.
+        coefficients: alpha [N, c], for c outputs or times.
 
     Returns:
         [depth, n, c], whose sum over layers is K(x, x_train) alpha with K the network's own kernel.
@@ -105,7 +108,7 @@ def _layer_shares(
     dtype = common_dtype(x_train, x)
     joined = jnp.concatenate([x_train.astype(dtype), x.astype(dtype)])
     network, params, initial = network_of(model, variables, joined)
-    # All outputs share their features: one is enough.
+    # All outputs have the same features, so one suffices.
     seeds = network.seeds(network.packed[:1])
     coefficients = coefficients.astype(seeds.dtype)
 
@@ -115,35 +118,35 @@ def _layer_shares(
         learnt = jnp.matmul(rows[:, : len(x_train)], coefficients, precision="highest")
         return jnp.matmul(rows[:, len(x_train) :].T, learnt, precision="highest")
 
-    def look(network: Network, h: jax.Array) -> jax.Array:
+    def observe(network: Network, h: jax.Array) -> jax.Array:
         return share("middle", network.form.read(h))
 
-    _, later = _walk(network, params, initial, model.layers_a_segment, look)
+    _, later = _observed(network, params, initial, model.layers_a_segment, observe)
     return jnp.concatenate([share("first", network.packed)[None], later])
 
 
-def _walk(
+def _observed(
     network: Network,
     params: dict[str, Layer],
     initial: dict[str, Layer],
     segment: int,
-    look: Callable[[Network, jax.Array], Any],
+    observe: Callable[[Network, jax.Array], Any],
 ) -> tuple[jax.Array, Any]:
-    """The last layer's z, and what ``look`` sees of the state after each of the others."""
+    """The last layer's z, and ``observe``'s results for the state after each other layer."""
 
     def weights(name: str) -> Layer:
         return network.weights(name, params[name], initial.get(name))
 
     def up(h: jax.Array, layer: Layer) -> tuple[jax.Array, Any]:
         h = network.activate(network.middle(h, layer))
-        return h, look(network, h)
+        return h, observe(network, h)
 
-    # In segments, as a scan that stacks a few bytes a layer copies all of them in every layer.
+    # In segments: a scan that stacks few bytes for each layer copies all of them in every layer.
     def up_segment(h: jax.Array, layers: Any) -> tuple[jax.Array, Any]:
         return lax.scan(up, h, network.weights("middle", *layers))
 
     h = network.activate(network.first(weights("first")))
-    seen = [jax.tree.map(lambda a: a[None], look(network, h))]
+    seen = [jax.tree.map(lambda a: a[None], observe(network, h))]
     blocks, rest = in_segments((params["middle"], initial.get("middle")), segment)
     if blocks is not None:
         h, more = lax.scan(up_segment, h, blocks)
@@ -156,9 +159,9 @@ def _walk(
 
 
 def coefficients(kernel: np.ndarray, y: np.ndarray, time_step: float, steps: int) -> np.ndarray:
-    """[N, 2]: alpha after steps of gradient descent, and of gradient flow after the same time.
+    """[N, 2]: alpha after steps of gradient descent, and after gradient flow for the same time.
 
-    ``kernel`` [N, N] is positive semidefinite and stands still, ``y`` [N] are targets.
+    ``kernel`` [N, N] is positive semidefinite and constant in time, ``y`` [N] are targets.
     """
     values, vectors = np.linalg.eigh(kernel / len(y))
     values = np.maximum(values, 0)
@@ -169,9 +172,9 @@ def coefficients(kernel: np.ndarray, y: np.ndarray, time_step: float, steps: int
 
 def _stepped(values: np.ndarray, time_step: float, steps: int) -> np.ndarray:
     """(1 - (1 - eta s)^n) / s, and n eta where s is 0: what `SpectralFilter` is for the flow."""
-    reach = time_step * values
-    slow = (reach > 0) & (reach < 1)
-    safe = np.where(slow, reach, 0.5)
-    # 1 - eta s would round away an s that many steps can still learn.
-    learnt = np.where(slow, -np.expm1(steps * np.log1p(-safe)), 1 - (1 - reach) ** steps)
-    return np.where(reach > 0, learnt / np.where(reach > 0, values, 1), steps * time_step)
+    rate = time_step * values
+    slow = (rate > 0) & (rate < 1)
+    safe = np.where(slow, rate, 0.5)
+    # 1 - eta s would round away a small s, which many steps can still learn.
+    learnt = np.where(slow, -np.expm1(steps * np.log1p(-safe)), 1 - (1 - rate) ** steps)
+    return np.where(rate > 0, learnt / np.where(rate > 0, values, 1), steps * time_step)

@@ -1,8 +1,7 @@
 """Arc-cosine kernels (Cho & Saul 2009): expectations of a ReLU's output or slope over Gaussians.
 
-`arccos1` and `arccos0` take the variances and the covariance of two centred Gaussians. `even` is
-what is left of `arccos1` for unit variances when its bilinear part is taken out, which is how
-`dnntk.kernel` uses it: for Gaussians of standard deviation n, n' and correlation c,
+`arccos1` and `arccos0` take the variances and the covariance of two centred Gaussians. `limit_ntk`
+splits `arccos1` into a bilinear part and `even`: with standard deviations n, n' and correlation c,
 
     E[relu relu] = n n' (c / 2 + even(c)) / 2,    even(c) = (sqrt(1 - c^2) + c arcsin(c)) / pi.
 
@@ -24,6 +23,8 @@ from numpy.polynomial.chebyshev import cheb2poly
 from dnntk.checks import checked_array, common_dtype
 from dnntk.errors import InputError
 
+__all__ = ["arccos0", "arccos1", "even", "root_and_inverse"]
+
 
 def arccos1(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
     """E[relu(g) relu(g')] of centred Gaussians: the arc-cosine kernel of order 1.
@@ -31,19 +32,19 @@ def arccos1(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
     (s + (pi - atan2(s, cov)) cov) / (2 pi) with s = sqrt(var_x var_y - cov^2); Cho & Saul (2009).
 
     Args:
-        var_x: Variance of g, not negative; any shape.
-        var_y: Variance of g', likewise; the three shapes broadcast.
-        cov: Covariance; |cov| beyond sqrt(var_x var_y) by rounding, which is sqrt(eps) of it at
-            most, counts as equal to it.
+        var_x: variance of g, not negative; any shape.
+        var_y: variance of g', likewise; the three shapes broadcast.
+        cov: covariance. |cov| may exceed sqrt(var_x var_y) by rounding, up to a factor of
+            1 + sqrt(eps), and is then taken as equal to it.
 
     Returns:
-        The expectation, in the inputs' dtype, float32 at least. Its derivative by a
-        variance, infinite where that is 0, is 0 there.
+        The expectation, in the inputs' dtype, float32 at least. Its derivative by a variance is
+        infinite at variance 0; 0 is returned instead.
 
     Raises:
-        InputError: A variance is negative, a value is not finite, |cov| is beyond
-            sqrt(var_x var_y) by more than rounding, or the shapes don't broadcast. Traced values
-            are never checked.
+        InputError: a variance is negative, a value is not finite, |cov| is beyond
+            sqrt(var_x var_y) by more than rounding, or the shapes do not broadcast. Traced values
+            are not checked.
     """
     return _arccos(1, *_checked_moments(var_x, var_y, cov))
 
@@ -51,18 +52,18 @@ def arccos1(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
 def arccos0(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> jax.Array:
     """E[step(g) step(g')], 1/2 - atan2(s, cov) / (2 pi): the arc-cosine kernel of order 0.
 
-    It is the derivative of `arccos1` by cov, takes the same arguments and raises the same errors.
+    `arccos0` is the derivative of `arccos1` by cov, with the same arguments and errors.
 
     Returns:
-        The probability that both are positive, in the inputs' dtype; 1/4 where a variance is 0.
-        Its derivatives, infinite at |cov| = sqrt(var_x var_y), are 0 there.
+        The probability that g and g' are positive, in the inputs' dtype; 1/4 where a variance is 0.
+        The derivatives are infinite at |cov| = sqrt(var_x var_y); 0 is returned instead.
     """
     return _arccos(0, *_checked_moments(var_x, var_y, cov))
 
 
 @jax.custom_jvp
 def even(cosine: jax.Array) -> jax.Array:
-    """(sqrt(1 - c^2) + c arcsin(c)) / pi; beyond +-1, by rounding, its value there."""
+    """(sqrt(1 - c^2) + c arcsin(c)) / pi; a cosine that rounding put beyond +-1 counts as +-1."""
     size = jnp.minimum(jnp.abs(cosine), 1.0)
     y = 1 - size
     return size / 2 + y * jnp.sqrt(y) * _series(y, order=1)
@@ -78,7 +79,7 @@ def _even_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
 
 
 def _series(y: jax.Array, order: int) -> jax.Array:
-    """See `_polynomial`; by Horner's rule."""
+    """The polynomial of `_polynomial` at y, by Horner's rule."""
     degree = (8, 6) if y.dtype.itemsize <= 4 else (17, 16)
     coefficients = _polynomial(degree[order], order)
     value = jnp.full_like(y, coefficients[-1])
@@ -89,7 +90,7 @@ def _series(y: jax.Array, order: int) -> jax.Array:
 
 @cache
 def _polynomial(degree: int, order: int) -> tuple[float, ...]:
-    """What is analytic in the arccosine, on 0 <= y = 1 - c <= 1, in powers of 2 y - 1.
+    """Coefficients of the arccosine's analytic factor on 0 <= y = 1 - c <= 1, powers of 2 y - 1.
 
     Order 0 is arccos(c) / (pi y^(1/2)) = sum_k a_k y^k, with a_k = sqrt(2) / pi binom(2k, k) /
     (8^k (2k + 1)). Integrated, order 1 is (sqrt(1 - c^2) - c arccos(c)) / (pi y^(3/2)), with
@@ -133,8 +134,8 @@ def _sine_root_and_y(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return s = sqrt(var_x var_y - cov^2), sqrt(var_x var_y) and 1 - |correlation|.
 
-    Each factor is split into halves, whose products are exact: so s keeps half its digits where
-    the Gaussians all but coincide, and is 0 where they do.
+    Each factor is split into halves, whose products are exact. So s keeps half its digits where the
+    Gaussians nearly coincide, and is 0 where they coincide.
     """
     info = jnp.finfo(cov.dtype)
     factors = (var_x, var_y, cov)
@@ -151,7 +152,7 @@ def _sine_root_and_y(
 
 def root_and_inverse(square: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Square root and its inverse; both 0, of derivative 0, where the square is not positive."""
-    positive = ~(square <= 0)  # NaN counts, and shows in the result
+    positive = ~(square <= 0)  # True for NaN, which so reaches the result
     root = jnp.sqrt(jnp.where(positive, square, 1.0))
     return jnp.where(positive, root, 0.0), jnp.where(positive, 1 / root, 0.0)
 
@@ -165,15 +166,15 @@ def _divide(x: jax.Array, y: jax.Array) -> jax.Array:
 def _checked_moments(var_x: ArrayLike, var_y: ArrayLike, cov: ArrayLike) -> list[jax.Array]:
     """The moments in their common floating dtype, broadcast against each other."""
     moments = {"var_x": var_x, "var_y": var_y, "cov": cov}
-    known = arrays = [_checked_moment(name, value) for name, value in moments.items()]
+    given = arrays = [_checked_moment(name, value) for name, value in moments.items()]
     dtype = common_dtype(*arrays)
     try:
         arrays = jnp.broadcast_arrays(*(a.astype(dtype) for a in arrays))
     except ValueError:
         shapes = ", ".join(f"{name} {a.shape}" for name, a in zip(moments, arrays, strict=True))
         raise InputError(f"{shapes}: the shapes must broadcast; add or drop axes") from None
-    if not any(isinstance(a, jax.core.Tracer) for a in known):
-        _check_covariance(*map(_on_host, known), tolerance=float(jnp.finfo(dtype).eps) ** 0.5)
+    if not any(isinstance(a, jax.core.Tracer) for a in given):
+        _check_covariance(*map(_on_host, given), tolerance=float(jnp.finfo(dtype).eps) ** 0.5)
     return arrays
 
 
@@ -192,7 +193,7 @@ def _checked_moment(name: str, value: ArrayLike) -> jax.Array:
 def _check_covariance(
     var_x: np.ndarray, var_y: np.ndarray, cov: np.ndarray, *, tolerance: float
 ) -> None:
-    """Refuse what is no covariance; var_x, var_y are finite and not negative."""
+    """Refuse a ``cov`` beyond sqrt(var_x var_y); both variances are finite and not negative."""
     size, limit = np.broadcast_arrays(np.abs(cov), np.sqrt(var_x) * np.sqrt(var_y))
     beyond = size > limit * (1 + tolerance)
     if beyond.any():

@@ -1,11 +1,10 @@
 """The infinite-depth neural tangent kernel of deep narrow networks, in closed form.
 
 `limit_ntk` is the limit Theta^infinity of Theorem 3.1 (MLP) and Theorem 4.1 (CNN), corrected where
-the printed theorems are wrong: the kernel that a network keeps throughout training once it is deep
-enough. Use it to predict what such a network learns without training one. `arccos0` and `arccos1`
-are the arc-cosine kernels of Cho & Saul (2009) that it is made of.
+the printed theorems are wrong: a deep enough network keeps this kernel throughout training. Use it
+to predict such a network's outputs without training one.
 
-How it is computed. The arc-cosine kernel is n n' c / 4, which is bilinear in the inputs and costs
+Computation: the arc-cosine kernel is n n' c / 4, which is bilinear in the inputs and costs
 one matrix product, plus n n' even(c) / 2 (see `dnntk.kernel.arccos`). At zero inputs with beta = 0,
 where the kernel has a kink, autodiff of this form gives the mean of the one-sided slopes.
 """
@@ -21,11 +20,11 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
-from dnntk.kernel.arccos import arccos0, arccos1, even, root_and_inverse
+from dnntk.kernel.arccos import even, root_and_inverse
 from dnntk.kernel.gram import blockwise
 from dnntk.runtime.devices import on_cpu
 
-__all__ = ["arccos0", "arccos1", "limit_ntk"]
+__all__ = ["limit_ntk"]
 
 
 def limit_ntk(
@@ -53,41 +52,41 @@ def limit_ntk(
 
     Args:
         x1: [n1, d_in] for the MLP, NHWC images [n1, H, W, c] for the CNN.
-        x2: [n2, ...], inputs of the same shape; None means x1, and then each pair is computed once
-            and the result is exactly symmetric.
-        rho: Standard deviation of the Gaussian weights (the MLP's times sqrt(d_in)).
-        beta: Standard deviation of the Gaussian biases over the network's scale.
-        d_out: Number of outputs.
-        kernel_size: Side of the CNN's filters, odd.
+        x2: [n2, ...], inputs of the same shape; None means x1, and each pair is then computed once
+            and the result exactly symmetric.
+        rho: standard deviation of the Gaussian weights (the MLP's times sqrt(d_in)).
+        beta: standard deviation of the Gaussian biases over the network's scale.
+        d_out: number of outputs.
+        kernel_size: side of the CNN's filters, odd.
 
     Returns:
         [n1, n2] in the inputs' dtype, float32 for half precision and JAX's default float for
-        integers. float32 results are within 1e-6 of float64 ones of the same inputs, relative to
-        Theta(x,x') for inputs that are not negative and to sqrt(Theta(x,x) Theta(x',x')) for signed
-        ones, whose x.x' can cancel; measured for d_in up to 3072 and images up to 28 x 28. Time is
-        of order n1 n2 d_in, or n1 n2 (HW)^2 kernel_size^2 c. Memory beyond the result: a few
-        blocks, and up to twice the result in reverse-mode differentiation; `dnntk.kernel.gram.gram`
-        is for results that fill the memory. rho and beta may be traced, and differentiated by.
+        integers. float32 results differ from float64 ones by at most 1e-6, relative to Theta(x,x')
+        for inputs without negative entries, and to sqrt(Theta(x,x) Theta(x',x')) for signed inputs,
+        whose x.x' can cancel; measured for d_in up to 3072 and images up to 28 x 28. Time is of
+        order n1 n2 d_in, or n1 n2 (HW)^2 kernel_size^2 c. Memory beyond the result: a few blocks,
+        and up to twice the result in reverse-mode differentiation; for results that fill the
+        memory, use `dnntk.kernel.gram.gram`. rho and beta may be traced and differentiated by.
 
     Raises:
-        InputError: An argument has the wrong shape, type or range, or an input is not finite.
+        InputError: an argument has the wrong shape, type or range, or an input is not finite.
     """
     left, right = checked_pair(x1, x2)
     _check_squares("x1", left)
     if right is not None:
         _check_squares("x2", right)
     rho, beta = check_deviation("rho", rho), check_deviation("beta", beta)
-    outputs = float(check_count("d_out", d_out))  # an int beyond 2^31 is none of JAX's
+    outputs = float(check_count("d_out", d_out))  # JAX takes no int beyond 2^31
     kernel_size = check_count("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
-    # On a CPU a step's cosines stay in the cache; elsewhere steps are few and large.
+    # Cosines in a block: on a CPU few enough for its cache; elsewhere blocks are few and large.
     elements = 2**18 if on_cpu() else 2**24
     return _limit_ntk(left, right, rho, beta, outputs, kernel_size, elements)
 
 
 def _check_squares(name: str, x: jax.Array) -> None:
-    """Inputs whose squares their dtype can add up, unless they are traced."""
+    """Refuse inputs whose sum of squares is beyond their dtype; traced inputs are not checked."""
     if isinstance(x, jax.core.Tracer):
         return
     with jax.ensure_compile_time_eval():
@@ -111,11 +110,11 @@ def _limit_ntk(
     kernel_size: int,
     elements: int,
 ) -> jax.Array:
-    """`limit_ntk` of checked arguments; a step works on about `elements` cosines."""
+    """`limit_ntk` of checked arguments, in blocks of about ``elements`` cosines."""
     scalars = [jnp.asarray(value, x1.dtype) for value in (rho, beta, d_out)]
     if x1.ndim == 2:
         return blockwise(partial(_mlp_block, *scalars), x1, x2, elements)
-    area = elements // x1.shape[2]  # a step takes one row of positions
+    area = elements // x1.shape[2]  # a loop iteration computes one row of positions
     return blockwise(partial(_cnn_block, kernel_size, *scalars), x1, x2, area)
 
 
@@ -141,7 +140,7 @@ def _cnn_block(
 ) -> jax.Array:
     height, width = x1.shape[1:3]
     axes = [jnp.asarray(_inside(size, kernel_size), x1.dtype) for size in (height, width)]
-    members = jnp.kron(*axes)  # which positions stay inside under which shift
+    members = jnp.kron(*axes)  # [positions, shifts]: 1 where the shifted position is in the image
     scales = jnp.asarray(_scales(height * width)[:, None], x1.dtype)
 
     def features(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -180,7 +179,7 @@ def _cnn_block(
 
 
 def _inside(size: int, kernel_size: int) -> np.ndarray:
-    """Which positions along an axis stay inside the image under which shift: [size, shifts]."""
+    """[size, shifts] bool along an axis, True where the shifted position is in the image."""
     shifts = np.arange(kernel_size) - kernel_size // 2
     shifted = np.arange(size)[:, None] + shifts
     return (0 <= shifted) & (shifted < size)
@@ -201,7 +200,7 @@ def _patches(x: jax.Array, kernel_size: int) -> jax.Array:
 
 
 def _window_sums(x: jax.Array, rows: jax.Array, cols: jax.Array) -> jax.Array:
-    """Sums over the positions that stay inside under each shift: [HW, n, f] -> [n, shifts f]."""
+    """For each shift, the sum over positions that it keeps inside: [HW, n, f] -> [n, shifts f]."""
     image = x.reshape(len(rows), len(cols), *x.shape[1:])
 
     def one_row_shift(inside: jax.Array) -> jax.Array:
@@ -221,7 +220,7 @@ def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
     scales = jnp.asarray(_scales(groups * pieces).reshape(groups, pieces), x.dtype)
     if groups == 1:
         return _inner_in_pieces(x, y, scales[0])
-    # A loop stores its result; XLA would fuse the sum of all pieces anew into each use of it.
+    # A loop stores its result; without one, XLA would recompute the sum for each use of it.
     extra = -size % groups
     x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 1), (0, extra)])
     x = jnp.moveaxis(x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups), -2, 0)
@@ -235,7 +234,7 @@ def _inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _inner_in_pieces(x: jax.Array, y: jax.Array, scales: jax.Array) -> jax.Array:
-    """`_inner`, a piece of the sum a scale."""
+    """`_inner` in as many partial sums as ``scales``."""
     pieces = _pieces(len(y), len(scales))
     return _pairwise(
         [
@@ -255,11 +254,11 @@ def _pieces(size: int, count: int) -> list[slice]:
 
 
 def _scales(count: int) -> np.ndarray:
-    """Factors for partial sums, so that their rounding errors are independent and average out.
+    """Factors for partial sums, which make their rounding errors independent.
 
-    A constant image's terms are all the same. A sum of k equal terms may be off by k eps / 8, as
-    its roundings all go one way, and other sums of the same terms by the same, but not at another
-    scale.
+    All terms of a constant image are equal. The roundings in a sum of k equal terms may all have
+    one sign, up to k eps / 8 together. Partial sums would repeat that error, but not if their terms
+    are multiplied by different factors.
     """
     return np.random.default_rng(0).uniform(1, 2, count) if count > 1 else np.ones(1)
 

@@ -1,4 +1,4 @@
-"""The empirical neural tangent kernel: what a network's Jacobian says that training will do.
+"""The empirical neural tangent kernel (NTK): products of the rows of a network's Jacobian.
 
 `empirical_ntk` is the thesis's scaled NTK of a deep narrow network, (1 / (L C^2)) J(x) J(x')^T, at
 any time of its training; `empirical_ntk_fn` is the plain J(x) J(x')^T of any Flax module or apply
@@ -6,9 +6,8 @@ function. Three methods give the same numbers:
 
 * ``jacfwd``: the definition, `jax.jacfwd` under `jax.vmap`. Cost: a forward pass a parameter.
 * ``jacrev``: a backward pass an output. Memory: outputs x parameters an example.
-* ``layerwise``: deep narrow networks only. With A a layer's inputs and B the outputs' derivative by
-  its pre-activations, a layer adds (A A'^T + 1) * (B B'^T): one scan over depth adds them up. The
-  Jacobian of the network is never there, and compile time does not grow with depth.
+* ``layerwise``: deep narrow networks only; see `dnntk.ntk.layerwise`. It never forms the network's
+  Jacobian, and its compile time does not grow with depth.
 """
 
 import math
@@ -35,11 +34,13 @@ from dnntk.ntk.functional import (
     parameters,
     split_variables,
 )
-from dnntk.ntk.layerwise import Outputs, layerwise, plan
+from dnntk.ntk.layerwise import Outputs, choose_segments, layerwise
+
+__all__ = ["empirical_ntk", "empirical_ntk_fn"]
 
 Method = Literal["auto", "layerwise", "jacfwd", "jacrev"]
 
-# Array elements that a block of examples may take, beside the result: 1 GB in float32.
+# Array elements that a block of examples may take in addition to the result: 1 GB in float32.
 BLOCK_ELEMENTS = 1 << 28
 
 
@@ -59,19 +60,19 @@ def empirical_ntk(
         model: `DeepNarrowMLP` or `DeepNarrowCNN`; any initialization, either parametrization.
         variables: of ``model``, trained or not.
         x1: [n1, d_in], or NHWC images [n1, H, W, c].
-        x2: [n2, ...]; None means x1, and then each pair of blocks is computed once.
+        x2: [n2, ...]; None means x1, and each pair of blocks is then computed once.
         method: "layerwise", "jacfwd" or "jacrev" (see the module's docstring; they agree to
             rounding); "auto" is "layerwise".
-        outputs: "full" is the kernel matrix of all pairs of outputs, "trace" the sum of its
-            diagonal, "diagonal" an output with itself only.
-        block_size: most examples of x1, and of x2, at a time; None is as many as fit in about 1 GB
-            beside the result. The result does not depend on it, up to rounding.
+        outputs: "full" for all pairs of outputs, "diagonal" for each output with itself, "trace"
+            for the sum of these.
+        block_size: largest number of examples of x1, and of x2, at a time; None is as many as take
+            about 1 GB beside the result. The result does not depend on it, up to rounding.
 
     Returns:
         [n1, n2, d_out, d_out] ("full"), [n1, n2] ("trace") or [n1, n2, d_out] ("diagonal"), in the
-        dtype of inputs and parameters together, float32 at least; of no examples, an empty array
-        of that shape. Layerwise, time is of order n1 n2 (width + d_out^2
-        width) L for an MLP, n1 n2 d_out^2 width^2 q^2 L for a CNN.
+        dtype of inputs and parameters together, float32 at least; empty without examples. The
+        layerwise method takes time of order n1 n2 (width + d_out^2 width) L for an MLP and
+        n1 n2 d_out^2 width^2 q^2 L for a CNN.
 
     Raises:
         InputError: an argument has the wrong shape, type or range, or an input is not finite.
@@ -106,30 +107,32 @@ def empirical_ntk_fn(
 
     Args:
         apply_fn: a linen module, its ``apply``, an NNX module, or a function (variables, x [n,
-            ...]) -> [n, ...]. It is given one example at a time, as a batch of one under
-            `jax.vmap`, so that examples must not see each other: call batch normalization with its
-            running averages. NNX modules are put in evaluation mode (``eval()``; a copy of them).
+            ...]) -> [n, ...]. It gets one example at a time, as a batch of one under `jax.vmap`:
+            an example's outputs must not depend on other examples, so batch normalization must use
+            its running averages. Of NNX modules a copy in evaluation mode (``eval()``) is used.
         method: "jacrev" (a backward pass an output) or "jacfwd" (a forward pass a parameter).
         outputs: as in `empirical_ntk`.
-        block_size: most examples of x1, and of x2, whose Jacobians are held at a time; None is as
-            many as take about 1 GB. The result does not depend on it, up to rounding.
+        block_size: largest number of examples of x1, and of x2, whose Jacobians are in memory at a
+            time; None is as many as take about 1 GB. The result does not depend on it, up to
+            rounding.
 
     Returns:
-        ntk(variables, x1, x2=None): [n1, n2, k, k], [n1, n2] or [n1, n2, k], k the outputs of an
-        example, flattened and joined, in the parameters' dtype, float32 at least; x2=None means
-        x1. Pure and jitted: keep the function, and it is compiled once a shape; it works under
-        vmap over variables. Memory beyond the result: 2 block_size k parameters, and the passes
-        over the network.
+        ntk(variables, x1, x2=None): [n1, n2, k, k], [n1, n2] or [n1, n2, k], with k the number of
+        outputs of an example, flattened and joined; in the parameters' dtype, float32 at least;
+        x2=None means x1. The function is pure and jitted: use the same one again, and it is
+        compiled once for each shape. It works under vmap over variables. Memory beyond the result:
+        2 block_size k parameters, and the passes over the network.
 
-        ``variables`` is what apply_fn takes first; the derivative is by its entry "params" where
-        it is a mapping that has one, as linen's variables, else by all its floating-point arrays.
-        A complex parameter counts as two: its real and its imaginary part. For NNX it is the module
-        itself, ``nnx.state(module)`` or ``nnx.state(module, nnx.Param)``; the derivative is by
-        ``nnx.Param`` alone, and a function is called with a module: ``lambda m, x: m.encode(x)``.
+        ``variables`` is the first argument of apply_fn. The derivative is by its entry "params" if
+        it is a mapping with such an entry, like linen's variables, else by all its floating-point
+        arrays. A complex parameter counts as two: its real and its imaginary part. For NNX,
+        ``variables`` is the module itself, ``nnx.state(module)`` or ``nnx.state(module,
+        nnx.Param)``; the derivative is by ``nnx.Param`` alone, and a function gets a module:
+        ``lambda m, x: m.encode(x)``.
 
         x1 and x2 are arrays, or tuples or mappings of arrays [n, ...] for several inputs: apply_fn
-        gets the tuple or mapping as one argument (``lambda v, x: net.apply(v, *x)`` takes a tuple
-        apart). A list is one array. Integers stay such, for embeddings.
+        gets the tuple or mapping as one argument (``lambda v, x: net.apply(v, *x)`` unpacks a
+        tuple). A list is one array. Integers stay integers, for embeddings.
 
     Raises:
         InputError: an argument has the wrong type or range, an input is not finite, integers do
@@ -169,13 +172,13 @@ def _empirical_ntk(
     if method != "layerwise":
         kernel = _explicit_ntk(model.apply, method, outputs, block_size, variables, x1, x2)
         return kernel * (model.parameter_scale**2 if model.parametrization == "standard" else 1.0)
-    held = plan(model, x1.shape[1:])
-    block = block_size or max(1, BLOCK_ELEMENTS // (2 * held.elements))
-    pair = partial(layerwise, model, outputs, held, variables)
+    segments = choose_segments(model, x1.shape[1:])
+    block = block_size or max(1, BLOCK_ELEMENTS // (2 * segments.elements))
+    pair = partial(layerwise, model, outputs, segments, variables)
     return blockwise(pair, x1, x2, block**2, most=block)
 
 
-# ---- any network: Jacobians held explicitly
+# ---- any network: Jacobians in memory
 
 
 def _explicit_ntk(
@@ -221,7 +224,7 @@ def _explicit_ntk(
 
 
 def _inner(a: jax.Array, b: jax.Array, outputs: Outputs) -> jax.Array:
-    """[n1, k, p], [n2, k, p] -> the products of rows that ``outputs`` asks for."""
+    """Products over p of the rows of [n1, k, p] and [n2, k, p] that ``outputs`` names."""
     indices = {"full": "nmkl", "trace": "nm", "diagonal": "nmk"}[outputs]
     row = "l" if outputs == "full" else "k"
     return jnp.einsum(f"nkp,m{row}p->{indices}", a, b, precision=lax.Precision.HIGHEST)

@@ -1,7 +1,7 @@
-"""Any network as a pure function of its arrays: what Flax's two kinds of module have in common.
+"""Any network as a pure function of its arrays, for both of Flax's kinds of module.
 
-A linen module is a function of its variables already. An NNX module holds its arrays; `nnx.split`
-takes them apart from the rest, the graph definition, which hashes and may be static under `jit`.
+A linen module is a function of its variables already. An NNX module contains its arrays, which
+`nnx.split` separates from the graph definition; that is hashable and so may be static under `jit`.
 """
 
 import inspect
@@ -17,8 +17,19 @@ import numpy as np
 from dnntk.checks import brief, checked_array, common_dtype, native_numbers, real_array
 from dnntk.errors import InputError
 
+__all__ = [
+    "Params",
+    "as_apply_fn",
+    "check_collections",
+    "checked_batches",
+    "flat_outputs",
+    "merged",
+    "parameters",
+    "split_variables",
+]
+
 ApplyFn = Callable[[Any, Any], Any]
-Params = list[tuple[jax.Array, ...]]  # of each parameter its value, or both parts of it
+Params = list[tuple[jax.Array, ...]]  # each parameter's value, or its real and imaginary part
 BY_FUNCTION = "give the module, or a function (variables, x) -> outputs"
 
 
@@ -48,16 +59,16 @@ def as_apply_fn(apply_fn: Any) -> ApplyFn:
 def split_variables(apply_fn: Any, variables: Any) -> tuple[Any, Any]:
     """(graph definition of an NNX module or None, variables as a tree of arrays).
 
-    NumPy's arrays become JAX's on the host, where no integer has been wrapped yet; half precision
-    and complex numbers stay such.
+    NumPy's arrays become JAX's on the host, before JAX could wrap integers; half precision and
+    complex numbers keep their dtype.
 
     Args:
-        apply_fn: as the user gave it.
-        variables: of a linen module, a mapping of collections; of an NNX module, a module of its
-            kind, its `nnx.state`, or a part of that state; of a function, any tree.
+        apply_fn: the user's module or function.
+        variables: for a linen module, a mapping of collections; for an NNX module, a module of its
+            class, its `nnx.state`, or a part of that state; for a function, any tree.
 
     Raises:
-        InputError: they are not these, or hold integers that JAX would wrap.
+        InputError: ``variables`` are not as above, or contain integers that JAX would wrap.
     """
     graph = None
     if isinstance(getattr(apply_fn, "__self__", apply_fn), nn.Module):
@@ -68,11 +79,7 @@ def split_variables(apply_fn: Any, variables: Any) -> tuple[Any, Any]:
 
 
 def check_collections(variables: Any, names: tuple[str, ...]) -> None:
-    """Variables of a linen module: a mapping that holds these collections, at least.
-
-    Raises:
-        InputError: they are not.
-    """
+    """Raise `InputError` unless ``variables`` is a mapping with at least these collections."""
     if isinstance(variables, Mapping) and set(names) <= set(variables):
         return
     expected = "{" + ", ".join(f"{name!r}: ..." for name in names) + "}"
@@ -88,7 +95,7 @@ def check_collections(variables: Any, names: tuple[str, ...]) -> None:
 
 
 def merged(graph: Any, variables: Any) -> Any:
-    """What an apply function takes: variables, or their NNX module in evaluation mode."""
+    """An apply function's first argument: variables, or their NNX module in evaluation mode."""
     if graph is None:
         return variables
     module = sys.modules["flax.nnx"].merge(graph, variables)
@@ -97,10 +104,10 @@ def merged(graph: Any, variables: Any) -> Any:
 
 
 def checked_batches(x1: Any, x2: Any) -> tuple[Any, Any]:
-    """Two batches, arrays [n, ...] or trees of them, alike but for n; None for x2 where it is x1.
+    """Two batches, arrays [n, ...] or trees of them, equal but for n; x2 is None if it is x1.
 
     Raises:
-        InputError: they are not, or hold entries that are not finite real numbers.
+        InputError: the batches differ in more, or have entries that are not finite real numbers.
     """
     left = _batch("x1", x1)
     if x2 is None or x2 is x1:
@@ -116,14 +123,14 @@ def checked_batches(x1: Any, x2: Any) -> tuple[Any, Any]:
 
 
 def parameters(variables: Any) -> tuple[Params, Callable[[Params], Any]]:
-    """The arrays to differentiate by, and how to put them back among ``variables``.
+    """The arrays to differentiate by, and the function that puts them back into ``variables``.
 
-    They are the floating-point ones of the entry "params" where there is one, of ``nnx.Param`` in
-    an NNX state, else all. A complex array counts as two real ones. All come in one dtype, float32
-    at least, and go back in their own.
+    The arrays are the floating-point ones of the entry "params" if there is one, of ``nnx.Param``
+    in an NNX state, else all. A complex array counts as two real ones. All are converted to one
+    dtype, float32 at least, and converted back to their own when they are put back.
 
     Raises:
-        InputError: there are none.
+        InputError: ``variables`` have no such array.
     """
     nnx = sys.modules.get("flax.nnx")
     nested = isinstance(variables, Mapping) and "params" in variables
@@ -157,11 +164,11 @@ def parameters(variables: Any) -> tuple[Params, Callable[[Params], Any]]:
 
 
 def flat_outputs(outputs: Any, variables: Any, dtype: np.dtype) -> jax.Array:
-    """The outputs of one example, flattened and joined, in a dtype.
+    """The outputs of one example, flattened and joined, in ``dtype``.
 
     Raises:
-        InputError: an array has no axis of examples, or is not of real floating-point numbers; or
-            updated variables come beside the outputs.
+        InputError: an array has no axis of examples, or no real floating-point numbers; or the
+            network returned updated variables, too.
     """
     if isinstance(outputs, tuple) and len(outputs) == 2 and isinstance(outputs[1], Mapping):
         known = {"intermediates", *(variables if isinstance(variables, Mapping) else ())}
@@ -188,7 +195,7 @@ def flat_outputs(outputs: Any, variables: Any, dtype: np.dtype) -> jax.Array:
 
 
 def _is_nnx(value: Any) -> bool:
-    nnx = sys.modules.get("flax.nnx")  # whoever has an NNX module has imported it
+    nnx = sys.modules.get("flax.nnx")  # a user with an NNX module has imported it
     return nnx is not None and isinstance(value, nnx.Module)
 
 
@@ -240,7 +247,7 @@ def _split_nnx(apply_fn: Any, variables: Any) -> tuple[Any, Any]:
 def _variable(path: Any, value: Any) -> Any:
     name = f"variables{jax.tree_util.keystr(path)}"
     if isinstance(value, jax.Array):
-        return value  # perhaps complex, or a random key
+        return value  # complex numbers and random keys included
     if isinstance(value, np.ndarray | complex) and np.iscomplexobj(value):
         parts = [native_numbers(name, part) for part in (np.real(value), np.imag(value))]
         value = parts[0] + 1j * parts[1]
@@ -249,7 +256,7 @@ def _variable(path: Any, value: Any) -> Any:
 
 
 def _in_own_dtype(x: jax.Array, value: Any) -> jax.Array:
-    """Half precision as it was given, so that a network's arrays are of the user's dtypes."""
+    """Half precision as given, so that a network's arrays keep the user's dtypes."""
     dtype = value.dtype if isinstance(value, jax.Array | np.ndarray) else x.dtype
     half = jax.dtypes.issubdtype(dtype, np.floating) and dtype.itemsize < 4
     return x.astype(dtype.newbyteorder("=")) if half else x
@@ -257,10 +264,10 @@ def _in_own_dtype(x: jax.Array, value: Any) -> jax.Array:
 
 def _batch(name: str, value: Any) -> Any:
     def checked(path: Any, leaf: Any) -> jax.Array:
-        at = name + jax.tree_util.keystr(path)
-        x = _in_own_dtype(checked_array(at, leaf, keep_integers=True), leaf)
+        full_name = name + jax.tree_util.keystr(path)
+        x = _in_own_dtype(checked_array(full_name, leaf, keep_integers=True), leaf)
         if x.ndim == 0:
-            raise InputError(f"{at} must be a batch [n, ...], got one number; add an axis")
+            raise InputError(f"{full_name} must be a batch [n, ...], got one number; add an axis")
         return x
 
     try:
@@ -276,14 +283,14 @@ def _batch(name: str, value: Any) -> Any:
         )
     if len(lengths) > 1:
         raise InputError(
-            f"{name} must hold as many examples in each of its arrays [n, ...], got "
-            f"{' and '.join(map(str, lengths))}; give every input an entry an example"
+            f"{name} must have the same number of examples in each array [n, ...], got "
+            f"{' and '.join(map(str, lengths))}; give every input one entry per example"
         )
     return batch
 
 
 def _is_one_array(value: Any) -> bool:
-    """An array, or nested numbers of one; a tuple or a mapping that holds arrays is a tree."""
+    """True for an array, also as nested numbers; a tuple or a mapping of arrays is a tree."""
     if not isinstance(value, tuple):
         return isinstance(value, list) or hasattr(value, "shape")
     return not any(

@@ -322,4 +322,4 @@ def test_bad_arguments_of_any_network():
 
 def test_plans_hold_few_elements_an_example():
     deep = DeepNarrowMLP(1_000_000, 1, 1e9)
-    assert layerwise.plan(deep, (2,)).elements < 100_000
+    assert layerwise.choose_segments(deep, (2,)).elements < 100_000

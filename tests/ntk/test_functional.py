@@ -171,7 +171,7 @@ def test_several_inputs_are_a_tree_and_tokens_stay_integers():
     close(tuples(variables, (X, inputs["token"]), (X[:1], first["token"])), whole[:, :1])
     assert kernel(variables, jax.tree.map(lambda a: a[:0], inputs), inputs).shape == (0, 4, 2, 2)
 
-    refused("x1 must hold as many", kernel, variables, {**inputs, "x": X[:2]})
+    refused("x1 must have the same number", kernel, variables, {**inputs, "x": X[:2]})
     refused(r"x1\['x'\] must be finite", kernel, variables, {**inputs, "x": X * np.nan})
     refused(r"x1\['x'\] must be a batch", kernel, variables, {**inputs, "x": 1.0})
     refused(r"x1\['token'\] must be integers within int32", kernel, variables,
