@@ -1,14 +1,13 @@
 """Checkpoints of a run by orbax: written whole or not at all, the newest intact one restored.
 
-Beside what orbax writes lie the sizes and SHA-256 of its files, written last. A checkpoint without
-them was cut short; one that differs from them is damaged, and gives way to the one before it.
-Nothing of a checkpoint is read before that, and no array made before its shape is the run's own.
-A checkpoint that cannot be read again as it was just written is an error at once.
+After a checkpoint's files their sizes and SHA-256 are written. A checkpoint without this list was
+cut short; one that differs from it is damaged, and the one before it is restored. Nothing else of a
+checkpoint is read before the list is checked, and no array is made before its shape is checked. A
+new checkpoint is read again at once, and an error raised if that fails.
 """
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -23,47 +22,48 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dnntk.errors import InputError
-from dnntk.runs.folder import parsed
+from dnntk.runs.folder import parsed, replace_json
 from dnntk.runtime import processes
 
+__all__ = ["CHECKSUMS", "Checkpoints", "memory_to_write"]
+
 CHECKSUMS = "checksums.json"
-# Larger arrays are written and read in pieces of so many bytes, and with them go files of twice as
-# many, which is what orbax holds in memory before it writes.
+# Arrays are written and read in pieces of at most this many bytes, in files of at most twice as
+# many: orbax holds a file in memory before it writes it.
 _PIECE = 1 << 26
-# Of the list of files, in bytes; and of arrays for each byte in files where no shapes are known.
-_MOST_CHECKSUMS, _MOST_EXPANSION, _CHUNK = 1 << 22, 1000, 1 << 20
-# What writing takes in memory beside the state, and keeps for the next time, for each of its bytes
-# and at most: pieces on their way into files. Measured on 20 to 1,400 MB (BUILD_NOTES.md).
+# Most bytes of the list of files; most bytes of arrays for each byte in files.
+_MOST_CHECKSUMS, _MOST_EXPANSION = 1 << 22, 1000
+# Memory that writing takes beside the state, and keeps for the next time: for each of the state's
+# bytes, and at most. Measured on 20 to 1,400 MB.
 _MEMORY_A_BYTE, _MOST_MEMORY = 1.5, 950_000_000
-# Where Linux shows a process its open files, folders among them.
+# Where Linux lists a process's open files and folders.
 _OPEN_FILES = Path("/proc/self/fd")
-# orbax looks for its files by a pattern with the folder's path in it; tensorstore takes a backslash
-# for a slash.
+# In a path, orbax takes the first four for a pattern, and tensorstore a backslash for a slash.
 _PATTERN = frozenset("*?[]\\")
 
 
 def memory_to_write(state_bytes: int) -> int:
-    """Bytes that writing a state of so many takes beside it, about."""
+    """About how many bytes of memory it takes to write a state, beside the state."""
     return int(min(_MEMORY_A_BYTE * state_bytes, _MOST_MEMORY))
 
 
 class Checkpoints:
     """The last ``keep`` states of a run under ``folder``; a context manager.
 
-    States are pytrees of arrays, kept on the host's side, so that a run may go on with another
+    A state is a pytree of arrays. Whole arrays are stored, so that a run may continue on another
     number of devices.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        """Open ``folder``, making it where it is missing.
+        """Open ``folder``, and make it if it is missing.
 
         Raises:
-            InputError: orbax cannot work with its name.
+            InputError: the folder cannot be made, or orbax cannot use its name.
         """
-        # Of several processes the first one writes; each reads by itself.
+        # The primary process writes; every process reads by itself.
         alone = ocp.options.MultiprocessingOptions()
         if processes.is_multiprocess():
-            own = jax.process_index()
+            own = processes.index()
             alone = ocp.options.MultiprocessingOptions(
                 primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
             )
@@ -84,9 +84,11 @@ class Checkpoints:
         processes.barrier("checkpoints")
         self._folder = folder.absolute()
         self._resources = contextlib.ExitStack()
-        self._place = self._resources.enter_context(_plainly_named(self._folder))
+        self._orbax_path = self._resources.enter_context(_without_pattern(self._folder))
         handler = ocp.PyTreeCheckpointHandler()
-        self._manager = ocp.CheckpointManager(self._place, options=options, item_handlers=handler)
+        self._manager = ocp.CheckpointManager(
+            self._orbax_path, options=options, item_handlers=handler
+        )
         self._resources.callback(self._manager.close)
 
     def __enter__(self) -> "Checkpoints":
@@ -98,13 +100,13 @@ class Checkpoints:
         self._resources.close()
 
     def save(self, step: int, state: Any) -> None:
-        """Write ``state`` under ``step``; a state already kept under it stays.
+        """Write ``state`` as the checkpoint of ``step``, unless there is one.
 
-        Of several processes all must call it.
+        All processes of a job must call this method.
 
         Raises:
-            InputError: there is no room for it, or it cannot be read again; those already kept
-                stay.
+            InputError: there is no room, or the checkpoint cannot be read again; the checkpoints
+                before it stay.
         """
         if step in self._manager.all_steps():
             return
@@ -116,7 +118,7 @@ class Checkpoints:
         try:
             if needed > free:
                 raise OSError(f"{free / 1e6:.0f} MB are free")
-            with _threads_held_back():
+            with _thread_errors_delayed():
                 self._manager.save(step, args=_in_pieces(_without_empty(host)))
             _write_checksums(self._folder / str(step))
         except (OSError, ValueError) as error:  # tensorstore raises the latter
@@ -136,56 +138,54 @@ class Checkpoints:
             ) from None
 
     def _reason(self, error: BaseException) -> str:
-        """The first line of what orbax says, about the folder as the user knows it."""
+        """The first line of orbax's message, with the user's path of the folder."""
         line = str(error).strip().partition("\n")[0]
-        return line.replace(str(self._place), str(self._folder))[:160]
+        return line.replace(str(self._orbax_path), str(self._folder))[:160]
 
     def _discard(self, step: int) -> None:
         with contextlib.suppress(Exception):
             self._manager.delete(step)
 
     def _check_readable(self, step: int, state: Any) -> None:
-        """By the way that restores it: all shapes, and the values of the smallest array.
-
-        The checksums have read the files themselves.
-        """
+        """Restore the smallest array and all shapes; the checksums have read all files."""
         self._check_shapes(step, state)
         leaves, tree = jax.tree.flatten(state)
-        place = min(range(len(leaves)), key=lambda i: leaves[i].nbytes)
+        smallest = min(range(len(leaves)), key=lambda i: leaves[i].nbytes)
         like = [ocp.PLACEHOLDER] * len(leaves)
-        like[place] = jax.ShapeDtypeStruct(leaves[place].shape, leaves[place].dtype)
+        like[smallest] = jax.ShapeDtypeStruct(leaves[smallest].shape, leaves[smallest].dtype)
         like = jax.tree.unflatten(tree, like)
-        read = jax.tree.leaves(self._manager.restore(step, args=_as_numpy(like, like)))[place]
-        if not np.array_equal(read, leaves[place], equal_nan=True):
+        read = jax.tree.leaves(self._manager.restore(step, args=_as_numpy(like, like)))[smallest]
+        if not np.array_equal(read, leaves[smallest], equal_nan=True):
             raise ValueError(f"step {step} has other values than were written")
 
     def newest(self) -> Any:
-        """The newest state, NumPy arrays in plain containers, None for an empty one; or None.
+        """The newest state or None: NumPy arrays in plain containers, None for an empty array.
 
         Raises:
-            InputError: it is damaged.
+            InputError: the newest checkpoint is damaged.
         """
         step = self._manager.latest_step()
         if step is None:
             return None
-        size = self._verified(step)
-        claimed = jax.tree.leaves(self._manager.item_metadata(step).tree)
-        expected = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in claimed)
-        if expected > _MOST_EXPANSION * size:
-            raise InputError(f"{self._folder}: {size} bytes at step {step} claim {expected}")
-        return self._manager.restore(step, args=_as_numpy(self._manager.item_metadata(step).tree))
+        size, shapes = self._verified(step), self._manager.item_metadata(step).tree
+        arrays = jax.tree.leaves(shapes)
+        claimed = sum(np.dtype(a.dtype).itemsize * math.prod(a.shape) for a in arrays)
+        if claimed > _MOST_EXPANSION * size:
+            raise InputError(f"{self._folder}: {size} bytes at step {step} claim {claimed}")
+        return self._manager.restore(step, args=_as_numpy(shapes))
 
     def kept(self) -> bool:
-        """Is there a checkpoint, intact or damaged, that was written to its end?"""
-        return any(_is_file(self._folder / str(s) / CHECKSUMS) for s in self._manager.all_steps())
+        """Is there a checkpoint that was completed, intact or damaged?"""
+        return any(_size(self._folder / str(s) / CHECKSUMS) >= 0 for s in self._manager.all_steps())
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
-        """(step, state) of the newest intact checkpoint, or None where there is none.
+        """(step, state) of the newest intact checkpoint; None if no checkpoint was completed.
 
-        ``like`` may hold shapes alone (`jax.ShapeDtypeStruct`).
+        Newer checkpoints, which are damaged, are deleted. ``like`` is a state, or its shapes
+        (`jax.ShapeDtypeStruct`).
 
         Raises:
-            InputError: checkpoints exist and not one of them can be read as ``like``.
+            InputError: there are checkpoints, but none is intact and like ``like``.
         """
         template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), like)
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -206,7 +206,7 @@ class Checkpoints:
                 processes.barrier("restored")
                 self._delete(newer for newer in steps if newer > step)
                 return step, jax.tree.map(_or_empty, template, restored)
-        if unfinished == steps:  # killed in the middle of its first one: nothing is lost
+        if unfinished == steps:  # killed while the first one was written: nothing is lost
             processes.barrier("restored")
             self._delete(steps)
             return None
@@ -222,13 +222,13 @@ class Checkpoints:
             self._manager.delete(step)
 
     def _verified(self, step: int) -> int:
-        """Bytes of a checkpoint whose files are those that were written."""
+        """Compare a checkpoint's files with their list; returns their bytes."""
         folder = self._folder / str(step)
-        list_of_files = folder / CHECKSUMS
-        if not _is_file(list_of_files) or list_of_files.stat().st_size > _MOST_CHECKSUMS:
+        file_list = folder / CHECKSUMS
+        if not 0 <= _size(file_list) <= _MOST_CHECKSUMS:
             raise _CutShort(f"step {step} was cut short: it has no {CHECKSUMS}")
         try:
-            claimed = parsed(list_of_files.read_bytes())
+            claimed = parsed(file_list.read_bytes())
         except ValueError:
             claimed = None
         found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
@@ -237,8 +237,8 @@ class Checkpoints:
         total = 0
         for name, entry in claimed.items():
             file = folder / name
-            size = file.stat().st_size if _is_file(file) else -1
-            # By size first: a file may have grown.
+            size = _size(file)
+            # The size first: a file that has grown may be too long to read.
             sized = isinstance(entry, dict) and entry.get("bytes") == size >= 0
             if not sized or entry.get("sha256") != _sha(file):
                 raise InputError(f"step {step}: {name} is damaged")
@@ -251,30 +251,30 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _plainly_named(folder: Path) -> Iterator[Path]:
-    """A name of ``folder`` that is its own whatever characters its path has.
+def _without_pattern(folder: Path) -> Iterator[Path]:
+    """A path of ``folder`` without characters that orbax would misread.
 
     Raises:
-        InputError: the system gives none, and the path would be taken for another.
+        InputError: the folder's own path has such characters, and the system offers no other.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        place = _OPEN_FILES / str(descriptor)
-        if not place.is_dir():
-            place = folder
+        path = _OPEN_FILES / str(descriptor)
+        if not path.is_dir():
+            path = folder
             if found := _PATTERN & set(str(folder)):
                 raise InputError(
                     f"workdir: expected a path without {' '.join(sorted(found))}, got {folder}; "
                     "choose another"
                 )
-        yield place
+        yield path
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _threads_held_back() -> Iterator[None]:
-    """What fails in a thread is reported afterwards, unless the block raises it: once is enough."""
+def _thread_errors_delayed() -> Iterator[None]:
+    """Report failures of threads after the block, unless it raises: then once is enough."""
     before = threading.excepthook
     failures: list[threading.ExceptHookArgs] = []
     threading.excepthook = failures.append
@@ -287,44 +287,35 @@ def _threads_held_back() -> Iterator[None]:
 
 
 class _CutShort(InputError):
-    """A checkpoint whose writing did not come to its end."""
+    """A checkpoint that was not completed."""
 
 
 def _write_checksums(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    found = {
-        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha(p)} for p in files
-    }
-    partial = folder / f".{CHECKSUMS}.partial"
-    with partial.open("w") as stream:
-        stream.write(json.dumps(found, indent=1))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / CHECKSUMS)
+    entries = {str(p.relative_to(folder)): {"bytes": _size(p), "sha256": _sha(p)} for p in files}
+    replace_json(folder / CHECKSUMS, entries)
 
 
-def _sha(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_file(path: Path) -> bool:
-    """Is it a file of its own: no link out of the folder, no pipe that would be waited for?"""
+def _size(path: Path) -> int:
+    """Bytes of a regular file; -1 for anything else, such as a link or a pipe."""
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
+        status = path.lstat()
     except OSError:
-        return False
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def _in_pieces(state: Any) -> ocp.args.PyTreeSave:
-    """How to write ``state`` without a second copy of it in memory."""
+    """Orbax's arguments to write ``state`` without a second copy of it in memory."""
     cpu = jax.local_devices(backend="cpu")[0]
 
     def shared(a: Any) -> Any:
-        # Of NumPy arrays orbax makes copies of its own; a small one's is no matter.
+        # orbax copies NumPy arrays, but not JAX's; a copy of a small one does no harm.
         if a.nbytes <= _PIECE or jax.dtypes.canonicalize_dtype(a.dtype) != a.dtype:
             return a
         return jax.device_put(a, cpu, may_alias=True)
@@ -337,23 +328,26 @@ def _in_pieces(state: Any) -> ocp.args.PyTreeSave:
 
 
 def _as_numpy(arrays: Any, like: Any = None) -> ocp.args.PyTreeRestore:
-    """How to read ``arrays``, in containers ``like`` those of a state or in plain ones."""
+    """Orbax's arguments to read ``arrays``, in the containers of ``like`` or in plain ones."""
     wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), arrays)
     return ocp.args.PyTreeRestore(like, restore_args=wanted)
 
 
 def _without_empty(state: Any) -> Any:
-    """None for empty arrays, which orbax refuses: the middle of a network of two layers."""
+    """``state`` with None for empty arrays, which orbax refuses.
+
+    The middle layers of a network of two layers are such arrays.
+    """
     return jax.tree.map(lambda a: a if a.size else None, state)
 
 
 def _or_empty(like: Any, read: Any) -> Any:
-    """What was read, or in place of `_without_empty`'s None the empty array that it stands for."""
+    """The array ``read``, or the empty one that `_without_empty` replaced by None."""
     return np.zeros(like.shape, like.dtype) if read is None else read
 
 
 def _shapes(state: Any) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """By the way to each array, whatever the containers on it are."""
+    """{path to each array: (shape, dtype)}, ignoring the container types."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(a.shape), np.dtype(a.dtype))
         for path, a in jax.tree_util.tree_flatten_with_path(state)[0]

@@ -20,18 +20,23 @@ from dnntk.runs.locks import LOCK, FolderLock
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
 
+__all__ = [
+    *("CONFIG", "DIVERGED", "METRICS", "SUMMARY", "RunFolder", "as_json", "metrics_line"),
+    *("parsed", "peak_memory_bytes", "replace_json", "resident_bytes", "versions"),
+]
+
 log = logging.getLogger("dnntk")
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-# Why a run ended before its last step, and will again.
+# Says that a run diverged, and why: it would diverge again.
 DIVERGED = "diverged.json"
 
 
 class RunFolder:
-    """Reads and writes what a run leaves in its workdir; of several processes the first writes."""
+    """Reads and writes the files of a run in its workdir; only the primary process writes."""
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
-        """Name the folder; nothing is touched yet.
+        """Name the folder, without reading or writing anything.
 
         Raises:
             InputError: ``workdir`` is no path.
@@ -41,7 +46,7 @@ class RunFolder:
         self._lock: FolderLock | None = None
 
     def make(self) -> None:
-        """Make the folder where it is missing.
+        """Make the folder if it is missing.
 
         Raises:
             InputError: it cannot be made, or is not a folder that can be written to.
@@ -63,34 +68,34 @@ class RunFolder:
 
     @property
     def ended(self) -> bool:
-        """Has its run come to an end, a good one or not?"""
+        """Did the run finish or diverge?"""
         return any((self.path / name).exists() for name in (SUMMARY, DIVERGED))
 
     @property
     def vacant(self) -> bool:
-        """Is it missing, or left by a run that was killed before its first write?"""
+        """Is the folder missing, or does it hold only leftovers of a run killed at its start?"""
         try:
             return all(map(_is_leftover, os.listdir(self.path)))
         except OSError as error:
             return isinstance(error, FileNotFoundError)
 
     def claim(self, config: dict[str, Any], resume: bool, free: Collection[str] = ()) -> bool:
-        """Start a run of ``config`` here, or, to ``resume``, check that the one here is the same.
+        """Lock the folder for a run of ``config``, and check what it holds.
 
-        The folder is then this run's alone until the object is gone; if it was made for the run and
-        is empty then, it goes as well. All processes of a job must call it.
+        The lock lasts as long as this object; a folder that was made for the run and is empty at
+        the end is removed. All processes of a job must call this method.
 
         Args:
-            config: the run's configuration, as JSON keeps it.
-            resume: expect a run of it in the folder, or nothing; else none.
-            free: names that may differ from the ones saved.
+            config: the run's configuration, as JSON holds it.
+            resume: True expects a run of ``config`` or no run in the folder, False no run.
+            free: fields of ``config`` that may differ from the saved ones.
 
         Returns:
-            Whether there is a run to go on with. A job that is submitted again by the same command
-            may have been stopped before it had written anything: ``resume`` then starts it.
+            Is there a run to continue? Without one, ``resume`` starts it: a job may be stopped
+            before it writes anything, and is then submitted again by the same command.
 
         Raises:
-            InputError: the folder cannot be used, or holds another run, or one that is at work.
+            InputError: the folder cannot be used, holds another run, or is used by another process.
         """
         starts = not resume or bool(processes.broadcast(int(self.vacant)))
         saved = None if starts else self.read_config()
@@ -116,12 +121,12 @@ class RunFolder:
         return True
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Replace ``name`` in one move."""
+        """Write ``content`` to the file ``name``, as `replace_json` does."""
         if processes.is_primary():
             replace_json(self.path / name, content)
 
     def read_config(self, argument: str = "resume") -> dict[str, Any]:
-        """What `write_json` kept under `CONFIG`; ``argument`` is what named the folder.
+        """The content of `CONFIG`; ``argument`` named the folder, for messages.
 
         Raises:
             InputError: no run was started here, or the file is damaged.
@@ -140,12 +145,8 @@ class RunFolder:
             raise InputError(f"{argument}: expected JSON in {file}, found something else")
         return content
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, on disk before this returns."""
-        self.append(METRICS, line)
-
     def keep_metrics_to(self, step: int) -> list[dict[str, Any]]:
-        """Drop the lines after ``step`` and any that is damaged; return those that stay."""
+        """Drop the metrics after ``step`` and all damaged lines; return the remaining ones."""
 
         def kept(line: dict[str, Any]) -> bool:
             numbers = (line.get(name) for name in ("step", "train_loss", "seconds"))
@@ -154,7 +155,7 @@ class RunFolder:
         return self.keep_lines(METRICS, kept)
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Add a line of JSON to ``name``, on disk before this returns."""
+        """Add a line of JSON to the file ``name``, on disk before this returns."""
         if not processes.is_primary():
             return
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -165,7 +166,7 @@ class RunFolder:
     def keep_lines(
         self, name: str, kept: Callable[[dict[str, Any]], bool] = lambda line: True
     ) -> list[dict[str, Any]]:
-        """Drop the lines that are damaged or not to be kept; return those that stay."""
+        """Drop the lines of the file ``name`` that are damaged or not ``kept``; return the rest."""
         file = self.path / name
         lines = []
         for text in file.read_bytes().splitlines() if file.exists() else []:
@@ -175,35 +176,35 @@ class RunFolder:
                 continue
             if isinstance(line, dict) and kept(line := metrics_line(line)):
                 lines.append(line)
-        if not processes.is_primary():
-            return lines
-        partial = file.with_name(f".{name}.partial")
-        content = "".join(json.dumps(line) + "\n" for line in lines)
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(file)
+        if processes.is_primary():
+            _replace(file, "".join(json.dumps(line) + "\n" for line in lines))
         return lines
 
 
 def replace_json(file: Path, content: dict[str, Any]) -> None:
-    """Write ``file`` in one move, on disk before this returns."""
+    """Write ``file`` atomically, on disk before this returns."""
+    _replace(file, json.dumps(content, indent=2) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
     partial = file.with_name(f".{file.name}.partial")
     with partial.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(content, indent=2) + "\n")
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(file)
 
 
 def _is_leftover(name: str) -> bool:
-    """Does a run that was killed before its first write leave a file of this name?"""
+    """May a run that was killed before its first write leave a file of this name?"""
     return name == LOCK or bool(re.fullmatch(r"\..+\.partial|\.nfs.+", name))
 
 
 def parsed(text: str | bytes) -> Any:
-    """What JSON holds.
+    """The content of a JSON text.
 
     Raises:
-        ValueError: it is none, or nested as no file of this package is.
+        ValueError: it is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -212,14 +213,14 @@ def parsed(text: str | bytes) -> Any:
 
 
 def metrics_line(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl under today's names: older runs wrote ``train_loss`` as ``loss``."""
+    """A line of metrics.jsonl in today's names: older runs wrote ``train_loss`` as ``loss``."""
     if "loss" not in line or "train_loss" in line:
         return line
     return {"train_loss" if name == "loss" else name: value for name, value in line.items()}
 
 
 def as_json(content: Any) -> Any:
-    """The same with infinity as text, as JSON has none; tuples become lists."""
+    """``content`` with infinity as text, since JSON has none, and tuples as lists."""
     if isinstance(content, dict):
         return {name: as_json(value) for name, value in content.items()}
     if isinstance(content, list | tuple):
@@ -228,7 +229,7 @@ def as_json(content: Any) -> Any:
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process, or of the first accelerator where that counts it."""
+    """Peak memory of the first accelerator if it counts it, else resident of this process."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -236,7 +237,7 @@ def peak_memory_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now, or its peak where the system does not tell."""
+    """Resident memory of this process now, or its peak if the system has no /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -245,10 +246,9 @@ def resident_bytes() -> int:
 
 
 def versions() -> dict[str, str]:
-    """What this run was computed with."""
-    packages = ("dnntk", "jax", "jaxlib", "flax", "optax", "numpy")
+    """Versions of Python and of the packages that determine a run's numbers."""
     found = {"python": platform.python_version()}
-    for package in packages:
+    for package in ("dnntk", "jax", "jaxlib", "flax", "optax", "numpy"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,4 +1,8 @@
-"""One run at a time in a folder: a second is told who is at work; a dead one holds nothing."""
+"""One run at a time in a folder: a second run is refused, with the name of the first one's process.
+
+The lock is `flock` on a file in the folder. The system frees it when the process ends, kill -9
+included, so that no leftover file ever blocks a run.
+"""
 
 import contextlib
 import os
@@ -15,31 +19,33 @@ try:
 except ImportError:  # no such locks: nothing is refused
     fcntl = None  # type: ignore[assignment]
 
+__all__ = ["LOCK", "FolderLock", "freeing_folders"]
+
 LOCK = ".lock"
 
 
 class FolderLock:
-    """This process's hold on a folder, for as long as the object lives.
+    """This process's lock on a folder, until `release` or the end of this object.
 
-    The system releases it when the process ends, however that may be. What the process itself
-    claims again is shared: in a notebook, a run that failed is held by its traceback.
+    Locks of one process on the same folder are shared: in a notebook, the traceback of a failed run
+    keeps that run's lock alive while the next run starts.
     """
 
     def __init__(self, folder: Path, made: Sequence[Path] = ()) -> None:
-        """Hold ``folder``, which exists.
+        """Lock ``folder``, which exists.
 
         Args:
-            folder: to be held.
-            made: folders that were made for it, itself first; those that are empty when it is
-                released go again.
+            folder: the folder.
+            made: folders that were made for the run, ``folder`` first; the empty ones are removed
+                at the end.
 
         Raises:
-            InputError: another process holds it, or no file can be written there.
+            InputError: another process has the lock, or the folder cannot be written to.
         """
         self._file, self._made = folder.resolve() / LOCK, [f.absolute() for f in made]
-        if _claims.lists:
-            _claims.lists[-1].append(self)
         self._held = False
+        if claims := _claims():
+            claims[-1].append(self)
         with _guard:
             if self._file not in _streams:
                 _streams[self._file] = [_locked(self._file), 0]
@@ -47,7 +53,7 @@ class FolderLock:
             self._held = True
 
     def release(self) -> None:
-        """Let go; the last of this process's holds frees the folder."""
+        """Free the folder, unless this process has other locks on it."""
         with _guard:
             if not self._held or self._file not in _streams:
                 return
@@ -56,7 +62,7 @@ class FolderLock:
             entry[1] -= 1
             if entry[1] == 0:
                 del _streams[self._file]
-                # While it is still locked: whoever opens it from now on makes another.
+                # Removed while still locked: who opens the path from now on makes another file.
                 with contextlib.suppress(OSError):
                     self._file.unlink()
                 entry[0].close()
@@ -69,34 +75,32 @@ class FolderLock:
         self.release()
 
 
-class _Claims(threading.local):
-    def __init__(self) -> None:
-        self.lists: list[list[FolderLock]] = []
-
-
-_claims = _Claims()
-
-
 class freeing_folders(contextlib.ContextDecorator):  # noqa: N801
-    """As a decorator of what runs an experiment: what it has claimed is free when it ends."""
+    """Release, at the end of the block, the locks that this thread took within it."""
 
     def __enter__(self) -> None:
-        """Begin a list of claims."""
-        _claims.lists.append([])
+        """Begin a list of locks."""
+        _claims().append([])
 
     def __exit__(self, *_: object) -> None:
-        """Release those on it."""
-        for lock in _claims.lists.pop():
+        """Release them."""
+        for lock in _claims().pop():
             lock.release()
 
 
-# Of this process, by lock file: [the open file, how many hold it].
+_local = threading.local()
+# Of this process, by lock file: [the open file, number of locks on it].
 _streams: dict[Path, list[Any]] = {}
 _guard = threading.RLock()
 
 
+def _claims() -> list[list[FolderLock]]:
+    """This thread's lists of locks, one for each `freeing_folders` that it is in."""
+    return _local.__dict__.setdefault("claims", [])
+
+
 def _forget() -> None:
-    """In a fork, which holds nothing: the locks are its parent's."""
+    """In a forked child, which has none of its parent's locks."""
     global _guard
     _guard = threading.RLock()
     for stream, _ in _streams.values():
@@ -131,7 +135,7 @@ def _locked(file: Path) -> TextIO:
             ) from None
         except OSError:  # a file system without locks
             return stream
-        # The one that was opened may have been removed by its holder meanwhile.
+        # Its owner may have removed the file between the opening and the locking.
         with contextlib.suppress(OSError):
             if os.path.samestat(file.stat(), os.fstat(stream.fileno())):
                 stream.truncate(0)

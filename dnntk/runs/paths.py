@@ -8,6 +8,8 @@ from typing import Any
 from dnntk.checks import brief
 from dnntk.errors import InputError
 
+__all__ = ["as_path"]
+
 
 def as_path(name: str, value: Any) -> Path:
     """``value`` as a path, with ``~`` and ``~user`` expanded as a shell would.
@@ -17,8 +19,8 @@ def as_path(name: str, value: Any) -> Path:
         value: a str or `os.PathLike`.
 
     Raises:
-        InputError: it is no path of this system: another type, empty, with a null character, not
-            encodable, too long, or of a user whose home folder is not known.
+        InputError: the value is not a str or path, is empty, has a null character, cannot be
+            encoded, is too long, or names a user without a known home folder.
     """
     try:
         text = os.fsdecode(value)
@@ -33,7 +35,7 @@ def as_path(name: str, value: Any) -> Path:
         raise InputError(
             f"{name}: expected a path, got {text!r}, but no home folder is known; write it out"
         ) from None
-    except ValueError as error:  # null characters, and what the system's encoding does not have
+    except ValueError as error:  # also from characters that the system cannot encode
         raise InputError(
             f"{name}: expected a path, got {brief(value)} ({error}); give another"
         ) from None

@@ -22,6 +22,7 @@ from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import (
     CONFIG,
+    METRICS,
     SUMMARY,
     RunFolder,
     peak_memory_bytes,
@@ -363,7 +364,7 @@ class Run:
         self.history.append(line)
         self._check(line["train_loss"], step)
         if self.folder:
-            self.folder.append_metrics(line)
+            self.folder.append(METRICS, line)
 
     def _summary(self, stepping: float, steps: int) -> dict[str, Any]:
         last, y = self.history[-1], self.dataset.y_train
