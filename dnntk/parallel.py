@@ -1,25 +1,25 @@
 """A deep narrow network evaluated at all its layers at once, instead of one after another.
 
-In the ``ntk`` form a layer is h' = max(h + b(h), floor) where it carries a unit over, and
-h' = max(b(h), floor) where it does not; b is affine in h and depends on a carried h only through
-h / C. So with the states of all layers guessed, one batched product gives every b, and the layers
-are then a recurrence of numbers, one for each unit and example:
+In the ``ntk`` form a layer is h' = max(h + b(h), floor) for the units whose state it carries over,
+and h' = max(b(h), floor) for the others; b is affine in h and depends on a carried h only through
+h / C. So from a guess of all layers' states, one batched product computes every b. The carried
+states then follow from a recurrence, separate for each unit and example:
 
     h_{l+1} = max(h_l + b_l, floor)      (b1, f1) then (b2, f2) is (b1 + b2, max(f1 + b2, f2))
 
-which is associative: a parallel scan runs all of it, ReLUs included. A *sweep* is a product and a
-scan. Sweeps repeat until the states stay as they are (Picard's iteration for a discrete Volterra
+It is associative, so a parallel scan computes it, ReLUs included. A *sweep* is one product and one
+scan. Sweeps repeat until the states no longer change (Picard's iteration for a discrete Volterra
 equation: with K the sum of the layers' weights over C, the error falls as K^s / s! in s sweeps).
-The way back is the same with the ReLUs known: g = carry g' + column W^T g', masked.
+The backward pass is the same with known ReLUs: g = carry g' + column W^T g', masked.
 
-A sweep costs the arithmetic of the forward pass, but O(log(depth)) steps in a row instead of depth.
-That pays where the steps of the layer loop cost more than their arithmetic: small widths and
-batches, on accelerators above all. `scripts/parallel_depth.py` says when.
+A sweep has the arithmetic of the forward pass, but O(log(depth)) consecutive steps instead of
+depth. It is faster if a step of the layer loop costs more than its arithmetic: for small widths and
+batches, on accelerators above all. `scripts/parallel_depth.py` measures when.
 
-The fixed point with the diagonal of the Jacobian treated exactly is the quasi-Newton case of Lim et
-al. 2024 (Parallelizing non-linear sequential models over the sequence length) and Gonzalez et al.
-2024 (Towards scalable and stable parallelization of nonlinear RNNs); here that diagonal is the
-``carry`` and the ReLU, whose kink the scan takes as it is.
+A fixed point iteration that treats the diagonal of the Jacobian exactly is the quasi-Newton case of
+Lim et al. 2024 (Parallelizing non-linear sequential models over the sequence length) and Gonzalez
+et al. 2024 (Towards scalable and stable parallelization of nonlinear RNNs). Here that diagonal is
+``carry`` and the ReLU, whose kink the scan treats exactly, too.
 """
 
 import dataclasses
@@ -38,22 +38,24 @@ from dnntk.networks.initializers import Layer
 from dnntk.networks.layers import Form, Network, in_segments
 from dnntk.networks.models import DeepNarrow, Variables, network_of
 
+__all__ = ["Report", "outputs"]
+
 # Numbers in one array of states of all layers of a chunk.
 CHUNK_SIZE = 1 << 22
 SWEEPS = 24
-# A state is settled where a sweep changes it by this many roundings.
+# A state has converged if a sweep changes it by at most this many rounding units.
 ROUNDINGS = 16
 
 StackedLayers = tuple[Layer, Layer | None]
 
 
 class Report(NamedTuple):
-    """How the sweeps of each chunk of layers went, [chunks] each.
+    """The sweeps over each chunk of layers, [chunks] each.
 
     Attributes:
-        sweeps: sweeps made.
+        sweeps: number of sweeps.
         change: the last sweep's largest change of a state h, relative to 1 + |h|.
-        sequential: True where the states had not settled, and the layer loop was run instead.
+        sequential: True if the states did not converge and the layer loop computed the chunk.
     """
 
     sweeps: jax.Array
@@ -70,23 +72,22 @@ def outputs(
     tolerance: float | None = None,
     chunk: int | None = None,
 ) -> tuple[jax.Array, Report]:
-    """``model.apply(variables, x)``, to rounding, at all layers of a chunk at once.
+    """``model.apply(variables, x)``, up to rounding, at all layers of a chunk at once.
 
-    Works under jit; the outputs can be differentiated, once and in reverse mode, by the variables
-    and by x, which runs parallel over depth as well. A chunk whose states do not settle is computed
-    layer by layer, so that the result is right in every regime; ``report.sequential`` tells.
+    Works under jit. The outputs can be differentiated once, in reverse mode, by the variables and
+    by x; the backward pass is parallel over depth, too. A chunk whose states do not converge is
+    computed layer by layer, so the result is right in every regime; see ``report.sequential``.
 
     Args:
         model: either architecture, ``deep_narrow`` in the ``ntk`` form.
         variables: of ``model``, trained or not.
-        x: [n, d_in] or [n, H, W, c], as ``model`` takes it.
-        iterations: sweeps a chunk may take; None is 24.
-        tolerance: change of a state, relative to 1 + |h|, below which it is settled (of a
-            cotangent, relative to the largest of its unit); None is 16 times the dtype's rounding
-            unit. Settled states are nearer to the network's than that: the next change would be
-            smaller.
-        chunk: layers at a time; None is what keeps one array of states under 4 million numbers.
-            About eight such arrays are in memory, and for a gradient one state a chunk.
+        x: inputs of ``model``, [n, d_in] or [n, H, W, c].
+        iterations: largest number of sweeps over a chunk; None is 24.
+        tolerance: a state has converged if a sweep changes it by at most this, relative to 1 + |h|
+            (a cotangent: relative to the largest of its unit); None is 16 times the dtype's
+            rounding unit. The error is smaller than the last change.
+        chunk: layers at a time; None is as many as keep one array of states under 4 million
+            numbers. About eight such arrays are in memory, and for a gradient one state per chunk.
 
     Returns:
         (outputs [n, d_out] in the dtype of ``model.apply``, `Report`).
@@ -145,9 +146,9 @@ def _outputs(
 def _solver(
     network: Network, iterations: int, tolerance: float
 ) -> Callable[[jax.Array, StackedLayers, Any, Any], tuple[jax.Array, Report]]:
-    """The function (state, stacked layers, base, floor) -> (state after them, report).
+    """The function (state, stacked layers, base, floor) -> (state after the layers, report).
 
-    It may not hold on to arrays that depend on the input, hence the last two arguments.
+    ``base`` and ``floor`` depend on the input, so `jax.custom_vjp` needs them as arguments.
     """
     affine, form = network.affine, network.form
 
@@ -196,7 +197,7 @@ def _solver(
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
-    """Layers stacked on a leading axis; states and cotangents are [layers, units, ...]."""
+    """A chunk of layers; states and cotangents are [layers, units, ...]."""
 
     network: Network
     iterations: int
@@ -213,11 +214,11 @@ class _Chunk:
 
     @property
     def floor(self) -> jax.Array:
-        """[1, units, ...], as the states of all layers have it."""
+        """[1, units, ...], the same for all layers."""
         return _over_layers(self.form.floor)
 
     def products(self, before: jax.Array, weights: Layer) -> jax.Array:
-        """``W q + b`` of every layer, 0 where there is no pixel."""
+        """``W q + b`` of every layer, 0 at the padding positions."""
 
         def product(h: jax.Array, layer: Layer) -> jax.Array:
             z = self.network.affine.linear(self.form.read(h), layer["kernel"])
@@ -240,12 +241,12 @@ class _Chunk:
         def change(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.max(jnp.abs(new - old) / (1 + jnp.abs(new)))
 
-        # Units that are not carried are nearly right as soon as their layer's input is.
+        # Units that are not carried are nearly right if their layer's input is.
         guess = jnp.broadcast_to(start, (len(weights["bias"]), *start.shape))
         fresh = jnp.maximum(self.products(guess, weights), self.floor)
         guess = jnp.where(self.carries, guess, fresh)
-        after, count, error = self._settle(sweep, guess, change)
-        settled = error <= self.tolerance
+        after, count, error = self._converge(sweep, guess, change)
+        converged = error <= self.tolerance
 
         def one_by_one() -> jax.Array:
             def step(h: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
@@ -254,13 +255,13 @@ class _Chunk:
 
             return jax.lax.scan(step, start, weights)[1]
 
-        after = jax.lax.cond(settled, lambda: after, one_by_one)
-        return after, Report(count, error, ~settled)
+        after = jax.lax.cond(converged, lambda: after, one_by_one)
+        return after, Report(count, error, ~converged)
 
     def cotangents(
         self, before: jax.Array, weights: Layer, active: jax.Array, end: jax.Array
     ) -> jax.Array:
-        """Derivatives by the state before each layer, ``end`` being that after the last."""
+        """Derivatives by the state before each layer; ``end`` is that by the last layer's state."""
         _, pull = jax.vjp(lambda h: self.products(h, weights), before)
         keep = active & self.carries
 
@@ -278,7 +279,7 @@ class _Chunk:
 
         guess = jnp.broadcast_to(jnp.where(self.carries, end[None], 0), before.shape)
         guess = jnp.where(self.carries, guess, pull(shift(guess))[0])
-        back, _, error = self._settle(sweep, guess, change)
+        back, _, error = self._converge(sweep, guess, change)
 
         def one_by_one() -> jax.Array:
             def step(g: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
@@ -292,13 +293,13 @@ class _Chunk:
 
         return jax.lax.cond(error <= self.tolerance, lambda: back, one_by_one)
 
-    def _settle(
+    def _converge(
         self,
         sweep: Callable[[jax.Array], jax.Array],
         guess: jax.Array,
         change: Callable[[jax.Array, jax.Array], jax.Array],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Sweep until nothing changes: (states, sweeps made, change by the last)."""
+        """Repeat sweeps until the states converge: (states, number of sweeps, last change)."""
 
         def go_on(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             return (carry[2] > self.tolerance) & (carry[1] < self.iterations)
@@ -312,7 +313,7 @@ class _Chunk:
 
 
 def _over_layers(values: Any) -> jax.Array:
-    """What all layers share, with an axis of layers before its own; a number as it is."""
+    """An array that all layers share, with a leading axis of layers; numbers unchanged."""
     array = jnp.asarray(values)
     return array[None] if array.ndim else array
 

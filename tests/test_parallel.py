@@ -70,7 +70,7 @@ def test_one_sweep_at_the_initialization_and_few_near_it(x64):
         np.testing.assert_allclose(found, apply(model, variables, x), rtol=1e-9, atol=1e-9)
 
 
-def test_where_sweeps_do_not_settle_the_loop_is_run(x64):
+def test_where_sweeps_do_not_converge_the_loop_is_run(x64):
     del x64
     model, variables, x = network("mlp", 60, 0.3, 0.5)
     found, report = parallel.outputs(model, variables, x, iterations=2)

@@ -1,8 +1,8 @@
 """Datasets: the thesis's toy problem, scikit-learn's digits, MNIST and Fashion-MNIST.
 
-Everything comes out in the form that the networks and kernels take: NHWC float32 images in [0, 1]
-(or points [n, 2] for the toy problem), and float32 targets, 0 or 1 for two classes and one-hot for
-more, as in the thesis's squared loss.
+All are returned as inputs of the networks and kernels: NHWC float32 images in [0, 1] (for the toy
+problem, points [n, 2]), and float32 targets, 0 or 1 for two classes and one-hot for more, as in the
+thesis's squared loss.
 """
 
 import math
@@ -18,18 +18,20 @@ from dnntk.data.mnist import CLASS_NAMES, LabelledImages, read_images
 from dnntk.errors import InputError
 from dnntk.fields import converted, short_repr
 
+__all__ = ["DATASETS", "Dataset", "Unpooled", "load_dataset", "targets_of"]
+
 DATASETS = ("digits", "toy", *CLASS_NAMES)
 NOT_GIVEN: Any = None
 
 
 @dataclass(frozen=True, eq=False)
 class Unpooled:
-    """Images as they were read.
+    """Images before pooling.
 
     Attributes:
         images: [n, H, W] whole numbers from 0 to ``maximum``.
-        maximum: what becomes 1.
-        pool: side of the windows over which they are averaged.
+        maximum: the number that becomes 1.
+        pool: side of the windows over which `pooled` averages.
     """
 
     images: NDArray[Any]
@@ -45,13 +47,13 @@ class Unpooled:
 class Dataset:
     """Training and test examples with their targets.
 
-    What `load_dataset` returns is as below. For `dnntk.train`, make one of data of your own:
-    ``Dataset(x_train=x, y_train=y)`` and whatever else there is of the rest, in lists, or arrays of
-    NumPy, JAX or pandas, with labels of any kind; see `dnntk.data.own_data.own_dataset`.
+    `load_dataset` returns the fields as below. For your own data, give `dnntk.train` a
+    ``Dataset(x_train=x, y_train=y)``, with the other fields that you have; lists, arrays of NumPy,
+    JAX or pandas, and labels of any kind are allowed, see `dnntk.data.own_data.own_dataset`.
 
     Attributes:
-        name: one of ``DATASETS``, or what to call your own.
-        description: one line for a run's log: name, classes, counts, shape, how it was split.
+        name: one of ``DATASETS``, or any name for your own data.
+        description: one line for a run's log: name, classes, counts, shape, split.
         x_train: [n, H, W, 1] images, or [n, 2] points for ``toy``; float32 in [0, 1].
         y_train: [n, d_out] float32 targets; d_out is 1 for two classes and for ``toy``.
         x_test: [m, H, W, 1] or [m, 2].
@@ -60,7 +62,7 @@ class Dataset:
         labels_test: [m] int32; None for ``toy``.
         classes: the classes in the order of the labels, by number or published name; empty for
             ``toy``.
-        unpooled: the training images before they were averaged, if they were kept.
+        unpooled: the training images before pooling, with ``keep_unpooled``.
     """
 
     name: str = "own"
@@ -79,19 +81,19 @@ class Dataset:
     def shifted(
         self, chosen: NDArray[np.intp], most: int, rng: np.random.Generator
     ) -> NDArray[np.float32]:
-        """Training images, each moved up or down and to a side by whole pixels; zeros come in.
+        """Training images, each shifted vertically and horizontally by whole pixels, zero-padded.
 
         Args:
-            chosen: [k] which of them.
-            most: pixels, before they are averaged if ``unpooled`` is there, by which they are moved
-                either way; every distance is as likely, the two independent.
-            rng: gives the distances.
+            chosen: [k] indices of training images.
+            most: largest shift in pixels (of ``unpooled``, if that is not None). The two shifts are
+                independent and uniform from -most to most.
+            rng: draws the shifts.
 
         Returns:
-            [k, H, W, channels], as ``x_train[chosen]`` is.
+            [k, H, W, channels], like ``x_train[chosen]``.
 
         Raises:
-            InputError: ``x_train`` has no images, or none of so many pixels.
+            InputError: ``x_train`` has no images, or their sides are not larger than ``most``.
         """
         images = self.x_train if self.unpooled is None else self.unpooled.images
         if self.x_train.ndim != 4 or most >= min(images.shape[1:3]):
@@ -127,17 +129,17 @@ def load_dataset(
             or ``fashion_mnist`` (28 x 28).
         classes: numbers of the classes to keep, or ``"all"``. Two give one output with targets 0
             and 1 in the order given, more give one-hot targets. ``toy`` has no classes.
-        data_dir: for the MNIST sets, where to read; see ``dnntk.data.mnist.read_images``.
+        data_dir: folder of the MNIST sets; see ``dnntk.data.mnist.read_images``.
         pool: side of the windows over which images are averaged; must divide their height and
             width. 4 makes MNIST 7 x 7, as in the thesis.
         seed: chooses the third of ``digits`` that is held out for testing; the other sets have a
-            split of their own.
-        keep_unpooled: keep the training images as they were read too, a byte a pixel, for
+            fixed split.
+        keep_unpooled: also keep the training images before pooling, one byte per pixel, for
             `Dataset.shifted`.
 
     Returns:
-        The dataset, in NumPy arrays. 60,000 MNIST images take 3 to 4 s from tensorflow-datasets,
-        well under 1 s from IDX files, and 190 MB unpooled.
+        The dataset, in NumPy arrays. Loading 60,000 MNIST images takes 3 to 4 s from
+        tensorflow-datasets, well under 1 s from IDX files, and 190 MB without pooling.
 
     Raises:
         InputError: an argument does not fit the dataset, or the files are missing or damaged.
@@ -168,14 +170,13 @@ def load_dataset(
 def _dataset(
     name: str, images: LabelledImages, numbers: tuple[int, ...], pool: int, keep_unpooled: bool
 ) -> Dataset:
-    """Keep the chosen classes, pool and scale the images, and make the targets."""
+    """Select the classes, pool and scale the images, and make the targets."""
     x_train, labels_train = _select(
         images.x_train, images.labels_train, numbers, "the training images"
     )
     x_test, labels_test = _select(images.x_test, images.labels_test, numbers, "the test images")
     data = Dataset(
         name=name,
-        description="",
         x_train=_pooled(x_train, pool, images.maximum),
         y_train=targets_of(labels_train, len(numbers)),
         x_test=_pooled(x_test, pool, images.maximum),
@@ -311,7 +312,7 @@ def _pooled(images: NDArray[Any], pool: int, maximum: int) -> NDArray[np.float32
             f"{pool}; choose one of {_divisors(height, width)}"
         )
     windows = images.reshape(count, height // pool, pool, width // pool, pool)
-    # float32 holds a window's sum of whole numbers exactly, so there is one rounding only.
+    # float32 represents a window's sum of whole numbers exactly, so only the division rounds.
     totals: NDArray[np.float32] = windows.sum(axis=(2, 4), dtype=np.float32)
     totals /= pool * pool * maximum
     return totals[..., None]

@@ -1,10 +1,9 @@
 """Reader of raw IDX files, the format in which MNIST and its relatives are published.
 
-An IDX file is a big-endian header (two zero bytes, a type byte, the rank, then one 32-bit size a
-dimension) followed by the values in row-major order. Use it for a folder of the published files,
-plain or gzipped; it needs NumPy only. Nothing a header says is believed before the file itself
-bears it out, so a damaged or hostile file costs no more memory than the bytes that it really has.
-Source of the format: http://yann.lecun.com/exdb/mnist/.
+An IDX file is a big-endian header (two zero bytes, a type byte, the rank, then a 32-bit size for
+each dimension) followed by the values in row-major order. The reader needs only NumPy and takes
+plain and gzipped files. It allocates no more memory than the file has bytes, whatever a damaged or
+hostile header says. Source of the format: http://yann.lecun.com/exdb/mnist/.
 """
 
 import gzip
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 from dnntk.errors import InputError
 from dnntk.runs.paths import as_path
 
+__all__ = ["MNIST_FILES", "find_idx", "read_idx", "read_pair"]
+
 # The published names: images and labels for training, then for testing.
 MNIST_FILES = (
     "train-images-idx3-ubyte",
@@ -31,16 +32,16 @@ MNIST_FILES = (
 _UNSIGNED_BYTE = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
-# Deflate's shortest code, 2 bits, stands for at most 258 bytes (RFC 1951): 1032 from one byte.
+# Deflate's shortest code has 2 bits and expands to at most 258 bytes (RFC 1951): 1032 per byte.
 _DEFLATE_MAX_RATIO = 1032
 
 
 def read_idx(path: str | os.PathLike[str], rank: int) -> NDArray[np.uint8]:
-    """Read one IDX file of unsigned bytes; a name that ends in ``.gz`` is decompressed.
+    """Read one IDX file of unsigned bytes; files named ``*.gz`` are decompressed.
 
     Args:
         path: the file.
-        rank: the number of dimensions it must have: 3 for images, 1 for labels.
+        rank: the required number of dimensions: 3 for images, 1 for labels.
 
     Returns:
         A uint8 array of the shape in the header. Memory: the array, and at most an eighth more
@@ -48,7 +49,7 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> NDArray[np.uint8]:
 
     Raises:
         InputError: the file is missing, unreadable, damaged, of another type or rank, or shorter
-            or longer than its header says. One line.
+            or longer than its header says.
     """
     path = as_path("path", path)
     size = _file_size(path)
@@ -68,7 +69,7 @@ def read_idx(path: str | os.PathLike[str], rank: int) -> NDArray[np.uint8]:
         ) from error
     except OSError as error:
         raise InputError(
-            f"{path}: expected a readable file, found '{error.strerror}'; mend its permissions"
+            f"{path}: expected a readable file, found '{error.strerror}'; correct its permissions"
         ) from error
     _check_length(payload, shape, path)
     return np.frombuffer(payload, np.uint8).reshape(shape)
@@ -85,7 +86,7 @@ def read_pair(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], 
         Images [n, H, W] and labels [n], 0 to 9, both uint8.
 
     Raises:
-        InputError: as ``read_idx``; other counts of images and labels; a label above 9.
+        InputError: as `read_idx`; the numbers of images and labels differ; a label is above 9.
     """
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if len(images) != len(labels):
@@ -102,20 +103,20 @@ def read_pair(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], 
 
 
 def find_idx(folder: str | os.PathLike[str], name: str) -> Path | None:
-    """Find a published IDX file under any of the names that are in circulation.
+    """Find a published IDX file under any of its usual names.
 
     Args:
-        folder: where to look, not recursively.
-        name: the published name, such as ``train-images-idx3-ubyte``. Its variant with a dot
-            (``train-images.idx3-ubyte``) and either of them with ``.gz`` are found too.
+        folder: the folder to search, not recursively.
+        name: the published name, such as ``train-images-idx3-ubyte``. The variant with a dot
+            (``train-images.idx3-ubyte``), and both with ``.gz``, are found, too.
 
     Returns:
-        The file, a plain one before a gzipped one; None if there is none.
+        The file, a plain one before a gzipped one; None without such a file.
     """
     folder, stems = as_path("folder", folder), (name, name.replace("-idx", ".idx"))
     candidates = [folder / (stem + suffix) for suffix in ("", ".gz") for stem in stems]
-    # Some unpackers make a directory of that name: a file beside it wins, but if there is none
-    # the directory is returned, for read_idx to say what is wrong with it.
+    # Some unpackers make a directory of that name. It is returned if there is no file, so that
+    # `read_idx` explains the problem.
     found = [path for path in candidates if os.path.isfile(path)]
     found += [path for path in candidates if os.path.exists(path)]
     return found[0] if found else None
@@ -178,7 +179,7 @@ def _read_shape(stream: BinaryIO, path: Path, rank: int) -> tuple[int, ...]:
 
 
 def _check_possible(shape: tuple[int, ...], path: Path, size: int, zipped: bool) -> None:
-    """Refuse a header that promises more than a file of this size can hold."""
+    """Refuse a header with more values than a file of this size can contain."""
     room = (size * _DEFLATE_MAX_RATIO if zipped else size) - 4 - 4 * len(shape)
     if math.prod(shape) > room:
         raise InputError(
@@ -188,10 +189,7 @@ def _check_possible(shape: tuple[int, ...], path: Path, size: int, zipped: bool)
 
 
 def _read_at_most(stream: BinaryIO, count: int) -> bytearray:
-    """Read ``count`` bytes or all there are.
-
-    Chunk by chunk, because ``stream.read(count)`` would allocate all of it at once, there or not.
-    """
+    """Read at most ``count`` bytes, in chunks, as ``read(count)`` would allocate all at once."""
     payload = bytearray()
     while chunk := stream.read(min(_CHUNK, count - len(payload))):
         payload += chunk

@@ -9,15 +9,17 @@ from dnntk.checks import brief, check_unmasked
 from dnntk.data.datasets import targets_of
 from dnntk.errors import InputError
 
-# More different labels are no classes, but the targets of a regression.
+__all__ = ["checked_classes", "index_labels", "label_values"]
+
+# More different labels are taken for a regression's targets.
 MOST_CLASSES = 10_000
 
 
 def label_values(name: str, labels: Any, examples: int) -> list[Any] | None:
-    """Labels [n] or [n, 1] as a list of Python's values; None where there are none.
+    """Labels [n] or [n, 1] as a list of Python values; None without labels.
 
     Raises:
-        InputError: there are more or fewer than examples, or one of them is missing.
+        InputError: the number of labels is not ``examples``, or a label is missing.
     """
     if labels is None or (not examples and hasattr(labels, "__len__") and len(labels) == 0):
         return None
@@ -28,7 +30,7 @@ def label_values(name: str, labels: Any, examples: int) -> list[Any] | None:
     if not isinstance(labels, list | tuple):
         try:  # a table of pandas' has no tolist
             labels = (labels if hasattr(labels, "tolist") else np.asarray(labels)).tolist()
-        except Exception as error:  # an array of another library's may raise anything
+        except Exception as error:  # another library's array may raise anything
             raise InputError(f"{expected}, got {brief(labels)} ({brief(error)})") from None
     values = [one[0] if isinstance(one, list | tuple) and len(one) == 1 else one for one in labels]
     values = [one.item() if hasattr(one, "item") and not np.ndim(one) else one for one in values]
@@ -44,17 +46,17 @@ def label_values(name: str, labels: Any, examples: int) -> list[Any] | None:
 
 
 def checked_classes(classes: Any) -> tuple[Any, ...]:
-    """The classes as a tuple of Python's values, each once.
+    """The classes as a tuple of Python values.
 
     Raises:
-        InputError: they are no sequence of those.
+        InputError: ``classes`` is no sequence, or repeats a class.
     """
     if classes is None:
         return ()
     if isinstance(classes, str | bytes | dict | set) or not hasattr(classes, "__len__"):
         raise InputError(f"classes: expected a sequence of labels, got {brief(classes)}")
     names = tuple(label_values("classes", classes, len(classes)) or ())
-    if len(set(map(_known, names))) < len(names):
+    if len(set(map(_hashable, names))) < len(names):
         raise InputError(f"classes: expected each class once, got {brief(names)}")
     return names
 
@@ -65,19 +67,19 @@ def index_labels(
     """Labels as indices into the classes.
 
     Args:
-        train: the training set's labels, each a value in ``names`` or an index into it.
-        test: the test set's, of the same kind; or None.
+        train: the training set's labels: all are values in ``names``, or all are indices into it.
+        test: the test set's labels, of the same kind; or None.
         names: the classes; () for the training labels, sorted.
-        targets: [n, d_out] of the training examples, if given; they decide between the readings of
-            integers that could be either.
+        targets: [n, d_out] of the training examples, or None; they decide whether integers that
+            could be either are values or indices.
 
     Returns:
         The classes, and int32 indices [n] and [m] (or None).
 
     Raises:
-        InputError: a label is not among the classes, or a class has no training examples.
+        InputError: a label is none of the classes, or a class has no training examples.
     """
-    kinds = set(map(_known, train))
+    kinds = set(map(_hashable, train))
     if len(kinds) > MOST_CLASSES:
         raise InputError(
             f"labels_train: expected at most {MOST_CLASSES:,} classes, got {len(kinds):,}; leave "
@@ -128,12 +130,12 @@ def _are_indices(
         return False
     if not kinds <= set(names):
         return True
-    likewise = targets_of(np.array(values, np.int32), len(names))
-    return targets is not None and np.array_equal(targets, likewise)
+    by_index = targets_of(np.array(values, np.int32), len(names))
+    return targets is not None and np.array_equal(targets, by_index)
 
 
-def _known(value: Any) -> Any:
-    """A label that can be looked up."""
+def _hashable(value: Any) -> Any:
+    """The label, if it is hashable."""
     try:
         hash(value)
     except TypeError:

@@ -1,8 +1,8 @@
-"""Data of the user's own, for `dnntk.train`: checked and converted before anything is compiled.
+"""The user's own data, for `dnntk.train`: checked and converted before compilation.
 
-`own_dataset` takes a `Dataset` that holds whatever the user has (lists, arrays of NumPy, JAX or
-pandas, labels of any kind) and returns one as `load_dataset` makes them. `record` is what a run's
-config.json keeps of it, so that the run is resumed on the same data only.
+`own_dataset` converts a `Dataset` of lists, arrays of NumPy, JAX or pandas, and labels of any kind
+to one as `load_dataset` returns it. A run's config.json keeps its `record`, so that the run can be
+resumed on the same data only.
 """
 
 import contextlib
@@ -23,28 +23,37 @@ from dnntk.fields import without_effect
 from dnntk.training.config import TrainConfig
 from dnntk.training.evaluation import class_targets, decide
 
+__all__ = [
+    "check_resumed",
+    "check_same",
+    "own_dataset",
+    "record",
+    "warn_of_inputs",
+    "warn_of_negative",
+]
+
 log = logging.getLogger("dnntk")
 
-# Root mean square of the inputs above which a line says so: standardized features and pixels in
-# [0, 1] are at 1 or below, pixels from 0 to 255 at 30 to 150.
+# Root mean square of the inputs above which a warning is logged: standardized features and pixels
+# in [0, 1] are at 1 or below, pixels from 0 to 255 at 30 to 150.
 LARGE = 10.0
 
 
 def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
-    """Check data of the user's own, and convert them to what `load_dataset` returns.
+    """Check the user's own data, and convert them to a dataset as `load_dataset` returns it.
 
     Args:
         data: ``x_train`` is [n, d_in] or NHWC images [n, H, W, c], ``y_train`` [n] or [n, d_out].
-            The test set may be missing; the result's is then empty. ``labels_train`` [n] are the
-            examples' classes, by value; or, where ``classes`` names them, indices into it as
-            `load_dataset` makes them. Integers that could be either are indices if the targets are
-            0 and 1, or one-hot, accordingly. ``classes`` may be empty: then it is the labels,
-            sorted. With labels, ``y_train`` may be missing: then the targets are 0 and 1 for two
-            classes, else one-hot. Without labels it is a regression, which has no accuracy.
-        config: of the run; the architecture, and the dtype of the result.
+            Without a test set, the result's test set is empty. ``labels_train`` [n] are the
+            examples' classes, or indices into ``classes``, as in `load_dataset`; integers that
+            could be either are indices if they agree with the targets (0 and 1, or one-hot).
+            Without ``classes``, the classes are the labels, sorted. With labels, ``y_train`` may
+            be missing: the targets are then 0 and 1 for two classes, else one-hot. Data without
+            labels are a regression, which has no accuracy.
+        config: the run's, for the architecture and the result's dtype.
 
     Returns:
-        The same in arrays of its own.
+        The dataset, in new arrays.
 
     Raises:
         InputError: a field cannot be used; the message names it.
@@ -89,7 +98,7 @@ def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
 
 
 def warn_of_inputs(data: Dataset) -> None:
-    """Say in a line each if inputs are far above size 1, or below 0."""
+    """Log a warning each for inputs of size far above 1, and for negative inputs."""
     size = math.sqrt(float(np.vdot(data.x_train, data.x_train)) / data.x_train.size)
     if size > LARGE:
         log.warning(
@@ -101,7 +110,7 @@ def warn_of_inputs(data: Dataset) -> None:
 
 
 def warn_of_negative(data: Dataset) -> bool:
-    """Say in a line if there are negative inputs, and return whether there are."""
+    """Return whether any inputs are negative, and log a warning if so."""
     share = float(np.mean(data.x_train < 0))
     negative = share > 0 or bool((data.x_test < 0).any())
     if negative:
@@ -114,7 +123,7 @@ def warn_of_negative(data: Dataset) -> bool:
 
 
 def record(data: Dataset) -> dict[str, Any]:
-    """What config.json says of checked data of the user's own, in place of the same fields."""
+    """Entries of config.json for checked own data; they replace the entries of the same names."""
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -130,15 +139,15 @@ def record(data: Dataset) -> dict[str, Any]:
 
 
 def check_resumed(saved: dict[str, Any], recorded: dict[str, Any], workdir: Path) -> None:
-    """Refuse to go on with a run on other data than those that it was started on.
+    """Refuse to resume a run on other data than it was started on.
 
     Args:
         saved: content of the run's config.json.
-        recorded: `record` of the data that were given, or {}.
-        workdir: of the run.
+        recorded: `record` of the given data, or {} without own data.
+        workdir: the run's folder.
 
     Raises:
-        InputError: they differ, or ``saved`` is not a run's.
+        InputError: the data differ, or ``saved`` is no run's configuration.
     """
     check_same(saved, recorded, workdir, "resume")
     if "own" in saved:
@@ -150,12 +159,12 @@ def check_resumed(saved: dict[str, Any], recorded: dict[str, Any], workdir: Path
 def check_same(
     saved: dict[str, Any], recorded: dict[str, Any], workdir: Path, argument: str
 ) -> None:
-    """Refuse other data of the user's own than those of a run, as in `check_resumed`.
+    """Refuse other own data than a run's, as in `check_resumed`.
 
-    ``argument`` is what named the run's folder.
+    ``argument`` is the name of the argument that gave the run's folder, for the message.
 
     Raises:
-        InputError: they differ.
+        InputError: the data differ.
     """
     before, now = saved.get("own"), recorded.get("own")
     if before is None and now is not None:
@@ -233,7 +242,7 @@ def _test_inputs(value: Any, x_train: np.ndarray, config: TrainConfig) -> np.nda
 
 
 def _unpooled(given: Any, x_train: np.ndarray, config: TrainConfig) -> Unpooled | None:
-    """The training images before they were averaged, which only a run with ``shift`` needs."""
+    """The training images before pooling, which only a run with ``shift`` needs."""
     if given is None or not config.shift:
         return None
     try:
@@ -254,7 +263,7 @@ def _unpooled(given: Any, x_train: np.ndarray, config: TrainConfig) -> Unpooled 
 def _targets(
     name: str, value: Any, examples: int, outputs: int | None, config: TrainConfig
 ) -> np.ndarray | None:
-    """[n, d_out]; None where there are none."""
+    """[n, d_out], or None without targets."""
     inputs = name.replace("y", "x")
     if _is_missing(value) and (value is None or not examples):
         return None
@@ -306,7 +315,7 @@ def _labels(
 
 
 def _decided(data: Dataset) -> Dataset:
-    """With test labels where only the targets were given; classes have targets of their own."""
+    """The dataset with test labels, made from its targets; every class must have its own target."""
     targets = class_targets(data)
     if len(np.unique(targets, axis=0)) < len(targets):
         raise InputError(
