@@ -290,6 +290,11 @@ def evaluation_steps(config: TrainConfig, steps: int) -> list[int]:
     return sorted({0, steps} | {s for s in early if s < steps} | set(range(every, steps, every)))
 
 
+def evaluated_examples(config: TrainConfig, last: bool) -> int | None:
+    """Most examples of each split in an evaluation, in the ``last`` one or another; None is all."""
+    return config.eval_examples or (None if last else EVALUATED_ON_THE_WAY)
+
+
 def checkpoint_interval(config: TrainConfig, steps: int) -> int:
     """Steps from one checkpoint to the next of a run of ``steps``, which ends with one."""
     return config.checkpoint_every or max(1, steps // EVALUATIONS)

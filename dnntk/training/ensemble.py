@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +43,8 @@ class Ensemble:
             first + jnp.arange(self.trials)
         )
         variables = jax.jit(jax.vmap(lambda key: self.model.init(key, self._x[:1])))(keys)
-        frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        return self.put(variables["params"]), self.put(frozen)
+        frozen, params = flax.core.pop(variables, "params")
+        return self.put(params), self.put(frozen)
 
     def put(self, tree: Any) -> Any:
         """``tree`` split over the devices."""

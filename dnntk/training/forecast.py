@@ -1,23 +1,20 @@
-"""What a training run will take, told before it begins: parameters, memory, arithmetic, time.
+"""Forecast of a training run before it begins: parameters, memory, arithmetic, time.
 
-Time is that of the same work, on this device and this data, of two shallower networks: a step takes
-a + b depth, and b is what counts. Memory is what the compiler says that the whole step, and the
-choice of its size, need, what the CPU library and a checkpoint's writing keep beside it, and
-what this process holds already.
+Two shallower networks are timed on this device and this data; times grow linearly with depth.
+Memory is the compiler's for the step and for the power iteration that chooses its size, the CPU
+library's, that of writing a checkpoint, and what this process holds already.
 """
 
 import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from dnntk import figures
 from dnntk.data.datasets import Dataset
@@ -25,48 +22,49 @@ from dnntk.data.own_data import own_dataset
 from dnntk.errors import InputError
 from dnntk.native.blocks import THREAD_STATE_BYTES
 from dnntk.networks.initializers import layer_shapes
-from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import resident_bytes
 from dnntk.runtime import processes
 from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import (
     DEFAULT_STEPS,
-    EVALUATED_ON_THE_WAY,
     EVALUATIONS,
     TrainConfig,
     checkpoint_interval,
+    evaluated_examples,
     evaluation_steps,
 )
 from dnntk.training.engine import engine_for
 from dnntk.training.evaluation import as_trained
 from dnntk.training.optimizers import optimizer_of
-from dnntk.training.plan import Job
+from dnntk.training.plan import Planner
 from dnntk.training.run import check_compiles, load_dataset_for
 from dnntk.training.step_size import Eigenvalue, kernel_product, largest_eigenvalue
 
-# A step of the deeper of the two networks takes at least so long, if the run's own does.
+__all__ = ["Forecast", "forecast", "forecast_on"]
+
+# Least duration of a step of the deeper timed network, unless it is as deep as the run's own.
 CALIBRATION_SECONDS = 0.3
-# At least and at most, and for so long in between.
-STEPS_TIMED, MOST_STEPS_TIMED = 3, 40
+# Steps are timed for this long, but at least and at most this many.
 SECONDS_TIMED = 0.2
+STEPS_TIMED, MOST_STEPS_TIMED = 3, 40
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A run that has not begun.
+    """What a run will take.
 
     Attributes:
-        parameters: how many are trained.
-        memory_bytes: resident at the peak, on all devices together.
-        step_bytes: of these what the step takes on one device, arguments included.
+        parameters: number of trained parameters.
+        memory_bytes: peak of the resident memory, of all devices together.
+        step_bytes: memory of a step on one device, its arguments included.
         step_operations: floating-point operations of a step, recomputation included.
-        step_seconds: of a training step.
-        steps: how many there will be.
-        total_seconds: of all that `dnntk.train` does with a workdir: data, initialization, choice
-            of the step, compilation, steps, evaluations, checkpoints and pictures.
+        step_seconds: duration of a training step.
+        steps: number of steps.
+        total_seconds: duration of `dnntk.train` with a workdir: data, initialization, choice of the
+            step, compilation, steps, evaluations, checkpoints and pictures.
         calibrated_at: depths of the two networks that were timed.
-        device: what they were timed on.
+        device: devices that they were timed on.
     """
 
     parameters: int
@@ -80,24 +78,21 @@ class Forecast:
     device: str
 
     def __str__(self) -> str:
-        """Some lines to read."""
+        """The forecast in five lines."""
         rate = self.step_operations / self.step_seconds / 1e9
-        whole = _duration(self.total_seconds)
-        each = f"{self.step_bytes / 1e9:.2f} GB for the step"
-        return "\n".join(
-            (
-                f"parameters:  {self.parameters:,}",
-                f"memory:      {self.memory_bytes / 1e9:.2f} GB at the peak; on each device {each}",
-                f"arithmetic:  {self.step_operations / 1e9:.4g} Gflop a step ({rate:.3g} Gflop/s)",
-                f"time:        {self.step_seconds:.3g} s a step; {whole} for "
-                f"{self.steps:,} steps, their evaluations and checkpoints",
-                "calibrated:  on depths {:,} and {:,}, {}".format(*self.calibrated_at, self.device),
-            )
+        return (
+            f"parameters:  {self.parameters:,}\n"
+            f"memory:      {self.memory_bytes / 1e9:.2f} GB at the peak; on each device "
+            f"{self.step_bytes / 1e9:.2f} GB for the step\n"
+            f"arithmetic:  {self.step_operations / 1e9:.4g} Gflop a step ({rate:.3g} Gflop/s)\n"
+            f"time:        {self.step_seconds:.3g} s a step; {_duration(self.total_seconds)} for "
+            f"{self.steps:,} steps, their evaluations and checkpoints\n"
+            "calibrated:  on depths {:,} and {:,}, {}".format(*self.calibrated_at, self.device)
         )
 
 
 def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast:
-    """Time two shallower networks on the run's own data, and go on from there.
+    """Time two shallower networks on the run's data, and extrapolate to its depth.
 
     Args:
         config: the run.
@@ -107,14 +102,14 @@ def forecast(config: TrainConfig, *, dataset: Dataset | None = None) -> Forecast
         What `dnntk.train` will take on this machine while nothing else runs on it.
 
     Raises:
-        InputError: the data cannot be used, the network's kernel sets no step, the run's mesh wants
-            more devices than are here, or several processes ask together.
+        InputError: the data cannot be used, the network's kernel sets no step, the run's mesh needs
+            more devices than there are, or this is one of several processes.
     """
     return forecast_on(config, None if dataset is None else own_dataset(dataset, config))
 
 
 def forecast_on(config: TrainConfig, dataset: Dataset | None) -> Forecast:
-    """`forecast` on what `load_dataset_for` has loaded for ``config`` before; None loads it."""
+    """`forecast` on the dataset that `load_dataset_for` loads for ``config``; None loads it."""
     if processes.is_multiprocess():
         raise InputError(
             "dry run: expected one process, which may have several devices, got "
@@ -132,56 +127,51 @@ def forecast_on(config: TrainConfig, dataset: Dataset | None) -> Forecast:
 class _Calibration:
     def __init__(self, config: TrainConfig, data: Dataset, reading: float) -> None:
         self.config, self.data, self.reading = config, data, reading
-        examples = len(data.x_train)
-        self.batch_size = min(config.batch_size or examples, examples)
-        self.job = Job(config, config.model(data.y_train.shape[1]), examples, self.batch_size)
-        self.model = self.job.model
+        self.model = config.model(data.y_train.shape[1])
+        self.planner = Planner(config, self.model, len(data.x_train))
+        self.batch_size = self.planner.batch_size
         self.x = data.x_train[: self.batch_size]
-        self.stages = pipeline.parse_mesh(config.mesh)[pipeline.DEPTH]
-        self.itemsize = jnp.dtype(config.dtype).itemsize
+        self.shapes = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
+        self.mesh = self.planner.mesh(self.shapes["params"], self.x)
+        self.batch = placement.put_batch(self.x, data.y_train[: self.batch_size], self.mesh)
 
     def forecast(self) -> Forecast:
-        first, second = self._timed()
-        took = _Timed.at(self.model.depth, first, second)
-        plan = self.job.planned(lambda: second.eigenvalue)
-        step_bytes, settling_bytes = self._step_bytes(), 0
-        settling = 0.0
-        if self.job.chooses_step:
-            settling = took.compiling + second.eigenvalue.iterations * took.product
-            settling_bytes = self._settling_bytes()
-        state = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(self._state()))
-        looks = sum(self._batches_a_look(plan.steps)) * took.evaluation
-        checkpoints = math.ceil(plan.steps / checkpoint_interval(self.config, plan.steps))
+        first, second = self._timed_pair()
+        times = _Times.at(self.model.depth, first, second)
+        plan = self.planner.plan(lambda: second.eigenvalue)
         total = (
             self.reading
-            + took.initialization
-            + settling
-            + 2 * took.compiling  # the step and the evaluation
-            + plan.steps * took.step
-            + looks
-            + checkpoints * took.checkpoint
+            + times.initialization
+            + 2 * times.compiling  # the step and the evaluation
+            + plan.steps * times.step
+            + self._evaluation_batches(plan.steps) * times.evaluation
+            + math.ceil(plan.steps / checkpoint_interval(self.config, plan.steps))
+            * times.checkpoint
             + self.drawing
         )
+        if self.planner.chooses_step:
+            total += times.compiling + second.eigenvalue.iterations * times.product
+        step_bytes, peak_bytes = self._memory()
         return Forecast(
-            parameters=self._parameters(),
-            memory_bytes=self.held + max(step_bytes + memory_to_write(state), settling_bytes),
-            step_bytes=step_bytes // self._mesh(self.model).size,
+            parameters=sum(p.size for p in jax.tree.leaves(self.shapes["params"])),
+            memory_bytes=self.held + peak_bytes,
+            step_bytes=step_bytes // self.mesh.size,
             step_operations=self._operations(),
-            step_seconds=took.step,
+            step_seconds=times.step,
             steps=plan.steps,
             total_seconds=total,
             calibrated_at=(first.depth, second.depth),
-            device=f"{self._mesh(self.model).size} x {jax.devices()[0].device_kind}",
+            device=f"{self.mesh.size} x {jax.devices()[0].device_kind}",
         )
 
-    def _timed(self) -> tuple["_Timed", "_Timed"]:
-        """Two depths, the second large enough for its time to tell."""
+    def _timed_pair(self) -> tuple["_Times", "_Times"]:
+        """Times at two depths, the second so deep that a step takes `CALIBRATION_SECONDS`."""
         depth = self.model.depth
         second = self._time(self._near(64))
         begun = time.perf_counter()
         _draw_once()
         self.drawing = time.perf_counter() - begun
-        # What a process holds that has compiled and written everything once, as the run will.
+        # The memory of a process that has compiled and written everything once, as the run will.
         self.held = resident_bytes()
         while second.depth < depth and second.step < CALIBRATION_SECONDS:
             factor = min(16.0, 1.5 * CALIBRATION_SECONDS / second.step)
@@ -191,134 +181,113 @@ class _Calibration:
 
     def _near(self, depth: int) -> int:
         """A depth that splits into stages as the run's does, at least 4 and at most the run's."""
+        stages = pipeline.stages_of(self.mesh)
         layers = max(depth, 4) - 2
-        return min(self.model.depth, -(-layers // self.stages) * self.stages + 2)
+        return min(self.model.depth, -(-layers // stages) * stages + 2)
 
-    def _mesh(self, model: DeepNarrow) -> Mesh:
-        if self.config.mesh:
-            return pipeline.make_mesh(self.config.mesh)
-        params = jax.eval_shape(model.init, jax.random.key(0), self.x[:1])["params"]
-        # As the run's own network would be placed, however shallow this one is.
-        threaded = engine_for(model, params, self.x).threaded
-        size = self._parameters() * self.itemsize
-        return placement.data_mesh(self.batch_size, size, threaded)
-
-    def _time(self, depth: int) -> "_Timed":
-        scale = self.config.scale_or_default
-        model = self.model.clone(depth=depth, scale=scale)
-        # Recomputes as the deep network does.
-        return self._time_model(model, int(THREAD_STATE_BYTES * depth / self.model.depth))
-
-    def _time_model(self, model: DeepNarrow, state_bytes: int) -> "_Timed":
-        mesh = self._mesh(model)
+    def _time(self, depth: int) -> "_Times":
+        model = self.model.clone(depth=depth, scale=self.config.scale_or_default)
+        # Memory for states in proportion to the depth: the network recomputes as the run's does.
+        state_bytes = int(THREAD_STATE_BYTES * depth / self.model.depth)
         begun = time.perf_counter()
         variables = jax.jit(model.init)(jax.random.key(self.config.seed), self.x[:1])
         jax.block_until_ready(variables)
         initialization = time.perf_counter() - begun
         begun, found = time.perf_counter(), Eigenvalue(1.0, True, 0)
-        if self.job.chooses_step:
-            found = largest_eigenvalue(model, variables, self.x, mesh, state_bytes=state_bytes)
-        eigenvalue_seconds = time.perf_counter() - begun
+        if self.planner.chooses_step:
+            found = largest_eigenvalue(model, variables, self.x, self.mesh, state_bytes=state_bytes)
+        iterating = time.perf_counter() - begun
         optimizer = optimizer_of(self.config, 1e-3 / max(found.value, 1e-30), DEFAULT_STEPS)
-        frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        params, frozen = placement.put_state((variables["params"], frozen), mesh)
-        opt_state = placement.put_state(optimizer.init(variables["params"]), mesh)
+        opt_state = placement.put_state(optimizer.init(variables["params"]), self.mesh)
+        frozen, params = placement.put_state(flax.core.pop(variables, "params"), self.mesh)
         state = gradient_flow.TrainState(params, opt_state)
-        batch = placement.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
         begun = time.perf_counter()
-        step = gradient_flow.make_step(model, optimizer, mesh, state_bytes)
-        step = step.lower(state, frozen, batch).compile()
+        make = gradient_flow.make_step(model, optimizer, self.mesh, state_bytes)
+        compiled = make.lower(state, frozen, self.batch).compile()
         compiling = time.perf_counter() - begun
-        state, _ = step(state, frozen, batch)
-        predict = gradient_flow.make_predict(model, mesh, state_bytes)
-        predict(state.params, frozen, self.x, self.batch_size)
-        seconds: list[float] = []
-        looks: list[float] = []
-        # As in the run, where a step that follows an evaluation finds nothing in the caches.
-        spacing = max(1, (self.config.steps or DEFAULT_STEPS) // EVALUATIONS)
-        while len(seconds) < STEPS_TIMED or (
-            sum(seconds) < SECONDS_TIMED and len(seconds) < MOST_STEPS_TIMED
-        ):
-            if len(seconds) % spacing == 0:
-                begun = time.perf_counter()
-                predict(state.params, frozen, self.x, self.batch_size)
-                looks.append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            state, loss = step(state, frozen, batch)
-            loss.block_until_ready()
-            seconds.append(time.perf_counter() - begun)
-        return _Timed(
-            depth=model.depth,
-            step=float(np.mean(seconds)),
-            evaluation=float(np.mean(looks)),
-            product=max(eigenvalue_seconds - compiling, 0.0) / max(found.iterations, 1),
+        predict = gradient_flow.make_predict(model, self.mesh, state_bytes)
+        step = lambda state: compiled(state, frozen, self.batch)  # noqa: E731
+        evaluate = lambda state: predict(state.params, frozen, self.x, self.batch_size)  # noqa: E731
+        state, step_seconds, evaluation_seconds = self._step_seconds(step, evaluate, state)
+        return _Times(
+            depth=depth,
+            step=step_seconds,
+            evaluation=evaluation_seconds,
+            product=max(iterating - compiling, 0.0) / max(found.iterations, 1),
             compiling=compiling,
             initialization=initialization,
             checkpoint=_checkpoint_seconds({"state": state._asdict(), "frozen": frozen}),
             eigenvalue=found,
         )
 
-    def _parameters(self) -> int:
-        shapes = self._shapes()
-        biases = self.model.depth * shapes["last"][-2] - shapes["last"][-2] + self.model.d_out
-        return sum(math.prod(shape) for shape in shapes.values()) + biases
-
-    def _shapes(self) -> dict[str, tuple]:
-        side = getattr(self.model, "kernel_size", 1)
-        window = (side, side) if self.config.arch == "cnn" else ()
-        return layer_shapes(self.model.depth, self.x.shape[-1], self.model.d_out, window)
+    def _step_seconds(self, step: Any, evaluate: Any, state: Any) -> tuple[Any, float, float]:
+        """The state after some steps, and the mean seconds of a step and of an evaluation."""
+        state, _ = step(state)
+        evaluate(state)
+        steps: list[float] = []
+        evaluations: list[float] = []
+        # As often as in the run: a step after an evaluation finds other arrays in the caches.
+        spacing = max(1, (self.config.steps or DEFAULT_STEPS) // EVALUATIONS)
+        while len(steps) < STEPS_TIMED or (
+            sum(steps) < SECONDS_TIMED and len(steps) < MOST_STEPS_TIMED
+        ):
+            if len(steps) % spacing == 0:
+                begun = time.perf_counter()
+                evaluate(state)
+                evaluations.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            state, loss = step(state)
+            loss.block_until_ready()
+            steps.append(time.perf_counter() - begun)
+        return state, float(np.mean(steps)), float(np.mean(evaluations))
 
     def _operations(self) -> float:
-        """Two for every weight, position and example, up once and down twice."""
+        """Two for every weight, position and example, forward once and backward twice."""
+        side = getattr(self.model, "kernel_size", 1)
+        window = (side, side) if self.config.arch == "cnn" else ()
+        shapes = layer_shapes(self.model.depth, self.x.shape[-1], self.model.d_out, window)
+        products = sum(math.prod(shape) for shape in shapes.values())
         positions = math.prod(self.x.shape[1:-1]) / getattr(self.model, "pool", 1) ** 2
-        products = sum(math.prod(shape) for shape in self._shapes().values())
-        params = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])["params"]
-        engine = engine_for(self.model, params, self.x)
-        ways = 3 + (engine.recomputed(self.x) if self.stages == 1 else 1.0)
+        engine = engine_for(self.model, self.shapes["params"], self.x)
+        passes = 3 + (engine.recomputed(self.x) if pipeline.stages_of(self.mesh) == 1 else 1.0)
         gradients = 2 if self.config.sam_radius else 1
-        return 2 * gradients * ways * products * positions * self.batch_size
+        return 2 * gradients * passes * products * positions * self.batch_size
 
-    def _state(self) -> tuple[gradient_flow.TrainState, Any]:
-        """Shapes of all that a checkpoint holds: what is trained, and what is not."""
+    def _memory(self) -> tuple[int, int]:
+        """Bytes of a step on all devices, and of the run at its peak; nothing is allocated.
+
+        The peak is either writing a checkpoint beside the step, or the power iteration, which holds
+        a whole gradient.
+        """
         optimizer = optimizer_of(self.config, 1e-3, DEFAULT_STEPS)
-        variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
-        params = variables["params"]
-        frozen = {name: tree for name, tree in variables.items() if name != "params"}
-        return gradient_flow.TrainState(params, jax.eval_shape(optimizer.init, params)), frozen
+        frozen, params = flax.core.pop(self.shapes, "params")
+        state = gradient_flow.TrainState(params, jax.eval_shape(optimizer.init, params))
 
-    def _step_bytes(self) -> int:
-        """On all devices, from the whole step, compiled for arrays that are not there."""
-        mesh = self._mesh(self.model)
-        state, frozen = self._state()
-        batch = placement.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
-        step = gradient_flow.make_step(
-            self.model, optimizer_of(self.config, 1e-3, DEFAULT_STEPS), mesh
-        )
-        need = step.lower(state, frozen, batch).compile()
-        return gradient_flow.step_bytes(need, self.model, state.params, self.x, mesh)
+        def bytes_of(function: Any, *arguments: Any) -> int:
+            compiled = function.lower(*arguments).compile()
+            return gradient_flow.step_bytes(compiled, self.model, params, self.x, self.mesh)
 
-    def _settling_bytes(self) -> int:
-        """The same of a turn of the power iteration, which holds a whole gradient."""
-        mesh = self._mesh(self.model)
-        state, frozen = self._state()
-        batch = placement.put_batch(self.x, self.data.y_train[: self.batch_size], mesh)
-        product = kernel_product(self.model, state.params, frozen, mesh)
-        need = product.lower(state.params, frozen, *batch).compile()
-        return gradient_flow.step_bytes(need, self.model, state.params, self.x, mesh)
+        step = gradient_flow.make_step(self.model, optimizer, self.mesh)
+        step_bytes = bytes_of(step, state, frozen, self.batch)
+        kept = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves((state, frozen)))
+        peak_bytes = step_bytes + memory_to_write(kept)
+        if self.planner.chooses_step:
+            product = kernel_product(self.model, params, frozen, self.mesh)
+            peak_bytes = max(peak_bytes, bytes_of(product, params, frozen, *self.batch))
+        return step_bytes, peak_bytes
 
-    def _batches_a_look(self, steps: int) -> Iterator[int]:
-        """Batches that each evaluation of the run goes through."""
-        sizes = len(self.data.x_train), len(self.data.x_test)
+    def _evaluation_batches(self, steps: int) -> int:
+        """Batches that all evaluations of the run go through."""
+        sizes, total = (len(self.data.x_train), len(self.data.x_test)), 0
         for step in evaluation_steps(self.config, steps):
-            limit = self.config.eval_examples or (
-                math.inf if step == steps else EVALUATED_ON_THE_WAY
-            )
-            yield sum(math.ceil(min(limit, size) / self.batch_size) for size in sizes)
+            limit = evaluated_examples(self.config, step == steps) or math.inf
+            total += sum(math.ceil(min(limit, size) / self.batch_size) for size in sizes)
+        return total
 
 
 @dataclasses.dataclass(frozen=True)
-class _Timed:
-    """Seconds of one depth: each of a step, a product with the kernel, a compilation, ..."""
+class _Times:
+    """Seconds of a step, of a product with the kernel, of a compilation, ... at one depth."""
 
     depth: int
     step: float
@@ -330,17 +299,17 @@ class _Timed:
     eigenvalue: Eigenvalue
 
     @classmethod
-    def at(cls, depth: int, first: "_Timed", second: "_Timed") -> "_Timed":
-        """What grows with depth on the line through two; the rest is the deeper one's."""
+    def at(cls, depth: int, first: "_Times", second: "_Times") -> "_Times":
+        """Times that grow with depth extrapolated linearly, the others as in ``second``."""
         if first.depth == second.depth:
             return second
         far = (depth - second.depth) / (second.depth - first.depth)
-        line = {
+        grown = {
             name: getattr(second, name)
             + far * max(getattr(second, name) - getattr(first, name), 0.0)
             for name in ("step", "evaluation", "product", "initialization", "checkpoint")
         }
-        return dataclasses.replace(second, depth=depth, **line)
+        return dataclasses.replace(second, depth=depth, **grown)
 
 
 def _duration(seconds: float) -> str:
@@ -351,7 +320,7 @@ def _duration(seconds: float) -> str:
 
 
 def _checkpoint_seconds(tree: Any) -> float:
-    """Of writing a checkpoint, the first one of a folder apart; the mean of two."""
+    """Mean time of writing two checkpoints, after a first one, which takes longer."""
     seconds: list[float] = []
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -365,9 +334,8 @@ def _checkpoint_seconds(tree: Any) -> float:
 
 
 def _draw_once() -> None:
-    """Make a picture: what a run loads for that stays in its memory."""
+    """Draw a figure: the libraries that this loads stay in memory."""
     scores = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-    look = dict.fromkeys(("time", *scores), 1.0)
-    history = [{"step": step, **look} for step in range(2)]
+    history = [{"step": step, **dict.fromkeys(("time", *scores), 1.0)} for step in range(2)]
     with tempfile.TemporaryDirectory() as folder:
         figures.draw(Path(folder, "loss"), figures.loss_figure, history, "")

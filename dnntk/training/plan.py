@@ -1,31 +1,37 @@
-"""What a run settles before its first step: the size of the steps, and how many of them."""
+"""What a run decides before its first step: its devices, the size of the steps, their number."""
 
 import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from dnntk.errors import InputError
 from dnntk.fields import LARGEST
 from dnntk.networks.models import DeepNarrow
-from dnntk.training import gradient_flow
+from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import DEFAULT_STEPS, TrainConfig
+from dnntk.training.engine import engine_for
 from dnntk.training.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, Eigenvalue
+
+__all__ = ["Plan", "Planner", "kernel_times", "schedule_of"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Kept in config.json, so that a resumed run takes the same steps.
+    """A run's steps; saved in config.json, so that a resumed run takes the same ones.
 
     Attributes:
-        steps: how many there are in all.
-        rate: learning rate that optax gets.
-        time_step: kernel time a step without momentum, time_per_step with it; None for optimizers
-            that have no kernel time. A schedule multiplies all three.
-        lambda_max: the eigenvalue that the step was chosen from, if it was.
+        steps: their number.
+        rate: learning rate for optax.
+        time_step: kernel time of a step without momentum; None for optimizers without kernel time.
+        time_per_step: kernel time of a step, momentum included. A schedule multiplies this,
+            ``time_step`` and ``rate``.
+        lambda_max: the eigenvalue that the step was chosen from; None if it was given.
         reason: a line for the log.
     """
 
@@ -38,38 +44,50 @@ class Plan:
 
 
 def schedule_of(config: TrainConfig, steps: int) -> Callable[[Any], Any]:
-    """What each of ``steps`` steps is multiplied by, as a function of how many came before."""
+    """The factor of each of ``steps`` steps, as a function of the number of steps before it."""
     warmup = min(config.warmup, steps)
     fall = {
         "constant": optax.constant_schedule(1.0),
         "cosine": optax.cosine_decay_schedule(1.0, max(1, steps - warmup)),
         "linear": optax.linear_schedule(1.0, 0.0, max(1, steps - warmup)),
     }[config.schedule]
-    # The first step is not to be wasted on a factor of 0.
+    # Not from 0, which would waste the first step.
     rise = optax.linear_schedule(1 / (warmup + 1), 1.0, max(1, warmup))
     return optax.join_schedules([rise, fall], [warmup]) if warmup else fall
 
 
 def kernel_times(config: TrainConfig, plan: Plan) -> np.ndarray | None:
-    """Kernel time [steps + 1] before the first step and after each; None where there is none."""
+    """Kernel time [steps + 1] before the first step and after each; None without kernel time."""
     if plan.time_per_step is None:
         return None
     factors = np.ones(plan.steps)
     if config.scheduled:
         factors = np.asarray(schedule_of(config, plan.steps)(np.arange(plan.steps)), float)
-    # Not a running sum: so many equal steps are a multiple of one, to the bit.
+    # Equal steps: multiples of one, as a sum over them would not be in its last bits.
     whole = np.arange(plan.steps + 1) if not config.scheduled else np.append(0, factors.cumsum())
     return plan.time_per_step * whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What a plan depends on."""
+class Planner:
+    """Plans runs of ``config``: ``model`` on ``examples`` training examples."""
 
     config: TrainConfig
     model: DeepNarrow
     examples: int
-    batch_size: int
+
+    @property
+    def batch_size(self) -> int:
+        """Examples a step."""
+        return min(self.config.batch_size or self.examples, self.examples)
+
+    def mesh(self, params: Any, x: Any) -> Mesh:
+        """The devices to run on; ``params`` may hold shapes alone, ``x`` are inputs."""
+        if self.config.mesh:
+            return pipeline.make_mesh(self.config.mesh)
+        size = sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params))
+        threaded = engine_for(self.model, params, x).threaded
+        return placement.data_mesh(self.batch_size, size, threaded)
 
     @property
     def chooses_step(self) -> bool:
@@ -77,11 +95,11 @@ class Job:
         config = self.config
         return config.optimizer == "sgd" and config.time_step is None and config.lr is None
 
-    def planned(self, lambda_max: Callable[[], Eigenvalue]) -> Plan:
-        """A new run's plan; ``lambda_max`` is called only where the step is chosen from it.
+    def plan(self, lambda_max: Callable[[], Eigenvalue]) -> Plan:
+        """The plan of a new run; ``lambda_max`` is called only if the step is chosen from it.
 
         Raises:
-            InputError: the kernel vanishes, so that it sets no step.
+            InputError: the kernel vanishes, so that no step can be chosen.
         """
         config = self.config
         if config.optimizer != "sgd":
@@ -96,16 +114,16 @@ class Job:
             return self._sgd(time_step, None, reason)
         return self._stable(lambda_max())
 
-    def resumed(self, held: Any) -> Plan:
-        """The plan that a run was started with, for as many steps as the configuration now says.
+    def resume(self, saved: Any) -> Plan:
+        """The ``saved`` plan of a run, for the number of steps that the configuration now has.
 
         Raises:
-            InputError: ``held`` is not a plan.
+            InputError: ``saved`` is not a plan, or has a schedule for another number of steps.
         """
         try:
-            plan = Plan(**held)
+            plan = Plan(**saved)
         except TypeError:
-            raise InputError(f"resume: expected a plan in config.json, got {held!r:.80}") from None
+            raise InputError(f"resume: expected a plan in config.json, got {saved!r:.80}") from None
         steps = self._steps(plan.time_per_step)
         if self.config.scheduled and steps != plan.steps:
             raise InputError(
@@ -123,7 +141,7 @@ class Job:
         fraction = FULL_BATCH_FRACTION if full else MINI_BATCH_FRACTION
         time_step = fraction * 2 / found.value
         if self.config.time is not None:
-            # A little shorter, so that the last step ends at the time asked for.
+            # A little shorter, so that the last step ends exactly at this time.
             per_step = time_step / (1 - self.config.momentum)
             time_step *= self.config.time / (self._steps(per_step) * per_step)
         reason = (
@@ -146,7 +164,7 @@ class Job:
             name, found = "epochs", float(config.epochs * (self.examples // self.batch_size))
         elif config.time is not None:
             assert time_per_step is not None
-            # Rounding must not add a step to a time that is a whole number of them.
+            # Rounding must not add a step to a whole number of steps.
             name, found = "time", config.time / time_per_step * (1 - 1e-9)
         else:
             return DEFAULT_STEPS

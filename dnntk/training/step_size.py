@@ -8,6 +8,7 @@ v -> J (J^T v), one vector-Jacobian and one Jacobian-vector product over the who
 import functools
 from typing import Any, NamedTuple, cast
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -71,8 +72,7 @@ def largest_eigenvalue(
     Returns:
         The eigenvalue of K / N, in units of 1 / kernel time; 0 where the kernel vanishes.
     """
-    frozen = {name: tree for name, tree in variables.items() if name != "params"}
-    params, frozen = put_state((variables["params"], frozen), mesh)
+    frozen, params = put_state(flax.core.pop(variables, "params"), mesh)
     whole = jax.eval_shape(lambda held: pipeline.unpadded(held, model), variables)
     outputs = jax.eval_shape(model.apply, whole, x[:1])
     vector = np.abs(np.random.default_rng(seed).standard_normal((len(x), outputs.shape[1])))

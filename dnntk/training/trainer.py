@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import warn_of_inputs
@@ -34,12 +34,11 @@ from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
 from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import (
-    EVALUATED_ON_THE_WAY,
     TrainConfig,
     checkpoint_interval,
+    evaluated_examples,
     evaluation_steps,
 )
-from dnntk.training.engine import engine_for
 from dnntk.training.evaluation import (
     as_trained,
     class_targets,
@@ -48,7 +47,7 @@ from dnntk.training.evaluation import (
     split_scores,
 )
 from dnntk.training.optimizers import optimizer_of
-from dnntk.training.plan import Job, Plan, kernel_times
+from dnntk.training.plan import Plan, Planner, kernel_times
 from dnntk.training.reporting import draw_run, say_done, say_network, verdict, warn_of_vanished
 from dnntk.training.step_size import Eigenvalue, largest_eigenvalue
 
@@ -115,12 +114,12 @@ class Run:
         arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
         self.given, self.dataset = dataset, dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
-        examples = len(self.dataset.x_train)
-        self.batch_size = min(config.batch_size or examples, examples)
+        self.planner = Planner(config, self.model, len(self.dataset.x_train))
+        self.batch_size = self.planner.batch_size
         key, one = jax.random.key(config.seed), jnp.asarray(self.dataset.x_train[:1])
         shapes = jax.eval_shape(self.model.init, key, one)
         self.parameters = sum(p.size for p in jax.tree.leaves(shapes["params"]))
-        self.mesh = self._mesh(shapes["params"])
+        self.mesh = self.planner.mesh(shapes["params"], self.dataset.x_train)
         init = lambda key, x: pipeline.padded(self.model.init(key, x), self.mesh)  # noqa: E731
         where = placement.shardings(shapes, self.mesh)
         self.variables = jax.jit(init, out_shardings=where)(key, one)
@@ -128,10 +127,8 @@ class Run:
         self.plan = self._settle(resume)
         self.times = kernel_times(config, self.plan)
         self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
-        self.frozen = placement.put_state(
-            {n: tree for n, tree in self.variables.items() if n != "params"}, self.mesh
-        )
-        params = placement.put_state(self.variables["params"], self.mesh)
+        state = placement.put_state(flax.core.pop(self.variables, "params"), self.mesh)
+        self.frozen, params = state
         shapes = jax.eval_shape(self.optimizer.init, params)
         where = placement.shardings(shapes, self.mesh)
         opt_state = jax.jit(self.optimizer.init, out_shardings=where)(params)
@@ -178,12 +175,11 @@ class Run:
 
     def _settle(self, resume: bool) -> Plan:
         """Choose the step and the number of steps, or take up what the resumed run chose."""
-        job = Job(self.config, self.model, len(self.dataset.x_train), self.batch_size)
         self.eigenvalue: Eigenvalue | None = None
         if resume and self.folder:
-            plan = job.resumed(self.folder.read_config().get("plan"))
+            plan = self.planner.resume(self.folder.read_config().get("plan"))
         else:
-            plan = job.planned(self._lambda_max)
+            plan = self.planner.plan(self._lambda_max)
             if self.folder:
                 content = self.config.to_json() | self.recorded
                 content |= {"plan": dataclasses.asdict(plan), "versions": versions()}
@@ -192,13 +188,6 @@ class Run:
         if self.eigenvalue is not None:
             warn_of_vanished(self.config, plan, self.eigenvalue)
         return plan
-
-    def _mesh(self, params: Any) -> Mesh:
-        if self.config.mesh:
-            return pipeline.make_mesh(self.config.mesh)
-        held = self.parameters * jnp.dtype(self.config.dtype).itemsize
-        engine = engine_for(self.model, params, self.dataset.x_train)
-        return placement.data_mesh(self.batch_size, held, engine.threaded)
 
     def _lambda_max(self) -> Eigenvalue:
         """Of the network's own kernel, on one batch of training examples."""
@@ -340,8 +329,7 @@ class Run:
     def _losses(self, step: int) -> dict[str, Any]:
         """Loss and accuracy on both splits: on all examples after the last step, else on some."""
         data = self.dataset
-        whole = step == self.plan.steps
-        limit = self.config.eval_examples or (None if whole else EVALUATED_ON_THE_WAY)
+        limit = evaluated_examples(self.config, step == self.plan.steps)
         found: dict[str, Any] = {"test_loss": None, "test_accuracy": None}
         for name, x, y, labels in (
             ("train", data.x_train[:limit], data.y_train[:limit], data.labels_train),

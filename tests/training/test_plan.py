@@ -6,7 +6,7 @@ import pytest
 
 import dnntk
 from dnntk.training.config import SCHEDULES, TrainConfig
-from dnntk.training.plan import Job, Plan, kernel_times, schedule_of
+from dnntk.training.plan import Plan, Planner, kernel_times, schedule_of
 from dnntk.training.step_size import Eigenvalue
 
 
@@ -56,9 +56,9 @@ def test_equal_steps_are_multiples_of_one():
 def test_a_schedule_keeps_its_length():
     config = TrainConfig(schedule="cosine", steps=30)
     held = {"steps": 20, "rate": 1.0, "time_step": 1.0, "time_per_step": 1.0, "lambda_max": None}
-    job = Job(config, config.model(1), 100, 100)
+    planner = Planner(config, config.model(1), 100)
     with pytest.raises(dnntk.InputError, match="steps: expected 20"):
-        job.resumed(held | {"reason": ""})
+        planner.resume(held | {"reason": ""})
     with pytest.raises(dnntk.InputError, match="time: expected schedule=constant"):
         TrainConfig(schedule="cosine", time=3.0)
 
@@ -66,7 +66,7 @@ def test_a_schedule_keeps_its_length():
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_time_is_reached_exactly_by_steps_below_the_limit(momentum):
     config = TrainConfig(depth=10, time=3.0, momentum=momentum)
-    plan = Job(config, config.model(1), 100, 100).planned(lambda: Eigenvalue(7.3, True, 5))
+    plan = Planner(config, config.model(1), 100).plan(lambda: Eigenvalue(7.3, True, 5))
     assert kernel_times(config, plan)[-1] == pytest.approx(3.0, rel=1e-9)
     assert 0.5 * 2 / 7.3 < plan.time_step < 2 / 7.3
 
@@ -79,6 +79,6 @@ def test_time_is_reached_exactly_by_steps_below_the_limit(momentum):
     ],
 )
 def test_more_steps_than_can_be_counted_are_refused(config, name):
-    job = Job(config, config.model(1), 100, config.batch_size)
+    planner = Planner(config, config.model(1), 100)
     with pytest.raises(dnntk.InputError, match=f"^{name}: expected at most"):
-        job.planned(lambda: Eigenvalue(1.0, True, 5))
+        planner.plan(lambda: Eigenvalue(1.0, True, 5))
