@@ -1,11 +1,10 @@
-"""Calls of one function that do not need each other, shared by this process's devices.
+"""Independent calls of one function, shared by this process's devices.
 
-JAX runs a call on its default device alone, and returns before the call has ended. So calls go to
-the devices in turn, a few ahead of what is asked for; the results come back in order, and whoever
-adds them adds the same numbers in the same order however many devices there are.
+Calls go to the devices in turn, and begin before their results are needed. The results come back in
+order, so that sums over them do not depend on the number of devices.
 
-Every device has the function compiled for itself. That takes seconds, of one core: as many devices
-join as the work is worth.
+The function is compiled for every device, which takes seconds of one core: only as many devices are
+used as save more time than this costs.
 """
 
 import math
@@ -17,22 +16,24 @@ from typing import TypeVar
 
 import jax
 
-AHEAD = 2  # calls a device: one runs while the next waits for it
-COMPILING = 0.5  # seconds, at least; a first call that finds itself compiled does not tell
-HOST_SHARE = 0.2  # of a call on a host device; the rest keeps all cores busy by itself
+__all__ = ["AHEAD", "COMPILING", "HOST_SHARE", "Devices", "on_cpu", "worth"]
+
+AHEAD = 2  # begun calls a device: one runs, the next waits
+COMPILING = 0.5  # least seconds to compile; a first call may find the function compiled
+HOST_SHARE = 0.2  # share of a call's time on the CPU in which it leaves other cores idle
 
 Begun = TypeVar("Begun")
 Done = TypeVar("Done")
 
 
 class Devices:
-    """The local devices, and what a function costs on them.
+    """The local devices, and the time that a function takes on them.
 
-    A default device that the user has set (``jax.default_device``) stays the only one.
+    If the user has set a default device (``jax.default_device``), only that one is used.
     """
 
     def __init__(self) -> None:
-        """Nothing is known yet of the function."""
+        """Begin with one device."""
         self.used = 1
         self._compiling = COMPILING
         self._calls = 0
@@ -46,15 +47,15 @@ class Devices:
         """finish(i, begin(i)) for i < count, in order.
 
         Args:
-            begin: called from this thread, with a device of its own as JAX's default; the arrays
-                that it makes of host arrays lie there. What it returns need not be there yet.
-            finish: waits for that. Where there are several devices a thread calls it, so that it
-                may use NumPy, but no setting of JAX's.
+            begin: called from this thread, with the call's device as JAX's default; may return
+                before its results are computed.
+            finish: waits for the results. With several devices it is called from another thread,
+                where JAX's settings of this thread do not hold.
             count: number of calls.
         """
         devices, done = _devices(), 0
         if len(devices) > 1:
-            while done < min(count, 2):  # the first tells what compiling takes, the second a call
+            while done < min(count, 2):  # the first measures compiling, the second a call
                 started = time.perf_counter()
                 begun = begin(done)
                 if done == 0:
@@ -64,8 +65,7 @@ class Devices:
                 done += 1
                 yield result
             if done < count:
-                # What was done before will be done again: a matrix that is computed for every
-                # product.
+                # Count earlier calls too: a matrix that is not stored is computed again and again.
                 work = seconds * (self._calls + count - done)
                 if on_cpu():
                     work *= HOST_SHARE
@@ -92,9 +92,9 @@ def on_cpu() -> bool:
 
 
 def worth(work: float, compiling: float, most: int) -> int:
-    """How many devices are soonest done with ``work`` seconds of one, each compiled for in turn.
+    """The number of devices that finish first with ``work`` seconds of one device's work.
 
-    m of them take work / m + m compiling: least at m = sqrt(work / compiling).
+    m devices, compiled for in turn, take work / m + m compiling: least at sqrt(work / compiling).
     """
     return max(1, min(most, math.isqrt(int(work / compiling))))
 

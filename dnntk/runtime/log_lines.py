@@ -1,15 +1,17 @@
-"""The lines of a run's log, printed where logging is not set up: in a notebook."""
+"""A run's log lines, printed if logging is not set up, as in a notebook."""
 
 import contextlib
 import logging
 import threading
 from collections.abc import Iterator
 
+__all__ = ["printed_lines"]
+
 _LOGGER = logging.getLogger("dnntk")
 
 
 class _Printed(logging.Filter):
-    """Prints what lies below the level that logging was set to, and keeps it from handlers."""
+    """Prints records below the user's own log level, and keeps them from handlers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,12 +21,12 @@ class _Printed(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= self._level:
             return True
-        with contextlib.suppress(OSError, ValueError):  # stdout is gone, or of another encoding
+        with contextlib.suppress(OSError, ValueError):  # stdout is closed, or cannot encode it
             print(record.getMessage(), flush=True)
         return False
 
     def begin(self) -> bool:
-        """Whether lines are printed from now on, and not taken by a handler."""
+        """Begin to print, unless a handler takes the lines; returns whether it prints."""
         with self._lock:
             if not self._blocks:
                 if _LOGGER.isEnabledFor(logging.INFO) and _LOGGER.hasHandlers():
@@ -49,10 +51,10 @@ _PRINTED = _Printed()
 
 @contextlib.contextmanager
 def printed_lines(wanted: bool) -> Iterator[None]:
-    """Within the block, lines of level INFO are printed unless a handler of logging's takes them.
+    """Within the block, print records of level INFO, unless a logging handler takes them.
 
-    Afterwards logging is as it was. Warnings go where logging sends them, which is standard error
-    where it is not set up. Threads may be in such blocks together.
+    Logging's settings are restored afterwards. Warnings go where logging sends them: to standard
+    error if it is not set up. Several threads may be in such blocks at the same time.
     """
     printing = wanted and _PRINTED.begin()
     try:

@@ -1,7 +1,7 @@
-"""The progress bars of everything that takes long.
+"""Progress bars on standard error.
 
-A bar is drawn on standard error. Where there is none (closed, or ``sys.stderr = None``) nothing is
-drawn, and one that fails later (its reader has gone) ends the bar alone, never the work.
+If standard error is closed or None, nothing is drawn; if writing to it fails later (its reader has
+gone), only the bar ends, never the work.
 """
 
 import sys
@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+__all__ = ["SafeStream", "progress_bar"]
+
 
 def progress_bar(
     iterable: Iterable[Any] | None = None, *, disable: bool = False, **options: Any
@@ -17,9 +19,9 @@ def progress_bar(
     """A progress bar on standard error.
 
     Args:
-        iterable: what to go through; without it the caller calls ``update``.
+        iterable: the items to iterate over; without it the caller calls ``update``.
         disable: draw nothing.
-        **options: of `tqdm.tqdm`, as total, desc, unit, initial and delay.
+        **options: options of `tqdm.tqdm`, such as total, desc, unit, initial and delay.
 
     Returns:
         The bar: an iterator over ``iterable``, and a context manager.
@@ -31,18 +33,18 @@ def progress_bar(
 
 
 class SafeStream:
-    """A text stream that is written to until it fails for the first time."""
+    """A text stream that ignores everything after its first failure."""
 
     def __init__(self, stream: Any) -> None:
         """Write to ``stream``."""
         self._stream, self._failed = stream, False
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the stream has."""
+        """Any other attribute of the stream."""
         return getattr(self._stream, name)  # encoding, fileno
 
     def write(self, text: str) -> None:
-        """Write, unless that has failed before."""
+        """Write, unless the stream has failed before."""
         self._try("write", text)
 
     def flush(self) -> None:

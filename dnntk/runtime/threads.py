@@ -1,9 +1,9 @@
-"""NumPy's and SciPy's products on threads of our own.
+"""NumPy's and SciPy's products on a thread pool of this package.
 
-BLAS has a pool of threads for each of the two. Once woken they look out for more to do for some 20
-ms, and meanwhile take a core from whatever comes next: a product with 0.4 GB of tiles on two cores
-took 1.7 times as long right after one of BLAS's own. So what goes on in turns with such products
-has threads that sleep meanwhile, a core each, and BLAS has the calling thread alone.
+BLAS's own threads spin for some 20 ms after a product, and take a core from whatever comes next: a
+product with 0.4 GB of tiles on two cores took 1.7 times as long right after one of BLAS's. Here a
+product is split over threads that sleep between products, one a core, and BLAS uses only the
+calling thread.
 """
 
 import contextlib
@@ -22,18 +22,20 @@ Item = TypeVar("Item")
 Part = TypeVar("Part")
 ROWS_A_CORE = 1024  # at least
 
+__all__ = ["by_rows", "cores", "on_cores", "one_blas_thread"]
+
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """A context in which BLAS takes the calling thread alone, whichever thread that is.
+    """Within the block BLAS uses only the calling thread.
 
-    BLAS has one number of threads for the whole process. So of several threads in this context at
-    the same time the first sets it, and the last restores what the first found.
+    BLAS has one number of threads for the whole process: of several threads in such blocks, the
+    first to enter sets it, and the last to leave restores it.
     """
     _one.enter()
     try:
@@ -43,7 +45,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 class _OneThread:
-    """How many threads are in `one_blas_thread`, and how to undo it."""
+    """The number of threads in `one_blas_thread`, and BLAS's earlier setting."""
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
@@ -62,7 +64,7 @@ class _OneThread:
                 self._restore()
 
     def forked(self) -> None:
-        """None of a process's other threads is in its child, which has BLAS as they left it."""
+        """Restore BLAS in a forked child, where the parent's other threads do not exist."""
         if self._inside:
             self._restore()
         self._lock, self._inside = threading.Lock(), 0
@@ -83,13 +85,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def on_cores(work: Callable[[Item], Part], items: Sequence[Item]) -> list[Part]:
-    """``work`` on all ``items`` at the same time, one a core. Not from within itself."""
+    """``work`` on all ``items`` in parallel, one a core; ``work`` must not call this function."""
     with one_blas_thread():
         return list(_pool(os.getpid()).map(work, items))
 
 
 def by_rows(m: int, work: Callable[[slice], Part]) -> list[Part]:
-    """``work`` on each core's share of ``m`` rows, in their order."""
+    """``work`` on each core's slice of ``m`` rows; results in the slices' order."""
     shares = min(cores(), max(1, m // ROWS_A_CORE))
     ends = [m * share // shares for share in range(shares + 1)]
     return on_cores(work, [slice(*pair) for pair in zip(ends, ends[1:], strict=False)])
@@ -97,12 +99,12 @@ def by_rows(m: int, work: Callable[[slice], Part]) -> list[Part]:
 
 @cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Of a process: a forked one has none of the threads of the first."""
+    """The pool of one process: a forked child has none of its parent's threads."""
     return ThreadPoolExecutor(cores(), f"products-{process}")
 
 
 @cache
 def _blas() -> ThreadpoolController:
-    """Both, once they are loaded: to look for them takes 5 ms."""
+    """NumPy's and SciPy's BLAS, found once: a search takes 5 ms."""
     assert scipy.linalg.blas
     return ThreadpoolController().select(user_api="blas")

@@ -23,7 +23,7 @@ from dnntk.training import gradient_flow, placement
 class Ensemble:
     """``trials`` networks of one kind on inputs x [n, ...] and targets y [n, d_out].
 
-    Trees of a network's arrays have a leading axis of trials throughout.
+    All trees of a network's arrays have a leading axis of trials.
     """
 
     def __init__(self, model: DeepNarrow, trials: int, x: np.ndarray, y: np.ndarray) -> None:
@@ -37,7 +37,7 @@ class Ensemble:
     def init(self, seed: int, first: int = 0) -> tuple[Any, Any]:
         """(params, frozen) of all trials, numbered from ``first``.
 
-        A trial is the same however many there are beside it.
+        A trial depends on its number alone, not on the number of trials.
         """
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(
             first + jnp.arange(self.trials)
@@ -54,7 +54,7 @@ class Ensemble:
         """(params, frozen, steps) -> (params, losses [trials] before the last of the steps).
 
         Full-batch gradient descent on the thesis's loss, ``time_step`` of kernel time a step.
-        ``params`` are donated; ``steps`` may be any number, it is compiled once.
+        ``params`` are donated; the function is compiled once for any number of steps.
         """
         rate = gradient_flow.learning_rate(self.model, time_step)
         weight = jnp.ones(len(self._x), self._x.dtype)
@@ -84,10 +84,10 @@ class Ensemble:
         return jax.jit(sharded, donate_argnums=0)
 
     def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function`` of one trial's trees, for all of them, one after another on one device.
+        """``function`` of one trial's trees, mapped over all trials on one device.
 
-        On one, since host devices share their threads: a batch of singular values on each of them
-        may wait for the others' for ever.
+        Not on several: host devices share their threads, and batches of singular values on two
+        devices may deadlock.
         """
         mapped = jax.jit(lambda *trees: lax.map(lambda args: function(*args), trees))
         device = self.mesh.devices.flat[0]

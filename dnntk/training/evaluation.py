@@ -8,17 +8,22 @@ import numpy as np
 
 from dnntk.data.datasets import Dataset
 
+__all__ = [
+    *("as_trained", "class_targets", "confusion", "constant_loss", "decide", "described"),
+    *("inputs_as_trained", "mean_squared_error", "scores", "split_scores"),
+]
+
 
 def decide(outputs: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
     """Class indices [n]: the class whose target is nearest to the outputs [n, d_out].
 
-    ``targets`` [k, d_out] has the target of each class; None is 0 and 1 for one output, and one-hot
-    for several.
+    ``targets`` [k, d_out] holds the classes' targets; None is 0 and 1 for one output, and one-hot
+    vectors for several.
     """
     if targets is None:
         several = outputs.shape[1] > 1
         return np.argmax(outputs, axis=1) if several else (outputs[:, 0] > 0.5).astype(int)
-    # |f - y|^2 without |f|^2; of one-hot targets it is f itself, to the bit.
+    # |f - y|^2 without |f|^2; for one-hot targets this compares the outputs' exact bits.
     half = 0.5 * np.sum(targets**2, axis=1)
     with np.errstate(all="ignore"):
         return np.argmax(outputs @ targets.T - (half - half.min()), axis=1)
@@ -40,9 +45,9 @@ def scores(
     targets: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> tuple[float, float | None]:
-    """The thesis's loss 1/2 E ||f - y||^2, and the share of right decisions where y are classes.
+    """The thesis's loss 1/2 E ||f - y||^2, and the accuracy if ``labelled``.
 
-    ``targets`` is as in `decide`; ``labels`` are the right decisions, by default those by y.
+    ``targets`` is as in `decide`; ``labels`` are the true classes, by default decided by y.
     """
     loss = 0.5 * np.mean(np.sum((outputs - y).astype(np.float64) ** 2, axis=1))
     if not labelled:
@@ -59,13 +64,13 @@ def split_scores(
     targets: np.ndarray | None = None,
     labels: np.ndarray | None = None,
 ) -> dict[str, float | None]:
-    """The two of a split, ``train`` or ``test``, named as in every file: train_loss, ..."""
+    """`scores` of a split, ``train`` or ``test``, under their names in files: train_loss, ..."""
     loss, accuracy = scores(outputs, y, labelled, targets, labels)
     return {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
 
 
 def mean_squared_error(loss: float, d_out: int) -> float:
-    """The thesis's table 4.1 quotes the mean over outputs too, without the half: 2 loss / d_out."""
+    """Mean over examples and outputs, as in the thesis's table 4.1: 2 loss / d_out."""
     return 2 * loss / d_out
 
 
@@ -91,7 +96,7 @@ def confusion(
 
 
 def constant_loss(y: np.ndarray, of: np.ndarray) -> float:
-    """The loss on targets ``y`` of the best answer to ``of`` that does not look at the input."""
+    """The loss on targets ``y`` of the constant output that is best on targets ``of``."""
     centred = y.astype(np.float64) - of.mean(axis=0, dtype=np.float64)
     return float(0.5 * np.mean(np.sum(centred**2, axis=1)))
 

@@ -10,11 +10,13 @@ from dnntk.training import gradient_flow
 from dnntk.training.config import TrainConfig
 from dnntk.training.plan import schedule_of
 
+__all__ = ["optimizer_of"]
+
 
 def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
-    """The run's optimizer at a learning rate, for so many steps.
+    """The run's optimizer at a learning rate, for a run of ``steps``.
 
-    optax joins numbers of several dtypes, which JAX's strict promotion would refuse.
+    It works under JAX's strict promotion too, though optax mixes dtypes.
     """
     made = _optimizer_of(config, rate, steps)
 
@@ -39,6 +41,6 @@ def _optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.Gradien
     made = getattr(optax, config.optimizer)(over_time, **more)
     if not config.sam_radius:
         return cast(optax.GradientTransformation, made)
-    # Not `optax.contrib.normalize`, which makes nan of a gradient of 0.
+    # Not `optax.contrib.normalize`, which turns a gradient of 0 into nan.
     uphill = optax.chain(optax.normalize_by_update_norm(), optax.sgd(config.sam_radius))
     return optax.contrib.sam(made, uphill, opaque_mode=True)

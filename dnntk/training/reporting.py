@@ -1,4 +1,4 @@
-"""What a run of `dnntk.train` says of itself: log lines, summary.json's verdict, pictures."""
+"""The log lines, the verdict and the figures of a run of `dnntk.train`."""
 
 import logging
 import math
@@ -14,19 +14,21 @@ from dnntk.training.evaluation import confusion, constant_loss, described
 from dnntk.training.plan import Plan
 from dnntk.training.step_size import Eigenvalue
 
+__all__ = ["draw_run", "say_done", "say_network", "verdict", "warn_of_vanished"]
+
 log = logging.getLogger("dnntk")
 
-# A network has learned something if its training loss is below the best constant's by this share:
-# it then explains as much of the targets' variance. Below, rounding and chance decide.
+# A network has learned if its training loss is below the best constant's by this share, which is
+# the share of the targets' variance that it explains. Smaller shares may be rounding or chance.
 LEAST_LEARNED = 0.05
-# Of the largest eigenvalue: what float32 does not tell from 0.
+# Share of the largest eigenvalue that float32 cannot tell from 0.
 VANISHED = 1e-7
 
 
 def verdict(loss: float, y: np.ndarray, y_train: np.ndarray) -> dict[str, Any]:
-    """Of a training loss on targets ``y``: the best constant's, and whether it is better."""
+    """The best constant's loss on targets ``y``, and whether ``loss`` is clearly lower."""
     constant = constant_loss(y, y_train)
-    # Targets that are all the same leave nothing but the constant to learn.
+    # If all targets are equal, the constant is all there is to learn.
     same = constant <= 1e-9 * float(np.mean(np.square(y, dtype=np.float64)))
     return {"constant_loss": constant, "learned": same or loss < (1 - LEAST_LEARNED) * constant}
 
@@ -42,10 +44,10 @@ def say_network(config: TrainConfig, width: int, parameters: int) -> None:
 
 
 def warn_of_vanished(config: TrainConfig, plan: Plan, found: Eigenvalue) -> None:
-    """Say in a line if the network's kernel teaches it nothing but a constant.
+    """Warn if the network can learn little but a constant in the run's time t.
 
-    In the run's time t at most the share 1 - exp(-rate t) of what the targets have beyond their
-    mean is learned if the kernel stands still, see `Eigenvalue`.
+    With a constant kernel it learns at most the share 1 - exp(-rate t) of the targets' deviation
+    from their mean, see `Eigenvalue`.
     """
     if found.targets_rate is None or plan.time_per_step is None:
         return
@@ -83,15 +85,10 @@ def draw_run(
     outputs: np.ndarray,
     targets: np.ndarray | None,
 ) -> None:
-    """All pictures of a run.
+    """Draw all figures of a run into its folder ``path``.
 
-    Args:
-        path: the run's folder.
-        config: the run's.
-        history: its evaluations.
-        data: what it was trained on.
-        outputs: of the first test examples, perhaps none.
-        targets: of the classes, as in `dnntk.training.evaluation.decide`.
+    ``outputs`` are those of the first test examples, perhaps none; ``targets`` are the classes', as
+    in `dnntk.training.evaluation.decide`.
     """
     title = f"{config.depth:,}-layer {config.arch.upper()}, {figures.plain(data.name)}"
     figures.draw(path / "loss", figures.loss_figure, history, title)

@@ -1,4 +1,4 @@
-"""The main job: train one network on one dataset, watch it, keep everything that it was.
+"""`dnntk.train`: train one network on one dataset, and save all that describes the run.
 
 `train` is what ``scripts/train.py`` calls; in a notebook it does the same, with or without a
 workdir. Data flows one way: configuration, data, network, step size, gradient flow, results.
@@ -20,6 +20,8 @@ from dnntk.runtime.log_lines import printed_lines
 from dnntk.training.config import RESUMABLE, TrainConfig
 from dnntk.training.trainer import Run, TrainResult
 
+__all__ = ["check_compiles", "load_dataset_for", "train", "train_on"]
+
 
 @freeing_folders()
 def train(
@@ -39,21 +41,20 @@ def train(
             nothing.
         dataset: examples of your own, instead of those that ``config`` names; of any kind that
             `dnntk.data.own_data.own_dataset` takes.
-        resume: go on from the last good checkpoint in ``workdir``, to the bits of a run that was
-            never cut off (on the same machine and devices). Where nothing was written yet, start.
+        resume: continue from the last good checkpoint in ``workdir``, with exactly the numbers of
+            an uninterrupted run (on the same machine and devices); start if there is no run yet.
         progress: show a progress bar.
-        verbose: print the lines on network, data, step and result, where logging does not take them
-            already; None is as ``progress``.
+        verbose: print the lines on network, data, step and result, unless a logging handler takes
+            them; None is as ``progress``.
 
     Returns:
-        The trained variables, the history and the summary. Global state is left as it was, x64
-        included.
+        The trained variables, the history and the summary. No global setting of JAX changes.
 
     Raises:
         InputError: the configuration, the data or the workdir cannot be used; the message says why.
         Diverged: the loss became NaN or grew without bound; the last good checkpoint is kept.
-        Stopped: SIGTERM came; the step that was under way is finished, and a checkpoint written.
-        Interrupted: Ctrl-C was pressed; the same. A second one does not wait.
+        Stopped: SIGTERM came; the current step was finished and a checkpoint written.
+        Interrupted: Ctrl-C was pressed; likewise. A second Ctrl-C interrupts at once.
     """
     config = _checked(config)
     own = None if dataset is None else own_dataset(dataset, config)
@@ -71,7 +72,7 @@ def train_on(
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
-    """`train` on what `load_dataset_for` has loaded for ``config`` before, or on a part of it."""
+    """`train` on a dataset that `load_dataset_for` loaded for ``config``, or on a part of it."""
     return _trained(_checked(config), dataset, {}, workdir, resume, progress)
 
 
@@ -99,7 +100,7 @@ def _trained(
     resume: bool,
     progress: bool,
 ) -> TrainResult:
-    """``recorded`` is what config.json says of data of the user's own."""
+    """``recorded`` are the entries of config.json on the user's own data."""
     if resume and workdir is None:
         raise InputError("resume: expected a workdir to go on in, got none; give workdir")
     with jax.enable_x64(config.dtype == "float64"):
@@ -117,7 +118,7 @@ def _trained(
 def _claimed(
     folder: RunFolder, config: TrainConfig, recorded: dict[str, Any], resume: bool
 ) -> bool:
-    """Whether the folder, now this run's, has a run to go on with."""
+    """Claim the folder; returns whether it has a run to continue."""
     if resume and not folder.vacant:
         check_resumed(folder.read_config(), recorded, folder.path)
     data = {name: value for name, value in recorded.items() if name != "own"}
@@ -125,7 +126,7 @@ def _claimed(
 
 
 def load_dataset_for(config: TrainConfig) -> Dataset:
-    """The dataset of a run, as `dnntk.data.datasets` gives it."""
+    """The dataset that ``config`` names."""
     return load_dataset(
         config.dataset,
         classes=config.classes,

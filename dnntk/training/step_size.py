@@ -23,6 +23,11 @@ from dnntk.training.engine import engine_for
 from dnntk.training.pipeline import DATA, DEPTH
 from dnntk.training.placement import put_batch, put_state
 
+__all__ = [
+    *("FULL_BATCH_FRACTION", "MINI_BATCH_FRACTION", "Eigenvalue", "kernel_product"),
+    "largest_eigenvalue",
+]
+
 # Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
 # mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of the bound, once at half of it.
 FULL_BATCH_FRACTION = 0.9
@@ -30,11 +35,11 @@ MINI_BATCH_FRACTION = 0.5
 
 
 class Eigenvalue(NamedTuple):
-    """A power iteration's result: the eigenvalue, and whether and how soon it settled.
+    """A power iteration's result: the eigenvalue, whether it converged, and its iterations.
 
-    ``targets_rate`` is v^T (K/N) v of the targets less their mean, brought to norm 1: the rate at
-    which gradient flow begins to learn more than a constant. At time t it has left a share of at
-    least exp(-targets_rate t) of them, if the kernel stands still (by Jensen's inequality).
+    ``targets_rate`` is v^T (K/N) v, v the targets less their mean, at norm 1: the rate at which
+    gradient flow begins to learn more than a constant. With a constant kernel a share of at least
+    exp(-targets_rate t) of v is left at time t (Jensen's inequality).
     """
 
     value: float
@@ -61,12 +66,12 @@ def largest_eigenvalue(
         model: a flax module; for a deep narrow network in the ntk form J J^T is the scaled NTK.
         variables: its collections, ``params`` among them.
         x: [N, ...] inputs.
-        mesh: its axis ``data`` splits the inputs, and ``depth``, if there is one, a deep narrow
-            network's layers.
+        mesh: devices; its axis ``data`` splits the inputs, and an axis ``depth`` the layers of a
+            deep narrow network.
         y: [N, d_out] targets, for ``targets_rate``.
-        seed: of the positive random starting vector.
-        tolerance: relative change of the estimate (it grows towards the eigenvalue) to stop at.
-        max_iterations: each costs about two training steps on these inputs.
+        seed: seed of the random starting vector, which is positive.
+        tolerance: stop at this relative change of the estimate, which grows to the eigenvalue.
+        max_iterations: most iterations; each costs about two training steps on these inputs.
         state_bytes: of states that a thread of the CPU library may keep.
 
     Returns:
@@ -100,9 +105,10 @@ def kernel_product(
     mesh: Mesh,
     state_bytes: int = THREAD_STATE_BYTES,
 ) -> Any:
-    """A turn of the power iteration: (params, frozen, x, v, weight) -> (K v, v^T K v / N).
+    """One power iteration: (params, frozen, x, v, weight) -> (K v, v^T K v / N).
 
-    ``params`` and ``frozen`` may be shapes alone; v is brought to norm 1 where weight is not 0.
+    ``params`` and ``frozen`` may be shapes alone. v is first set to 0 where weight is 0, and
+    divided by its norm.
     """
     if pipeline.stages_of(mesh) > 1:
         products = functools.partial(_staged_products, model, mesh)

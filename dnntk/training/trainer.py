@@ -1,4 +1,4 @@
-"""One run of `dnntk.train`: what it is made of, its steps, evaluations, checkpoints and files."""
+"""One run of `dnntk.train`: its setup, steps, evaluations, checkpoints and files."""
 
 import contextlib
 import dataclasses
@@ -51,12 +51,14 @@ from dnntk.training.plan import Plan, Planner, kernel_times
 from dnntk.training.reporting import draw_run, say_done, say_network, verdict, warn_of_vanished
 from dnntk.training.step_size import Eigenvalue, largest_eigenvalue
 
+__all__ = ["Run", "TrainResult"]
+
 log = logging.getLogger("dnntk")
 
-# Losses this many times the first one do not come back. Where C is small a step beyond the kernel's
-# limit raises the loss a thousandfold before it has moved the kernel down.
+# A loss this many times the first one does not recover. A smaller one may: if C is small, a step
+# above the stable limit raises the loss a thousandfold before the kernel shrinks.
 DIVERGENCE = 1e6
-# Of short steps that are taken by one call: a bar that moves every so often is live.
+# Duration of a call that takes several short steps: the progress bar moves this often.
 SECONDS_AT_ONCE = 0.1
 
 
@@ -67,10 +69,10 @@ class TrainResult:
     Attributes:
         model: the network; ``model.apply(variables, x)`` are its outputs.
         variables: trained variables, on the default device.
-        history: a dict an evaluation: step, time, train_loss, test_loss, train_accuracy,
+        history: a dict for each evaluation: step, time, train_loss, test_loss, train_accuracy,
             test_accuracy, seconds.
         summary: the content of summary.json.
-        dataset: what it was trained on, images as the network takes them.
+        dataset: the training and test data, images as the network takes them.
     """
 
     model: DeepNarrow
@@ -80,7 +82,7 @@ class TrainResult:
     dataset: Dataset
 
     def __repr__(self) -> str:
-        """The network and what it came to."""
+        """The network and its results."""
         names = ("steps", "train_loss", "test_loss", "train_accuracy", "test_accuracy")
         found = ", ".join(f"{name}={self.summary.get(name)}" for name in names)
         kind = type(self.model).__name__
@@ -88,9 +90,9 @@ class TrainResult:
 
 
 class Run:
-    """One sitting of a run. Its parts, in the order they are made, are its attributes.
+    """One call of `dnntk.train`: a run, or the rest of one.
 
-    ``recorded`` is what config.json says of data of the user's own, see
+    ``recorded`` are the entries of config.json on the user's own data, see
     `dnntk.data.own_data.record`.
     """
 
@@ -103,7 +105,7 @@ class Run:
         resume: bool,
         progress: bool,
     ) -> None:
-        """Make everything but the compiled step."""
+        """Prepare everything but the compiled step."""
         self.config, self.folder = config, folder
         self.progress = progress and processes.is_primary()
         self.begun = self.called = time.perf_counter()
@@ -139,7 +141,7 @@ class Run:
         self.resume = resume
 
     def result(self) -> TrainResult:
-        """Train, and write what a run leaves."""
+        """Train, and write the results."""
         with self._checkpoints() as checkpoints:
             start = self._restore(checkpoints) if self.resume and checkpoints else 0
             self._compile()
@@ -158,7 +160,7 @@ class Run:
         return TrainResult(self.model, variables, self.history, summary, self.dataset)
 
     def _whole(self, tree: Any) -> Any:
-        """On the host, whatever the mesh."""
+        """The network's own arrays on the host, without the padding of stages."""
         return pipeline.unpadded(processes.to_host(tree), self.model)
 
     def _describe(self) -> None:
@@ -174,7 +176,7 @@ class Run:
         return ("own data: " if self.recorded else "") + self.dataset.description
 
     def _settle(self, resume: bool) -> Plan:
-        """Choose the step and the number of steps, or take up what the resumed run chose."""
+        """The plan of a new run, or the saved one of a resumed run."""
         self.eigenvalue: Eigenvalue | None = None
         if resume and self.folder:
             plan = self.planner.resume(self.folder.read_config().get("plan"))
@@ -190,7 +192,7 @@ class Run:
         return plan
 
     def _lambda_max(self) -> Eigenvalue:
-        """Of the network's own kernel, on one batch of training examples."""
+        """The largest eigenvalue of the network's own kernel on one batch."""
         order = np.random.default_rng(self.config.seed).permutation(len(self.dataset.x_train))
         chosen = np.sort(order[: self.batch_size])
         x, y = self.dataset.x_train[chosen], self.dataset.y_train[chosen]
@@ -209,7 +211,7 @@ class Run:
         assert self.folder is not None
         held = {"state": self.state._asdict(), "frozen": self.frozen}
         like = jax.eval_shape(lambda held: pipeline.unpadded(held, self.model), held)
-        if checkpoints.kept():  # then the initial values are not needed beside those to come
+        if checkpoints.kept():  # free the initial values before the restored ones are read
             for array in jax.tree.leaves((held, self.variables)):
                 array.delete()
         found = checkpoints.restore(like)
@@ -240,7 +242,7 @@ class Run:
         log.info("memory: about %.2f GB expected at the peak", total / 1e9)
 
     def _batch(self, chosen: np.ndarray, step: int | None = None) -> placement.Batch:
-        """Of training examples, as step ``step`` sees them; None is as they are."""
+        """Training examples, moved as in step ``step`` by the configuration's shift, if given."""
         config = self.config
         if config.shift and step is not None:
             rng = np.random.default_rng((config.seed, step, config.shift))
@@ -262,7 +264,7 @@ class Run:
             yield self._batch(chosen, step)
 
     def _train(self, start: int, checkpoints: Checkpoints | None) -> float:
-        """Take the steps; the seconds that they alone took."""
+        """Take the steps from ``start`` on; returns the seconds of the steps alone."""
         steps, batches, stepping = self.plan.steps, self._batches(start), 0.0
         looks = set(evaluation_steps(self.config, steps))
         checkpoint_every = checkpoint_interval(self.config, steps)
@@ -305,7 +307,7 @@ class Run:
         return Stopped(f"SIGTERM: stopped after step {step}; {kept}")
 
     def _count(self, step: int, stops: tuple[int, ...], seconds_a_step: float) -> int:
-        """Steps to take at once after ``step``: up to where something is to be done, or seen."""
+        """Steps in the next call: up to the next of ``stops``, for `SECONDS_AT_ONCE` at most."""
         if not self.at_once:
             return 1
         stop = min(other for other in stops if other > step)
@@ -327,7 +329,7 @@ class Run:
         )
 
     def _losses(self, step: int) -> dict[str, Any]:
-        """Loss and accuracy on both splits: on all examples after the last step, else on some."""
+        """Loss and accuracy on both splits, after the last step on all examples."""
         data = self.dataset
         limit = evaluated_examples(self.config, step == self.plan.steps)
         found: dict[str, Any] = {"test_loss": None, "test_accuracy": None}
@@ -380,7 +382,7 @@ class Run:
 
     def _draw(self) -> None:
         assert self.folder is not None
-        if self.test_outputs is None:  # nothing was left to train
+        if self.test_outputs is None:  # a finished run was resumed
             self._losses(self.plan.steps)
         assert self.test_outputs is not None
         if processes.is_primary():
