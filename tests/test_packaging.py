@@ -1,5 +1,6 @@
 """What is installed: the whole package, found from every folder."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -40,3 +41,9 @@ def test_the_package_lists_its_public_names_alone():
     assert dir(dnntk) == sorted(dnntk.__all__)
     assert {"InfiniteDepthClassifier", "InfiniteDepthRegressor"} <= set(dir(dnntk))
     assert all(hasattr(dnntk, name) for name in dir(dnntk))
+
+
+def test_hosted_checks_call_the_same_script():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "- run: .ci/run\n" in workflow
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
