@@ -1,4 +1,4 @@
-"""What every script shares: flags in, one line and an exit status out."""
+"""What all scripts share: flags from configurations, and errors as one line and a status."""
 
 import dataclasses
 import inspect
@@ -33,15 +33,15 @@ from dnntk.runtime.progress import SafeStream
 from dnntk.training.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.training.pipeline import parse_mesh
 
-# More host devices than this only cut the batch thinner.
+# With more host devices than this, the parts of a batch become too small.
 MOST_HOST_DEVICES = 8
-# What a mesh may ask for all the same, to be tried out.
+# The most that a mesh may request, for trials.
 MOST_HOST_DEVICES_ASKED = 64
-# How JAX says that a process it needs does not answer.
-GONE = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection")
+# Words in JAX's errors about a process that does not answer.
+LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection")
 ALONE = "another process of the job is gone; go on with --resume and the same --workdir"
-# Where its own account of that begins, before it ends the process.
-ACCOUNT = re.compile(
+# The start of JAX's report of such a process, after which it ends this one.
+REPORT = re.compile(
     rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination_service\w*|preemption_sync_manager|client)\.(cc|h)"
 )
 HELP = {"-h", "--help", "--helpshort", "--helpfull"}
@@ -116,7 +116,7 @@ def workdir(default: Callable[[], Path] | None = None) -> Path:
     """The folder for all results: what ``--workdir`` says, else ``default()``."""
     given = flags.FLAGS.workdir
     path = default() if given is None and default else as_path("workdir", given)
-    flags.FLAGS["workdir"].value = str(path)  # for the line that says how to go on
+    flags.FLAGS["workdir"].value = str(path)  # for the advice to resume with it
     return path
 
 
@@ -129,7 +129,7 @@ def new_workdir(stem: str) -> Path:
 
 def run(main: Callable[[], None]) -> None:
     """Parse the flags and call ``main``; bad input ends with exit status 2 and one line."""
-    _print_anything()
+    _make_output_safe()
     if HELP & set(sys.argv[1:]):
         print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
         return
@@ -155,10 +155,10 @@ def run(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         _stop(_naming_workdir(stopped.message), 143)
     except jax.errors.JaxRuntimeError as error:
-        if not processes.is_multiprocess() or not any(word in str(error) for word in GONE):
+        if not processes.is_multiprocess() or not any(word in str(error) for word in LOST):
             raise
         print(f"{os.path.basename(sys.argv[0])}: {ALONE}", file=sys.stderr, flush=True)
-        os._exit(1)  # to end in order would be to wait for the others
+        os._exit(1)  # an orderly exit would wait for the other processes
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         _stop(f"{error.strerror or error}{where}; mend it, and {_go_on()}", 1)
@@ -239,7 +239,7 @@ def _stopped(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _go_on() -> str:
-    # Some scripts look for themselves whether the workdir has anything.
+    # Scripts without --resume always continue in their workdir.
     resume = ["--resume"] if "resume" in flags.FLAGS else []
     values = flags.FLAGS.flag_values_dict() if flags.FLAGS.is_parsed() else {}
     if values.get("workdir") is None:
@@ -249,15 +249,15 @@ def _go_on() -> str:
 
 
 def _naming_workdir(message: str) -> str:
-    """A run inside an experiment names a folder of its own; the user goes on with the outer one."""
+    """Advise the script's workdir: a run inside an experiment names its own inner folder."""
     done, kept, _ = message.partition("; go on with")
     return f"{done}; {_go_on()}" if kept else message
 
 
 def _naming_flags(message: str) -> str:
-    """The library's line, which begins with names of arguments, with ``--`` where they are flags.
+    """The library's message with ``--`` before the arguments that are flags.
 
-    As in "lr, time_step: expected ..." and "pool=3: expected ...".
+    Messages start like "lr, time_step: expected ..." or "pool=3: expected ...".
     """
     message = message.replace("resume=True", "--resume")
     names, found, rest = message.partition(":")
@@ -267,11 +267,11 @@ def _naming_flags(message: str) -> str:
     return f"{', '.join('--' + part.strip() for part in names.split(','))}:{rest}"
 
 
-def _print_anything() -> None:
-    """Neither a character that an encoding lacks nor a reader that has gone ends a run."""
+def _make_output_safe() -> None:
+    """Print any character in any encoding, and go on after the reader of a pipe has ended."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if hasattr(stream, "reconfigure"):  # None where it is closed
+        if hasattr(stream, "reconfigure"):  # None if closed
             stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, SafeStream(stream))
 
@@ -294,10 +294,10 @@ def _log_lines() -> None:
 
 
 def _silence_orbax_threads() -> None:
-    """Print no traceback of an error that orbax raises in the caller too.
+    """Do not print the tracebacks of orbax's threads; orbax raises the same error in the caller.
 
-    Its threads may print theirs at any time, even after the one line. Tensorstore's futures that
-    end when orbax has closed their event loop print more.
+    The threads may print at any time, even after the script's one line. Tensorstore's futures also
+    print when they end after orbax has closed their event loop.
     """
     absl.logging.get_absl_logger().addFilter(
         lambda record: "_SignalingThread" not in record.getMessage()
@@ -312,7 +312,7 @@ def _silence_orbax_threads() -> None:
 
 
 def _join_others() -> None:
-    """Where the flags say that there are others: one process of several, of which one speaks."""
+    """Join the other processes that the flags name; only the first process logs progress."""
     values = flags.FLAGS.flag_values_dict()
     if not (values.get("distributed") or values.get("coordinator")):
         if values.get("processes") or values.get("process"):
@@ -321,16 +321,16 @@ def _join_others() -> None:
                 "--process, or --distributed, got neither"
             )
         return
-    _shorten_what_jax_says()
+    _shorten_reports_of_lost_processes()
     processes.join(values["coordinator"], values["processes"], values["process"])
     if not processes.is_primary():
         logging.getLogger("dnntk").setLevel(logging.WARNING)
 
 
-def _shorten_what_jax_says() -> None:
-    """Stderr goes through a process that puts one line in place of JAX's account of a dead peer.
+def _shorten_reports_of_lost_processes() -> None:
+    """Replace JAX's report of a lost process by one line, in a child that filters stderr.
 
-    JAX's client ends the process itself, with a C++ stack trace, where no Python can see it.
+    JAX's client prints a C++ stack trace and ends the process, which Python cannot catch.
     """
     if not hasattr(os, "fork"):
         return
@@ -341,10 +341,10 @@ def _shorten_what_jax_says() -> None:
         os.close(write)
         shown = True
         while chunk := os.read(read, 1 << 16):
-            account = ACCOUNT.search(chunk)
+            report = REPORT.search(chunk)
             if shown:
-                os.write(2, chunk[: account.start()] if account else chunk)
-            if account and shown:
+                os.write(2, chunk[: report.start()] if report else chunk)
+            if report and shown:
                 os.write(2, f"\n{os.path.basename(sys.argv[0])}: {ALONE}\n".encode())
                 shown = False
         os._exit(0)
@@ -354,9 +354,9 @@ def _shorten_what_jax_says() -> None:
 
 
 def _one_host_device_a_core() -> None:
-    """On CPU, a core a device: narrow layers are too small to be worth threads of their own.
+    """On CPU, let JAX have one host device a core, as narrow layers are too small for threads.
 
-    As many as a mesh has, though; of several processes each has its share of them.
+    With ``--mesh`` it has the mesh's number of devices, divided by the number of processes.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

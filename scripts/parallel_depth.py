@@ -5,9 +5,9 @@ python scripts/parallel_depth.py --arch=cnn --dataset=digits --depths=100,1000 -
 
 Trains a network of every depth and C, evaluates it by `dnntk.parallel` and layer by layer, and
 counts sweeps and errors, both in float32 against float64. The time on an accelerator is modelled,
-not measured: a kernel takes the longer of its launch and its traffic. The loop is taken at its
-best, one kernel a layer that reads and writes the state; a sweep is 3 kernels and a scan of
-2 log2(layers) more, and moves 10 arrays of states.
+not measured: a kernel takes the longer of its launch and its memory traffic. The loop is modelled
+at its best, one kernel a layer that reads and writes the state; a sweep has 3 kernels and a scan
+of 2 log2(layers) kernels, and moves 10 arrays of states.
 """
 
 import json
@@ -53,7 +53,7 @@ def loop_seconds(layers: int, state_bytes: int) -> float:
 
 
 def sweep_seconds(layers: int, state_bytes: int) -> float:
-    """Modelled time of one sweep over so many layers."""
+    """Modelled time of one sweep over ``layers``."""
     launches = KERNELS_A_SWEEP + 2 * math.ceil(math.log2(max(layers, 2)))
     return max(launches * FLAGS.launch, ARRAYS_A_SWEEP * layers * state_bytes / FLAGS.bandwidth)
 
@@ -104,12 +104,12 @@ def picture(rows: list[dict[str, Any]]) -> "Figure":
     times = [1e3 * r["modelled_loop_seconds"] for r in first]
     axes.plot(depths, times, "s--", color=figures.BLACK, label="layer by layer, a kernel each")
     for scale, color, marker in zip(scales, colors, "oD^", strict=False):
-        those = [r for r in rows if r["scale"] == scale]
-        times = [1e3 * r["modelled_seconds"] for r in those]
+        chosen = [r for r in rows if r["scale"] == scale]
+        times = [1e3 * r["modelled_seconds"] for r in chosen]
         axes.plot(
             depths, times, marker + "-", color=color, label=f"in parallel over depth, C = {scale:g}"
         )
-        for r, t in zip(those, times, strict=True):
+        for r, t in zip(chosen, times, strict=True):
             if scale == scales[-1]:
                 axes.annotate(
                     f"{r['sweeps']} sweeps",
@@ -132,7 +132,7 @@ def picture(rows: list[dict[str, Any]]) -> "Figure":
 
 @freeing_folders()
 def main() -> None:
-    """A row for every depth and C, kept as soon as it is there, and a picture."""
+    """Compute and write a row for every depth and C, then draw the figure."""
     depths = command_line.depths("depths", 3)
     scales = command_line.listed("scales", float, "numbers like 5,50")
     if not scales:

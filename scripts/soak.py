@@ -1,11 +1,11 @@
-r"""Runs that are killed at random moments and taken up again, on random meshes: is nothing lost?
+r"""Kill training runs at random moments and resume them on random meshes: is nothing lost?
 
 python scripts/soak.py
 python scripts/soak.py --kills=1000 --meshes=data:1,data:2,depth:2,data:2+depth:2
 python scripts/soak.py --resume
 
-Every run is killed once or more (SIGKILL, and now and then SIGTERM), resumed until it ends, and
-compared with one that nobody disturbed: to the bit where it stayed on one mesh, else to rounding.
+Every run is killed once or more (by SIGKILL or SIGTERM), resumed until it ends, and compared with
+an undisturbed run: bit by bit if it stayed on one mesh, otherwise up to rounding.
 """
 
 import json
@@ -31,7 +31,7 @@ from dnntk.runtime.progress import progress_bar
 from dnntk.training.pipeline import parse_mesh
 
 FLAGS = flags.FLAGS
-flags.DEFINE_integer("kills", 200, "How many, over all runs.", lower_bound=1)
+flags.DEFINE_integer("kills", 200, "Kills of all runs together.", lower_bound=1)
 flags.DEFINE_list(
     "meshes", ["data:1", "data:2", "depth:2", "data:2+depth:2"], "Meshes; + joins the two axes."
 )
@@ -39,18 +39,18 @@ flags.DEFINE_float("moves", 0.3, "Share of runs that change their mesh.", lower_
 flags.DEFINE_float("sigterm", 0.2, "Share of kills that are SIGTERM.", lower_bound=0)
 flags.DEFINE_integer("depth", 22, "Weight layers.", lower_bound=2)
 flags.DEFINE_float("early", 0.25, "Share of kills that may come before any step.", lower_bound=0)
-flags.DEFINE_integer("steps", 400, "Of each run.", lower_bound=2)
-flags.DEFINE_integer("seed", 0, "Of the moments.")
+flags.DEFINE_integer("steps", 400, "Steps of each run.", lower_bound=2)
+flags.DEFINE_integer("seed", 0, "Seed of the random moments and meshes.")
 flags.DEFINE_bool("resume", False, "Go on with the soak in the workdir.")
 flags.DEFINE_string("workdir", "runs/soak", "Folder for all results.")
 
 ROWS, FINAL = "rows.jsonl", "final.npz"
-# Sums in another order, carried through the steps of a run.
+# Largest relative difference between meshes, which add numbers in different orders.
 ROUNDING = 1e-4
 
 
-class Sitting(NamedTuple):
-    """One process of a run: where it ran, and how it ended (None: by itself)."""
+class Session(NamedTuple):
+    """One process of a run: its mesh, the signal that killed it or None, its newest checkpoint."""
 
     mesh: str
     killed_by: str | None
@@ -95,7 +95,7 @@ def _start(mesh: str, workdir: Path, resume: bool) -> int:
 
 
 def _finished(child: int, seconds: float = 600.0) -> int:
-    """Its exit status, negative for a signal."""
+    """Wait for the child's exit status, which is negative for a signal."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -118,7 +118,7 @@ def _curve(workdir: Path) -> list[tuple[Any, ...]]:
 
 
 def _stepping(workdir: Path, child: int, lines: int) -> bool:
-    """Wait until a run has written more than so many lines; False where it ended before."""
+    """Wait until the run has written more than ``lines`` metrics; False if it ended before."""
     file = workdir / "metrics.jsonl"
     while not file.exists() or len(file.read_bytes().splitlines()) <= lines:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -132,16 +132,16 @@ def _newest(workdir: Path) -> int:
     return max((int(p.name) for p in found if p.name.isdigit()), default=0)
 
 
-class Whole(NamedTuple):
-    """A run that nobody disturbed, and what one takes: all in all, and for its steps alone."""
+class Undisturbed(NamedTuple):
+    """A run that is never killed: its folder, its seconds, and those of its steps."""
 
     workdir: Path
     seconds: float
     stepping: float
 
 
-def _undisturbed(folder: Path, mesh: str) -> Whole:
-    """A run on ``mesh`` that nobody disturbs."""
+def _undisturbed(folder: Path, mesh: str) -> Undisturbed:
+    """Train on ``mesh`` to the end, and once more for the time."""
     workdir = folder / f"whole-{mesh.replace(',', '+').replace(':', '')}"
     if not (workdir / FINAL).exists():
         status = _finished(_start(mesh, workdir, resume=(workdir / "config.json").exists()))
@@ -153,14 +153,14 @@ def _undisturbed(folder: Path, mesh: str) -> Whole:
     _stepping(again, child, 0)
     stepping = time.monotonic()
     _finished(child)
-    return Whole(workdir, time.monotonic() - begun, time.monotonic() - stepping)
+    return Undisturbed(workdir, time.monotonic() - begun, time.monotonic() - stepping)
 
 
-def _disturbed(workdir: Path, dice: random.Random, whole: dict[str, Whole]) -> Any:
-    """A run that is killed, once or more, and resumed until it ends: a row of the table."""
+def _disturbed(workdir: Path, dice: random.Random, whole: dict[str, Undisturbed]) -> Any:
+    """Train a run that is killed once or more and resumed until it ends; a row of the table."""
     meshes = list(whole)
     mesh, moves = dice.choice(meshes), dice.random() < FLAGS.moves
-    sittings: list[Sitting] = []
+    sessions: list[Session] = []
     kills, status = dice.choice((1, 1, 1, 2, 3)), -1
     while status:
         resume = (workdir / "config.json").exists()
@@ -180,22 +180,22 @@ def _disturbed(workdir: Path, dice: random.Random, whole: dict[str, Whole]) -> A
             kills -= 1
         status = _finished(child)
         if status == 0:
-            kind = None  # it was done before
+            kind = None  # the run had ended before the signal
         elif status not in (-9, -15, 143) or kind is None:
             raise RuntimeError(f"a run ended with {status}: see {workdir}.log")
-        sittings.append(Sitting(mesh, kind, _newest(workdir)))
+        sessions.append(Session(mesh, kind, _newest(workdir)))
         if moves:
             mesh = dice.choice(meshes)
-    used = {sitting.mesh for sitting in sittings}
-    reference = whole[sittings[-1].mesh].workdir
+    used = {session.mesh for session in sessions}
+    reference = whole[sessions[-1].mesh].workdir
     pairs = list(zip(_final(workdir), _final(reference), strict=True))
     exact = all(np.array_equal(a, b) for a, b in pairs) and _curve(workdir) == _curve(reference)
     off = max(float(np.max(np.abs(a - b))) for a, b in pairs)
     largest = max(float(np.max(np.abs(b))) for _, b in pairs)
     good = exact if len(used) == 1 else off <= ROUNDING * largest
-    killed = sum(sitting.killed_by is not None for sitting in sittings)
+    killed = sum(session.killed_by is not None for session in sessions)
     return {
-        **{"sittings": [s._asdict() for s in sittings], "kills": killed, "meshes": len(used)},
+        **{"sittings": [s._asdict() for s in sessions], "kills": killed, "meshes": len(used)},
         **{"exact": exact, "off": off / largest, "good": good},
     }
 
@@ -214,7 +214,7 @@ def _meshes() -> list[str]:
 
 @freeing_folders()
 def main() -> None:
-    """Kill and resume until there have been so many kills; then the table and the picture."""
+    """Kill and resume runs until ``--kills`` is reached; then write the summary and the plot."""
     meshes = _meshes()
     folder = RunFolder(command_line.workdir())
     settings = {name: FLAGS[name].value for name in ("meshes", "depth", "steps", "seed")}
@@ -226,7 +226,7 @@ def main() -> None:
     with progress_bar(total=FLAGS.kills, initial=min(done, FLAGS.kills), unit="kill") as bar:
         while done < FLAGS.kills:
             dice = random.Random(f"{FLAGS.seed} {len(rows)}")
-            # A run that a killed soak had begun is begun again.
+            # A resumed soak starts the run of an interrupted row again.
             workdir = folder.path / f"run-{len(rows)}-{os.getpid()}"
             row = _disturbed(workdir, dice, whole)
             rows.append(row)
