@@ -11,22 +11,37 @@ from dnntk.data.datasets import DATASETS
 from dnntk.data.mnist import CLASS_NAMES
 from dnntk.errors import InputError
 from dnntk.networks import models
+from dnntk.runs.folder import as_json
 from dnntk.training import pipeline
+
+__all__ = [
+    *("TrainConfig", "checkpoint_interval", "evaluated_examples", "evaluation_steps"),
+    "parse_classes",
+]
 
 ARCHITECTURES = ("mlp", "cnn")
 OPTIMIZERS = (
     *("sgd", "adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief", "adamax"),
     *("yogi", "rmsprop", "adagrad", "lamb", "lion"),
 )
-# Those that shrink the parameters by themselves, apart from the gradient.
+# Optimizers with weight decay apart from the gradient.
 DECAYING = ("adamw", "nadamw", "lamb", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
 DTYPES = ("float32", "float64")
+# The values of fields that are words, and the least ones of integers.
+CHOICES = {
+    **{"arch": ARCHITECTURES, "dataset": DATASETS, "optimizer": OPTIMIZERS},
+    **{"schedule": SCHEDULES, "dtype": DTYPES},
+}
+LEAST = {
+    **dict.fromkeys(("batch_size", "shift", "eval_every", "checkpoint_every", "eval_examples"), 0),
+    **{"warmup": 0, "seed": 0, "steps": 1, "epochs": 1, "pool": 1},
+}
 DEFAULT_STEPS = 300
 EVALUATIONS = 20
 EVALUATED_ON_THE_WAY = 2048
 
-# What a resumed run may change: how long it goes on, how often it looks, where it runs.
+# What a resumed run may change: its length, how often it evaluates and saves, its devices.
 RESUMABLE = ("steps", "epochs", "time", "eval_every", "eval_examples", "checkpoint_every", "mesh")
 
 
@@ -117,24 +132,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Convert every field, and check everything that needs no data."""
         fields.convert(self)
-        _one_of("arch", self.arch, ARCHITECTURES)
-        _one_of("dataset", self.dataset, DATASETS)
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("dtype", self.dtype, DTYPES)
-        for name, least in (
-            ("batch_size", 0),
-            ("shift", 0),
-            ("eval_every", 0),
-            ("checkpoint_every", 0),
-            ("eval_examples", 0),
-            ("warmup", 0),
-            ("seed", 0),
-        ):
-            _at_least(name, getattr(self, name), least)
-        for name in ("steps", "epochs", "pool"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
         for name in ("time_step", "lr", "time"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -246,14 +250,11 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Every field, as JSON holds it; infinity as text."""
-        held = dataclasses.asdict(self)
-        if self.scale is not None and math.isinf(self.scale):
-            held["scale"] = "inf"
-        return held
+        return as_json(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "TrainConfig":
-        """The inverse of `to_json`; keys that are not fields are left aside.
+        """The inverse of `to_json`; other keys are ignored.
 
         Raises:
             InputError: a field is missing, of the wrong type or not valid, or the run had data of
@@ -264,11 +265,10 @@ class TrainConfig:
                 "config.json: expected one of dnntk's datasets, got a run on data of your own; go "
                 "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
             )
-        names = [field.name for field in dataclasses.fields(cls)]
+        # Fields that earlier versions did not have.
+        content = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0, **content}
         try:
-            # Runs of earlier versions had constant steps, no mesh of their own and moved nothing.
-            held = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0, **content}
-            values = {name: held[name] for name in names}
+            values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
             if values["scale"] is not None:
                 values["scale"] = float(values["scale"])
             if not isinstance(values["classes"], str):
@@ -283,9 +283,9 @@ class TrainConfig:
 
 
 def evaluation_steps(config: TrainConfig, steps: int) -> list[int]:
-    """After which of ``steps`` steps a run evaluates; 0 is before the first one."""
+    """The numbers of steps after which a run of ``steps`` evaluates, 0 and ``steps`` included."""
     every = config.eval_every or max(1, steps // EVALUATIONS)
-    # Powers of two on the way to the first one: that is where the loss moves most.
+    # At first after powers of two, as the loss changes most there.
     early = {2**k for k in range(every.bit_length()) if 2**k < every}
     return sorted({0, steps} | {s for s in early if s < steps} | set(range(every, steps, every)))
 
@@ -296,7 +296,7 @@ def evaluated_examples(config: TrainConfig, last: bool) -> int | None:
 
 
 def checkpoint_interval(config: TrainConfig, steps: int) -> int:
-    """Steps from one checkpoint to the next of a run of ``steps``, which ends with one."""
+    """Steps between two checkpoints of a run of ``steps``; the last step has one too."""
     return config.checkpoint_every or max(1, steps // EVALUATIONS)
 
 
@@ -312,13 +312,3 @@ def parse_classes(text: str) -> tuple[int, ...] | str:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"classes: expected 'all' or integers like 0,1, got {text!r}") from None
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"{name}: expected an integer of at least {least}, got {value}")

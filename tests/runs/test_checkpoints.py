@@ -73,9 +73,13 @@ def test_large_arrays_are_written_in_pieces(tmp_path, monkeypatch):
     assert largest < state["large"].nbytes / 2
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "grow", "lose", "add", "link"])
+DAMAGES = ("flip", "cut", "grow", "lose", "add", "link")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_any_damage_gives_way_to_the_one_before(two_checkpoints, damage, tmp_path):
-    for number in range(len(files_of(two_checkpoints, 2))):
+    # Every other file; the other ones by the next kind of damage.
+    for number in range(DAMAGES.index(damage) % 2, len(files_of(two_checkpoints, 2)), 2):
         folder = shutil.copytree(two_checkpoints, tmp_path / f"{damage}{number}", symlinks=True)
         file = files_of(folder, 2)[number]
         if damage == "grow" and file.name == CHECKSUMS:
