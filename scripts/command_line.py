@@ -33,6 +33,11 @@ from dnntk.runtime.progress import SafeStream
 from dnntk.training.config import ARCHITECTURES, DTYPES, OPTIMIZERS, SCHEDULES, parse_classes
 from dnntk.training.pipeline import parse_mesh
 
+__all__ = [
+    *("chosen", "define", "define_processes", "depths", "from_flags", "listed"),
+    *("new_workdir", "run", "values", "words", "workdir"),
+]
+
 # With more host devices than this, the parts of a batch become too small.
 MOST_HOST_DEVICES = 8
 # The most that a mesh may request, for trials.

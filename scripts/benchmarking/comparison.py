@@ -28,6 +28,11 @@ from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 from dnntk.training import gradient_flow
 
+__all__ = [
+    *("Record", "Schedule", "Task", "compare", "compare_over_depth"),
+    *("first_key", "model_of", "nbytes", "tolerance"),
+]
+
 SEED = 0
 OWN = ("network", "ensemble", "two devices")
 SCRIPT = {

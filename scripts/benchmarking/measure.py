@@ -10,6 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+__all__ = [
+    *("Call", "Row", "busy_cores", "check_same", "machine", "measured"),
+    *("promise", "set_baseline", "spread", "turns"),
+]
+
 Row = dict[str, Any]
 Call = Callable[[], Any]
 Samples = Sequence[float] | np.ndarray

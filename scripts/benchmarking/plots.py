@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["cost_figure", "ntk_figure", "table"]
+
 # Workers in a fixed order, each with its own color and marker.
 STYLES = (
     ("dnntk", figures.BLUE, "o"),

@@ -15,6 +15,8 @@ from absl import flags
 from benchmarking.comparison import Record, Schedule, Task, compare, compare_over_depth, tolerance
 from benchmarking.measure import Row, measured, promise, set_baseline
 
+__all__ = ["BENCHMARKS", "check_flags"]
+
 FLAGS = flags.FLAGS
 
 flags.DEFINE_integer("batch", 512, "train, cost: images a batch.", lower_bound=1)

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+__all__ = ["Steps", "Worker", "WorkerExited", "compiled", "peak_bytes", "serve"]
+
 FOLDER = Path(__file__).parent
 # A compilation is repeated until all repetitions together have taken this many seconds.
 COMPILING = 10.0
