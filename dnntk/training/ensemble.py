@@ -19,6 +19,8 @@ from jax.sharding import PartitionSpec as P
 from dnntk.networks.models import DeepNarrow
 from dnntk.training import gradient_flow, placement
 
+__all__ = ["Ensemble"]
+
 
 class Ensemble:
     """``trials`` networks of one kind on inputs x [n, ...] and targets y [n, d_out].

@@ -13,7 +13,7 @@ import pytest
 import dnntk
 from dnntk import Dataset, InputError, TrainConfig, train
 from dnntk.data.own_data import own_dataset, record
-from dnntk.training.evaluation import class_targets, confusion, decide
+from dnntk.training.evaluation import class_targets, confusion
 
 RNG = np.random.default_rng(0)
 X, IMAGES = RNG.normal(size=(8, 3)), RNG.uniform(size=(8, 4, 5, 2))
@@ -133,13 +133,6 @@ def test_one_output_decides_for_the_nearer_target(y):
     near = data.y_train + 0.2 * np.ptp(y) * RNG.uniform(-1, 1, (8, 1))
     counts = confusion(near, data.labels_test, 2, class_targets(data))
     np.testing.assert_array_equal(counts, [[4, 0], [0, 4]])
-
-
-def test_decisions_by_one_hot_targets_are_the_largest_outputs():
-    outputs = RNG.normal(size=(500, 4)).astype(np.float32) * 1e-9
-    np.testing.assert_array_equal(decide(outputs, np.eye(4)), decide(outputs))
-    outputs = RNG.normal(size=(500, 1)).astype(np.float32) * 1e-7 + np.float32(0.5)
-    np.testing.assert_array_equal(decide(outputs, np.array([[0.0], [1.0]])), decide(outputs))
 
 
 BAD = {

@@ -1,0 +1,27 @@
+"""Many networks trained side by side."""
+
+import jax
+import numpy as np
+
+from dnntk import DeepNarrowMLP
+from dnntk.training.ensemble import Ensemble
+
+
+def test_a_trial_depends_on_its_number_alone_and_steps_add_up():
+    rng = np.random.default_rng(0)
+    x, y = rng.random((5, 3), np.float32), rng.random((5, 1), np.float32)
+    model = DeepNarrowMLP(4, 1, 20.0)
+    four, two = Ensemble(model, 4, x, y), Ensemble(model, 2, x, y)
+    params, frozen = four.init(seed=1)
+    last, _ = two.init(seed=1, first=2)
+    assert frozen
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), frozen, two.init(1, 2)[1])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), params, last)
+    descend = four.descent(0.5)
+    once, losses = descend(jax.tree.map(np.array, params), frozen, 5)
+    twice, start = descend(jax.tree.map(np.array, params), frozen, 1)
+    twice, again = descend(twice, frozen, 4)
+    np.testing.assert_array_equal(losses, again)
+    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    np.testing.assert_allclose(start, 0.5 * np.mean(y**2), rtol=1e-6)  # outputs are 0 at first
+    assert (again < start).all()
