@@ -12,6 +12,8 @@ from dnntk.infinite_depth.kernel_flow import SOLVERS
 from dnntk.runs.folder import as_json
 from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
+__all__ = ["PredictConfig"]
+
 DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 
@@ -91,16 +93,15 @@ class PredictConfig:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        # What the network's own configuration refuses, its limit refuses.
-        self.network()
+        self.network()  # the network's configuration checks the shared fields
 
     @property
     def times_or_default(self) -> tuple[float, ...]:
-        """The kernel times, as they are without a run to compare with."""
+        """The kernel times, or their default without a run to compare with."""
         return DEFAULT_TIMES if self.times is None else self.times
 
     def network(self) -> TrainConfig:
-        """A network on the same data, for what the two have in common."""
+        """A network on the same data, with the fields that the two configurations share."""
         return TrainConfig(
             arch=self.arch,
             kernel_size=self.kernel_size,
@@ -113,5 +114,5 @@ class PredictConfig:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, as JSON holds it; infinity as text, and times as they are by default."""
+        """Every field as JSON; infinity as text, the default times in place of None."""
         return as_json(dataclasses.asdict(self) | {"times": self.times_or_default})

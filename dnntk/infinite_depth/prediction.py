@@ -1,8 +1,9 @@
-"""What training would give, without training: the infinitely deep network on a dataset.
+"""The outcome of training, without training: the infinitely deep network on a dataset.
 
-`predict` is what ``scripts/predict.py`` calls. It chooses rho, beta and the time on a validation
-split where several are given, follows kernel gradient flow of the limit kernel on all training
-examples (Theorems 3.3 and 4.3), and lays the curve of a trained network over it where there is one.
+`predict` is the library call behind ``scripts/predict.py``. It chooses rho, beta and the time on a
+validation split where there are several values, follows kernel gradient flow of the limit kernel on
+all training examples (Theorems 3.3 and 4.3), and compares the curve with that of a trained network
+if there is one.
 """
 
 import dataclasses
@@ -26,8 +27,8 @@ from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.cross_kernel import Kernel
 from dnntk.infinite_depth.gram_matrix import SymmetricGram
 from dnntk.infinite_depth.kernel_flow import KernelFlow
-from dnntk.infinite_depth.selection import Selection, usable
-from dnntk.infinite_depth.trained_run import TrainedRun, log_comparison
+from dnntk.infinite_depth.selection import Selection, solvable_times
+from dnntk.infinite_depth.trained_run import SCORES, TrainedRun, log_comparison
 from dnntk.kernel import limit_ntk
 from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
@@ -44,10 +45,13 @@ from dnntk.training.evaluation import (
 )
 from dnntk.training.run import load_dataset_for
 
+__all__ = ["PredictResult", "Prediction", "predict"]
+
 CURVE_POINTS = 41
 CURVE_SPAN = 1e4  # the curve begins this factor before the last finite time
+SOLVER_FACTS = ("converged", "residual", "iterations", "condition", "solver")
 
-# What decides the numbers of a run; a resumed one may change the rest.
+# Fields that a resumed run may change: they do not change its numbers.
 FREE = ("solver", "block_size", "memory_gb", "gram_dir")
 
 log = logging.getLogger("dnntk")
@@ -55,14 +59,14 @@ log = logging.getLogger("dnntk")
 
 @dataclasses.dataclass(frozen=True)
 class PredictResult:
-    """What the infinitely deep network does.
+    """The predictions of the infinitely deep network.
 
     Attributes:
         rows: a dict a reported time: time, train_loss, test_loss, train_accuracy, test_accuracy,
-            and how it was solved.
-        chosen: the row of the time that was chosen, on the validation split or as the last one.
-        curve: the same at many times in between.
-        flow: the fitted flow; ``flow.predict(x, time)`` for inputs of your own.
+            and facts about the solver's work.
+        chosen: the row of the time that did best on the validation split, or of the last time.
+        curve: scores at many times, for a picture.
+        flow: the fitted flow; ``flow.predict(x, time)`` predicts at other inputs.
         summary: the content of summary.json.
     """
 
@@ -90,16 +94,16 @@ def predict(
 
     Args:
         config: what to predict; None is the default, digits 0 and 1.
-        workdir: folder for the configuration, curves, predictions, summary and figures; None writes
-            nothing.
-        compare: workdir of a run of `dnntk.train` on the same data, whose curve is laid over; the
-            times are those of its evaluations unless ``config`` has some.
+        workdir: folder for the configuration, curves, predictions, summary and figures; without it
+            no file is written.
+        compare: workdir of a run of `dnntk.train` on the same data, to compare with; its evaluation
+            times are the default of the configuration's.
         dataset: examples of your own, instead of those that ``config`` names, as `dnntk.train`
             takes them; the test set may be missing.
-        resume: go on with what ``workdir`` holds: finished choices are not made again.
+        resume: continue the run in ``workdir``: finished choices are not made again.
         progress: show bars for what takes longer than five seconds.
-        verbose: print the lines on data, solver and result, where logging does not take them to a
-            handler of its own; by default as ``progress``.
+        verbose: print the lines on data, solver and result, unless logging has a handler of its
+            own; by default as ``progress``.
 
     Raises:
         InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
@@ -131,7 +135,7 @@ def _predicted(
             check_same(folder.read_config(), content, folder.path, "resume")
         folder.claim(content, resume, free=FREE)
     prediction = Prediction(config, folder, trained, progress, own)
-    if folder is not None:  # what cannot be read leaves no run behind that a mended command meets
+    if folder is not None:  # only now: a command whose data cannot be read leaves no run behind
         folder.write_json(CONFIG, content | {"versions": versions()})
     return prediction.result()
 
@@ -147,60 +151,69 @@ class Prediction:
         progress: bool,
         own: Dataset | None = None,
     ) -> None:
-        """Read the data, unless they are the user's own."""
+        """Read the data, unless ``own`` holds them."""
         self.config, self.folder, self.trained = config, folder, trained
-        self.progress, self.begun = progress, time.perf_counter()
-        named = config.gram_dir
-        self.gram_dir = None if named is None else as_path("gram_dir", named)
+        self.progress, self.started = progress, time.perf_counter()
+        gram_dir = config.gram_dir
+        self.gram_dir = None if gram_dir is None else as_path("gram_dir", gram_dir)
+        # Targets of the classes of own data, which need be neither 0 and 1 nor one-hot.
+        self.targets = None
         if own is None:
             data = load_dataset_for(config.network())
         else:
             data = dataclasses.replace(own, description=f"own data: {own.description}")
-        # Of the classes, where they are not 0 and 1 or one-hot.
-        self.targets = class_targets(data) if own is not None and data.classes else None
+            self.targets = class_targets(data) if data.classes else None
         self.data = _prepared(data, config)
         log.info("data: %s", self.data.description)
         self.negative = warn_of_negative(self.data)
 
     def result(self) -> PredictResult:
         """Choose, solve, predict, and write."""
-        config, n = self.config, len(self.data.x_train)
-        rho, beta, selected = config.rho[0], config.beta[0], None
-        if (held_out := self.held_out()) > 0:
-            selection = Selection(
-                self.data, held_out, config.times_or_default, self.folder, self.targets
-            )
-            rho, beta = selection.kernel(config.rho, config.beta, self.flow, config.search_examples)
-            flow = self.flow(rho, beta, n, self.gram_dir)
-            # The examples held out come last: the Gram matrix of the rest is part of the whole.
-            part = partial(self.flow, folder=self.gram_dir, gram=flow.gram)
-            selected = selection.best(rho, beta, selection.rest, part)["time"]
-            log.info("chosen on %d validation examples: t = %g", held_out, selected)
-        else:
-            flow = self.flow(rho, beta, n, self.gram_dir)
-        times = usable(flow, config.times_or_default)
+        rho, beta, flow, best_time = self._chosen_flow()
+        times = solvable_times(flow, self.config.times_or_default)
         curve_times = self._curve_times()
-        every = times + curve_times
+        all_times = times + curve_times
         if self.trained is not None:
-            every += [line["time"] for line in self.trained.history]
-        # The kernel between test and training examples is computed once, for every time.
-        outputs = self._test_outputs(flow, every)
-        found = self._evaluated(flow, every, outputs)
-        rows, rest = found[: len(times)], found[len(times) :]
-        curve, beside = rest[: len(curve_times)], rest[len(curve_times) :]
-        outputs = outputs[: len(times)]
-        self._solved(flow, rows)
-        chosen = next((row for row in rows if row["time"] == selected), rows[-1])
-        summary = self._summary(rho, beta, flow, rows, chosen)
-        if self.trained is not None:
-            summary["compared"] = self.trained.compared(beside)
-        self._say(rows, chosen, summary)
+            all_times += [line["time"] for line in self.trained.history]
+        # The kernel between test and training examples is evaluated once, for every time.
+        x, d_out = self.data.x_test, self.data.y_train.shape[1]
+        outputs = flow.predict(x, all_times) if len(x) else np.zeros((len(all_times), 0, d_out))
+        scored = iter(self._scored(flow, all_times, outputs))
+        rows, curve = ([next(scored) for _ in part] for part in (times, curve_times))
+        for row, solution in zip(rows, flow.solutions(times), strict=True):
+            row |= {name: getattr(solution, name) for name in SOLVER_FACTS}
+        chosen = next((row for row in rows if row["time"] == best_time), rows[-1])
+        compared = {} if self.trained is None else {"compared": self.trained.compared(list(scored))}
+        summary = self._summary(rho, beta, flow, rows, chosen) | compared
+        result = PredictResult(rows, chosen, curve, flow, summary)
+        self._log(result)
         if self.folder is not None:
-            self._write(flow, outputs, rows, chosen, curve, summary)
-        return PredictResult(rows, chosen, curve, flow, summary)
+            self._write(result, outputs[: len(times)])
+        return result
+
+    def _chosen_flow(self) -> tuple[float, float, KernelFlow, float | None]:
+        """rho, beta, the flow on all training examples, and the best time on the validation ones.
+
+        The time is None without validation examples.
+        """
+        config, n = self.config, len(self.data.x_train)
+        held_out = self.held_out()
+        if not held_out:
+            rho, beta = config.rho[0], config.beta[0]
+            return rho, beta, self.flow(rho, beta, n, self.gram_dir), None
+        selection = Selection(
+            self.data, held_out, config.times_or_default, self.folder, self.targets
+        )
+        rho, beta = selection.kernel(config.rho, config.beta, self.flow, config.search_examples)
+        flow = self.flow(rho, beta, n, self.gram_dir)
+        # The held-out examples are the last ones: the others' Gram matrix is a part of the whole.
+        part = partial(self.flow, folder=self.gram_dir, gram=flow.gram)
+        best_time = selection.best(rho, beta, selection.fit_examples, part)["time"]
+        log.info("chosen on %d validation examples: t = %g", held_out, best_time)
+        return rho, beta, flow, best_time
 
     def held_out(self) -> int:
-        """How many training examples there are to choose by."""
+        """The number of training examples that are held out for choices."""
         n, several = len(self.data.x_train), len(self.config.rho) * len(self.config.beta) > 1
         held_out = self.config.validation or (max(1, n // 10) if several else 0)
         if held_out > n - 2:
@@ -242,40 +255,25 @@ class Prediction:
             progress=self.progress,
         )
 
-    def _test_outputs(self, flow: KernelFlow, times: list[float]) -> np.ndarray:
-        """[times, n', d_out], of no examples where there is no test set."""
-        x, d_out = self.data.x_test, self.data.y_train.shape[1]
-        return flow.predict(x, times) if len(x) else np.zeros((len(times), 0, d_out))
-
-    def _solved(self, flow: KernelFlow, rows: list[dict[str, Any]]) -> None:
-        """Add to every row how it was solved."""
-        for row, solution in zip(rows, flow.solutions([row["time"] for row in rows]), strict=True):
-            row |= {
-                name: getattr(solution, name)
-                for name in ("converged", "residual", "iterations", "condition", "solver")
-            }
-
-    def _say(
-        self, rows: list[dict[str, Any]], chosen: dict[str, Any], summary: dict[str, Any]
-    ) -> None:
-        """Log every time once, the chosen one last; those of the trained run beside it."""
-        beside = set() if self.trained is None else set(self.trained.times)
-        for row in rows:
-            if row is not chosen and row["time"] not in beside:
+    def _log(self, result: PredictResult) -> None:
+        """Log every time once, the chosen one last; a compared run's times in one table."""
+        tabled = [] if self.trained is None else self.trained.times
+        for row in result.rows:
+            if row is not result.chosen and row["time"] not in tabled:
                 log.info("t = %g: %s", row["time"], described(row))
-        if "compared" in summary:
-            log_comparison(summary["compared"])
-        at = f"t = {chosen['time']:g}"
-        log.info("done: %s: %s; %.0f s", at, described(chosen), summary["seconds"])
+        if "compared" in result.summary:
+            log_comparison(result.summary["compared"])
+        t, seconds = result.chosen["time"], result.summary["seconds"]
+        log.info("done: t = %g: %s; %.0f s", t, described(result.chosen), seconds)
 
-    def _evaluated(
+    def _scored(
         self, flow: KernelFlow, times: list[float], outputs: np.ndarray
     ) -> list[dict[str, Any]]:
-        """A row a time, from the outputs on the test examples [times, n', d_out]."""
+        """The scores at every time, with the outputs on the test examples [times, n', d_out]."""
         data, rows = self.data, []
         labelled, targets = data.labels_train is not None, self.targets
         in_train, in_test = data.labels_train, data.labels_test
-        if targets is None:  # the right decisions are those by y
+        if targets is None:  # the targets y are the classes
             in_train = in_test = None
         for t, on_train, on_test in zip(times, flow.train_predictions(times), outputs, strict=True):
             row: dict[str, Any] = {"time": t, "test_loss": None, "test_accuracy": None}
@@ -286,11 +284,11 @@ class Prediction:
         return rows
 
     def _curve_times(self) -> list[float]:
-        """Times in between, and those of the trained network's evaluations."""
+        """Times at even distances in their logarithm, over all that are reported or compared."""
         finite = [t for t in self.config.times_or_default if math.isfinite(t)]
-        own = [] if self.trained is None else self.trained.times
-        last = max(finite + own, default=1e5)
-        first = min([last / CURVE_SPAN, *finite, *own])
+        compared = [] if self.trained is None else self.trained.times
+        last = max(finite + compared, default=1e5)
+        first = min([last / CURVE_SPAN, *finite, *compared])
         return list(np.geomspace(first, last, CURVE_POINTS))
 
     def _summary(
@@ -304,66 +302,59 @@ class Prediction:
         summary = {
             "rho": rho,
             "beta": beta,
-            "time": chosen["time"],
-            "train_loss": chosen["train_loss"],
+            **{name: chosen[name] for name in ("time", *SCORES)},
             "train_mse": mean_squared_error(chosen["train_loss"], self.data.y_train.shape[1]),
-            "test_loss": chosen["test_loss"],
-            "train_accuracy": chosen["train_accuracy"],
-            "test_accuracy": chosen["test_accuracy"],
             "lambda_max": float(flow.eigenvalues[-1]),
             "times": rows,
             "data": self.data.description,
-            "seconds": round(time.perf_counter() - self.begun, 3),
+            "seconds": round(time.perf_counter() - self.started, 3),
             "peak_memory_bytes": peak_memory_bytes(),
             "versions": versions(),
         }
         return as_json(summary)
 
-    def _write(
-        self,
-        flow: KernelFlow,
-        outputs: np.ndarray,
-        rows: list[dict[str, Any]],
-        chosen: dict[str, Any],
-        curve: list[dict[str, Any]],
-        summary: dict[str, Any],
-    ) -> None:
+    def _write(self, result: PredictResult, outputs: np.ndarray) -> None:
+        """Write everything but the configuration; ``outputs`` [times, n', d_out] of the rows."""
         assert self.folder is not None
-        path, data, config = self.folder.path, self.data, self.config
-        times = np.array([row["time"] for row in rows])
-        coefficients = np.stack([s.coefficients for s in flow.solutions(list(times))])
+        path, times = self.folder.path, [row["time"] for row in result.rows]
+        coefficients = np.stack([s.coefficients for s in result.flow.solutions(times)])
         if not processes.is_primary():
             return
         np.savez(
             path / "predictions.npz", times=times, test_outputs=outputs, coefficients=coefficients
         )
-        lines = "".join(json.dumps(line) + "\n" for line in curve)
+        lines = "".join(json.dumps(line) + "\n" for line in result.curve)
         (path / "curve.jsonl").write_text(lines, encoding="utf-8")
-        self.folder.write_json(SUMMARY, summary)
+        self.folder.write_json(SUMMARY, result.summary)
+        self._draw(path, result, outputs[times.index(result.chosen["time"])])
+
+    def _draw(self, path: Path, result: PredictResult, outputs: np.ndarray) -> None:
+        """All pictures; ``outputs`` [n', d_out] at the chosen time."""
+        data, config, trained = self.data, self.config, self.trained
         title = f"infinitely deep {config.arch.upper()}, {figures.plain(data.name)}"
-        history = self.trained.history if self.trained else []
-        label = f"trained, {self.trained.config.depth:,} layers" if self.trained else ""
-        figures.draw(path / "curve", figures.prediction_figure, curve, history, label, title)
-        at = list(times).index(chosen["time"])
-        time_shown = r"\infty" if math.isinf(chosen["time"]) else f"{chosen['time']:g}"
-        named = f"{title}: test set, $t = {time_shown}$"
+        history = trained.history if trained else []
+        label = f"trained, {trained.config.depth:,} layers" if trained else ""
+        figures.draw(path / "curve", figures.prediction_figure, result.curve, history, label, title)
         if not len(data.x_test):
             return
+        t = result.chosen["time"]
+        time_shown = r"\infty" if math.isinf(t) else f"{t:g}"
+        named = f"{title}: test set, $t = {time_shown}$"
         if data.labels_test is not None:
-            counts = confusion(outputs[at], data.labels_test, len(data.classes), self.targets)
+            counts = confusion(outputs, data.labels_test, len(data.classes), self.targets)
             figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)
         if config.dataset == "toy":
-            arc = data.x_test, data.y_test, outputs[at]
+            arc = data.x_test, data.y_test, outputs
             figures.draw(path / "fit", figures.arc_figure, *arc, "limit", named)
 
 
 def _after_relu(kernel: Kernel) -> Kernel:
-    """The limit of networks on inputs of any sign: they pass on the positive part of each."""
+    """The limit of networks on inputs of any sign: their first ReLU keeps the positive part."""
     return lambda x1, x2: kernel(jnp.maximum(x1, 0), jnp.maximum(x2, 0))
 
 
 def _prepared(data: Dataset, config: PredictConfig) -> Dataset:
-    """The dataset, training examples in an order in which any last part is a fair sample."""
+    """The dataset in random order, so that its last examples are a fair validation split."""
     n = config.train_examples or len(data.x_train)
     if n > len(data.x_train):
         raise InputError(

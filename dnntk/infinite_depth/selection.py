@@ -1,4 +1,4 @@
-"""Hyperparameters of the infinitely deep network, chosen on examples that it was not fitted to."""
+"""The choice of rho, beta and the time on a validation split."""
 
 import itertools
 import logging
@@ -14,16 +14,18 @@ from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.runs.folder import RunFolder
 from dnntk.training.evaluation import scores
 
+__all__ = ["Selection", "solvable_times"]
+
 SEARCH = "search.jsonl"
 
 log = logging.getLogger("dnntk")
 
-# (rho, beta, examples) -> the flow on so many training examples.
+# (rho, beta, n) -> the flow on the first n training examples.
 Fit = Callable[[float, float, int], KernelFlow]
 
 
 class Selection:
-    """Validation scores by kernel and number of training examples; kept, so none is found twice."""
+    """Validation scores by rho, beta and number of training examples; none is computed twice."""
 
     def __init__(
         self,
@@ -33,19 +35,19 @@ class Selection:
         folder: RunFolder | None,
         targets: np.ndarray | None = None,
     ) -> None:
-        """Hold out the last examples; take up the scores that ``folder`` has.
+        """Hold out the last examples; load the scores that ``folder`` holds.
 
-        ``targets`` are those of the classes of own data, as in `dnntk.training.evaluation.decide`.
+        ``targets`` are the class targets of own data, as in `dnntk.training.evaluation.decide`.
         """
         self._x, self._y = data.x_train[-held_out:], data.y_train[-held_out:]
         self._labelled, self._targets = data.labels_train is not None, targets
         labels = None if targets is None else data.labels_train
         self._labels = None if labels is None else labels[-held_out:]
-        self.rest, self._times, self._folder = len(data.x_train) - held_out, times, folder
-        self._found: dict[tuple[float, float, int], list[dict[str, Any]]] = {}
+        self.fit_examples, self._times, self._folder = len(data.x_train) - held_out, times, folder
+        self._scores: dict[tuple[float, float, int], list[dict[str, Any]]] = {}
         for line in [] if folder is None else folder.keep_lines(SEARCH):
             held = [score | {"time": float(score["time"])} for score in line["scores"]]
-            self._found[line["rho"], line["beta"], line["examples"]] = held
+            self._scores[line["rho"], line["beta"], line["examples"]] = held
 
     def kernel(
         self, rhos: tuple[float, ...], betas: tuple[float, ...], fit: Fit, examples: int
@@ -54,7 +56,7 @@ class Selection:
         pairs = list(itertools.product(rhos, betas))
         if len(pairs) == 1:
             return pairs[0]
-        examples = min(examples, self.rest)
+        examples = min(examples, self.fit_examples)
         log.info(
             "choosing rho and beta: %d pairs, %d training and %d validation examples",
             *(len(pairs), examples, len(self._x)),
@@ -63,12 +65,14 @@ class Selection:
         return max(pairs, key=lambda pair: _rank(best[pair]))
 
     def best(self, rho: float, beta: float, examples: int, fit: Fit) -> dict[str, Any]:
-        """The best of the times: time, accuracy, loss."""
+        """The score of the best time: time, accuracy, loss."""
         key = (rho, beta, examples)
-        if key not in self._found:
-            self._found[key] = self._scored(fit(rho, beta, examples))
-            self._keep(key)
-        best = max(self._found[key], key=_rank)
+        if key not in self._scores:
+            self._scores[key] = self._evaluated(fit(rho, beta, examples))
+            if self._folder is not None:
+                names = {"rho": rho, "beta": beta, "examples": examples}
+                self._folder.append(SEARCH, names | {"scores": self._scores[key]})
+        best = max(self._scores[key], key=_rank)
         log.info(
             "validation: rho = %g, beta = %g, %d examples: %s, loss %.4g at t = %g",
             *(rho, beta, examples),
@@ -77,25 +81,19 @@ class Selection:
         )
         return best
 
-    def _scored(self, flow: KernelFlow) -> list[dict[str, Any]]:
-        times, found = usable(flow, self._times), []
+    def _evaluated(self, flow: KernelFlow) -> list[dict[str, Any]]:
+        times, found = solvable_times(flow, self._times), []
         for t, f in zip(times, flow.predict(self._x, times), strict=True):
             loss, accuracy = scores(f, self._y, self._labelled, self._targets, self._labels)
             found.append({"time": t, "accuracy": accuracy, "loss": loss})
         return found
 
-    def _keep(self, key: tuple[float, float, int]) -> None:
-        if self._folder is None:
-            return
-        line = dict(zip(("rho", "beta", "examples"), key, strict=True))
-        self._folder.append(SEARCH, line | {"scores": self._found[key]})
 
-
-def usable(flow: KernelFlow, times: Sequence[float]) -> list[float]:
-    """The times in order; infinity is left out where the Gram matrix is too near to singular.
+def solvable_times(flow: KernelFlow, times: Sequence[float]) -> list[float]:
+    """The times in order; infinity is left out if the Gram matrix is too close to singular.
 
     Raises:
-        InputError: there is no other time.
+        InputError: infinity is left out and was the only time.
     """
     finite = sorted(t for t in times if math.isfinite(t))
     if len(finite) == len(times):

@@ -1,4 +1,4 @@
-"""The run of `dnntk.train` that a prediction is compared with, as its workdir keeps it."""
+"""The run of `dnntk.train` that a prediction is compared with, read from its workdir."""
 
 import dataclasses
 import logging
@@ -17,10 +17,11 @@ from dnntk.runs.folder import METRICS, RunFolder, metrics_line, parsed
 from dnntk.runs.paths import as_path
 from dnntk.training.config import TrainConfig
 
-# What is compared, by its name in every file.
+__all__ = ["SCORES", "TrainedRun", "log_comparison"]
+
+# The names in every file of the quantities that are compared.
 SCORES = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
-# Of the comparison in the log; summary.json has all.
-LOGGED_ROWS = 8
+LOGGED_ROWS = 8  # of the comparison; summary.json has all rows
 
 log = logging.getLogger("dnntk")
 
@@ -29,10 +30,10 @@ class TrainedRun:
     """A run's configuration, and its evaluations against kernel time.
 
     Attributes:
-        workdir: of the run.
-        config: of the run; of one on data of the user's own, with the default dataset.
+        workdir: folder of the run.
+        config: its configuration, with the default dataset if it was trained on own data.
         history: a dict an evaluation, in the order of time and each time once: time, and `SCORES`,
-            None where there is none.
+            None where a score is missing.
     """
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
@@ -61,7 +62,7 @@ class TrainedRun:
 
     @property
     def predicted_fields(self) -> dict[str, Any]:
-        """Fields of `PredictConfig` that the run has settled: its data and its kernel."""
+        """Fields of `PredictConfig` that the run determines: its data and its kernel."""
         shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
         deviations = {"rho": (self.config.rho,), "beta": (self.config.beta,)}
         return {name: getattr(self.config, name) for name in shared} | deviations
@@ -86,16 +87,16 @@ class TrainedRun:
                 )
 
     def check_data(self, dataset: Dataset | None) -> None:
-        """Refuse other data of the user's own than those that the run was trained on.
+        """Refuse own data that are not those of the run.
 
         Raises:
-            InputError: they differ, or only one of the two has such data.
+            InputError: they differ, or only one of the two has own data.
         """
         recorded = {} if dataset is None else record(own_dataset(dataset, self.config))
         check_same(self._saved, recorded, self.workdir, "compare")
 
     def warn_of_settings(self) -> None:
-        """Say in a line each what the run has and its limit has not."""
+        """Log the settings of the run that its limit does not have."""
         for name in ("init", "shift"):
             if (value := getattr(self.config, name)) != getattr(TrainConfig, name):
                 log.warning(
@@ -104,13 +105,13 @@ class TrainedRun:
                 )
 
     def compared(self, predicted: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The run beside its prediction.
+        """The run's scores, their predictions, and the differences.
 
         Args:
-            predicted: the limit's scores at the times of ``history``.
+            predicted: scores of the limit at the times of ``history``.
 
         Returns:
-            ``rows``, a dict a time with trained_, predicted_ and difference_ of each of `SCORES`;
+            ``rows``, a dict a time with trained_, predicted_ and difference_ of every score;
             ``largest_difference`` of the training losses, and the run's depth and workdir.
         """
         rows = []
@@ -123,12 +124,8 @@ class TrainedRun:
                 row[f"difference_{name}"] = one - other if both else None
             rows.append(row)
         largest = max(abs(row["difference_train_loss"]) for row in rows)
-        return {
-            "workdir": str(self.workdir),
-            "depth": self.config.depth,
-            "largest_difference": largest,
-            "rows": rows,
-        }
+        run = {"workdir": str(self.workdir), "depth": self.config.depth}
+        return run | {"largest_difference": largest, "rows": rows}
 
     def _evaluations(self) -> list[dict[str, Any]]:
         file = self.workdir / METRICS
@@ -158,7 +155,7 @@ class TrainedRun:
 
 
 def log_comparison(compared: dict[str, Any]) -> None:
-    """A few of the times, evenly in their logarithm, the first and the last among them."""
+    """Log a few of the times, even in their logarithm, with the first and the last."""
     rows = [row for row in compared["rows"] if row["time"] > 0] or compared["rows"]
     times = np.array([row["time"] for row in rows])
     chosen = set(range(len(rows)))
