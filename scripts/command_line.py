@@ -62,12 +62,12 @@ CHOICES: dict[str, Sequence[str]] = {
     "solver": SOLVERS,
 }
 EXAMPLES = {int: "whole numbers like 100,1000", float: "numbers like 1,100", str: "words like a,b"}
-# Of a docstring: fields or arguments, and of these one entry, `names: description`.
+# A docstring's section of fields or arguments, and one entry in it: `names: description`.
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?: .*\n|\n(?= ))*)", re.MULTILINE)
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 Config = TypeVar("Config")
 
-flags.disclaim_key_flags()  # the flags defined here are those of the script that calls
+flags.disclaim_key_flags()  # the flags defined here belong to the calling script
 
 
 def define(config: type, **choices: Sequence[str]) -> None:
@@ -166,7 +166,7 @@ def run(main: Callable[[], None]) -> None:
         os._exit(1)  # an orderly exit would wait for the other processes
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _stop(f"{error.strerror or error}{where}; mend it, and {_go_on()}", 1)
+        _stop(f"{error.strerror or error}{where}; fix the cause, and {_go_on()}", 1)
 
 
 def words(values: Sequence[float | str]) -> list[str]:
@@ -184,7 +184,7 @@ def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ..
 
 
 def chosen(name: str, known: Collection[str], without: Collection[str] = ()) -> list[str]:
-    """The names of a list flag, some of ``known``; "all" is all of them but those ``without``."""
+    """The names of a list flag, some of ``known``; "all" is all but the names ``without``."""
     names: list[str] = flags.FLAGS[name].value or []
     if names == ["all"]:
         return [one for one in known if one not in without]

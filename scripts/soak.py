@@ -133,7 +133,7 @@ def _newest(workdir: Path) -> int:
 
 
 class Undisturbed(NamedTuple):
-    """A run that is never killed: its folder, its seconds, and those of its steps."""
+    """A run that is never killed: its folder, its seconds, and the seconds of its steps."""
 
     workdir: Path
     seconds: float

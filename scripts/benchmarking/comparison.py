@@ -165,7 +165,8 @@ def _run(
             with _tolerated(name, records):
                 kind, job = job["worker"], job | {"compiles": schedule.compiles}
                 allowed = math.inf if kind in OWN else schedule.seconds_allowed
-                running[name] = stack.enter_context(Worker(SCRIPT[kind], job, allowed))
+                worker = contextlib.closing(Worker(SCRIPT[kind], job, allowed))
+                running[name] = stack.enter_context(worker)
                 records[name].facts = running[name].facts
 
         def turn(steps: dict[str, int], checking: bool) -> None:

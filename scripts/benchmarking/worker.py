@@ -16,8 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 __all__ = ["Steps", "Worker", "WorkerExited", "compiled", "peak_bytes", "serve"]
 
@@ -67,16 +66,6 @@ class Worker:
         """Kill the process."""
         self._process.kill()
         self._process.communicate()
-
-    def __enter__(self) -> Self:
-        """Return the worker."""
-        return self
-
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Kill the process."""
-        self.close()
 
     def _ask(self, message: Any) -> Answer:
         assert self._process.stdin and self._process.stdout
