@@ -59,7 +59,7 @@ LONGEST = (
         "limit",
         "benchmark",
     ),
-    *("readme", "faults", "ntk_convergence", "gradient_flow", "trainability", "cost", "soak"),
+    *("readme", "checkpoints", "ntk_convergence", "gradient_flow", "trainability", "cost", "soak"),
 )
 
 
