@@ -1,9 +1,9 @@
 """The CPU library behind `dnntk.native.ops`: built from C++ at its first use, then kept.
 
-A compiler (``c++``, ``g++`` or ``clang++``, or what ``CXX`` says, ``ccache g++`` too) builds it for
-the processor that it will run on, or for ``DNNTK_MARCH`` (``x86-64-v3``, say), in 10 to 20 seconds
-on two cores. Where there is none, or ``DNNTK_NATIVE=0`` is set, everything runs in plain JAX, with
-the same results to rounding.
+A compiler (``c++``, ``g++`` or ``clang++``, or the command in ``CXX``, such as ``ccache g++``)
+builds it for this machine's processor, or for ``DNNTK_MARCH`` (``x86-64-v3``, say), in 10 to 20
+seconds on two cores. Without a compiler, or with ``DNNTK_NATIVE=0``, everything runs in plain JAX,
+with the same results to rounding.
 """
 
 import atexit
@@ -31,6 +31,8 @@ from dnntk.errors import InputError
 from dnntk.runs.locks import fcntl
 from dnntk.runs.paths import as_path
 
+__all__ = ["SETTLE_LAYERS", "available", "machine_flags"]
+
 log = logging.getLogger("dnntk")
 
 CPP = Path(__file__).with_name("cpp")
@@ -51,7 +53,7 @@ VECTORS = ("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "a
 
 @functools.cache
 def available() -> bool:
-    """Is the library there? Builds and registers it, once a process."""
+    """Can the library be used? Builds and registers it, once a process."""
     if os.environ.get("DNNTK_NATIVE", "1") == "0":
         log.info("native: switched off by DNNTK_NATIVE=0; layers run in plain JAX")
         return False
@@ -72,7 +74,7 @@ def available() -> bool:
 
 
 def _built() -> Path:
-    """The library's file, compiled unless it is there already."""
+    """The library's file, compiled unless it exists already."""
     compiler = _compiler()
     _check_level(compiler)
     command = [*compiler, *FLAGS, *machine_flags(), f"-I{jax.ffi.include_dir()}"]
@@ -102,7 +104,7 @@ def _built() -> Path:
 
 
 def machine_flags() -> list[str]:
-    """The compiler's options for the processor: ``DNNTK_MARCH``, or the one at hand."""
+    """The compiler's options for the processor: of ``DNNTK_MARCH``, or of this machine."""
     flags = [f"-march={os.environ.get('DNNTK_MARCH', '').strip() or 'native'}"]
     if platform.machine() in ("x86_64", "AMD64"):
         flags.append("-mprefer-vector-width=512")

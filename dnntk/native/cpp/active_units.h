@@ -1,10 +1,10 @@
 // Which units of a wide network are not zero.
 //
-// A pixel that is dark in all examples (a fifth of the pixels of digits) leaves its unit at zero
-// until a layer changes it. If a unit's q is zero in every example, its weights multiply zeros and
-// have no gradient; if its state is at the floor, no derivative passes. Products skip such units,
-// among their terms and, on the way down, among their results. This changes no bit: what is
-// skipped is zero.
+// A pixel that is zero in all examples (a fifth of the pixels of digits) leaves its unit at zero
+// until a layer changes the unit. If a unit's q is zero in every example, its weights multiply
+// zeros and have no gradient; if its state is at the floor, no derivative passes. Products skip
+// such units, among their terms and, on the way down, among their results. This changes no bit:
+// what is skipped is zero.
 //
 // On the way up every thread records the active units of its own examples; the way down uses the
 // units that are active in any thread's examples, so that results do not depend on the number of
@@ -77,7 +77,7 @@ class ActiveUnits {
 
  private:
   static constexpr int64_t kBits = 64;
-  static constexpr int64_t kWorthwhile = 32;  // a list pays from one inactive unit in 32 on
+  static constexpr int64_t kWorthwhile = 32;  // a list pays if one unit in 32 is inactive
 
   uint64_t* row(int64_t thread, int64_t state) {
     return bits_.data() + (thread * states_ + state % states_) * words_;
@@ -108,8 +108,8 @@ inline bool is_active(const Vec<T>& h, const Vec<T>& floor, const Vec<T>& q) {
   return any != 0;
 }
 
-// Records which units of a state are active in a thread's own examples, unless that was done
-// before: `last` is the last state recorded.
+// Records which units of a state are active in a thread's own examples, unless they are recorded
+// already: `last` is the last state recorded.
 template <class T>
 class ActivityRecorder {
  public:

@@ -1,4 +1,5 @@
-// The functions that JAX calls (dnntk/native/ops.py): settings by keyword, arrays of float32 or float64.
+// The functions that JAX calls (dnntk/native/ops.py): settings by keyword, arrays of float32 or
+// float64.
 
 #include "xla/ffi/api/ffi.h"
 
@@ -12,18 +13,6 @@
 #include "problem.h"
 
 namespace ffi = xla::ffi;
-
-namespace dnntk {
-
-// The keyword arguments of every function; `Problem` says what they mean.
-struct Settings {
-  int64_t side, rows, columns, inputs, threads, blocks, segment;
-  bool wide;
-  int64_t kept, group;
-  std::string_view initial;
-};
-
-}  // namespace dnntk
 
 XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
     dnntk::Settings, StructMember<int64_t>("side"), StructMember<int64_t>("rows"),
@@ -68,20 +57,11 @@ template <class T>
 Problem<T> problem(const Settings& s, In units, In kernel, In bias, In initial_kernel,
                    In initial_bias, In base, In floor, In h0) {
   Problem<T> p = {};
+  static_cast<Settings&>(p) = s;
   p.layers = bias.dimensions()[0];
   p.channels = bias.dimensions()[1];
   p.examples = h0.dimensions()[2];
-  p.inputs = s.inputs;
-  p.rows = s.rows;
-  p.columns = s.columns;
-  p.side = s.side;
-  p.threads = s.threads;
-  p.initial = initial_of(s.initial);
-  p.blocks = s.blocks;
-  p.segment = s.segment;
-  p.wide = s.wide;
-  p.kept = s.kept;
-  p.group = s.group;
+  p.initial = initial_of(s.initial_name);
   p.slope = data<T>(units);
   p.bias_slope = p.slope + p.channels;
   p.column = p.slope + 2 * p.channels;
@@ -182,7 +162,7 @@ struct Handler {
   }
 };
 
-// `binding` with so many more operands and results.
+// `binding` with kOperands more operands and kResults more results.
 template <int kOperands, int kResults, class Binding>
 auto extended(Binding&& binding) {
   if constexpr (kOperands > 0)

@@ -19,19 +19,19 @@
 namespace dnntk {
 namespace {
 
-// Large memory, kept for the next call: to get it from the system page by page, cleared, takes
-// longer than a layer's work on it. Blocks of sizes that calls no longer ask for are freed. All
-// threads share one cache, since JAX calls from different threads, each of which would keep its
-// own. A thread prefers a block that a thread of its number in a team gave back: its core may
-// still have it in cache.
+// Large memory, kept for the next call: the system would hand it out page by page and clear it,
+// which takes longer than a layer's work on it. Blocks of sizes that calls no longer ask for are
+// freed. All threads share one cache: JAX calls from different threads, each of which would keep
+// memory of its own. A thread prefers a block that a thread of the same number gave back, since
+// its core may still have the block in cache.
 class PageCache {
  public:
   static constexpr size_t kLarge = size_t{1} << 20, kPage = size_t{2} << 20;
 
-  // This thread's number in the team that it works in.
-  static int64_t& number() {
-    thread_local int64_t one = 0;
-    return one;
+  // This thread's number in its team.
+  static int64_t& thread_number() {
+    thread_local int64_t number = 0;
+    return number;
   }
 
   static void* take(size_t bytes) {
@@ -39,7 +39,7 @@ class PageCache {
     auto [found, end] = free().equal_range(bytes);
     if (found != end) {
       for (auto block = found; block != end; ++block)
-        if (block->second.number == number()) found = block;
+        if (block->second.number == thread_number()) found = block;
       void* data = found->second.data;
       free().erase(found);
       return data;
@@ -56,7 +56,7 @@ class PageCache {
   static void give(void* data, size_t bytes) {
     try {
       std::lock_guard<std::mutex> lock(mutex());
-      free().emplace(bytes, Block{data, number()});
+      free().emplace(bytes, Block{data, thread_number()});
     } catch (...) {
       std::free(data);
     }
@@ -68,14 +68,14 @@ class PageCache {
     int64_t number;
   };
 
-  // Never destroyed: a thread may still be at work when the process ends.
+  // Never destroyed: a thread may still run when the process ends.
   static std::multimap<size_t, Block>& free() {
     static auto* blocks = new std::multimap<size_t, Block>;
     return *blocks;
   }
   static std::mutex& mutex() {
-    static auto* one = new std::mutex;
-    return *one;
+    static auto* mutex = new std::mutex;
+    return *mutex;
   }
 };
 
@@ -119,8 +119,8 @@ class ThreadCache {
 
  private:
   static ThreadCache& mine() {
-    thread_local ThreadCache one;
-    return one;
+    thread_local ThreadCache cache;
+    return cache;
   }
 
   std::vector<std::pair<size_t, void*>> kept_;

@@ -111,23 +111,23 @@ class NarrowWorker {
   }
 
   // Do all channels of a layer fit the registers? Then `forward` does not write q.
-  bool narrow() const { return in_registers_.has_value(); }
+  bool fits_registers() const { return in_registers_.has_value(); }
 
-  // Before the first of some layers, whose state is `h`.
+  // To be called before the first of consecutive layers, whose state is `h`.
   void begin(const V* h, V* compensation) {
-    if (narrow()) in_registers_->begin(h, compensation);
+    if (fits_registers()) in_registers_->begin(h, compensation);
   }
 
-  // State and q of layer `layer` to those of the next one. Over millions of layers each one adds
-  // less than the state's last digit: the rounding error of the sum is kept in `compensation` and
-  // added to the next term (two-sum). In `narrow` layers `compensation` is all that was added
-  // since the last `settle`, and the next state is written only if `seen` or where it settles.
-  // The state two layers above is fetched meanwhile, as `backward` fetches the one two layers
-  // below.
+  // From the state h and q of layer `layer` to those of the next layer. Over millions of layers
+  // each adds less than the state's last digit: the rounding error of the sum is kept in
+  // `compensation` and added to the next term (two-sum). In layers that fit the registers,
+  // `compensation` is all that was added since the last `settle`, and the next state is written
+  // only if `write` or if it settles. Meanwhile the state two layers above is prefetched, as
+  // `backward` prefetches the state two layers below.
   void forward(int64_t layer, const V* h, const V* q, V* compensation, V* h_next, V* q_next,
-               bool seen) {
+               bool write) {
     const int64_t ahead = h_next == h ? 0 : b_.size();
-    if (narrow()) return in_registers_->forward(layer, compensation, h_next, seen);
+    if (fits_registers()) return in_registers_->forward(layer, compensation, h_next, write);
     prepare(layer);
     pack(weights_.data(), false, packed_.data());
     convolve(q, packed_.data(), nullptr, nullptr,
@@ -143,12 +143,12 @@ class NarrowWorker {
              });
   }
 
-  // The same, and their tangents; dk and db are those of the parameters.
+  // As `forward`, with tangents; dk and db are the tangents of the parameters.
   void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
                const V* dq, V* compensation, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     const int64_t c = p_.channels;
     forward(layer, h, q, compensation, h_next, q_next, true);
-    if (narrow()) {
+    if (fits_registers()) {
       read(h_next, q_next);
       prepare(layer);
       pack(weights_.data(), false, packed_.data());

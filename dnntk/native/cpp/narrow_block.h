@@ -37,42 +37,35 @@ struct Block {
   }
 };
 
-// Between a block and an array [channels, positions, examples].
-template <class T>
-void load(const Problem<T>& p, const Block<T>& b, const T* from, Vec<T>* to) {
+// f(place in the block, place in the array, examples) for every vector of `columns` columns, where
+// the array is [channels, positions, examples].
+template <class T, class F>
+void over_vectors(const Problem<T>& p, const Block<T>& b, int64_t columns, F f) {
   for (int64_t g = 0; g < b.groups; ++g)
     for (int64_t y = 0; y < b.rows; ++y)
       for (int64_t c = 0; c < b.channels; ++c)
-        for (int64_t x = 0; x < b.columns; ++x) {
-          int64_t vector = b.first + (p.dense() ? x : g);
-          int64_t position = p.dense() ? 0 : y * (p.columns + p.padding()) + x;
-          int64_t n = vector * kLanes<T>;
-          int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
-          const T* source = from + (c * p.positions() + position) * p.examples + n;
-          Vec<T> v = {};
-          // A copy of constant size is one instruction.
-          if (lanes == kLanes<T>) std::memcpy(&v, source, sizeof v);
-          else std::memcpy(&v, source, lanes * sizeof(T));
-          to[b.at(g, y, c) + x] = v;
+        for (int64_t x = 0; x < columns; ++x) {
+          const int64_t n = (b.first + (p.dense() ? x : g)) * kLanes<T>;
+          const int64_t position = p.dense() ? 0 : y * (p.columns + p.padding()) + x;
+          f(b.at(g, y, c) + x, (c * p.positions() + position) * p.examples + n,
+            std::min<int64_t>(kLanes<T>, p.examples - n));
         }
 }
 
 template <class T>
+void load(const Problem<T>& p, const Block<T>& b, const T* from, Vec<T>* to) {
+  over_vectors(p, b, b.columns, [&](int64_t at, int64_t place, int64_t lanes) {
+    to[at] = load_lanes<T>(from + place, lanes);
+  });
+}
+
+// The padding of images becomes zero.
+template <class T>
 void store(const Problem<T>& p, const Block<T>& b, const Vec<T>* from, T* to) {
-  for (int64_t g = 0; g < b.groups; ++g)
-    for (int64_t y = 0; y < b.rows; ++y)
-      for (int64_t c = 0; c < b.channels; ++c)
-        for (int64_t x = 0; x < b.columns + (p.dense() ? 0 : b.padding); ++x) {
-          int64_t vector = b.first + (p.dense() ? x : g);
-          int64_t position = p.dense() ? 0 : y * (p.columns + p.padding()) + x;
-          int64_t n = vector * kLanes<T>;
-          int64_t lanes = std::min<int64_t>(kLanes<T>, p.examples - n);
-          Vec<T> v = {};
-          if (x < b.columns) v = from[b.at(g, y, c) + x];
-          T* target = to + (c * p.positions() + position) * p.examples + n;
-          if (lanes == kLanes<T>) std::memcpy(target, &v, sizeof v);
-          else std::memcpy(target, &v, lanes * sizeof(T));
-        }
+  const int64_t columns = b.columns + (p.dense() ? 0 : b.padding);
+  over_vectors(p, b, columns, [&](int64_t at, int64_t place, int64_t lanes) {
+    store_lanes<T>(from[at], lanes, to + place);
+  });
 }
 
 }  // namespace

@@ -16,10 +16,10 @@ constexpr int kChunk = 32;  // layers whose gradients are added up at a time
 
 using Failed = std::atomic<bool>;
 
-// work(block, its number, own, has another thread failed?) for every block. Threads take blocks in
-// the order of their numbers as they come free; if there is a thread for each block, the calling
-// thread, which starts first, has the last and largest one. `own` is the thread's Own(problem, its
-// largest block).
+// work(block, its number, own, has another thread failed?) for every block of examples. A thread
+// that has no work takes the block with the next number. If there is a thread for each block, the
+// calling thread, which starts first, has the last and largest block. `own` is the thread's
+// Own(problem, largest block).
 template <class Own, class T, class Work>
 void over_blocks(const Problem<T>& p, Work work) {
   const int64_t count = p.blocks, vectors = parts(p.examples, kLanes<T>);
@@ -28,7 +28,7 @@ void over_blocks(const Problem<T>& p, Work work) {
   Failed failed{false};
   ThreadTeam::run(std::min<int64_t>(p.threads, count), [&](int64_t thread) {
     try {
-      PageCache::number() = thread;
+      PageCache::thread_number() = thread;
       Own own(p, Block<T>(p, 0, parts(vectors, count)));
       auto at = [&](int64_t k) {
         int64_t first = part(vectors, count, k);
@@ -136,14 +136,14 @@ struct Scratch {
         by_bias(kChunk * p.channels, false) {}
 };
 
-// The layers' gradients, summed over the blocks in the order of the blocks' numbers, whichever
-// thread has them, `kChunk` layers at a time.
+// The layers' gradients, `kChunk` layers at a time, summed over the blocks in the order of the
+// blocks' numbers, whichever threads compute them.
 //
-// Given rates, the last block to add takes a step of gradient descent in `kernel` and `bias`,
-// which are the problem's own: once all blocks have added to a chunk, none reads its parameters
-// any more. If every block has its own thread, they stay within a few chunks of one another, and
-// only those chunks' gradients are stored. Many steps may follow: no block begins one before all
-// have ended the last one.
+// With rates, `kernel` and `bias` are the parameters themselves. The last block that adds to a
+// chunk of layers takes the step there: no block reads the chunk's parameters any more. If every
+// block has its own thread, the blocks stay within a few chunks of one another, and only these
+// chunks' gradients are stored. Many steps may follow one another: no block begins a step before
+// all blocks have ended the previous step.
 template <class T>
 class GradientSums {
  public:
@@ -183,13 +183,13 @@ class GradientSums {
   }
 
  private:
-  // Chunks by which one block may be ahead of another: as many as take little memory, for on a
-  // shared machine a thread may lose its core for milliseconds, and the others would wait for it.
+  // How many chunks one block may be ahead of another: as many as take little memory. On a shared
+  // machine a thread may lose its core for milliseconds, and the others would wait for it.
   static int64_t most_ahead(int64_t weights) {
     return std::max<int64_t>(16, (4 << 20) / (kChunk * weights * int64_t(sizeof(T))));
   }
 
-  // Waits until so many blocks have added to a chunk.
+  // Waits until blocks have added to a chunk `times` times, in all steps together.
   bool wait(int64_t chunk, int64_t times, const std::atomic<bool>& failed) {
     for (Backoff backoff; added_[chunk].load(std::memory_order_acquire) != times; backoff.pause())
       if (failed) return false;

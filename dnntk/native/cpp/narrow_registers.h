@@ -1,8 +1,8 @@
 // Dense layers of 3 to 6 channels on their way up: all channels of a layer fit the registers.
 //
-// What the layers have added to a state since the last `settle` is summed by itself, in
-// `compensation`: it is far smaller than the state, so the sum loses no digit that matters, and
-// most layers need not write the state.
+// `compensation` sums what the layers have added to a state since the last `settle`. This sum is
+// far smaller than the state, so it loses no digit that matters, and most layers need not write
+// the state.
 
 #pragma once
 
@@ -13,8 +13,8 @@
 namespace dnntk {
 namespace {
 
-// Layers whose terms are added up before they go into a state. A segment is a multiple of it, so
-// that where segments begin changes no bit.
+// Layers whose terms are added up before they go into a state. Every segment is a multiple of it:
+// so where segments begin changes no bit.
 constexpr int kSettleLayers = DNNTK_SETTLE_LAYERS;
 
 template <class T>
@@ -36,12 +36,13 @@ class RegisterLayers {
         read_(p.channels * columns),
         least_(p.channels * columns) {
     const int64_t c = p_.channels;
-    for (int64_t i = 0; i < kSettleLayers * c; ++i) std::copy(p_.slope, p_.slope + c, slopes_ + i * c);
+    for (int64_t i = 0; i < kSettleLayers * c; ++i)
+      std::copy(p_.slope, p_.slope + c, slopes_ + i * c);
     for (int64_t k = 0; k < kSettleLayers; ++k)
       std::copy(p_.bias_slope, p_.bias_slope + c, bias_slopes_ + k * c);
   }
 
-  // Before the first of some layers, whose state is `h`.
+  // To be called before the first of consecutive layers, whose state is `h`.
   void begin(const V* h, V* compensation) {
     for (int64_t c = 0, k = 0; c < p_.channels; ++c) {
       const bool carried = p_.carry[c] != 0;
@@ -54,9 +55,9 @@ class RegisterLayers {
     }
   }
 
-  // One layer; its state goes to `h_next` if it is to be `seen` or settles.
-  void forward(int64_t layer, V* compensation, V* h_next, bool seen) {
-    V* next = seen ? h_next : nullptr;
+  // One layer, whose state goes to `h_next` if `write` says so or if the layer settles.
+  void forward(int64_t layer, V* compensation, V* h_next, bool write) {
+    V* next = write ? h_next : nullptr;
     switch (p_.channels) {
       case 3: layer_of<3>(layer, compensation, next); break;
       case 4: layer_of<4>(layer, compensation, next); break;
@@ -113,7 +114,7 @@ class RegisterLayers {
     }
   }
 
-  // A number in all lanes; with up to 4 channels there are registers to hold it.
+  // A number in all lanes, which stays in a register if there are at most 4 channels.
   template <int C>
   static V held(T value) {
     V all = value - V{};
@@ -129,9 +130,10 @@ class RegisterLayers {
   }
 
   // A unit that is not carried has zero for its origin.
-  template <int C, bool SEEN>
+  template <int C, bool WRITE>
   void layer_of(int64_t layer, V* compensation, [[maybe_unused]] V* h_next) {
-    const T *own = weights_ + layer % kSettleLayers * C * C, *bias = biases_ + layer % kSettleLayers * C;
+    const int64_t place = layer % kSettleLayers;
+    const T *own = weights_ + place * C * C, *bias = biases_ + place * C;
     // This loop is bound by its loads: up to 4 channels, all that is the same for every example
     // stays in registers.
     V weights[C][C], biases[C], column[C];
@@ -162,7 +164,7 @@ class RegisterLayers {
         const int64_t k = o * columns_ + x;
         const V added = carried[o] ? compensation[k] + term[o] : term[o], least = leasts[k];
         compensation[k] = added > least ? added : least;
-        if constexpr (SEEN) {
+        if constexpr (WRITE) {
           const V floor = floors[k];
           const V z = origins[k] + added;
           h_next[k] = z > floor ? z : floor;
@@ -175,7 +177,8 @@ class RegisterLayers {
   const int64_t columns_;
   const V *base_, *floor_;
   Buffer<V> origin_, read_, least_;  // the state at the last `settle`, q of it, and floor - state
-  T weights_[kSettleLayers * kChannels * kChannels], biases_[kSettleLayers * kChannels];  // prepared
+  // Of the layers since the last `settle`, prepared.
+  T weights_[kSettleLayers * kChannels * kChannels], biases_[kSettleLayers * kChannels];
   T slopes_[kSettleLayers * kChannels * kChannels], bias_slopes_[kSettleLayers * kChannels];
 };
 

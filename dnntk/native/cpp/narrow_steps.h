@@ -2,8 +2,8 @@
 //
 // Returning to JAX between two steps takes as long as twenty layers of a narrow network: its first
 // and last layer would be operations of their own, and the threads would have to be woken again.
-// Here every thread keeps its block of examples and its own copy of the first and the last layer,
-// which all threads change alike; there is one barrier a step.
+// Here every thread keeps its block of examples and its own copy of the first and the last layer;
+// all threads change their copies alike. There is one barrier a step.
 
 #pragma once
 
@@ -45,10 +45,10 @@ class ThreadEnds {
     load(p, block, p.h0, start_.data());
     load(p, block, p.base, base_.data());
     load(p, block, p.floor, floor_.data());
-    take(ends.x, ends.inputs, p.examples, 1, x_.data());
-    take(ends.untrained.offset, k, 1, k, offset_.data());
-    take(ends.untrained.shift, k, 1, k, shift_.data());
-    take(ends.untrained.factor, 1, 0, 1, factor_.data());
+    load_examples(ends.x, ends.inputs, p.examples, 1, x_.data());
+    load_examples(ends.untrained.offset, k, 1, k, offset_.data());
+    load_examples(ends.untrained.shift, k, 1, k, shift_.data());
+    load_examples(ends.untrained.factor, 1, 0, 1, factor_.data());
   }
 
   // The number of parameters: first kernel and bias, last kernel and bias.
@@ -56,8 +56,8 @@ class ThreadEnds {
     return (ends.inputs + 1) * p.channels + (p.channels + 1) * ends.untrained.outputs;
   }
 
-  // The state above the first layer.
-  void enter(V* h) const {
+  // The first layer's state to `h`.
+  void first_layer(V* h) const {
     const int64_t channels = p_.channels;
     const T *slope = ends_.first.slopes, *bias_slope = slope + channels;
     for (int64_t c = 0; c < channels; ++c)
@@ -72,7 +72,7 @@ class ThreadEnds {
 
   // Derivatives by the state `h` below the last layer to `g`, the last layer's gradient to its part
   // of `sums`, and the outputs [n, k] to `to` unless that is nullptr.
-  void leave(const V* h, V* g, T* sums, T* to) {
+  void last_layer(const V* h, V* g, T* sums, T* to) {
     const int64_t channels = p_.channels, many = outputs();
     const T *slope = ends_.last.slopes, *bias_slope = slope + many;
     T *by_kernel = sums + (last_ - first_), *by_bias = sums + (last_bias_ - first_);
@@ -105,7 +105,7 @@ class ThreadEnds {
   }
 
   // The first layer's gradient to its part of `sums`, from derivatives by the state `h` above it.
-  void below(const V* h, const V* g, T* sums) const {
+  void first_gradient(const V* h, const V* g, T* sums) const {
     const int64_t channels = p_.channels;
     const T *slope = ends_.first.slopes, *bias_slope = slope + channels;
     T* by_bias = sums + (first_bias_ - first_);
@@ -151,7 +151,7 @@ class ThreadEnds {
   }
 
   // The block's examples of `rows` rows of an array, zero in lanes without an example.
-  void take(const T* from, int64_t rows, int64_t a_row, int64_t an_example, V* to) const {
+  void load_examples(const T* from, int64_t rows, int64_t a_row, int64_t an_example, V* to) const {
     T* lanes = reinterpret_cast<T*>(to);
     const int64_t first = block_.first * kLanes<T>;
     const int64_t count = std::min<int64_t>(columns_ * kLanes<T>, p_.examples - first);
@@ -170,12 +170,12 @@ class ThreadEnds {
 };
 
 template <class T>
-void narrow_sgd_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count, T* outputs,
-                  const Trained<T>& to) {
+void narrow_sgd_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int64_t count,
+                      T* outputs, const Trained<T>& to) {
   const int64_t size = ThreadEnds<T>::size(p, ends);
   const Rates<T> rates{rate, 1};
   GradientSums<T> sums(p, &rates, to.kernel, to.bias);
-  // Twice: one thread may begin a step while another still reads the sums of the last one.
+  // Twice: a thread may begin a step while another still reads the sums of the previous step.
   Buffer<T> at_ends(2 * p.blocks * size);
   Barrier barrier(p.blocks);
   over_blocks<Scratch<T>>(p, [&](const Block<T>& block, int64_t number, Scratch<T>& own,
@@ -187,11 +187,11 @@ void narrow_sgd_steps(const Problem<T>& p, const EndLayers<T>& ends, T rate, int
     for (int64_t step = 0; step < count; ++step) {
       T* all = at_ends.data() + step % 2 * p.blocks * size;
       T *mine = all + number * size, *f = step == count - 1 ? outputs : nullptr;
-      own_ends.enter(h0);
-      auto top = [&](const Vec<T>* h, Vec<T>* g) { own_ends.leave(h, g, mine, f); };
+      own_ends.first_layer(h0);
+      auto top = [&](const Vec<T>* h, Vec<T>* g) { own_ends.last_layer(h, g, mine, f); };
       const Vec<T>* g = gradient(step, number, top);
       if (g == nullptr) return;
-      own_ends.below(h0, g, mine);
+      own_ends.first_gradient(h0, g, mine);
       if (!barrier.wait(&failed)) return;
       own_ends.take_step(rate, all, p.blocks);
     }

@@ -53,24 +53,24 @@ class NegligibleProducts {
       }
       least = std::min(least, std::sqrt(total / p.examples));
     }
-    most_ = std::min(smallest / 2, kBudget * least);
-    leaves_ = most_ > 0;
-    if (!leaves_ && !way_down) return;
+    limit_ = std::min(smallest / 2, kBudget * least);
+    unchanged_ = limit_ > 0;
+    if (!unchanged_ && !way_down) return;
     units_ = units;
-    for (int64_t n = 0; n < p.examples; ++n) inputs_ = std::max(inputs_, square[n]);
+    for (int64_t n = 0; n < p.examples; ++n) squares_ = std::max(squares_, square[n]);
     for (int64_t c = units; c < p.channels; ++c) {
-      Other other = {};
+      RemainingUnit unit = {};
       for (int64_t n = 0; n < p.examples; ++n) {
-        other.base = std::max(other.base, std::abs(p.base[c * p.examples + n]));
-        other.state = std::max(other.state, std::abs(p.h0[c * p.examples + n]));
+        unit.base = std::max(unit.base, std::abs(p.base[c * p.examples + n]));
+        unit.state = std::max(unit.state, std::abs(p.h0[c * p.examples + n]));
       }
-      others_.push_back(other);
+      remaining_.push_back(unit);
     }
-    read_ = reading();
+    norm_ = largest_norm();
   }
 
-  // The number of units, from the first on, that a layer does not change. The first time, ask of
-  // one layer after the other.
+  // The number of units, from the first on, that a layer does not change. The first calls must ask
+  // for the layers in order.
   int64_t up(int64_t layer) {
     if (units_ == 0) return 0;
     if (column_ == 0) return units_;
@@ -101,8 +101,8 @@ class NegligibleProducts {
     bool up;
     T down;  // its share of the budget
   };
-  struct Other {
-    T base, state;  // at most
+  struct RemainingUnit {
+    T base, state;  // bounds on their sizes
   };
 
   // Are all of these units carried alike, with so little of their change in q?
@@ -113,12 +113,12 @@ class NegligibleProducts {
     return p_.column[0] * p_.column[0] <= std::numeric_limits<T>::epsilon();
   }
 
-  // The largest norm of an example's q.
-  T reading() const {
-    T total = inputs_;
+  // A bound on the norm of an example's q.
+  T largest_norm() const {
+    T total = squares_;
     const T* column = p_.column + units_;
-    for (size_t k = 0; k < others_.size(); ++k) {
-      const T q = others_[k].base + column[k] * others_[k].state;
+    for (size_t k = 0; k < remaining_.size(); ++k) {
+      const T q = remaining_[k].base + column[k] * remaining_[k].state;
       total += q * q;
     }
     return std::sqrt(total) * (1 + T(1e-3));  // a margin for rounding in the sums
@@ -161,10 +161,10 @@ class NegligibleProducts {
       }
     const T squares = sum<T>(sums[0] + sums[1] + (sums[2] + sums[3]));
     const T norm = std::abs(p_.slope[0]) * std::sqrt(squares);
-    spent_ += column_ * (norm * read_ + std::sqrt(constant));
-    leaves_ = leaves_ && spent_ <= most_;
-    layers_.push_back({leaves_, column_ * norm});
-    if (!leaves_) return;
+    spent_ += column_ * (norm * norm_ + std::sqrt(constant));
+    unchanged_ = unchanged_ && spent_ <= limit_;
+    layers_.push_back({unchanged_, column_ * norm});
+    if (!unchanged_) return;
     const T* by_unit = reinterpret_cast<const T*>(other.data());
     for (int64_t o = units_; o < c; ++o) {
       T weight = std::abs(p_.slope[o]) * std::sqrt(by_unit[o - units_]);
@@ -173,21 +173,21 @@ class NegligibleProducts {
         weight += std::sqrt(features);
         start += std::abs(p_.initial_bias[layer]);
       }
-      T& state = others_[o - units_].state;
-      state = p_.carry[o] * state + weight * read_ + start;
+      T& state = remaining_[o - units_].state;
+      state = p_.carry[o] * state + weight * norm_ + start;
     }
-    read_ = reading();
+    norm_ = largest_norm();
   }
 
   const Problem<T>& p_;
   int64_t units_ = 0, lowest_ = -1;
-  bool leaves_ = false;         // has no layer changed the units so far?
+  bool unchanged_ = false;      // has no layer changed the units so far?
   T column_ = 1;
-  T spent_ = 0, most_ = 0;      // bound on the change of the units' q so far, and its limit
-  T inputs_ = 0;                // the largest sum of squares over an example's units
-  T read_ = 0;
-  std::vector<Other> others_;   // the remaining units
-  std::vector<Layer> layers_;   // those measured
+  T spent_ = 0, limit_ = 0;     // bound on the change of the units' q so far, and its limit
+  T squares_ = 0;               // the largest sum of squares over an example's units
+  T norm_ = 0;                  // a bound on the norm of an example's q
+  std::vector<RemainingUnit> remaining_;
+  std::vector<Layer> layers_;  // as far as they are measured
 };
 
 }  // namespace

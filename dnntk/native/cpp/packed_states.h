@@ -1,5 +1,4 @@
-// States of a wide network, kept on the way up for the way down, in few bytes and without losing a
-// bit.
+// States of a wide network, kept on the way up for the way down: in few bytes, but to the last bit.
 //
 // A state hardly changes from layer to layer, nor does its change: some 20 of a number's 32 bits
 // follow from the two states above it. What is kept is the difference of the bit patterns of a
@@ -21,8 +20,8 @@ namespace {
 // Vectors as differences from a prediction by two others.
 //
 // A vector's differences are sorted by weight: the lowest quarters of all lanes first. Only
-// quarters up to the highest that is not zero are kept; their numbers, one byte a vector, come
-// first.
+// quarters up to the highest that is not zero are kept; the number of quarters of each vector, a
+// byte, comes before all of them.
 template <class T>
 class Differences {
  public:
@@ -54,11 +53,11 @@ class Differences {
     from += counts(size);
     for (int64_t i = 0; i < size; ++i) {
       const int bytes = count[i] * kQuarter;
-      Bits sorted, there;
+      Bits sorted, kept;
       std::memcpy(&sorted, from, sizeof sorted);
-      std::memcpy(&there, kOnes.bytes + kBytes - bytes, sizeof there);
+      std::memcpy(&kept, kOnes.bytes + kBytes - bytes, sizeof kept);
       from += bytes;
-      const Bits folded = by_lane(sorted & there);
+      const Bits folded = by_lane(sorted & kept);
       const Bits change = (folded >> 1) ^ (Bits{} - (folded & 1));
       const Bits low = bits(expected(middle[i], high[i])) + change;
       std::memcpy(&high[i], &low, sizeof low);
@@ -145,20 +144,20 @@ class Differences {
   }
 };
 
-// A thread's last state, and as many below it as fit the memory.
+// A thread's last state, and as many states below it as fit the memory.
 template <class T>
 class PackedStates {
  public:
   using V = Vec<T>;
 
-  // For up to `layers` layers, with memory for `many` unpacked states of `size` vectors below the
-  // last one.
-  PackedStates(int64_t size, int64_t many, int64_t layers)
+  // For up to `layers` layers, with the memory of `capacity` unpacked states of `size` vectors
+  // below the last state.
+  PackedStates(int64_t size, int64_t capacity, int64_t layers)
       : size_(size),
-        bytes_(std::max<int64_t>(many, 1) * Differences<T>::most(size)),
-        whole_(3 * size),
+        bytes_(std::max<int64_t>(capacity, 1) * Differences<T>::most(size)),
+        unpacked_(3 * size),
         packed_(bytes_, false),
-        top_(whole_.data()),
+        top_(unpacked_.data()),
         second_(top_ + size),
         next_(second_ + size) {
     starts_.reserve(layers);
@@ -167,10 +166,10 @@ class PackedStates {
   V* top() { return top_; }
   const V* top() const { return top_; }
 
-  // Where the next one goes, before `push`.
+  // Where the next state is written, before `push`.
   V* next() { return next_; }
 
-  // The state in `top` becomes the lowest one.
+  // Forgets all states but `top`.
   void restart() {
     below_ = 0;
     end_ = 0;
@@ -179,7 +178,7 @@ class PackedStates {
 
   void push() {
     if (below_ > 0) {
-      // In one piece; it overwrites the oldest states if there is no more room.
+      // Contiguous; it overwrites the oldest states if the memory is full.
       const size_t left = bytes_ - end_ % bytes_;
       if (left < Differences<T>::most(size_)) end_ += left;
       starts_.push_back(end_);
@@ -200,7 +199,7 @@ class PackedStates {
     return 1 + std::count_if(starts_.begin(), starts_.end(), [&](size_t s) { return stored(s); });
   }
 
-  // The state below becomes `top`; at most `below()` times.
+  // The state below `top` becomes `top`; at most `below()` times.
   void pop() {
     if (!starts_.empty()) {
       const size_t start = starts_.back();
@@ -213,12 +212,12 @@ class PackedStates {
   }
 
  private:
-  // Are the bytes that start there not overwritten?
+  // Are the bytes from `start` on not overwritten?
   bool stored(size_t start) const { return end_ - start <= bytes_; }
 
   const int64_t size_;
   const size_t bytes_;
-  Buffer<V> whole_;
+  Buffer<V> unpacked_;
   Buffer<char> packed_;
   V *top_, *second_, *next_;
   std::vector<size_t> starts_;  // of packed states, the lowest first, as if none were overwritten

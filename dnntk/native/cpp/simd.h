@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kLine = 64;  // bytes of a cache line
 
-// GCC splits vectors longer than a register by way of memory, a few bytes at a time.
+// GCC splits vectors longer than a register through memory, a few bytes at a time.
 #if defined(__AVX512F__)
 constexpr int kBytes = 64, kRegisters = 32;
 #elif defined(__AVX__)
@@ -90,7 +90,7 @@ inline __m256i first_lanes(int64_t count) {
 }
 #endif
 
-// `count` numbers, then zeros; by masked loads, since a partial copy by way of memory stalls.
+// `count` numbers, then zeros; by masked loads, since a partial copy through memory stalls.
 template <class T>
 inline Vec<T> load_lanes(const T* from, int64_t count) {
   Vec<T> v = {};

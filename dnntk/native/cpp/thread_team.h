@@ -1,5 +1,5 @@
-// Threads that persist between calls: to start one takes as long as a hundred layers of a narrow
-// network.
+// Threads that persist between calls: to start a thread takes as long as a hundred layers of a
+// narrow network.
 
 #pragma once
 
@@ -38,8 +38,8 @@ inline FloatMode float_mode() { return {}; }
 inline void set_float_mode(FloatMode) {}
 #endif
 
-// The core that a thread runs on. If the system wakes a helper on its caller's core, the two take
-// turns there, each waiting for the other: so the helper moves to another core.
+// The core that a thread runs on. If the system wakes a helper thread on its caller's core, the two
+// share that core and wait for each other: so the helper moves to another core.
 #if defined(__linux__) && defined(__GLIBC__)
 class CoreAffinity {
  public:
@@ -68,8 +68,8 @@ struct CoreAffinity {
 };
 #endif
 
-// A thread's pauses while it polls: it spins, then yields, and after 200 us it sleeps. A thread
-// that only yields uses up its time slice on a busy machine, and then does not run when the others
+// A thread's pauses while it polls: it spins, then yields, and after 200 us it sleeps. On a busy
+// machine a thread that only yielded would use up its time slice, and would not run when the others
 // wait for it.
 class Backoff {
  public:
@@ -117,7 +117,7 @@ class ThreadTeam {
     work(0);
     Backoff backoff;
     for (SpinWait spin; working.load(std::memory_order_acquire) != 0;)
-      if (!spin.left()) backoff.pause();
+      if (!spin.time_left()) backoff.pause();
     give(helpers);
   }
 
@@ -125,7 +125,7 @@ class ThreadTeam {
   // Polls for 100 us before sleeping: steps that follow at once find the threads awake.
   class SpinWait {
    public:
-    bool left() {
+    bool time_left() {
 #if defined(__x86_64__) || defined(__i386__)
       __builtin_ia32_pause();
 #endif
@@ -155,7 +155,7 @@ class ThreadTeam {
     void start(const Task& task) {
       task_ = task;
       if (state_.exchange(kCalled, std::memory_order_acq_rel) != kAsleep) return;
-      { std::lock_guard<std::mutex> lock(mutex_); }  // it looks again before it waits
+      { std::lock_guard<std::mutex> lock(mutex_); }  // it checks `called` before it waits
       called_.notify_one();
     }
 
@@ -165,7 +165,7 @@ class ThreadTeam {
     void loop() {
       for (;;) {
         SpinWait spin;
-        while (!called() && spin.left()) {}
+        while (!called() && spin.time_left()) {}
         if (!called()) {
           std::unique_lock<std::mutex> lock(mutex_);
           State idle = kIdle;
@@ -197,11 +197,11 @@ class ThreadTeam {
     std::vector<Helper*> helpers;
   };
   static Idle*& idle() {
-    static Idle* one = [] {
+    static Idle* idle_helpers = [] {
       pthread_atfork(nullptr, nullptr, [] { idle() = new Idle; });
       return new Idle;
     }();
-    return one;
+    return idle_helpers;
   }
 
   static Helper* take() {
@@ -209,9 +209,9 @@ class ThreadTeam {
     {
       std::lock_guard<std::mutex> lock(all.mutex);
       if (!all.helpers.empty()) {
-        Helper* one = all.helpers.back();
+        Helper* helper = all.helpers.back();
         all.helpers.pop_back();
-        return one;
+        return helper;
       }
       all.helpers.reserve(all.helpers.capacity() + 1);  // so that `give` never fails
     }
@@ -221,11 +221,11 @@ class ThreadTeam {
   static void give(const std::vector<Helper*>& helpers) {
     Idle& all = *idle();
     std::lock_guard<std::mutex> lock(all.mutex);
-    for (Helper* one : helpers) all.helpers.push_back(one);
+    all.helpers.insert(all.helpers.end(), helpers.begin(), helpers.end());
   }
 };
 
-// `count` threads wait for one another.
+// Makes `count` threads wait for one another.
 class Barrier {
  public:
   explicit Barrier(int64_t count) : count_(count) {}

@@ -1,9 +1,10 @@
 // Wide dense layers on a CPU; `wide_passes.h` goes up and down through all of them.
 //
-// A layer of hundreds of units is three matrix products, so all depends on how near to the peak
-// they run. Every product is made of one kernel, a tile of accumulators over a block of terms that
-// stays in the first cache (`block` of wide_products.h). Examples are the lanes of every vector
-// but those of a weight gradient, so of all operands only the derivatives are transposed:
+// A layer of hundreds of units is three matrix products, so its time depends on how near to the
+// processor's peak they run. Every product is made of one kernel, a tile of accumulators over a
+// block of terms that stays in the first cache (`block` of wide_products.h). Examples are the lanes
+// of every vector but those of a weight gradient, so of all operands only the derivatives are
+// transposed:
 //
 //   z[out][n]   = sum_in W[in][out] q[in][n]    vectors along n
 //   g[in][n]    = sum_out W[in][out] g[out][n]  vectors along n
@@ -82,7 +83,7 @@ class WideWorker {
     });
   }
 
-  // From the state and q of layer `layer` to those of the next one.
+  // From the state h and q of layer `layer` to those of the next layer.
   void forward(int64_t layer, const V* h, const V* q, V* h_next, V* q_next) {
     const V *base = own(s_.base.data()), *floor = own(s_.floor.data());
     const int64_t first = negligible_.up(layer);
@@ -102,7 +103,7 @@ class WideWorker {
     times_weights({{q, p_.kernel, true}}, layer, first, epilogue);
   }
 
-  // The same, and their tangents; dk and db are those of the parameters.
+  // As `forward`, with tangents; dk and db are the tangents of the parameters.
   void tangent(int64_t layer, const T* dk, const T* db, const V* h, const V* q, const V* dh,
                const V* dq, V* h_next, V* q_next, V* dh_next, V* dq_next) {
     forward(layer, h, q, h_next, q_next);
@@ -175,7 +176,7 @@ class WideWorker {
   }
 
  private:
-  // f(unit, place of its first vector, vectors) of all units, panel by panel.
+  // f(unit, place of its first vector, number of vectors) for all units, panel by panel.
   template <class F>
   void units(F f) const {
     over_panels(count_, [&](int64_t v, int w) {
@@ -183,7 +184,7 @@ class WideWorker {
     });
   }
 
-  // The units before `end`, which the layer does not change.
+  // Copies the units before `end`, which the layer does not change.
   void copy_units(int64_t end, const V* h, const V* q, V* h_next, V* q_next,
                   ActivityRecorder<T>& activity) const {
     const V* floor = own(s_.floor.data());
@@ -206,18 +207,19 @@ class WideWorker {
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t o = start(block), from = o * kLanes<T>;
       const int n = start(block + 1) - o;
-      Product of(above_, from, std::min(c_, from + n * kLanes<T>));
+      const ActiveTerms of(above_, from, std::min(c_, from + n * kLanes<T>));
       for (int64_t k = begin; k < end; k += kStripUnits<T>) {
         const int64_t strip = std::min(kStripUnits<T>, end - k);
         const int32_t* ins = computed_.units.data() + k;
         pack(p_.kernel, layer, true, ins, strip, kInOrder, o, n, weights_.data());
         const int64_t next = k + strip < end ? k + strip : begin;
-        const int64_t there = std::min(kStripUnits<T>, end - next);
+        const int64_t next_rows = std::min(kStripUnits<T>, end - next);
         const int64_t column = next > begin ? from : from + n * kLanes<T>;
-        const T* then = p_.kernel + layer * p_.weights() + column;
+        const T* next_weights = p_.kernel + layer * p_.weights() + column;
         over_panels(count_, [&](int64_t v, int w) {
-          const int64_t ahead_from = part(there, count_, v), ahead_end = part(there, count_, v + w);
-          Prefetcher<T> prefetcher(Prefetcher<T>::kRead, then, ahead_end - ahead_from,
+          const int64_t ahead_from = part(next_rows, count_, v);
+          const int64_t ahead_end = part(next_rows, count_, v + w);
+          Prefetcher<T> prefetcher(Prefetcher<T>::kRead, next_weights, ahead_end - ahead_from,
                                    n * kLanes<T>, c_, tiles(strip) * of.count,
                                    computed_.units.data() + next + ahead_from);
           const T* packed = reinterpret_cast<const T*>(weights_.data());
@@ -238,7 +240,8 @@ class WideWorker {
           const int64_t done = k + strip;  // to be stored by whole vectors, and the rest at the end
           const bool last = done >= computed_.count();
           const int64_t whole = last ? parts(done, kLanes<T>) : done / kLanes<T>;
-          for (int64_t x = k / kLanes<T>; x < whole; ++x) by_example(g_next_, computed_, x, v, w, g);
+          for (int64_t x = k / kLanes<T>; x < whole; ++x)
+            by_example(g_next_, computed_, x, v, w, g);
         });
       }
     }
@@ -246,8 +249,8 @@ class WideWorker {
 
   // The active units in [from, end) as the product's terms; with a list, indices are absolute and
   // `shift` is subtracted.
-  struct Product {
-    Product(const UnitList& units, int64_t from, int64_t end)
+  struct ActiveTerms {
+    ActiveTerms(const UnitList& units, int64_t from, int64_t end)
         : first(units.before(from)),
           count(units.before(end) - first),
           listed(units.all ? nullptr : units.units.data() + first),
@@ -276,14 +279,14 @@ class WideWorker {
       for (int64_t block = 0; block < blocks; ++block, ++pass) {
         const int64_t from = part(c_, blocks, block), end = part(c_, blocks, block + 1);
         const int64_t terms = end - from;
-        const Product read(reads_, from, end);
+        const ActiveTerms read(reads_, from, end);
         for (int64_t k = 0; k < read.count; k += kPackedRows)
           for (int64_t o = lowest; o < s_.vectors; o += kStrip) {
             const int n = std::min<int64_t>(kStrip, s_.vectors - o);
             pack(of.kernel, layer, of.whole, reads_.units.data() + read.first + k,
                  std::min(kPackedRows, read.count - k), from, o, n, weights_.data() + o * terms);
           }
-        // The rows of the next block are fetched meanwhile.
+        // Meanwhile the rows of the next block are prefetched.
         const int64_t next = first > 0 ? 0 : part(c_, blocks, std::min(block + 2, blocks)) - end;
         const T* rows = of.kernel + layer * p_.weights() + end * c_;
         over_panels(count_, [&](int64_t v, int w) {

@@ -29,9 +29,9 @@ class WeightGradient {
       });
   }
 
-  // Own rows of the gradient by a layer's D, from all examples: put(in, first out, values, how
-  // many); and by its bias: put_bias(first out, values, how many). `to` is where `put` stores
-  // them. With `skip_zeros`, zeros need not be put.
+  // Own rows of the gradient by a layer's D, from all examples: put(in, first out, values, their
+  // number); and by its bias: put_bias(first out, values, their number). `to` is where `put` stores
+  // the values. With `skip_zeros`, zeros are not put.
   template <class Put, class PutBias>
   void operator()(int64_t layer, const V* q, const V* g, const T* to, bool skip_zeros, Put put,
                   PutBias put_bias) {
@@ -88,7 +88,7 @@ class WeightGradient {
   }
 
  private:
-  // f(vector, unit, lane) of own units among the n vectors of active units from the o-th on.
+  // f(vector, unit, lane) for own units among the n vectors of active units from vector o on.
   template <class F>
   void over_own(int64_t o, int n, F f) const {
     const int64_t vectors = parts(above_.count(), kLanes<T>);
@@ -101,7 +101,7 @@ class WeightGradient {
       }
   }
 
-  // f(unit) of own units that are not in a list.
+  // f(unit) for own units that are not in a list.
   template <class F>
   void over_others(const UnitList& of, F f) const {
     const int64_t first = part(c_, s_.threads, number_), end = part(c_, s_.threads, number_ + 1);
@@ -112,8 +112,8 @@ class WeightGradient {
     }
   }
 
-  // The units of one vector in memory, `first` on; `mask` tells the active ones, whose values lie
-  // from `from` on.
+  // The units of one vector in memory, from `first` on. `mask` marks the active units, whose values
+  // start at `from`.
   struct Piece {
     V slope;
     int64_t first, lanes, from;
@@ -124,8 +124,8 @@ class WeightGradient {
     }
   };
 
-  // Sets `pieces_` to the units in memory that n vectors of active units span, from the o-th
-  // vector on. Returns the end of them.
+  // Sets `pieces_` to the units in memory that n vectors of active units span, from vector o on.
+  // Returns the end of these units.
   int64_t set_pieces(int64_t o, int n) {
     const std::vector<int32_t>& units = above_.units;
     const int64_t begin = o * kLanes<T>;

@@ -76,11 +76,11 @@ void wide_tangent(const Problem<T>& p, const T* dk, const T* db, const T* dh0, T
 // One thread's part of a gradient, which goes to `kernel` and `bias`; with rates they are the
 // parameters themselves, which take a step.
 //
-//     up      layer 0 ........ first kept ........ top    states are packed (packed_states.h),
-//             the start of each segment                   the oldest ones go where there is no room
-//     down    top ........ first kept                     all states are there
+//     up      layer 0 ........ first kept ........ top    states are packed (packed_states.h);
+//             the start of each segment is kept           the oldest go if the memory is full
+//     down    top ........ first kept                     all states are stored
 //             then segment by segment, the highest first:
-//               up from its start, which keeps its states; down through them
+//               up again from its start, storing its states; down through them
 //     a group of layers down:
 //               every thread: derivatives of its own examples, layer by layer; stores their q and g
 //               barrier: all q and g are stored, and no thread reads these layers' weights any more
@@ -146,8 +146,8 @@ class WideGradient {
     worker_.top_derivatives(call_.head, states_.top(), shared_.g[p_.layers - 1]);
   }
 
-  // The smallest number of states that a thread has below the top one: all recompute the same
-  // layers.
+  // The smallest number of states that a thread still has below the top one. All threads use it, so
+  // that they recompute the same layers.
   int64_t states_kept_by_all() {
     const int64_t own = states_.below();
     int64_t least = call_.kept;

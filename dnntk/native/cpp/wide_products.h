@@ -17,8 +17,8 @@ constexpr int64_t kStripUnits = kStrip * kLanes<T>;
 constexpr int64_t kTermsUp = 96, kTermsDown = 800;  // of a product at a time, up and down
 constexpr int64_t kPackedRows = 8;                  // of weights that are packed together
 
-// Prefetches what the next product needs during this one: `rows` of `width` numbers, `stride`
-// apart, or the `listed` rows; one cache line every few of the product's `terms`. All lines at
+// Prefetches the weights of the next product during this one: `rows` of `width` numbers, `stride`
+// apart, or the `listed` rows; one cache line every few of this product's `terms`. All lines at
 // once would stall the processor, which can fetch about ten at a time.
 template <class T>
 class Prefetcher {
@@ -46,7 +46,7 @@ class Prefetcher {
     --rows_;
   }
 
-  int64_t every;  // terms from line to line
+  int64_t every;  // terms between two lines
 
  private:
   static constexpr int64_t kStep = kLine / sizeof(T);
@@ -150,7 +150,7 @@ void product(const Terms<T>* terms, int64_t many, int64_t first, int64_t end, in
 
 inline int64_t tiles(int64_t rows) { return parts(rows, kTileRows); }
 
-// f(first, how many) for panels of `vectors`, at most kTileColumns each.
+// f(first, number) for panels of `vectors`, at most kTileColumns each.
 template <class F>
 inline void over_panels(int64_t vectors, F f) {
   const int64_t count = parts(vectors, kTileColumns);

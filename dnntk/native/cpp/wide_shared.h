@@ -10,7 +10,7 @@
 namespace dnntk {
 namespace {
 
-// What all threads read, and the q and g of all examples, which weight gradients need.
+// The constants that all threads read, and the q and g of all examples, for weight gradients.
 //
 // Arrays by unit are [thread][panel of its examples][unit][vectors of the panel]; derivatives are
 // also stored by example, [panel of units][example][vectors of the panel], zero beyond the units.
@@ -65,14 +65,14 @@ struct Shared {
     });
   }
 
-  // Units, active in any thread's examples, of the state that layer `state` reads; in the last
-  // state all units count as active.
+  // The units that are active in any thread's examples, of the state that layer `state` reads. In
+  // the last state all units count as active.
   void list_active(int64_t state, UnitList& to) const {
     if (state == p.layers) active.list_all(to);
     else active.list(0, threads, state, to);
   }
 
-  // How many units there are in their vector `o`.
+  // The number of units in vector `o` of the units.
   int64_t lanes(int64_t o) const {
     return std::max<int64_t>(0, std::min<int64_t>(kLanes<T>, p.channels - o * kLanes<T>));
   }
@@ -80,7 +80,7 @@ struct Shared {
  private:
   int64_t by_unit() const { return p.channels * example_vectors; }
 
-  // f(first example, how many there are, unit, place) of every vector of a thread's examples.
+  // f(first example, number of examples, unit, place) for every vector of a thread's examples.
   template <class F>
   void over(int64_t thread, F f) const {
     over_panels(count(thread), [&](int64_t v, int w) {
