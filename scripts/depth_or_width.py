@@ -10,7 +10,7 @@ python scripts/depth_or_width.py --resume
 import command_line
 from absl import flags
 
-from dnntk.experiments.depth_or_width.figure import DepthOrWidthConfig, compare
+from dnntk.experiments.depth_or_width.experiment import DepthOrWidthConfig, compare
 
 FLAGS = flags.FLAGS
 

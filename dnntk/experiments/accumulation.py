@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import math
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,16 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields, figures
+from dnntk import fields
 from dnntk.checks import check_count
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
-from dnntk.figures import accumulation as pictures
+from dnntk.experiments.experiment_folder import ExperimentFolder
+from dnntk.figures.accumulation import accumulation_figure, shares_figure
 from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.empirical import empirical_ntk
-from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.folder import as_json
 from dnntk.runs.locks import freeing_folders
 from dnntk.shares import accumulated, coefficients, layer_shares
 from dnntk.training.config import TrainConfig
@@ -178,31 +178,20 @@ def accumulate(
         Diverged: the loss became NaN or grew without bound.
     """
     config = config or AccumulationConfig()
-    begun = time.perf_counter()
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        folder.claim(as_json(dataclasses.asdict(config)), resume)
+    folder = ExperimentFolder("accumulation", dataclasses.asdict(config), workdir, resume=resume)
     data = _thinned(load_dataset_for(config.training), config.train_examples)
     chosen = _chosen(config, data)
-    kept: RunFolder | None = None
-    if folder is not None:
-        content = as_json(dataclasses.asdict(config)) | {"versions": versions()}
-        folder.write_json(CONFIG, content)
-        kept = RunFolder(folder.path / "training")
-    trained = train_on(
-        config.training,
-        data,
-        None if kept is None else kept.path,
-        resume=kept is not None and kept.holds_run,
-        progress=progress,
-    )
+    folder.write_config()
+    training, resume_training = folder.training()
+    trained = train_on(config.training, data, training, resume=resume_training, progress=progress)
     with jax.enable_x64(True):
         found = _measured(config, trained, chosen)
-    found.summary["seconds"] = time.perf_counter() - begun
-    found.summary["peak_memory_bytes"] = peak_memory_bytes()
-    _say(found)
-    if folder is not None:
-        _keep(config, found, folder)
+    _log(found)
+    arrays = {n: value for n, value in vars(found).items() if n not in ("labels", "summary")}
+    arrays |= {"labels": np.array(found.labels), "line": found.line}
+    folder.write_arrays(CURVES, arrays)
+    found.summary.update(folder.finish(found.summary))
+    _draw(config, found, folder)
     return found
 
 
@@ -218,9 +207,6 @@ def _drawn(
         # The first layer adds nothing here, and its random unit does not see the input.
         parts.append(depth * layer_shares(other, variables, x_train, x, alpha[:, None])[2:, :, 0])
     return np.concatenate(parts)[: config.draws]
-
-
-# ---- the experiment
 
 
 def _thinned(data: Dataset, most: int) -> Dataset:
@@ -325,7 +311,7 @@ def _differences(found: Accumulation, flowing: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _say(found: Accumulation) -> None:
+def _log(found: Accumulation) -> None:
     summary = found.summary
     log.info(
         "curves: %.2g of the largest output from linear theory, %.2g from the straight line of the "
@@ -343,18 +329,11 @@ def _say(found: Accumulation) -> None:
         )
 
 
-def _keep(config: AccumulationConfig, found: Accumulation, folder: RunFolder) -> None:
-    arrays = {
-        name: value for name, value in vars(found).items() if name not in ("labels", "summary")
-    }
-    partial_file = folder.path / f".partial.{CURVES}"
-    np.savez(partial_file, labels=np.array(found.labels), line=found.line, **arrays)
-    partial_file.replace(folder.path / CURVES)
-    folder.write_json(SUMMARY, found.summary)
+def _draw(config: AccumulationConfig, found: Accumulation, folder: ExperimentFolder) -> None:
     scale = config.training.scale_or_default
     shown = r"\infty" if math.isinf(scale) else f"{scale:,.6g}".replace(",", "{,}")
     title = f"{config.depth:,}-layer {config.arch.upper()}, $C = {shown}$, {config.dataset}, "
     title += f"$t = {found.summary['time']:.4g}$"
     averaged = config.arch == "cnn"
-    figures.draw(folder.path / "figure_5_1", pictures.accumulation_figure, found, title, averaged)
-    figures.draw(folder.path / "shares", pictures.shares_figure, found, title)
+    folder.draw("figure_5_1", accumulation_figure, found, title, averaged)
+    folder.draw("shares", shares_figure, found, title)

@@ -7,9 +7,7 @@ standard error.
 """
 
 import dataclasses
-import logging
 import os
-import time
 from typing import Any
 
 import jax
@@ -18,16 +16,14 @@ import numpy as np
 
 from dnntk import fields
 from dnntk.errors import InputError
-from dnntk.figures import draw
+from dnntk.experiments.config_checks import check_at_least
+from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
-from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
-
-log = logging.getLogger("dnntk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +48,7 @@ class ErrataConfig:
         """Check the numbers."""
         fields.convert(self)
         for name, least in (("depth", 3), ("networks", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
+            check_at_least(self, least, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +93,10 @@ class Statement:
 
 def _windows(x: np.ndarray, kernel_size: int) -> tuple[list[int], list[np.ndarray]]:
     """For every shift of the filter: positions inside the image, and the channels' sums there."""
-    reach, (height, width, _) = kernel_size // 2, x.shape
+    half, (height, width, _) = kernel_size // 2, x.shape
     sizes, sums = [], []
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
+    for dy in range(-half, half + 1):
+        for dx in range(-half, half + 1):
             inside = x[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
             sizes.append(inside.shape[0] * inside.shape[1])
             sums.append(inside.sum((0, 1)))
@@ -151,20 +145,16 @@ def errata(
     Raises:
         InputError: the workdir cannot be used.
     """
-    config, begun = config or ErrataConfig(), time.perf_counter()
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        folder.claim(dataclasses.asdict(config), resume=False)
+    config = config or ErrataConfig()
+    folder = ExperimentFolder("errata", dataclasses.asdict(config), workdir)
     with (
         jax.enable_x64(True),
         progress_bar(STATEMENTS, desc="errata", disable=not progress) as bar,
     ):
         rows = [_row(statement, config) for statement in bar]
-    if folder is not None:  # not before: what was stopped has nothing to go on with
-        folder.write_json(CONFIG, {**dataclasses.asdict(config), "versions": versions()})
-        seconds = round(time.perf_counter() - begun, 1)
-        folder.write_json(SUMMARY, {"rows": rows, "seconds": seconds, "versions": versions()})
-        draw(folder.path / "errata", errata_figure, rows)
+    folder.write_config()  # not before: a run that was stopped leaves nothing to resume
+    folder.finish({"rows": rows})
+    folder.draw("errata", errata_figure, rows)
     return rows
 
 

@@ -7,21 +7,21 @@ figures 3.1 and 3.2 from what it finds there; `parameter_styles` tells the value
 import dataclasses
 import logging
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from dnntk import fields, figures
+from dnntk import fields
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.errors import InputError
+from dnntk.experiments.config_checks import check_at_least
+from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.parameter_styles import network_styles
 from dnntk.figures.initialization import Diagram, Style, initialization_figure
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
-from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.config import ARCHITECTURES
 
@@ -102,8 +102,7 @@ class InitializationConfig:
                 raise InputError(
                     f"{name}: expected at most {LARGEST_DEVIATION:g}, got {getattr(self, name)}"
                 )
-        if self.seed < 0:
-            raise InputError(f"seed: expected at least 0, got {self.seed}")
+        check_at_least(self, 0, "seed")
         if not SMALLEST_SCALE <= self.c <= LARGEST_SCALE or np.float32(self.c) == 1:
             raise InputError(
                 f"scale: expected {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}, other than 1, which is "
@@ -217,18 +216,12 @@ def initialize(
         InputError: the configuration or the workdir cannot be used; the message says why.
     """
     config = config or InitializationConfig()
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        content = dataclasses.asdict(config)
-        folder.claim(content, resume)
-        folder.write_json(CONFIG, content | {"versions": versions()})
-    begun = time.perf_counter()
+    folder = ExperimentFolder("initialization", dataclasses.asdict(config), workdir, resume=resume)
+    folder.write_config()
     found = {arch: _initialized(config, arch) for arch in config.archs}
-    if folder is not None:
-        for arch, network in found.items():
-            figures.draw(folder.path / FIGURES[arch], initialization_figure, network.diagram)
-        summary: dict[str, Any] = {arch: network.summary() for arch, network in found.items()}
-        folder.write_json(SUMMARY, summary | {"seconds": time.perf_counter() - begun})
+    for arch, network in found.items():
+        folder.draw(FIGURES[arch], initialization_figure, network.diagram)
+    folder.finish({arch: network.summary() for arch, network in found.items()})
     return found
 
 

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,14 +23,14 @@ from dnntk import fields, figures
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.experiments import rates
+from dnntk.experiments.chunked_steps import chunked_steps
+from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
-from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
-from dnntk.runtime.progress import progress_bar
 from dnntk.training import engine
 from dnntk.training.ensemble import Ensemble
 from dnntk.training.evaluation import as_trained
@@ -42,8 +41,6 @@ log = logging.getLogger("dnntk")
 # Of the largest stable step. The top mode then dies out in a few steps, and the slow ones, which
 # the times are about, are followed closely; `discretization` says how closely.
 STABLE_FRACTION = 0.5
-# How often a run shows its progress.
-SECONDS_A_LOOK = 2.0
 # Networks trained side by side hold this much at most, parameters and gradients; one may hold more.
 GROUP_BYTES = 1 << 30
 
@@ -119,28 +116,20 @@ def converge_to_limit(
         InputError: the configuration, the data or the workdir cannot be used; the message says why.
     """
     config = config or LimitConfig()
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        folder.claim(dataclasses.asdict(config), resume)
-    begun = time.perf_counter()
+    folder = ExperimentFolder(
+        "limit_convergence", dataclasses.asdict(config), workdir, resume=resume
+    )
     dataset = load_dataset_for(config.network(config.archs[0], config.depths[0]))
-    if folder is not None:
-        folder.write_json(CONFIG, dataclasses.asdict(config) | {"versions": versions()})
+    folder.write_config()
     log.info(
         "data: %s; the first %d and %d of them",
         *(dataset.description, *_counts(config, dataset)),
     )
     found = {arch: _Arch(arch, config, dataset, folder, progress).result() for arch in config.archs}
-    if folder is not None:
-        summary = {arch: comparison.summary() for arch, comparison in found.items()}
-        measured = {
-            "data": dataset.description,
-            "seconds": time.perf_counter() - begun,
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-        folder.write_json(SUMMARY, summary | measured)
-        title = f"{figures.plain(dataset.name)}, held-out examples"
-        figures.draw(folder.path / "limit_convergence", figures.limit_figure, found, title)
+    summary = {arch: comparison.summary() for arch, comparison in found.items()}
+    folder.finish(summary | {"data": dataset.description})
+    title = f"{figures.plain(dataset.name)}, held-out examples"
+    folder.draw("limit_convergence", figures.limit_figure, found, title)
     return found
 
 
@@ -170,7 +159,7 @@ class _Arch:
         arch: str,
         config: LimitConfig,
         dataset: Dataset,
-        folder: RunFolder | None,
+        folder: ExperimentFolder,
         progress: bool,
     ) -> None:
         self.arch, self.config, self.folder, self.progress = arch, config, folder, progress
@@ -257,36 +246,17 @@ class _Arch:
 
     def _group(self, run: "_Networks", depth: int, trials: range) -> np.ndarray:
         label = f"{self.arch}-depth{depth}-trials{trials[0]}-{trials[-1]}"
-        if self.folder is None:
-            return self._train(run, trials, label)
-        file = self.folder.path / "runs" / f"{label}.npz"
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            outputs = self._train(run, trials, label)
-            partial = file.with_suffix(".partial.npz")
-            np.savez(partial, outputs=outputs)
-            partial.replace(file)
-        with np.load(file, allow_pickle=False) as saved:
-            return saved["outputs"]
 
-    def _train(self, run: "_Networks", trials: range, label: str) -> np.ndarray:
-        with (
-            jax.enable_x64(self.config.dtype == "float64"),
-            progress_bar(
-                total=self.steps[-1], desc=label, unit="step", disable=not self.progress
-            ) as bar,
-        ):
-            return run.train(trials, self.time_step, self.steps, bar.update)
+        def train() -> dict[str, np.ndarray]:
+            with jax.enable_x64(self.config.dtype == "float64"):
+                found = run.train(trials, self.time_step, self.steps, label, self.progress)
+            return {"outputs": found}
+
+        return self.folder.arrays(label, train)["outputs"]
 
     def _fit(self, differences: np.ndarray) -> dict[str, float] | None:
         """Of [D, trials]; None where some have diverged."""
-        points = [
-            (depth, float(value))
-            for depth, values in zip(self.config.depths, differences, strict=True)
-            for value in values
-        ]
-        fair = all(0 < value < math.inf for _, value in points)
-        return rates.fit_power(points) if fair else None
+        return rates.fit_trials(zip(self.config.depths, differences, strict=True))
 
     def _say_step(self, discretization: np.ndarray) -> None:
         errors = ", ".join(f"{e:.1e}" for e in discretization)
@@ -327,25 +297,26 @@ class _Networks:
         trials: range,
         time_step: float,
         steps: Sequence[int],
-        advance: Callable[[int], Any],
+        label: str,
+        progress: bool,
     ) -> np.ndarray:
         """Outputs [trials, T, m, d_out] on the held-out examples after each of ``steps``."""
         ensemble = Ensemble(self.model, len(trials), self.x, self.y)
         params, frozen = ensemble.init(self.seed, first=trials.start)
         descend, held_out = ensemble.descent(time_step), jnp.asarray(self.held_out)
-        look = ensemble.measure(lambda p, f: engine.apply(self.model, p, f, held_out))
-        found, step, chunk = [], 0, 1
-        for target in steps:
-            while step < target:
-                count, begun = min(chunk, target - step), time.perf_counter()
-                params, losses = descend(params, frozen, count)
-                jax.block_until_ready(losses)
-                if count == chunk and time.perf_counter() - begun < SECONDS_A_LOOK / 2:
-                    chunk *= 2
-                step += count
-                advance(count)
-            found.append(np.asarray(look(params, frozen), np.float64))
-        return np.stack(found, axis=1)
+        predict = ensemble.measure(lambda p, f: engine.apply(self.model, p, f, held_out))
+
+        def take_steps(count: int) -> float:
+            nonlocal params
+            params, losses = descend(params, frozen, count)
+            return float(np.mean(losses))
+
+        outputs = {
+            step: np.asarray(predict(params, frozen), np.float64)
+            for step, _ in chunked_steps(take_steps, steps, label, progress)
+            if step in steps
+        }
+        return np.stack([outputs[step] for step in steps], axis=1)
 
 
 def _counts(config: LimitConfig, dataset: Dataset) -> tuple[int, int]:

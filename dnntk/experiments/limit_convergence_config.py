@@ -1,13 +1,13 @@
 """The configuration of `dnntk.experiments.limit_convergence`."""
 
 import dataclasses
-import math
 import os
 from typing import Any
 
 from dnntk import fields
 from dnntk.checks import check_choice, check_count
 from dnntk.errors import InputError
+from dnntk.experiments.config_checks import check_depths, check_each_once, check_positive
 from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
 
@@ -60,18 +60,13 @@ class LimitConfig:
         fields.convert(self)
         check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
         check_choice("dtype", self.dtype, DTYPES)
-        if not self.depths or not all(isinstance(d, int) and d >= 2 for d in self.depths):
-            raise InputError(f"depths: expected whole numbers of at least 2, got {self.depths}")
-        if len(set(self.depths)) < len(self.depths):
-            raise InputError(f"depths: expected each depth once, got {self.depths}")
-        if not self.times or not all(0 < t < math.inf for t in self.times):
-            raise InputError(f"times: expected finite numbers above 0, got {self.times}")
-        if list(self.times) != sorted(set(self.times)):
-            raise InputError(f"times: expected each once, in growing order, got {self.times}")
+        check_depths("depths", self.depths)
+        check_each_once("times", self.times)
+        check_positive(self, "times", "time_step")
+        if list(self.times) != sorted(self.times):
+            raise InputError(f"times: expected ascending numbers, got {self.times}")
         for name in ("train_examples", "test_examples", "trials", "draws"):
             check_count(name, getattr(self, name))
-        if self.time_step is not None and not 0 < self.time_step < math.inf:
-            raise InputError(f"time_step: expected a number above 0, got {self.time_step}")
         if self.arch == "mlp":
             fields.without_effect(self, ["kernel_size"], "on arch=mlp, which has no filters")
         for arch in self.archs:  # the rest is the networks' own to refuse

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,15 +21,17 @@ import numpy as np
 from dnntk import fields, figures, kernel, lyapunov
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data.datasets import load_dataset
-from dnntk.errors import InputError
 from dnntk.experiments import rates
+from dnntk.experiments.chunked_steps import chunked_steps
+from dnntk.experiments.config_checks import check_at_least, check_depths, check_positive
+from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.networks.models import DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.runs.checkpoints import Checkpoints
-from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, metrics_line, peak_memory_bytes, versions
+from dnntk.runs.folder import metrics_line
 from dnntk.runs.locks import freeing_folders
-from dnntk.runtime.progress import progress_bar
 from dnntk.training import engine
+from dnntk.training.config import DTYPES
 from dnntk.training.ensemble import Ensemble
 
 log = logging.getLogger("dnntk")
@@ -40,8 +41,8 @@ X0 = np.array([[math.sqrt(0.5), math.sqrt(0.5)]])
 # The thesis's toy runs all have L^2 / C at this value: C = 5 at depth 100, 50,000 at 10,000.
 THESIS_RATIO = 2000.0
 THEOREMS_EXPONENT = 2.2
-# How often a run shows its progress, and keeps where it is, at most.
-SECONDS_A_LOOK, SECONDS_A_CHECKPOINT = 2.0, 60.0
+# At least this much time lies between two checkpoints of an ensemble.
+SECONDS_A_CHECKPOINT = 60.0
 DIVERGENCE = 1e3
 
 
@@ -84,26 +85,16 @@ class ConvergenceConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         fields.convert(self)
-        for name in ("depths", "sweep_depths"):
-            depths = getattr(self, name)
-            if not all(isinstance(d, int) and d >= 2 for d in depths):
-                raise InputError(f"{name}: expected whole numbers of at least 2, got {depths}")
-            if len(set(depths)) < len(depths):
-                raise InputError(f"{name}: expected each depth once, got {depths}")
-        if not self.depths:
-            raise InputError("depths: expected at least one, got none")
+        check_depths("depths", self.depths)
+        if self.sweep_depths:
+            check_depths("sweep_depths", self.sweep_depths)
         for name in ("trials", "steps", "sweep_steps"):
             check_count(name, getattr(self, name))
-        for name in ("scale", "time_step", "sweep_scale"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name}: expected a positive finite number, got {value}")
+        check_positive(self, "scale", "time_step", "sweep_scale")
         for name in ("rho", "beta"):
             check_deviation(name, getattr(self, name))
-        for name in ("psi_2_depth", "seed"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: expected at least 0, got {getattr(self, name)}")
-        check_choice("dtype", self.dtype, ("float32", "float64"))
+        check_at_least(self, 0, "psi_2_depth", "seed")
+        check_choice("dtype", self.dtype, DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,12 +168,8 @@ def converge(
         InputError: the configuration or the workdir cannot be used; the message says why.
     """
     config = config or ConvergenceConfig()
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        content = dataclasses.asdict(config)
-        folder.claim(content, resume)
-        folder.write_json(CONFIG, content | {"versions": versions()})
-    begun = time.perf_counter()
+    folder = ExperimentFolder("ntk_convergence", dataclasses.asdict(config), workdir, resume=resume)
+    folder.write_config()
     with jax.enable_x64(config.dtype == "float64"):
         data = load_dataset("toy")
         x, y = (a.astype(config.dtype) for a in (data.x_train, data.y_train))
@@ -191,17 +178,11 @@ def converge(
         limit = np.asarray(_limit(config, x.astype(np.float64)))
     values = {s.name: rates.quantities(runs[s.name], limit) for s in settings(config)}
     fits = _fits(config, values)
-    summary = {
-        "fits": fits,
-        "runs": {name: rates.means(measured) for name, measured in values.items()},
-        "seconds": time.perf_counter() - begun,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
+    means = {name: rates.means(measured) for name, measured in values.items()}
+    summary = folder.finish({"fits": fits, "runs": means})
     angles = np.arctan2(x[:, 1], x[:, 0]).astype(np.float64)
     result = ConvergenceResult(angles, limit, runs, fits, summary)
-    if folder is not None:
-        folder.write_json(SUMMARY, summary)
-        _draw(config, result, values, y[:, 0], folder)
+    _draw(config, result, values, y[:, 0], folder)
     return result
 
 
@@ -210,7 +191,7 @@ def _limit(config: ConvergenceConfig, x: np.ndarray) -> jax.Array:
 
 
 def record_steps(steps: int) -> list[int]:
-    """0, the powers of two, and the last step: where a run is looked at."""
+    """0, the powers of two, and the last step: where a run's kernel is measured."""
     return [0, *(2**i for i in range(steps.bit_length()) if 2**i < steps), steps]
 
 
@@ -221,7 +202,7 @@ class _Run:
         self,
         setting: Setting,
         config: ConvergenceConfig,
-        folder: RunFolder | None,
+        folder: ExperimentFolder,
         x: np.ndarray,
         y: np.ndarray,
         progress: bool,
@@ -232,23 +213,18 @@ class _Run:
         )
         self.ensemble = Ensemble(self.model, config.trials, x, y)
         self.x, self.y = jnp.asarray(x), jnp.asarray(y)
-        self.times = record_steps(setting.steps)
+        self.record_steps = record_steps(setting.steps)
         self._compiled: dict[bool, Any] = {}
 
     def result(self) -> dict[str, np.ndarray]:
-        """The run's arrays: read where the run is done, else computed and kept."""
-        if self.folder is None:
+        """The run's arrays: read where the run is finished, else computed and written."""
+        return metrics_line(self.folder.arrays(self.setting.name, self._computed))
+
+    def _computed(self) -> dict[str, np.ndarray]:
+        if self.folder.path is None:
             return self._train(None)
-        file = self.folder.path / "runs" / f"{self.setting.name}.npz"
-        if not file.exists():
-            file.parent.mkdir(exist_ok=True)
-            with Checkpoints(self.folder.path / "checkpoints" / self.setting.name) as checkpoints:
-                arrays = self._train(checkpoints)
-            partial = file.with_suffix(".partial.npz")
-            np.savez(partial, **arrays)  # type: ignore[arg-type]
-            partial.replace(file)
-        with np.load(file, allow_pickle=False) as saved:
-            return metrics_line(dict(saved))
+        with Checkpoints(self.folder.path / "checkpoints" / self.setting.name) as checkpoints:
+            return self._train(checkpoints)
 
     def _train(self, checkpoints: Checkpoints | None) -> dict[str, np.ndarray]:
         begun = time.perf_counter()
@@ -263,44 +239,29 @@ class _Run:
         else:
             self._record(records, 0, start, params, frozen)
         descend = self.ensemble.descent(self.config.time_step)
+
+        def take_steps(count: int) -> float:
+            nonlocal params
+            params, losses = descend(params, frozen, count)
+            return float(np.mean(losses))
+
+        s = self.setting
+        label = f"depth {s.depth:,}, C = {s.scale:.3g}"
         last_checkpoint = time.perf_counter()
-        for step, params in self._chunks(descend, params, frozen, step):  # noqa: B020
-            if step in self.times:
-                self._record(records, self.times.index(step), start, params, frozen)
+        steps = chunked_steps(take_steps, self.record_steps, label, self.progress, step)
+        for step, _ in steps:
+            if step in self.record_steps:
+                self._record(records, self.record_steps.index(step), start, params, frozen)
             waited = time.perf_counter() - last_checkpoint > SECONDS_A_CHECKPOINT
             if checkpoints and waited and step < self.setting.steps:
                 checkpoints.save(step, {"params": params, "records": records})
                 last_checkpoint = time.perf_counter()
         self._say(records, time.perf_counter() - begun)
-        return records | {"step": np.array(self.times)}
-
-    def _chunks(
-        self, descend: Any, params: Any, frozen: Any, step: int
-    ) -> Iterator[tuple[int, Any]]:
-        """(step, params) after each few seconds of descent, and at every step of a record."""
-        s = self.setting
-        label = f"depth {s.depth:,}, C = {s.scale:.3g}"
-        chunk = 1
-        with progress_bar(
-            total=s.steps, initial=step, desc=label, unit="step", disable=not self.progress
-        ) as bar:
-            while step < s.steps:
-                next_record = next(t for t in self.times if t > step)
-                count = min(chunk, next_record - step)
-                begun = time.perf_counter()
-                params, losses = descend(params, frozen, count)
-                loss = float(np.mean(losses))
-                seconds = time.perf_counter() - begun
-                if count == chunk and seconds < SECONDS_A_LOOK / 2:
-                    chunk *= 2
-                step += count
-                bar.update(count)
-                bar.set_postfix(loss=f"{loss:.4g}")
-                yield step, params
+        return records | {"step": np.array(self.record_steps)}
 
     def _empty(self) -> dict[str, np.ndarray]:
         """Arrays for all records, NaN until they are made."""
-        shape, n = (len(self.times), self.config.trials), len(self.x)
+        shape, n = (len(self.record_steps), self.config.trials), len(self.x)
         records = {name: np.full((*shape, n), np.nan) for name in ("kernel", "outputs")}
         scalars = ("train_loss", "sign_changes", "gamma", "psi_2")
         return records | {name: np.full(shape, np.nan) for name in scalars}
@@ -308,7 +269,7 @@ class _Run:
     def _record(
         self, records: dict[str, np.ndarray], index: int, start: Any, params: Any, frozen: Any
     ) -> None:
-        ends = index in (0, len(self.times) - 1)
+        ends = index in (0, len(self.record_steps) - 1)
         psi_2 = ends and self.setting.depth <= self.config.psi_2_depth
         for name, values in self._measured(psi_2)(start, params, frozen).items():
             records[name][index] = np.asarray(values)
@@ -356,14 +317,14 @@ def _draw(
     result: ConvergenceResult,
     values: dict[str, dict[str, np.ndarray]],
     target: np.ndarray,
-    folder: RunFolder,
+    folder: ExperimentFolder,
 ) -> None:
     chosen = settings(config)
     shown = {s.depth: result.runs[s.name] for s in chosen if s.rule == "figure"}
     curves = (result.angles, target, result.limit, shown)
-    figures.draw(folder.path / "figure_4_1", figures.convergence_figure, *curves)
+    folder.draw("figure_4_1", figures.convergence_figure, *curves)
     sweep = [s for s in chosen if s.rule != "figure"]
     if sweep:
         points = [(s.rule, s.depth, values[s.name]) for s in sweep]
         fitted = (points, result.fits, config.sweep_scale, config.psi_2_depth)
-        figures.draw(folder.path / "rates", figures.rates_figure, *fitted)
+        folder.draw("rates", figures.rates_figure, *fitted)

@@ -1,6 +1,7 @@
 """What section 5.1 shows of the theorems: four quantities, and the powers of depth in them."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,13 +30,19 @@ def quantities(run: dict[str, np.ndarray], limit: np.ndarray) -> dict[str, np.nd
 
 def fits(runs: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
     """The power of depth that each of `QUANTITIES` follows, from (depth, their values) of runs."""
-    found: dict[str, Any] = {}
-    for quantity in QUANTITIES:
-        points = [(depth, value) for depth, values in runs for value in values[quantity]]
-        # Where some are 0 or have diverged, the others are no fair sample.
-        fair = all(0 < value < math.inf for _, value in points)
-        found[quantity] = fit_power(points) if fair else None
-    return found
+    return {
+        quantity: fit_trials((depth, values[quantity]) for depth, values in runs)
+        for quantity in QUANTITIES
+    }
+
+
+def fit_trials(runs: Iterable[tuple[int, np.ndarray]]) -> dict[str, float] | None:
+    """`fit_power` of (depth, values of its trials); None if any value is 0 or has diverged.
+
+    The remaining values alone would be a biased sample.
+    """
+    points = [(depth, float(value)) for depth, values in runs for value in values]
+    return fit_power(points) if all(0 < value < math.inf for _, value in points) else None
 
 
 def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
@@ -47,11 +54,11 @@ def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
         return None
     depths, values = np.log10(np.array(points, dtype=float)).T
     line = stats.linregress(depths, values)
-    reach = stats.t.ppf(0.975, len(points) - 2) * line.stderr
+    half_width = stats.t.ppf(0.975, len(points) - 2) * line.stderr
     return {
         "exponent": float(line.slope),
-        "low": float(line.slope - reach),
-        "high": float(line.slope + reach),
+        "low": float(line.slope - half_width),
+        "high": float(line.slope + half_width),
         "factor": float(10**line.intercept),
     }
 

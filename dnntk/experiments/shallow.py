@@ -21,17 +21,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
 from dnntk.checks import check_count, check_deviation, checked_pair
 from dnntk.errors import InputError
+from dnntk.experiments.chunked_steps import chunked_steps
 from dnntk.kernel.arccos import arccos0, arccos1
-from dnntk.runtime.progress import progress_bar
-
-# How often a run shows its progress.
-SECONDS_A_LOOK = 1.0
 
 
 class ShallowMLP(nn.Module):
@@ -222,23 +218,21 @@ def descend(
         A `Stop` each, whose ``params`` are good until the next one is asked for. A loss that is not
         finite ends the run where it is seen.
     """
-    params, step, chunk, seconds = jax.tree.map(jnp.copy, variables["params"]), 0, 1, 0.0
-    with progress_bar(total=stops[-1], desc=label, unit="step", disable=not progress) as bar:
-        for stop in stops:
-            while step < stop:
-                count, begun = min(chunk, stop - step), time.perf_counter()
-                found = _steps(model, params, variables["initial"], x, y, time_step, count)
-                params, loss = found[0], float(found[1])
-                took = time.perf_counter() - begun
-                seconds, step = seconds + took, step + count
-                if count == chunk and took < SECONDS_A_LOOK / 2:
-                    chunk *= 2
-                bar.update(count)
-                bar.set_postfix(loss=f"{loss:.3g}", refresh=False)
-                if not np.isfinite(loss):
-                    yield Stop(step, params, loss, seconds)
-                    return
+    params, seconds = jax.tree.map(jnp.copy, variables["params"]), 0.0
+
+    def take_steps(count: int) -> float:
+        nonlocal params, seconds
+        begun = time.perf_counter()
+        params, loss = _steps(model, params, variables["initial"], x, y, time_step, count)
+        value = float(loss)
+        seconds += time.perf_counter() - begun
+        return value
+
+    for step, loss in chunked_steps(take_steps, stops, label, progress):
+        if step in stops or not math.isfinite(loss):
             yield Stop(step, params, loss, seconds)
+        if not math.isfinite(loss):
+            return
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)

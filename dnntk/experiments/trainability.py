@@ -16,6 +16,7 @@ from typing import Any
 from dnntk import fields
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
+from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.trainability_config import (
     EVALUATIONS,
     FIGURE,
@@ -25,19 +26,10 @@ from dnntk.experiments.trainability_config import (
     row_of,
     runs_of,
 )
-from dnntk.figures import draw
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.prediction import predict
-from dnntk.runs.folder import (
-    CONFIG,
-    SUMMARY,
-    RunFolder,
-    as_json,
-    metrics_line,
-    peak_memory_bytes,
-    versions,
-)
+from dnntk.runs.folder import RunFolder, as_json, metrics_line
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
 from dnntk.training.config import DEFAULT_STEPS, TrainConfig
@@ -87,51 +79,41 @@ def trainability(
         InputError: the configuration, the data or the workdir cannot be used.
     """
     config = config or TrainabilityConfig()
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        resume = folder.claim(config.to_json(), resume, free=("budget_minutes",))
-    run = _Figure if config.preset == FIGURE else _Row
-    return run(config, folder, progress, resume).result()
+    settings = dataclasses.asdict(config)
+    folder = ExperimentFolder(
+        "trainability", settings, workdir, resume=resume, free=("budget_minutes",)
+    )
+    return (_Figure if config.preset == FIGURE else _Row)(config, folder, progress).result()
 
 
 class _Experiment:
     def __init__(
-        self, config: TrainabilityConfig, folder: RunFolder | None, progress: bool, resume: bool
+        self, config: TrainabilityConfig, folder: ExperimentFolder, progress: bool
     ) -> None:
-        self.config, self.folder, self.progress, self.resume = config, folder, progress, resume
-        self.begun = time.perf_counter()
+        self.config, self.folder, self.progress = config, folder, progress
         self.left_out: list[str] = []
 
-    def keep_config(self) -> None:
-        """Once the data are read: what is refused before leaves no run behind."""
-        if self.folder is not None and not self.resume:
-            self.folder.write_json(CONFIG, {**self.config.to_json(), "versions": versions()})
+    def write_config(self) -> None:
+        """Keep the first sitting's file: a later one may have another budget."""
+        if not self.folder.resumes:
+            self.folder.write_config()
 
     def fitted(self, name: str, config: TrainConfig, data: Dataset, seconds: float) -> TrainConfig:
-        """The run with as many steps as its share of the budget allows."""
+        """The run with as many steps as ``seconds`` allow, where there is a budget."""
         if not self.config.budget_minutes:
             return config
-        told = forecast_on(config, data)
-        steps = max(1, int(seconds * (1 - OVERHEAD) / told.step_seconds))
-        if steps >= told.steps:
+        forecast = forecast_on(config, data)
+        steps = max(1, int(seconds * (1 - OVERHEAD) / forecast.step_seconds))
+        if steps >= forecast.steps:
             return config
-        self.left_out.append(f"{name}: {steps:,} of {told.steps:,} steps")
+        self.left_out.append(f"{name}: {steps:,} of {forecast.steps:,} steps")
         every = max(1, steps // EVALUATIONS)
         return dataclasses.replace(config, epochs=None, steps=steps, eval_every=every)
 
     def write(self, rows: list[dict[str, Any]], more: dict[str, Any]) -> TrainabilityResult:
         """Summary and result."""
         shown = [{k: v for k, v in row.items() if k != "history"} for row in rows]
-        summary: dict[str, Any] = {
-            "rows": shown,
-            **more,
-            "left_out": self.left_out,
-            "seconds": round(time.perf_counter() - self.begun, 1),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "versions": versions(),
-        }
-        if self.folder is not None:
-            self.folder.write_json(SUMMARY, as_json(summary))
+        summary = self.folder.finish({"rows": shown, **more, "left_out": self.left_out})
         for line in self.left_out:
             log.info("left out for the budget: %s", line)
         return TrainabilityResult(rows, summary)
@@ -141,14 +123,13 @@ class _Figure(_Experiment):
     """Figure 4.2: a line a finished run, so that a killed experiment loses one run at most."""
 
     def result(self) -> TrainabilityResult:
-        held = self.folder.keep_lines(ROWS_FILE) if self.folder and self.resume else []
-        for row in held:
+        done = {row["name"]: row for row in self.folder.rows(ROWS_FILE)}
+        for row in done.values():
             row["history"] = [metrics_line(line) for line in row["history"]]
-        done = {row["name"]: row for row in held}
-        self.begun -= sum(row["seconds"] for row in held)  # of earlier sittings
+            self.folder.begun -= row["seconds"]
         runs = runs_of(self.config)
         data, steps = self._prepared(runs)
-        self.keep_config()
+        self.write_config()
         rows = []
         with progress_bar(runs, desc="runs", unit="run", disable=not self.progress) as bar:
             for name, config in bar:
@@ -158,13 +139,11 @@ class _Figure(_Experiment):
                     fields["eval_every"] = max(1, fields["steps"] // EVALUATIONS)
                     run = dataclasses.replace(config, **fields)
                     done[name] = outcome(name, run, data[config.arch], self.progress)
-                    if self.folder is not None:
-                        self.folder.append(ROWS_FILE, done[name])
+                    self.folder.append(ROWS_FILE, done[name])
                 rows.append(done[name])
         found = self.write(rows, {})
-        if self.folder is not None:
-            chance = {arch: _best_constant(data[arch]) for arch in self.config.archs}
-            draw(self.folder.path / "figure_4_2", trainability_figure, rows, chance)
+        chance = {arch: _best_constant(data[arch]) for arch in self.config.archs}
+        self.folder.draw("figure_4_2", trainability_figure, rows, chance)
         return found
 
     def _prepared(
@@ -175,9 +154,9 @@ class _Figure(_Experiment):
         for arch in self.config.archs:
             mine = [config for _, config in runs if config.arch == arch]
             data[arch] = load_dataset_for(mine[0])
-            share = 60 * self.config.budget_minutes / len(runs)
+            seconds = 60 * self.config.budget_minutes / len(runs)
             name = f"{arch}, each of {len(mine)} runs"
-            fitted = self.fitted(name, mine[0], data[arch], share)
+            fitted = self.fitted(name, mine[0], data[arch], seconds)
             steps[arch] = fitted.steps or DEFAULT_STEPS
         return data, steps
 
@@ -217,7 +196,7 @@ class _Row(_Experiment):
         name = self.config.preset
         config, preset = row_of(self.config), PRESETS[name]
         data = load_dataset_for(config)
-        self.keep_config()
+        self.write_config()
         (own, history), d_out = self._trained(config, data), data.y_train.shape[1]
         rows, curve = [], []
         if preset.test_accuracy is not None:
@@ -228,32 +207,29 @@ class _Row(_Experiment):
         if self.config.limit_examples and own["time"]:
             limit = predict(self._limit(config, own["time"], data), progress=self.progress)
             curve, chosen = limit.curve, limit.chosen
-            told = Preset(config, limit.summary["train_mse"], chosen["test_accuracy"])
-            rows.append(_line("infinitely deep", "infinite", told) | {"time": chosen["time"]})
+            predicted = Preset(config, limit.summary["train_mse"], chosen["test_accuracy"])
+            rows.append(_line("infinitely deep", "infinite", predicted) | {"time": chosen["time"]})
         found = self.write(
             rows, {"preset": name} | {key: own[key] for key in ("steps", "test_accuracy")}
         )
-        if self.folder is not None:
-            reported = preset.train_mse, preset.test_accuracy
-            draw(self.folder.path / "row", row_figure, history, curve, reported, d_out, name)
+        reported = preset.train_mse, preset.test_accuracy
+        self.folder.draw("row", row_figure, history, curve, reported, d_out, name)
         return found
 
     def _trained(
         self, config: TrainConfig, data: Dataset
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """What the trained network came to, and its evaluations: of one that diverged, the last."""
-        held = RunFolder(self.folder.path / "training") if self.folder else None
-        resume = held is not None and held.holds_run
-        if held is not None and resume:
-            # A run keeps the length that it was begun with.
-            saved = TrainConfig.from_json(held.read_config())
+        workdir, resume = self.folder.training()
+        if workdir is not None and resume:
+            # A resumed run keeps the length that it was started with.
+            saved = TrainConfig.from_json(RunFolder(workdir).read_config())
             lengths = ("epochs", "steps", "eval_every")
             kept: dict[str, Any] = {key: getattr(saved, key) for key in lengths}
             config = dataclasses.replace(config, **kept)
         else:
             seconds = 60 * self.config.budget_minutes
             config = self.fitted(self.config.preset, config, data, seconds)
-        workdir = None if held is None else held.path
         try:
             found = train_on(config, data, workdir, resume=resume, progress=self.progress)
         except Diverged as diverged:
@@ -264,7 +240,9 @@ class _Row(_Experiment):
             own |= {"train_loss": last["train_loss"], "steps": last["step"], "ended": "diverged"}
             return own, history
         if resume:
-            self.begun -= max(0.0, found.summary["seconds"] - found.summary["sitting_seconds"])
+            self.folder.begun -= max(
+                0.0, found.summary["seconds"] - found.summary["sitting_seconds"]
+            )
         return {**found.summary, "ended": "finished"}, found.history
 
     def _limit(self, config: TrainConfig, at: float, data: Dataset) -> PredictConfig:

@@ -1,15 +1,14 @@
 """Section 5.2's runs: figure 4.2, the rows of table 4.1, and what reaches their accuracies here."""
 
 import dataclasses
-import math
 import os
 from typing import Any
 
 from dnntk import fields
 from dnntk.checks import check_choice, check_count
 from dnntk.errors import InputError
+from dnntk.experiments.config_checks import check_at_least, check_positive
 from dnntk.networks.initializers import INITS
-from dnntk.runs.folder import as_json
 from dnntk.training.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
 
 FIGURE = "figure-4.2"
@@ -159,27 +158,16 @@ class TrainabilityConfig:
                 raise InputError(f"{name}: expected some of {', '.join(allowed)}, got none")
             for value in values:
                 check_choice(name, value, allowed)
-        if not all(0 < rate < math.inf for rate in self.rates):
-            raise InputError(f"rates: expected finite numbers above 0, got {self.rates}")
+        check_positive(self, "rates")
         check_count("steps", self.steps)
-        if self.limit_examples < 0:
-            raise InputError(f"limit_examples: expected a number >= 0, got {self.limit_examples}")
-        for name in ("batch_size", "shift", "eval_examples", "seed"):
-            if (getattr(self, name) or 0) < 0:
-                raise InputError(f"{name}: expected a number >= 0, got {getattr(self, name)}")
-        if not 0 <= self.budget_minutes < math.inf:
-            raise InputError(f"budget_minutes: expected a number >= 0, got {self.budget_minutes}")
+        counts = ("batch_size", "shift", "limit_examples", "eval_examples", "seed")
+        check_at_least(self, 0, *counts, "budget_minutes")
         if self.preset == FIGURE:
             fields.without_effect(self, _OF_ROWS, "on the figure's runs")
         else:
             fields.without_effect(self, _OF_FIGURE, f"on preset={self.preset}")
         # The runs' own checks, before anything is computed.
         _ = [config for _, config in runs_of(self)] if self.preset == FIGURE else row_of(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Every field, as JSON holds it."""
-        fields: dict[str, Any] = as_json(dataclasses.asdict(self))
-        return fields
 
 
 def _given(config: TrainabilityConfig, names: tuple[str, ...]) -> dict[str, Any]:

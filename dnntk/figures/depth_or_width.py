@@ -34,7 +34,7 @@ def size_figure(
 
     Args:
         points: means over trials, as `dnntk.experiments.depth_or_width.findings.points` gives them.
-        limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
+        limits: by dataset, as in `dnntk.experiments.depth_or_width.experiment.DepthOrWidth`.
         time: t of the first two columns.
         small_scale: C of the deep networks' second rule.
     """

@@ -30,7 +30,7 @@ from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.selection import Selection, solvable_times
 from dnntk.infinite_depth.trained_run import SCORES, TrainedRun, log_comparison
 from dnntk.kernel import limit_ntk
-from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
+from dnntk.runs.folder import SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
@@ -136,7 +136,7 @@ def _predicted(
         folder.claim(content, resume, free=FREE)
     prediction = Prediction(config, folder, trained, progress, own)
     if folder is not None:  # only now: a command whose data cannot be read leaves no run behind
-        folder.write_json(CONFIG, content | {"versions": versions()})
+        folder.write_config("predict", content)
     return prediction.result()
 
 

@@ -120,6 +120,10 @@ class RunFolder:
                 )
         return True
 
+    def write_config(self, experiment: str, config: dict[str, Any]) -> None:
+        """Write config.json: which experiment the run is, its settings, and the versions in use."""
+        self.write_json(CONFIG, {"experiment": experiment, **config, "versions": versions()})
+
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write ``content`` to the file ``name``, as `replace_json` does."""
         if processes.is_primary():

@@ -21,7 +21,6 @@ from dnntk.errors import Diverged, Interrupted, Stopped
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import (
-    CONFIG,
     METRICS,
     SUMMARY,
     RunFolder,
@@ -183,9 +182,9 @@ class Run:
         else:
             plan = self.planner.plan(self._lambda_max)
             if self.folder:
-                content = self.config.to_json() | self.recorded
-                content |= {"plan": dataclasses.asdict(plan), "versions": versions()}
-                self.folder.write_json(CONFIG, content)
+                settled = {"plan": dataclasses.asdict(plan)}
+                content = self.config.to_json() | self.recorded | settled
+                self.folder.write_config("train", content)
         log.info("time_step: %s; %d steps", plan.reason, plan.steps)
         if self.eigenvalue is not None:
             warn_of_vanished(self.config, plan, self.eigenvalue)

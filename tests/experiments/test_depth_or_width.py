@@ -11,11 +11,11 @@ import pytest
 
 import dnntk
 from dnntk import Diverged, InputError, KernelFlow, figures
-from dnntk.experiments.depth_or_width import figure as depth_or_width
+from dnntk.experiments.depth_or_width import experiment as depth_or_width
 from dnntk.experiments.depth_or_width import findings as depth_or_width_findings
 from dnntk.experiments.depth_or_width import runs as depth_or_width_runs
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig, Job
-from dnntk.experiments.depth_or_width.figure import compare
+from dnntk.experiments.depth_or_width.experiment import compare
 from dnntk.experiments.depth_or_width.runs import Problem, deep_parameters, run
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, descend, shallow_limit_ntk, shallow_ntk, width_for

@@ -11,7 +11,7 @@ import pytest
 from dnntk import TrainConfig, train
 from dnntk.errors import InputError
 from dnntk.experiments.accumulation import AccumulationConfig, accumulate
-from dnntk.experiments.depth_or_width.figure import DepthOrWidthConfig, compare
+from dnntk.experiments.depth_or_width.experiment import DepthOrWidthConfig, compare
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 from dnntk.experiments.trainability import trainability
 from dnntk.experiments.trainability_config import TrainabilityConfig

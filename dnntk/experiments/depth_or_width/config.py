@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from dnntk import fields
-from dnntk.checks import check_choice, check_count, check_deviation, is_number
+from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data.datasets import DATASETS
 from dnntk.data.mnist import CLASS_NAMES
 from dnntk.errors import InputError
+from dnntk.experiments.config_checks import check_at_least, check_each_once, check_positive
 from dnntk.training.config import DTYPES, TrainConfig
 
 # The toy task has no classes.
@@ -86,9 +87,7 @@ class DepthOrWidthConfig:
         for name in self.datasets:
             check_choice("datasets", name, LABELLED)
         for field in ("datasets", "depths", "times"):
-            values = getattr(self, field)
-            if not values or len(set(values)) < len(values):
-                raise InputError(f"{field}: expected at least one, each once, got {values}")
+            check_each_once(field, getattr(self, field))
         if not set(self.datasets) & set(CLASS_NAMES):
             named = ", ".join(self.datasets)
             fields.without_effect(self, ["data_dir"], f"on {named}, read from no folder")
@@ -96,10 +95,8 @@ class DepthOrWidthConfig:
         names = ["test_examples", "probe_examples", "trials", "single_from", "regime_trials"]
         for name in names + ["train_examples"] * (self.train_examples is not None):
             check_count(name, getattr(self, name))
-        if self.probe_examples < 3:
-            raise InputError(f"probe_examples: expected at least 3, got {self.probe_examples}")
-        if not (is_number(self.small_scale) and 0 < self.small_scale < math.inf):
-            raise InputError(f"small_scale: expected a number above 0, got {self.small_scale!r}")
+        check_at_least(self, 3, "probe_examples")
+        check_positive(self, "small_scale", "regime_time")
         for name in ("fraction", "moving_fraction"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(
@@ -116,15 +113,14 @@ class DepthOrWidthConfig:
 
     def _check_times(self) -> None:
         times = self.times
-        if not all(0 < t < math.inf for t in times) or list(times) != sorted(times):
-            raise InputError(f"times: expected finite numbers above 0, ascending, got {times}")
-        shares = [t / times[0] for t in times]
-        if any(abs(share - round(share)) > 1e-6 * share for share in shares):
+        check_positive(self, "times")
+        if list(times) != sorted(times):
+            raise InputError(f"times: expected ascending numbers, got {times}")
+        multiples = [t / times[0] for t in times]
+        if any(abs(multiple - round(multiple)) > 1e-6 * multiple for multiple in multiples):
             raise InputError(f"times: expected whole multiples of the first, got {times}")
 
     def _check_regime(self) -> None:
-        if not (is_number(self.regime_time) and 0 < self.regime_time < math.inf):
-            raise InputError(f"regime_time: expected a number above 0, got {self.regime_time!r}")
         if self.regime_scales == 1 or self.regime_scales < 0:
             raise InputError(f"regime_scales: expected 0, or 2 or more, got {self.regime_scales}")
         most = self.scale(self.regime_depth)

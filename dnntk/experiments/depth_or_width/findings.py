@@ -61,7 +61,7 @@ def statements(
 
     Args:
         means: as `points` gives them.
-        limits: by dataset, as in `dnntk.experiments.depth_or_width.figure.DepthOrWidth`.
+        limits: by dataset, as in `dnntk.experiments.depth_or_width.experiment.DepthOrWidth`.
         test_examples: by dataset.
     """
     said = []

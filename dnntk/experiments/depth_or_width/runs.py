@@ -1,4 +1,4 @@
-"""One network of `dnntk.experiments.depth_or_width.figure`: trained, tested, its kernel looked at.
+"""One network of the experiment: trained, tested, and its kernel before and after training.
 
 Two clocks. Kernel time t is the learning rate times the steps in NTK parametrization, for deep and
 for wide networks alike. But a kernel a times as large learns in time t what the other learns in

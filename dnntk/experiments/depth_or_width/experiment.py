@@ -13,7 +13,6 @@ of the test set together (see `dnntk.experiments.depth_or_width.findings`).
 import dataclasses
 import logging
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,16 +20,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnntk import fields, figures
+from dnntk import fields
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.depth_or_width.findings import points, statements
 from dnntk.experiments.depth_or_width.runs import Problem, Row, run
+from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.kernel import limit_ntk
-from dnntk.runs.folder import CONFIG, SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.evaluation import split_scores
 
@@ -87,13 +86,9 @@ def compare(
         InputError: the configuration, the data or the workdir cannot be used; the message says why.
     """
     config = config or DepthOrWidthConfig()
-    begun = time.perf_counter()
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        folder.claim(dataclasses.asdict(config), resume)
+    folder = ExperimentFolder("depth_or_width", dataclasses.asdict(config), workdir, resume=resume)
     problems = {name: Problem(config, name) for name in config.datasets}
-    if folder is not None:
-        folder.write_json(CONFIG, dataclasses.asdict(config) | {"versions": versions()})
+    folder.write_config()
     limits = {name: _limits(problem, config, progress) for name, problem in problems.items()}
     for name, problem in problems.items():
         log.info("%s", problem.description)
@@ -102,15 +97,12 @@ def compare(
     means = points(rows)
     said = statements(means, limits, {name: len(p.x_test) for name, p in problems.items()})
     result = DepthOrWidth(rows, limits, means, said)
-    if folder is not None:
-        measured = {
-            "data": {name: problem.description for name, problem in problems.items()},
-            "training_seconds": sum(r["records"][-1]["seconds"] for r in rows if r["records"]),
-            "seconds": time.perf_counter() - begun,
-            "peak_memory_bytes": peak_memory_bytes(),
-        }
-        folder.write_json(SUMMARY, as_json({**dataclasses.asdict(result), **measured}))
-        _draw(result, config, folder)
+    measured = {
+        "data": {name: problem.description for name, problem in problems.items()},
+        "training_seconds": sum(r["records"][-1]["seconds"] for r in rows if r["records"]),
+    }
+    folder.finish(dataclasses.asdict(result) | measured)
+    _draw(result, config, folder)
     return result
 
 
@@ -118,19 +110,17 @@ def _rows(
     config: DepthOrWidthConfig,
     problems: dict[str, Problem],
     limits: dict[str, dict[str, Any]],
-    folder: RunFolder | None,
+    folder: ExperimentFolder,
     progress: bool,
 ) -> list[Row]:
     """A row a job: read where the workdir has it, else computed and kept."""
-    kept = folder.keep_lines(ROWS) if folder is not None else []
-    found = {row["name"]: row | {"scale": _number(row["scale"])} for row in kept}
+    found = {row["name"]: row | {"scale": _number(row["scale"])} for row in folder.rows(ROWS)}
     jobs = config.jobs()
     for place, job in enumerate(jobs, 1):
         if job.name in found:
             continue
         row = run(job, problems[job.dataset], config, limits[job.dataset]["ratio"], progress)
-        if folder is not None:
-            folder.append(ROWS, row)
+        folder.append(ROWS, row)
         log.info("%d of %d, %s: %s", place, len(jobs), job.name, _said_of_row(row))
         found[job.name] = row
     return [found[job.name] for job in jobs]
@@ -216,12 +206,12 @@ def _said_of_row(row: Row) -> str:
     return seen + halved
 
 
-def _draw(result: DepthOrWidth, config: DepthOrWidthConfig, folder: RunFolder) -> None:
+def _draw(result: DepthOrWidth, config: DepthOrWidthConfig, folder: ExperimentFolder) -> None:
     sized = (result.points, result.limits, config.times[-1], config.small_scale)
-    figures.draw(folder.path / "depth-or-width", size_figure, *sized)
+    folder.draw("depth-or-width", size_figure, *sized)
     regime = [point for point in result.points if point["part"] == "regime"]
     if any(np.isfinite(point["scale"]) for point in regime):  # else all of them diverged
         name = config.datasets[0]
         title = f"{name}, depth {config.regime_depth}, t = {config.regime_time:g}"
         shown = (regime, result.limits[name], config.regime_time, title)
-        figures.draw(folder.path / "regime", regime_figure, *shown)
+        folder.draw("regime", regime_figure, *shown)
