@@ -2,25 +2,19 @@
 
 import base64
 import dataclasses
-import importlib
 import os
-import pkgutil
 import re
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dnntk import experiments
-from dnntk.infinite_depth.config import PredictConfig
 from dnntk.report.benchmarks import benchmark_table, is_benchmark, promises
 from dnntk.report.curves import course
 from dnntk.report.markup import Html, collapsed, joined, tag
 from dnntk.report.reading import Figure, Workdir, read_figure, read_json, read_lines
 from dnntk.report.values import cut, mapping, properties, records, rendered, shown, title
 from dnntk.runs.folder import CONFIG, DIVERGED, METRICS, SUMMARY
-from dnntk.training.config import TrainConfig
 
 # Of the pixels of a figure: `dnntk.figures.draw` draws 150 an inch, a browser 96.
 SCREEN = 96 / 150
@@ -38,6 +32,18 @@ CAPTIONS = {
     "rates": "Rates of convergence with depth",
     "limit_convergence": "Distance of trained networks from their limit against depth",
     "parallel_depth": "Modelled time of all layers at once, and layer by layer",
+}
+# Settings that one experiment alone has. Runs used not to write which experiment they are.
+OWN_FIELDS = {
+    "train": {"parametrization", "dataset", "time_step"},
+    "predict": {"solver", "dataset", "times"},
+    "accumulation": {"points", "output", "time_step"},
+    "depth_or_width": {"datasets", "regime_depth"},
+    "errata": {"networks", "depth", "seed"},
+    "initialization": {"channels", "d_in", "depth"},
+    "limit_convergence": {"draws", "depths"},
+    "ntk_convergence": {"sweep_depths", "depths"},
+    "trainability": {"preset", "archs"},
 }
 
 
@@ -235,13 +241,13 @@ class Section:
 
 
 def experiment(config: dict[str, Any]) -> str | None:
-    """The script whose settings these are, by the fields that they have; None if none has most."""
+    """Which experiment a configuration names; of one without a name, the one that has its fields.
+
+    Returns None where no experiment of `OWN_FIELDS` has them.
+    """
     if isinstance(config.get("experiment"), str):
         return config["experiment"]
-    shares = {name: _share(fields, config.keys()) for name, fields in _fields().items()}
-    best = max(shares, key=lambda name: shares[name])
-    # A run of an earlier or later version lacks a few.
-    return best if shares[best] > 0.7 else None
+    return next((name for name, own in OWN_FIELDS.items() if own <= config.keys()), None)
 
 
 def caption(stem: str) -> str:
@@ -253,32 +259,6 @@ def caption(stem: str) -> str:
 def slug(name: str) -> str:
     """A name for an anchor."""
     return "run-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
-
-
-def _share(fields: frozenset[str], keys: Any) -> float:
-    found = set(keys) - {"plan", "versions"}
-    return len(fields & found) / len(fields | found)
-
-
-@cache
-def _fields() -> dict[str, frozenset[str]]:
-    """Settings of every experiment, by its name."""
-    found: dict[str, Any] = {"train": TrainConfig, "predict": PredictConfig}
-    prefix = f"{experiments.__name__}."
-    for module in pkgutil.walk_packages(experiments.__path__, prefix):
-        path = module.name
-        try:
-            content = vars(importlib.import_module(path))
-        except ImportError:  # for want of what only this experiment needs: it stays unnamed
-            continue
-        for name, kind in content.items():
-            if name.endswith("Config") and getattr(kind, "__module__", "") == path:
-                name = path.removeprefix(prefix).removesuffix("_config").removesuffix(".config")
-                found[name] = kind
-    return {
-        name: frozenset(field.name for field in dataclasses.fields(kind))
-        for name, kind in found.items()
-    }
 
 
 def _data(config: dict[str, Any]) -> str | None:

@@ -197,6 +197,7 @@ def test_a_run_on_own_data_is_compared_on_the_same_only(trained_on_own, tmp_path
     right = np.mean((outputs > 0) == (own_data().y_test[:, None] > 0))
     assert found.rows[-1]["test_accuracy"] == right
     saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["experiment"] == "predict"
     trained = json.loads((run / "config.json").read_text())
     assert saved["dataset"] == "own" and saved["own"]["x_train"] == trained["own"]["x_train"]
 

@@ -126,6 +126,7 @@ def test_a_workdir_holds_what_the_readme_says(small_run):
     assert set(promised) <= set(summary)
     assert summary["parameters"] == 64 * 66 + 66 + 18 * (66 * 66 + 66) + 66 + 1
     saved = json.loads((workdir / "config.json").read_text())
+    assert saved["experiment"] == "train"
     assert TrainConfig.from_json(saved) == SMALL
 
 
