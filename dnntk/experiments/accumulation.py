@@ -35,6 +35,8 @@ from dnntk.shares import accumulated, coefficients, layer_shares
 from dnntk.training.config import TrainConfig
 from dnntk.training.run import TrainResult, load_dataset_for, train_on
 
+__all__ = ["Accumulation", "AccumulationConfig", "accumulate"]
+
 log = logging.getLogger("dnntk")
 
 # The thesis's toy run: L^2 / C at every depth, and the kernel time of a step.

@@ -25,6 +25,8 @@ from dnntk.ntk.empirical import empirical_ntk
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
 
+__all__ = ["ErrataConfig", "Statement", "errata"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ErrataConfig:

@@ -25,6 +25,8 @@ from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Vari
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.config import ARCHITECTURES
 
+__all__ = ["InitializationConfig", "Initialized", "activations", "initialize"]
+
 log = logging.getLogger("dnntk")
 
 FIGURES = {"mlp": "figure_3_1", "cnn": "figure_3_2"}

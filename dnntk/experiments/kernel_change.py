@@ -2,6 +2,8 @@
 
 import numpy as np
 
+__all__ = ["alignment", "movement"]
+
 
 def movement(before: np.ndarray, after: np.ndarray) -> float:
     """||Theta_t - Theta_0||_F / ||Theta_0||_F of two kernels of one shape; 0 in the lazy regime."""

@@ -36,6 +36,8 @@ from dnntk.training.ensemble import Ensemble
 from dnntk.training.evaluation import as_trained
 from dnntk.training.run import load_dataset_for
 
+__all__ = ["Comparison", "converge_to_limit", "stepped"]
+
 log = logging.getLogger("dnntk")
 
 # Of the largest stable step. The top mode then dies out in a few steps, and the slow ones, which

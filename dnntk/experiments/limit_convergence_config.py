@@ -10,6 +10,8 @@ from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_depths, check_each_once, check_positive
 from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
+__all__ = ["LimitConfig"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LimitConfig:

@@ -34,6 +34,15 @@ from dnntk.training import engine
 from dnntk.training.config import DTYPES
 from dnntk.training.ensemble import Ensemble
 
+__all__ = [
+    "ConvergenceConfig",
+    "ConvergenceResult",
+    "Setting",
+    "converge",
+    "record_steps",
+    "settings",
+]
+
 log = logging.getLogger("dnntk")
 
 # The point whose kernel figure 4.1 shows.

@@ -10,6 +10,8 @@ import numpy as np
 
 from dnntk.figures.initialization import Style
 
+__all__ = ["bias_styles", "filter_styles", "network_styles", "weight_styles"]
+
 
 def filter_styles(kernel: np.ndarray, scale: float) -> np.ndarray:
     """Styles of filters: 0 none, centred identity solid, C times it double, any other dashed.

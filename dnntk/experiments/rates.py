@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+__all__ = ["fit_power", "fit_trials", "fits", "means", "quantities"]
+
 QUANTITIES = ("deviation", "movement", "sign_changes", "growth")
 
 

@@ -29,6 +29,8 @@ from dnntk.errors import InputError
 from dnntk.experiments.chunked_steps import chunked_steps
 from dnntk.kernel.arccos import arccos0, arccos1
 
+__all__ = ["ShallowMLP", "Stop", "descend", "shallow_limit_ntk", "shallow_ntk", "width_for"]
+
 
 class ShallowMLP(nn.Module):
     """A hidden layer of ``width`` ReLU units in NTK parametrization, 0 at initialization.

@@ -36,6 +36,8 @@ from dnntk.training.config import DEFAULT_STEPS, TrainConfig
 from dnntk.training.forecast import forecast_on
 from dnntk.training.run import load_dataset_for, train_on
 
+__all__ = ["TrainabilityResult", "outcome", "trainability"]
+
 log = logging.getLogger("dnntk")
 
 ROWS_FILE = "rows.jsonl"

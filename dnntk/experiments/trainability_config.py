@@ -11,6 +11,8 @@ from dnntk.experiments.config_checks import check_at_least, check_positive
 from dnntk.networks.initializers import INITS
 from dnntk.training.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
 
+__all__ = ["Preset", "TrainabilityConfig", "row_of", "runs_of"]
+
 FIGURE = "figure-4.2"
 EVALUATIONS = 24
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["accumulation_figure", "shares_figure"]
+
 # Okabe and Ito's colours again, two more of them.
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, "#D55E00", "#CC79A7"), "osD^vPX"
 # Layers drawn, evenly spaced: more cannot be told apart in print, and make a PDF of megabytes.

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["regime_figure", "size_figure"]
+
 Point = dict[str, Any]
 
 # Colour, marker, line of a series, by rule and clock.

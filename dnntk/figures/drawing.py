@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["draw", "log_scale", "new_figure", "plain", "viridis"]
+
 log = logging.getLogger("dnntk")
 
 # Okabe and Ito's colours, told apart with any colour vision.

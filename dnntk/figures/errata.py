@@ -8,6 +8,8 @@ from dnntk.figures.drawing import BLACK, BLUE, ORANGE, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["errata_figure"]
+
 
 def errata_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
     """A line a statement: the printed and the corrected value, and networks with their error."""

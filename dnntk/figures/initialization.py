@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+__all__ = ["Diagram", "Style", "initialization_figure", "rows"]
+
 # Weight layers that are all drawn; of more, the first `DRAWN_BELOW` and the last two.
 MOST_LAYERS, DRAWN_BELOW = 7, 4
 # Lengths in the picture's own unit, which has this many inches.

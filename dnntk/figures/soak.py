@@ -8,6 +8,8 @@ from dnntk.figures.drawing import BLUE, ORANGE, new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = ["soak_figure"]
+
 MARKERS = {"SIGKILL": ("x", BLUE), "SIGTERM": ("o", ORANGE)}
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+__all__ = ["row_figure", "trainability_figure"]
+
 # An initialization has a line style, a learning rate a colour and a marker.
 LINES = {"deep_narrow": "-", "he_uniform": "--", "torch_default": ":"}
 MARKERS = "osD^vP"

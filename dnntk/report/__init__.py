@@ -22,6 +22,8 @@ from dnntk.report.values import number, shown, title
 from dnntk.runs.folder import RunFolder
 from dnntk.runtime.progress import progress_bar
 
+__all__ = ["write_report"]
+
 PAGE = "report.html"
 TITLE = "Deep narrow networks: runs"
 # Of all figures together, before base64; phones give up beyond.

@@ -5,6 +5,8 @@ from typing import Any
 from dnntk.report.markup import Html, table
 from dnntk.report.values import ROWS, number, shown
 
+__all__ = ["benchmark_table", "is_benchmark", "promises"]
+
 HEAD = ["what", "median [quartiles]", "peer", "of the peer's", "promise", "met"]
 MET = {True: "yes", False: "NO", None: "\u2013"}
 

@@ -7,6 +7,8 @@ from typing import Any
 from dnntk.report.markup import Html, joined, tag
 from dnntk.report.values import number, shown, thinned
 
+__all__ = ["course"]
+
 POINTS = 400
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 34, 44

@@ -7,6 +7,8 @@ import html
 import re
 from typing import Any
 
+__all__ = ["Html", "collapsed", "escaped", "joined", "table", "tag"]
+
 VOID = {"br", "img", "link", "meta"}
 # Control characters and lone surrogates are no text; the others turn the direction of what follows.
 _UNPRINTABLE = re.compile(

@@ -18,6 +18,16 @@ from dnntk.errors import InputError
 from dnntk.runs.folder import CONFIG, SUMMARY, metrics_line
 from dnntk.runs.paths import as_path
 
+__all__ = [
+    "Figure",
+    "Workdir",
+    "find_workdirs",
+    "is_result",
+    "read_figure",
+    "read_json",
+    "read_lines",
+]
+
 # Parsed, JSON takes up to thirty times its size in memory.
 JSON_BYTES = 4 << 20
 FIGURE_BYTES, FIGURE_PIXELS = 16 << 20, 50_000_000

@@ -16,6 +16,8 @@ from dnntk.report.reading import Figure, Workdir, read_figure, read_json, read_l
 from dnntk.report.values import cut, mapping, properties, records, rendered, shown, title
 from dnntk.runs.folder import CONFIG, DIVERGED, METRICS, SUMMARY
 
+__all__ = ["Budget", "Section", "caption", "experiment", "slug"]
+
 # Of the pixels of a figure: `dnntk.figures.draw` draws 150 an inch, a browser 96.
 SCREEN = 96 / 150
 OVERVIEW = (

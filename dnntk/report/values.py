@@ -10,6 +10,19 @@ from typing import Any
 
 from dnntk.report.markup import Html, joined, table, tag
 
+__all__ = [
+    "cut",
+    "duration",
+    "mapping",
+    "number",
+    "properties",
+    "records",
+    "rendered",
+    "shown",
+    "thinned",
+    "title",
+]
+
 ROWS, COLUMNS, LISTED, CHARACTERS = 200, 40, 12, 500
 # Deeper than anything that an experiment writes.
 LEVELS = 5

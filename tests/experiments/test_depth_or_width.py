@@ -14,9 +14,9 @@ from dnntk import Diverged, InputError, KernelFlow, figures
 from dnntk.experiments.depth_or_width import experiment as depth_or_width
 from dnntk.experiments.depth_or_width import findings as depth_or_width_findings
 from dnntk.experiments.depth_or_width import runs as depth_or_width_runs
-from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig, Job
+from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig, NetworkSetting
 from dnntk.experiments.depth_or_width.experiment import compare
-from dnntk.experiments.depth_or_width.runs import Problem, deep_parameters, run
+from dnntk.experiments.depth_or_width.runs import ImageData, deep_parameters, run
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, descend, shallow_limit_ntk, shallow_ntk, width_for
 from dnntk.figures.depth_or_width import regime_figure
@@ -110,7 +110,9 @@ def test_a_step_is_kernel_time_and_wide_networks_follow_their_limit(x64):
 
 def test_a_wide_network_has_as_many_parameters_as_the_deep_one():
     for depth, d_in, d_out in ((30, 64, 10), (300, 49, 10), (5, 6, 3)):
-        model = DepthOrWidthConfig().network(Job("size", "digits", "theorem", depth, 1.0))
+        model = DepthOrWidthConfig().network(
+            NetworkSetting("size", "digits", "theorem", depth, 1.0)
+        )
         deep = jax.eval_shape(model.model(d_out).init, jax.random.key(0), np.zeros((1, d_in)))
         count = sum(p.size for p in jax.tree.leaves(deep["params"]))
         assert deep_parameters(depth, d_in, d_out) == count
@@ -151,20 +153,29 @@ def test_a_run_that_diverges_is_retried_with_half_the_step(monkeypatch):
             return ["a record"]
 
     monkeypatch.setattr(depth_or_width_runs, "_Deep", Unstable)
-    job, most = Job("regime", "digits", "regime", 4, 3.0), SMALL.moving_fraction * 2 / 40
-    row = run(job, None, SMALL, 2.0, progress=False)
+    setting, most = (
+        NetworkSetting("regime", "digits", "regime", 4, 3.0),
+        SMALL.moving_fraction * 2 / 40,
+    )
+    row = run(setting, None, SMALL, 2.0, progress=False)
     assert row["halvings"] == 2 and row["time_step"] == steps[2] and row["records"] == ["a record"]
     assert not row["diverged"]
     np.testing.assert_allclose(steps, [most, most / 2, most / 4], rtol=1e-9)
     steps.extend([0] * 9)
-    row = run(job, None, SMALL, 2.0, progress=False)
+    row = run(setting, None, SMALL, 2.0, progress=False)
     assert row["diverged"] and row["records"] == []
     assert len(steps) == 12 + depth_or_width_runs.MOST_HALVINGS + 1
 
 
 def test_a_network_of_infinite_scale_keeps_its_kernel():
-    problem, times = Problem(SMALL, "digits"), (SMALL.regime_time,)
-    row = run(Job("regime", "digits", "regime", 4, math.inf), problem, SMALL, 2.0, progress=False)
+    images, times = ImageData(SMALL, "digits"), (SMALL.regime_time,)
+    row = run(
+        NetworkSetting("regime", "digits", "regime", 4, math.inf),
+        images,
+        SMALL,
+        2.0,
+        progress=False,
+    )
     assert tuple(record["time"] for record in row["records"]) == times
     assert row["records"][-1]["movement"] < 1e-12
     assert row["records"][-1]["alignment"] == pytest.approx(row["alignment"])
@@ -177,9 +188,9 @@ def regime_rows():
             record = {"clock": "equal", "time": 2.0, "test_accuracy": accuracy, "test_loss": 0.1}
             record |= {"train_accuracy": 1.0, "train_loss": 0.1, "seconds": 1.0}
             record |= {"movement": 0.2 * trial, "alignment": 0.5}
-            job = Job("regime", "digits", "regime", 9, scale, trial)
+            setting = NetworkSetting("regime", "digits", "regime", 9, scale, trial)
             row = {"width": 5, "parameters": 7, "alignment": 0.4, "halvings": trial}
-            yield job.fields() | row | {"records": [record] if accuracy else []}
+            yield setting.fields() | row | {"records": [record] if accuracy else []}
 
 
 def test_points_are_means_over_trials_and_what_diverged_is_left_out(tmp_path):
@@ -258,7 +269,7 @@ def test_the_script_leaves_rows_sentences_and_pictures(scripted):
     assert (out / "depth-or-width.png").stat().st_size > 10_000
     assert (out / "depth-or-width.pdf").read_bytes().startswith(b"%PDF")
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert [row["name"] for row in rows] == [job.name for job in SMALL.jobs()]
+    assert [row["name"] for row in rows] == [setting.name for setting in SMALL.network_settings()]
     theorem, small, wide = rows
     assert abs(wide["parameters"] / theorem["parameters"] - 1) < 0.01
     assert [(r["clock"], r["time"]) for r in wide["records"]] == [
@@ -283,16 +294,16 @@ def test_networks_that_are_done_are_kept_and_the_others_made(scripted, tmp_path,
     (tmp_path / "rows.jsonl").write_text("".join(lines[:-1]) + lines[-1][:30])  # cut off
     calls, real = [], depth_or_width.run
 
-    def counted(job, *args):
-        calls.append(job.name)
-        return real(job, *args)
+    def counted(setting, *args):
+        calls.append(setting.name)
+        return real(setting, *args)
 
     limits = json.loads((source / "summary.json").read_text())["limits"]
     monkeypatch.setattr(depth_or_width, "run", counted)
     monkeypatch.setattr(depth_or_width, "_limits", lambda *_: limits["digits"])
     monkeypatch.setattr(figures, "draw", lambda *_: None)
     found = compare(SMALL, tmp_path, resume=True, progress=False)
-    assert calls == [SMALL.jobs()[-1].name]
+    assert calls == [SMALL.network_settings()[-1].name]
     again = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     whole = json.loads(lines[-1])
     assert len(again) == 3 and again[0] == json.loads(lines[0])

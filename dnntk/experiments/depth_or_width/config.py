@@ -15,6 +15,8 @@ from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_at_least, check_each_once, check_positive
 from dnntk.training.config import DTYPES, TrainConfig
 
+__all__ = ["DepthOrWidthConfig", "NetworkSetting"]
+
 # The toy task has no classes.
 LABELLED = tuple(name for name in DATASETS if name != "toy")
 # Examples to train on by default.
@@ -108,7 +110,7 @@ class DepthOrWidthConfig:
             check_deviation(name, getattr(self, name))
         for part, depths in (("size", self.depths), ("regime", (self.regime_depth,))):
             for depth in depths:  # the rest is the networks' own to refuse
-                self.network(Job(part, self.datasets[0], "theorem", depth, 1.0))
+                self.network(NetworkSetting(part, self.datasets[0], "theorem", depth, 1.0))
         self._check_regime()
 
     def _check_times(self) -> None:
@@ -139,23 +141,23 @@ class DepthOrWidthConfig:
         """How many to train on, at most."""
         return self.train_examples or TRAIN_EXAMPLES.get(dataset, MANY_TRAIN_EXAMPLES)
 
-    def network(self, job: "Job") -> TrainConfig:
-        """The deep network of a job, and its data."""
+    def network(self, setting: "NetworkSetting") -> TrainConfig:
+        """The deep network of a setting, and its data."""
         return TrainConfig(
-            depth=job.depth,
-            dataset=job.dataset,
+            depth=setting.depth,
+            dataset=setting.dataset,
             classes="all",
-            data_dir=self.data_dir if job.dataset in CLASS_NAMES else None,
+            data_dir=self.data_dir if setting.dataset in CLASS_NAMES else None,
             pool=self.pool,
-            scale=job.scale,
+            scale=setting.scale,
             rho=self.rho,
             beta=self.beta,
-            batch_size=0 if job.part == "size" else self.regime_batch_size,
+            batch_size=0 if setting.part == "size" else self.regime_batch_size,
             dtype=self.dtype,
-            seed=self.seed + job.trial,
+            seed=self.seed + setting.trial,
         )
 
-    def jobs(self) -> list["Job"]:
+    def network_settings(self) -> list["NetworkSetting"]:
         """Every network of both parts, the small ones first."""
         found = []
         for dataset in self.datasets:
@@ -163,7 +165,7 @@ class DepthOrWidthConfig:
                 for trial in range(1 if depth >= self.single_from else self.trials):
                     scales = {"theorem": self.scale(depth), "small": self.small_scale, "wide": None}
                     found += [
-                        Job("size", dataset, rule, depth, scale, trial)
+                        NetworkSetting("size", dataset, rule, depth, scale, trial)
                         for rule, scale in scales.items()
                     ]
         if self.regime_scales:
@@ -171,23 +173,25 @@ class DepthOrWidthConfig:
                 self.least_scale, self.scale(self.regime_depth), self.regime_scales
             )
             found += [
-                Job("regime", self.datasets[0], "regime", self.regime_depth, scale, trial)
+                NetworkSetting(
+                    "regime", self.datasets[0], "regime", self.regime_depth, scale, trial
+                )
                 for trial in range(self.regime_trials)
                 for scale in (*finite.tolist(), math.inf)
             ]
         return found
 
-    def times_of(self, job: "Job") -> tuple[float, ...]:
-        """Kernel times to look at a job's network."""
-        return self.times if job.part == "size" else (self.regime_time,)
+    def times_of(self, setting: "NetworkSetting") -> tuple[float, ...]:
+        """Kernel times to look at a setting's network."""
+        return self.times if setting.part == "size" else (self.regime_time,)
 
-    def fraction_of(self, job: "Job") -> float:
-        """Of 2 / lambda_max, a job's step."""
-        return self.fraction if job.rule in ("theorem", "wide") else self.moving_fraction
+    def fraction_of(self, setting: "NetworkSetting") -> float:
+        """Of 2 / lambda_max, a setting's step."""
+        return self.fraction if setting.rule in ("theorem", "wide") else self.moving_fraction
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class NetworkSetting:
     """One network to train.
 
     Attributes:
@@ -208,7 +212,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The job's own, for files and logs."""
+        """The setting's own, for files and logs."""
         scale = "" if self.scale is None else f"-scale{self.scale:.4g}"
         return f"{self.part}-{self.dataset}-{self.rule}-depth{self.depth}{scale}-trial{self.trial}"
 

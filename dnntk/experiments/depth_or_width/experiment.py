@@ -23,7 +23,7 @@ import numpy as np
 from dnntk import fields
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.depth_or_width.findings import points, statements
-from dnntk.experiments.depth_or_width.runs import Problem, Row, run
+from dnntk.experiments.depth_or_width.runs import ImageData, Row, run
 from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
@@ -32,6 +32,8 @@ from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.kernel import limit_ntk
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.evaluation import split_scores
+
+__all__ = ["DepthOrWidth", "compare"]
 
 log = logging.getLogger("dnntk")
 
@@ -87,18 +89,18 @@ def compare(
     """
     config = config or DepthOrWidthConfig()
     folder = ExperimentFolder("depth_or_width", dataclasses.asdict(config), workdir, resume=resume)
-    problems = {name: Problem(config, name) for name in config.datasets}
+    image_data = {name: ImageData(config, name) for name in config.datasets}
     folder.write_config()
-    limits = {name: _limits(problem, config, progress) for name, problem in problems.items()}
-    for name, problem in problems.items():
-        log.info("%s", problem.description)
+    limits = {name: _limits(images, config, progress) for name, images in image_data.items()}
+    for name, images in image_data.items():
+        log.info("%s", images.description)
         log.info("%s", _said_of(limits[name], config.times[-1]))
-    rows = _rows(config, problems, limits, folder, progress)
+    rows = _rows(config, image_data, limits, folder, progress)
     means = points(rows)
-    said = statements(means, limits, {name: len(p.x_test) for name, p in problems.items()})
+    said = statements(means, limits, {name: len(p.x_test) for name, p in image_data.items()})
     result = DepthOrWidth(rows, limits, means, said)
     measured = {
-        "data": {name: problem.description for name, problem in problems.items()},
+        "data": {name: images.description for name, images in image_data.items()},
         "training_seconds": sum(r["records"][-1]["seconds"] for r in rows if r["records"]),
     }
     folder.finish(dataclasses.asdict(result) | measured)
@@ -108,68 +110,70 @@ def compare(
 
 def _rows(
     config: DepthOrWidthConfig,
-    problems: dict[str, Problem],
+    image_data: dict[str, ImageData],
     limits: dict[str, dict[str, Any]],
     folder: ExperimentFolder,
     progress: bool,
 ) -> list[Row]:
-    """A row a job: read where the workdir has it, else computed and kept."""
+    """A row a setting: read where the workdir has it, else computed and kept."""
     found = {row["name"]: row | {"scale": _number(row["scale"])} for row in folder.rows(ROWS)}
-    jobs = config.jobs()
-    for place, job in enumerate(jobs, 1):
-        if job.name in found:
+    settings = config.network_settings()
+    for place, setting in enumerate(settings, 1):
+        if setting.name in found:
             continue
-        row = run(job, problems[job.dataset], config, limits[job.dataset]["ratio"], progress)
+        row = run(
+            setting, image_data[setting.dataset], config, limits[setting.dataset]["ratio"], progress
+        )
         folder.append(ROWS, row)
-        log.info("%d of %d, %s: %s", place, len(jobs), job.name, _said_of_row(row))
-        found[job.name] = row
-    return [found[job.name] for job in jobs]
+        log.info("%d of %d, %s: %s", place, len(settings), setting.name, _said_of_row(row))
+        found[setting.name] = row
+    return [found[setting.name] for setting in settings]
 
 
 def _number(scale: float | str | None) -> float | None:
     return None if scale is None else float(scale)
 
 
-def _limits(problem: Problem, config: DepthOrWidthConfig, progress: bool) -> dict[str, Any]:
+def _limits(images: ImageData, config: DepthOrWidthConfig, progress: bool) -> dict[str, Any]:
     """Both limits of one dataset, at the networks' times by either clock and beyond."""
     options: dict[str, Any] = {"rho": config.rho, "beta": config.beta}
     kernels: dict[str, Callable[..., jax.Array]] = {
-        "deep": partial(limit_ntk, d_out=problem.y.shape[1], **options),
+        "deep": partial(limit_ntk, d_out=images.y.shape[1], **options),
         "wide": partial(shallow_limit_ntk, **options),
-        "linear": lambda x1, x2=None: x1 @ (x1 if x2 is None else x2).T + problem.y.shape[1],
+        "linear": lambda x1, x2=None: x1 @ (x1 if x2 is None else x2).T + images.y.shape[1],
     }
     at = sorted({*config.times, config.regime_time})
-    sizes = {name: _mean_diagonal(kernel, problem.x) for name, kernel in kernels.items()}
+    sizes = {name: _mean_diagonal(kernel, images.x) for name, kernel in kernels.items()}
     ratio = sizes["deep"] / sizes["wide"]
     found: dict[str, Any] = {"ratio": ratio}
     for name, kernel in kernels.items():
-        flow = KernelFlow(kernel, problem.x, problem.y, progress=progress)
+        flow = KernelFlow(kernel, images.x, images.y, progress=progress)
         clocks = {"equal": 1.0} | ({"matched": ratio} if name == "wide" else {})
         times = np.geomspace(config.times[0], max(CURVE_END, config.times[-1]), CURVE_POINTS)
         with jax.enable_x64(True):
-            probed = np.asarray(kernel(problem.probes.astype(np.float64)))
+            probed = np.asarray(kernel(images.probes.astype(np.float64)))
         found[name] = {
             "mean_diagonal": sizes[name],
             "lambda_max": float(flow.eigenvalues[-1]),
-            "alignment": alignment(probed, problem.probe_labels),
+            "alignment": alignment(probed, images.probe_labels),
             "records": [
                 {"clock": clock, **line, "time": t}
                 for clock, factor in clocks.items()
                 for t, line in zip(
-                    at, _followed(flow, problem, [t * factor for t in at]), strict=True
+                    at, _followed(flow, images, [t * factor for t in at]), strict=True
                 )
             ],
-            "curve": _followed(flow, problem, times.tolist()),
+            "curve": _followed(flow, images, times.tolist()),
         }
     return found
 
 
-def _followed(flow: KernelFlow, problem: Problem, times: list[float]) -> list[Row]:
-    tested, trained = flow.predict(problem.x_test, times), flow.train_predictions(times)
+def _followed(flow: KernelFlow, images: ImageData, times: list[float]) -> list[Row]:
+    tested, trained = flow.predict(images.x_test, times), flow.train_predictions(times)
     return [
         {"time": t}
-        | split_scores("test", test, problem.y_test, True)
-        | split_scores("train", train, problem.y, True)
+        | split_scores("test", test, images.y_test, True)
+        | split_scores("train", train, images.y, True)
         for t, test, train in zip(times, tested, trained, strict=True)
     ]
 

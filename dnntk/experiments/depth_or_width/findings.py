@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["difference", "points", "statements"]
+
 Row = dict[str, Any]
 
 KEYS = ("part", "dataset", "rule", "depth", "scale", "width", "parameters")

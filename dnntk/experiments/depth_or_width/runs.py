@@ -20,13 +20,15 @@ from jax.sharding import Mesh
 
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
-from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig, Job
+from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig, NetworkSetting
 from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.training.evaluation import as_trained, scores, split_scores
 from dnntk.training.run import load_dataset_for, train_on
 from dnntk.training.step_size import largest_eigenvalue
+
+__all__ = ["ImageData", "deep_parameters", "run", "zero_loss"]
 
 log = logging.getLogger("dnntk")
 
@@ -38,12 +40,12 @@ MOST_HALVINGS = 6
 Row = dict[str, Any]
 
 
-class Problem:
+class ImageData:
     """A dataset as the networks take it: a part of the training and of the test images."""
 
     def __init__(self, config: DepthOrWidthConfig, name: str) -> None:
         """Load it."""
-        whole = load_dataset_for(config.network(Job("size", name, "theorem", 2, 1.0)))
+        whole = load_dataset_for(config.network(NetworkSetting("size", name, "theorem", 2, 1.0)))
         train, test = config.train_examples_of(name), config.test_examples
         assert whole.labels_train is not None and whole.labels_test is not None
         part = dataclasses.replace(
@@ -73,41 +75,45 @@ class Problem:
 
 
 def run(
-    job: Job, problem: Problem, config: DepthOrWidthConfig, ratio: float, progress: bool
+    setting: NetworkSetting,
+    images: ImageData,
+    config: DepthOrWidthConfig,
+    ratio: float,
+    progress: bool,
 ) -> Row:
     """Train one network and say what came of it.
 
     Args:
-        job: which one.
-        problem: its data.
+        setting: which one.
+        images: its data.
         config: the experiment.
         ratio: of the matched clock to the other.
         progress: show a bar.
 
     Returns:
-        The job's fields and ``width``, ``parameters``, ``lambda_max``, ``time_step``, ``halvings``
-        of the step, ``diverged`` (also with the last of them), ``alignment`` of the initial kernel;
-        and ``records``, one a time and clock: ``clock``, ``time``, accuracies, losses, ``seconds``
-        of training until then; the last of each clock has the kernel's ``movement`` and
-        ``alignment``.
+        The setting's fields and ``width``, ``parameters``, ``lambda_max``, ``time_step``,
+        ``halvings`` of the step, ``diverged`` (also with the smallest step), ``alignment`` of the
+        initial kernel; and ``records``, one a time and clock: ``clock``, ``time``, accuracies,
+        losses, ``seconds`` of training until then; the last of each clock has the kernel's
+        ``movement`` and ``alignment``.
     """
     with jax.enable_x64(config.dtype == "float64"):
         network = (
-            _Wide(job, problem, config, ratio)
-            if job.rule == "wide"
-            else _Deep(job, problem, config)
+            _Wide(setting, images, config, ratio)
+            if setting.rule == "wide"
+            else _Deep(setting, images, config)
         )
-        row = job.fields() | network.at_start()
-        fraction = config.fraction_of(job)
+        row = setting.fields() | network.at_start()
+        fraction = config.fraction_of(setting)
         for halvings in range(MOST_HALVINGS + 1):
             time_step = _time_step(
-                config.times_of(job)[0], fraction / 2**halvings, row["lambda_max"]
+                config.times_of(setting)[0], fraction / 2**halvings, row["lambda_max"]
             )
             made = {"time_step": time_step, "halvings": halvings}
             try:
                 records = network.train(time_step, progress)
             except Diverged:
-                log.info("%s: diverged with time_step %.3g", job.name, time_step)
+                log.info("%s: diverged with time_step %.3g", setting.name, time_step)
                 continue
             return row | made | {"diverged": False, "records": records}
         return row | made | {"diverged": True, "records": []}
@@ -122,18 +128,20 @@ def _time_step(first: float, fraction: float, lambda_max: float) -> float:
 class _Network:
     """What deep and wide networks share: the data, the kernel at the start, what a record says."""
 
-    def __init__(self, job: Job, problem: Problem, config: DepthOrWidthConfig) -> None:
-        self.job, self.problem, self.config = job, problem, config
+    def __init__(
+        self, setting: NetworkSetting, images: ImageData, config: DepthOrWidthConfig
+    ) -> None:
+        self.setting, self.images, self.config = setting, images, config
         self.before = np.zeros(0)
 
     def start(self, model: Any, variables: Any) -> Row:
         mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
-        found = largest_eigenvalue(model, variables, self.problem.x, mesh)
+        found = largest_eigenvalue(model, variables, self.images.x, mesh)
         self.before = self.kernel(variables)
         return {
             "parameters": sum(p.size for p in jax.tree.leaves(variables["params"])),
             "lambda_max": found.value,
-            "alignment": alignment(self.before, self.problem.probe_labels),
+            "alignment": alignment(self.before, self.images.probe_labels),
         }
 
     def kernel(self, variables: Any) -> np.ndarray:
@@ -143,39 +151,41 @@ class _Network:
         after = self.kernel(variables)
         return {
             "movement": movement(self.before, after),
-            "alignment": alignment(after, self.problem.probe_labels),
+            "alignment": alignment(after, self.images.probe_labels),
         }
 
 
 class _Deep(_Network):
     """A deep narrow MLP, trained by `dnntk.train`."""
 
-    def __init__(self, job: Job, problem: Problem, config: DepthOrWidthConfig) -> None:
-        super().__init__(job, problem, config)
-        self.network = config.network(job)
-        self.model = self.network.model(problem.y.shape[1])
+    def __init__(
+        self, setting: NetworkSetting, images: ImageData, config: DepthOrWidthConfig
+    ) -> None:
+        super().__init__(setting, images, config)
+        self.network = config.network(setting)
+        self.model = self.network.model(images.y.shape[1])
 
     def at_start(self) -> Row:
-        key, x = jax.random.key(self.network.seed), jnp.asarray(self.problem.x[:1])
+        key, x = jax.random.key(self.network.seed), jnp.asarray(self.images.x[:1])
         variables = jax.jit(self.model.init)(key, x)
         return {"width": variables["params"]["first"]["bias"].size} | self.start(
             self.model, variables
         )
 
     def kernel(self, variables: Any) -> np.ndarray:
-        return np.asarray(empirical_ntk(self.model, variables, self.problem.probes))
+        return np.asarray(empirical_ntk(self.model, variables, self.images.probes))
 
     def train(self, time_step: float, progress: bool) -> list[Row]:
-        times, problem = self.config.times_of(self.job), self.problem
+        times, images = self.config.times_of(self.setting), self.images
         network = dataclasses.replace(
             self.network,
             time_step=time_step,
             time=times[-1],
             eval_every=round(times[0] / time_step),
-            eval_examples=max(len(problem.x), len(problem.x_test)),
+            eval_examples=max(len(images.x), len(images.x_test)),
         )
         with _quiet():
-            result = train_on(network, problem.dataset, progress=progress)
+            result = train_on(network, images.dataset, progress=progress)
         lines = {line["step"]: line for line in result.history}
         _check_fell(lines[0]["train_loss"], result.history[-1]["train_loss"])
         pace = result.summary["steps_per_second"]
@@ -191,35 +201,35 @@ class _Deep(_Network):
 
 
 class _Wide(_Network):
-    """A `ShallowMLP` with as many parameters as the deep network of the job."""
+    """A `ShallowMLP` with as many parameters as the deep network of the setting."""
 
     def __init__(
-        self, job: Job, problem: Problem, config: DepthOrWidthConfig, ratio: float
+        self, setting: NetworkSetting, images: ImageData, config: DepthOrWidthConfig, ratio: float
     ) -> None:
-        super().__init__(job, problem, config)
-        d_in, d_out = problem.x.shape[1], problem.y.shape[1]
-        width = width_for(deep_parameters(job.depth, d_in, d_out), d_in, d_out)
+        super().__init__(setting, images, config)
+        d_in, d_out = images.x.shape[1], images.y.shape[1]
+        width = width_for(deep_parameters(setting.depth, d_in, d_out), d_in, d_out)
         self.model = ShallowMLP(width, d_out, rho=config.rho, beta=config.beta)
-        key = jax.random.key(config.seed + job.trial)
-        self.variables = jax.jit(self.model.init)(key, jnp.asarray(problem.x[:1]))
+        key = jax.random.key(config.seed + setting.trial)
+        self.variables = jax.jit(self.model.init)(key, jnp.asarray(images.x[:1]))
         self.clocks = {"equal": 1.0, "matched": ratio}
 
     def at_start(self) -> Row:
         return {"width": self.model.width} | self.start(self.model, self.variables)
 
     def kernel(self, variables: Any) -> np.ndarray:
-        probes = jnp.asarray(self.problem.probes)
+        probes = jnp.asarray(self.images.probes)
         return np.asarray(shallow_ntk(self.model, variables, probes, probes))
 
     def train(self, time_step: float, progress: bool) -> list[Row]:
-        times, problem = self.config.times_of(self.job), self.problem
+        times, images = self.config.times_of(self.setting), self.images
         steps = {
             (clock, t): max(1, round(t * factor / time_step))
             for clock, factor in self.clocks.items()
             for t in times
         }
         last = {steps[clock, times[-1]] for clock in self.clocks}
-        x, y = jnp.asarray(problem.x), jnp.asarray(problem.y)
+        x, y = jnp.asarray(images.x), jnp.asarray(images.y)
         stops = sorted(set(steps.values()))
         found = {
             stop.step: self._seen(stop, stop.step in last)
@@ -227,18 +237,18 @@ class _Wide(_Network):
                 self.model, self.variables, x, y, time_step, stops, "training", progress
             )
         }
-        _check_fell(zero_loss(problem.y), found[stops[-1]]["train_loss"])
+        _check_fell(zero_loss(images.y), found[stops[-1]]["train_loss"])
         return [{"clock": clock, "time": t, **found[step]} for (clock, t), step in steps.items()]
 
     def _seen(self, stop: Stop, last: bool) -> Row:
         if not math.isfinite(stop.loss):
             raise Diverged(f"the loss is {stop.loss} at step {stop.step}", [])
         variables = {"params": stop.params, "initial": self.variables["initial"]}
-        problem = self.problem
+        images = self.images
         line: Row = {}
         for split, x, y in (
-            ("test", problem.x_test, problem.y_test),
-            ("train", problem.x, problem.y),
+            ("test", images.x_test, images.y_test),
+            ("train", images.x, images.y),
         ):
             outputs = np.asarray(_apply(self.model, variables, jnp.asarray(x)))
             line |= split_scores(split, outputs, y, True)
