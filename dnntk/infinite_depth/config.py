@@ -16,6 +16,9 @@ __all__ = ["PredictConfig"]
 
 DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
+# Fields that a run of `dnntk.train` and its prediction must have in common.
+DATA_FIELDS = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
+
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
@@ -102,16 +105,7 @@ class PredictConfig:
 
     def network(self) -> TrainConfig:
         """A network on the same data, with the fields that the two configurations share."""
-        return TrainConfig(
-            arch=self.arch,
-            kernel_size=self.kernel_size,
-            dataset=self.dataset,
-            classes=self.classes,
-            pool=self.pool,
-            data_dir=self.data_dir,
-            dtype=self.dtype,
-            seed=self.seed,
-        )
+        return TrainConfig(**{name: getattr(self, name) for name in (*DATA_FIELDS, "dtype")})
 
     def to_json(self) -> dict[str, Any]:
         """Every field as JSON; infinity as text, the default times in place of None."""

@@ -1,7 +1,7 @@
-"""What the estimators share: parameters, the fit, outputs, and their files.
+"""The base of the estimators: parameters, the fit, outputs, and saved files.
 
-An estimator takes flat rows, [n, n_features], as scikit-learn does; `LimitKernel` makes images of
-them where the network is a CNN. After the fit, what a prediction needs is kept and nothing else.
+An estimator takes flat rows, [n, n_features], as scikit-learn does; `LimitKernel` reshapes them to
+images if the network is a CNN. A fitted estimator keeps only the arrays of its predictions.
 """
 
 import dataclasses
@@ -25,8 +25,10 @@ from dnntk.infinite_depth import savefile
 from dnntk.infinite_depth.cross_kernel import CrossKernel
 from dnntk.infinite_depth.kernel_flow import MAX_ITERATIONS, KernelFlow
 from dnntk.kernel import limit_ntk
+from dnntk.training.config import ARCHITECTURES
 
-ARCHITECTURES = ("mlp", "cnn")
+__all__ = ["CheckedScore", "InfiniteDepth", "LimitKernel"]
+
 DEFAULT_TIME = 1e5
 BLOCK_SIZE = 1024
 _KERNEL = {"rho": float, "beta": float, "d_out": int, "kernel_size": int}
@@ -41,7 +43,7 @@ class LimitKernel:
         rho: standard deviation of the Gaussian weights.
         beta: standard deviation of the Gaussian biases.
         d_out: outputs of the network.
-        image_shape: (H, W, c) of the images that the CNN makes of the inputs; None is the MLP.
+        image_shape: (H, W, c) to which the CNN's inputs are reshaped; None is the MLP.
         kernel_size: side of the CNN's filters, odd.
     """
 
@@ -52,15 +54,11 @@ class LimitKernel:
     kernel_size: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no such network.
-
-        Raises:
-            InputError: an attribute has the wrong type or range.
-        """
-        check_deviation("rho", self.rho)
-        check_deviation("beta", self.beta)
-        check_count("d_out", self.d_out)
-        check_count("kernel_size", self.kernel_size)
+        """Check types and ranges, and convert to Python's own numbers, which a file can hold."""
+        for name in ("rho", "beta"):
+            object.__setattr__(self, name, float(check_deviation(name, getattr(self, name))))
+        for name in ("d_out", "kernel_size"):
+            object.__setattr__(self, name, check_count(name, getattr(self, name)))
         if self.kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd, got {self.kernel_size}; add 1")
         if self.image_shape and self.kernel_size > 2 * max(self.image_shape[:2]) + 1:
@@ -79,8 +77,22 @@ class LimitKernel:
         )
 
 
+class CheckedScore:
+    """scikit-learn's ``score`` (accuracy or R^2), which refuses masked entries."""
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """The accuracy of a classifier; the coefficient of determination R^2 of a regressor.
+
+        Raises:
+            InputError: an entry is masked.
+        """
+        check_unmasked("y", y)
+        check_unmasked("sample_weight", sample_weight)
+        return float(super().score(X, y, sample_weight))  # type: ignore[misc]
+
+
 class InfiniteDepth(BaseEstimator):
-    """What classification and regression share: parameters, fitting, outputs, files."""
+    """An infinitely deep network on flat rows: parameters, fit, outputs, files."""
 
     def __init__(
         self,
@@ -103,19 +115,19 @@ class InfiniteDepth(BaseEstimator):
         Args:
             rho: standard deviation of the network's Gaussian weights (the MLP's times sqrt(d_in)).
             beta: standard deviation of its Gaussian biases over its scale.
-            time: how long it is trained, t >= 0, in the units of `dnntk.train`; may be infinite.
-                It has learnt the components of y whose eigenvalue of K/N, which grows with the
-                square of the inputs' scale, is well above 1/t. The default learns nearly all of
-                what inputs of size 1 tell, and is finite since at t = infinity two examples with
-                one and the same input make K singular, and need a ridge.
+            time: kernel time of the training, t >= 0, as in `dnntk.train`; may be infinite. The
+                network has learnt the components of y whose eigenvalue of K/N is well above 1/t;
+                eigenvalues grow with the square of the inputs' scale. The default suffices for
+                nearly all components if inputs are of size 1. It is finite because duplicate inputs
+                make K singular: t = infinity then needs a ridge.
             ridge: weight decay, in units of the eigenvalues of K/N.
             arch: "mlp", or "cnn" with a global average pool, on images that are rows of X.
             image_shape: (H, W) or (H, W, channels) of the rows of X, channels innermost, for a CNN;
-                None is square with one channel. An MLP does not look at it.
+                None is square with one channel. Without effect on an MLP.
             kernel_size: side of the CNN's filters, odd.
             solver: "eigh", "krylov", or "auto": the first up to 4,096 examples, the second beyond.
-            tolerance: of the relative residual, beyond which `fit` warns.
-            max_iterations: of the Krylov method.
+            tolerance: `fit` warns if the relative residual is larger.
+            max_iterations: most iterations of the Krylov method.
             memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
             verbose: show progress bars on standard error for what takes longer than five seconds.
         """
@@ -135,10 +147,11 @@ class InfiniteDepth(BaseEstimator):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to one file, without pickle, for `load`.
 
-        The file is in safetensors' layout, of 8 (n_features + d_out) bytes a training example.
+        The file has the layout of safetensors, with 8 (n_features + d_out) bytes a training
+        example.
 
         Args:
-            path: the file; replaced where it exists.
+            path: the file; an older one is replaced.
 
         Raises:
             NotFittedError: `fit` has not been called.
@@ -158,11 +171,11 @@ class InfiniteDepth(BaseEstimator):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read an estimator that `save` wrote; it predicts as that did, to the bit.
+        """Read an estimator that `save` wrote; its predictions are the same to the bit.
 
         Args:
-            path: the file. It may come from anyone: no code in it is run, and it takes no more
-                memory than its own size.
+            path: the file. It need not be trusted: no code in it is run, and reading takes no more
+                memory than the file's size.
 
         Returns:
             The fitted estimator, with its parameters.
@@ -176,7 +189,7 @@ class InfiniteDepth(BaseEstimator):
         except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"{path}: expected a fitted {cls.__name__}, found what is none ({reason:.80}); "
+                f"{path}: expected a fitted {cls.__name__}, found other content ({reason:.80}); "
                 "save it again"
             ) from None
 
@@ -185,7 +198,7 @@ class InfiniteDepth(BaseEstimator):
         found = cls(**{name: _restored_value(v) for name, v in about["parameters"].items()})
         x, coefficients = arrays["x_train"], arrays["coefficients"]
         if x.ndim != 2 or coefficients.ndim != 2 or len(x) != len(coefficients):
-            raise ValueError("arrays that do not belong together")
+            raise ValueError("arrays of different lengths")
         if not np.isfinite(x).all() or not np.isfinite(coefficients).all():
             raise ValueError("numbers that are not finite")
         kernel = _typed(about["kernel"], _KERNEL)
@@ -199,10 +212,9 @@ class InfiniteDepth(BaseEstimator):
         for name, value in _typed(about["record"], _RECORD).items():
             setattr(found, name, value)
         if about["features"]:
-            if not all(isinstance(name, str) for name in about["features"]):
-                raise ValueError("feature names that are no strings")
-            if len(about["features"]) != x.shape[1]:
-                raise ValueError("another number of feature names than of features")
+            are_strings = all(isinstance(name, str) for name in about["features"])
+            if not are_strings or len(about["features"]) != x.shape[1]:
+                raise ValueError("feature names that are not a string a feature")
             found.feature_names_in_ = np.array(about["features"], object)
         found._restore_targets(about)
         return found
@@ -214,14 +226,10 @@ class InfiniteDepth(BaseEstimator):
         raise NotImplementedError
 
     def _solve(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-        """Fit outputs y [n, d_out] and keep what prediction needs."""
+        """Fit outputs y [n, d_out]; keep the arrays of the prediction."""
         check_choice("arch", self.arch, ARCHITECTURES)
         shape = None if self.arch == "mlp" else _checked_image(self.image_shape, x.shape[1])
-        # As Python's own numbers, which a file can hold; whether they are any is checked first.
-        LimitKernel(self.rho, self.beta, y.shape[1], shape, self.kernel_size)
-        kernel = LimitKernel(
-            float(self.rho), float(self.beta), y.shape[1], shape, int(self.kernel_size)
-        )
+        kernel = LimitKernel(self.rho, self.beta, y.shape[1], shape, self.kernel_size)
         flow = KernelFlow(
             kernel,
             x,
@@ -236,7 +244,7 @@ class InfiniteDepth(BaseEstimator):
         )
         solution = flow.solution(self.time)
         self.kernel_ = kernel
-        # The flow's own copy: the caller may change X.
+        # The flow's copy of X: the caller may change X.
         self.x_train_, self.coefficients_ = flow.gram.cross.x, solution.coefficients
         self.converged_, self.residual_ = bool(solution.converged), float(solution.residual)
         self.n_iter_, self.condition_ = int(solution.iterations), float(solution.condition)
@@ -250,17 +258,17 @@ class InfiniteDepth(BaseEstimator):
             )
 
     def _validated(self, X: ArrayLike, y: Any = "no_validation", **options: Any) -> Any:  # noqa: N803
-        """X, and y where it is given, as scikit-learn takes them; its errors in one line.
+        """X, and y if given, validated by scikit-learn; its errors in one line.
 
         Raises:
-            InputError: an entry is masked, or what scikit-learn says.
+            InputError: an entry is masked, or scikit-learn refuses the data.
         """
         check_unmasked("X", X)
         check_unmasked("y", y)
         try:
             return validate_data(self, X, y, dtype=np.float64, **options)
-        except Exception as error:  # an array of another library's may raise anything
-            # scikit-learn's own checks ask for its type errors, and for its list of names.
+        except Exception as error:  # an array of another library may raise anything
+            # scikit-learn's tests expect its type errors, and its list of feature names.
             if isinstance(error, TypeError) or "feature names should match" in str(error):
                 raise
             if not isinstance(error, ValueError):
@@ -278,7 +286,7 @@ class InfiniteDepth(BaseEstimator):
 
 
 def _in_one_line(message: str) -> str:
-    """What scikit-learn says without the arrays and without advice to take another estimator."""
+    """scikit-learn's message, without arrays and without the advice of another estimator."""
     text = " ".join(message.split())
     text = re.sub(r"array=.*\. Reshape", "Reshape", text)
     text = re.sub(r"(Complex data not supported).*", r"\1; stack real and imaginary parts", text)
@@ -286,7 +294,7 @@ def _in_one_line(message: str) -> str:
 
 
 def _checked_image(shape: Any, features: int) -> tuple[int, int, int]:
-    """(H, W, c) of rows with so many features."""
+    """(H, W, c) of rows with ``features`` numbers."""
     if shape is None:
         side = math.isqrt(features)
         shape = (side, side)
@@ -306,7 +314,7 @@ def _checked_image(shape: Any, features: int) -> tuple[int, int, int]:
 
 
 def _typed(found: dict[str, Any], types: dict[str, type]) -> dict[str, Any]:
-    """The members named, each of its very type."""
+    """The entries of ``types``, each checked to have exactly its type."""
     for name, kind in types.items():
         if type(found[name]) is not kind:
             raise ValueError(f"{name} is no {kind.__name__}")
@@ -321,14 +329,13 @@ def _plain(value: Any) -> Any:
         return [_plain(side) for side in value]
     if value is None or isinstance(value, (bool, str)):
         return value
-    whole = isinstance(value, numbers.Integral)
-    return int(value) if whole else float(value)
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _restored_value(value: Any) -> Any:
-    """A parameter as it was; nothing but single values and tuples of integers is one."""
+    """A parameter that `_plain` converted: a single value or a tuple of integers."""
     if isinstance(value, list) and all(type(side) is int for side in value):
         return tuple(value)
     if value is not None and type(value) not in (bool, int, float, str):
-        raise ValueError("a parameter of no known type")
+        raise ValueError("a parameter of an unknown type")
     return value

@@ -1,9 +1,9 @@
 """The infinitely deep network as scikit-learn estimators.
 
-`InfiniteDepthClassifier` and `InfiniteDepthRegressor` are what a deep narrow network has learnt at
-time t of its training once it is infinitely deep (Theorems 3.3 and 4.3), with nothing to train: a
-kernel machine with `limit_ntk`. Use them beside other estimators, in pipelines and searches; use
-`dnntk.KernelFlow`, which they stand on, for many times of one flow or for other kernels.
+`InfiniteDepthClassifier` and `InfiniteDepthRegressor` predict as an infinitely deep narrow network
+does at time t of its training (Theorems 3.3 and 4.3). No network is trained: each is a kernel
+machine with `limit_ntk`. Use them beside other estimators, in pipelines and searches; use
+`dnntk.KernelFlow`, on which they are built, for many times of one flow or for other kernels.
 """
 
 from typing import Any, Self
@@ -14,9 +14,9 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
 
-from dnntk.checks import check_unmasked, native_numbers
+from dnntk.checks import native_numbers
 from dnntk.errors import InputError
-from dnntk.infinite_depth.estimator_base import InfiniteDepth
+from dnntk.infinite_depth.estimator_base import CheckedScore, InfiniteDepth
 
 __all__ = ["InfiniteDepthClassifier", "InfiniteDepthRegressor"]
 
@@ -24,12 +24,12 @@ _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64
 _LABELS = ("str", "object", "bool", "float16", "float32", "float64", *_INTEGERS)
 
 
-class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
-    """Classification by the infinitely deep deep-narrow network at a time of its training.
+class InfiniteDepthClassifier(CheckedScore, ClassifierMixin, InfiniteDepth):
+    """Classification by the infinitely deep narrow network at a time of its training.
 
-    It is trained as the thesis trains: least squares on one output with the targets 0 and 1 for two
-    classes, decided at 1/2, and on as many one-hot outputs as classes for more. Its outputs are no
-    probabilities, and none are made of them.
+    The loss is least squares, as in the thesis: on one output with the targets 0 and 1 for two
+    classes, with the threshold 1/2, and on one-hot targets for more classes. The outputs are not
+    probabilities.
 
     Time is of order n^3 in the number of training examples, beyond 4,096 of n^2 an iteration;
     prediction takes n evaluations of the kernel a point. Everything is float64.
@@ -49,10 +49,10 @@ class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit.
+        """Solve the kernel gradient flow.
 
         Args:
-            X: [n, n_features], finite; better scaled to size 1.
+            X: [n, n_features], finite; best of size about 1.
             y: [n] labels of any type, of two classes or more.
 
         Returns:
@@ -76,14 +76,14 @@ class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """How far the outputs are for each class.
+        """The evidence for each class.
 
         Args:
             X: [n, n_features].
 
         Returns:
-            For two classes [n], the output - 1/2, positive for ``classes_[1]``; for more [n,
-            n_classes], the outputs, of which the largest decides. float64.
+            For two classes [n], the output - 1/2, positive for ``classes_[1]``; for more classes
+            [n, n_classes], the outputs: the largest is the prediction. float64.
         """
         outputs = self._outputs(X)
         return outputs[:, 0] - 0.5 if outputs.shape[1] == 1 else outputs
@@ -108,57 +108,37 @@ class InfiniteDepthClassifier(ClassifierMixin, InfiniteDepth):
     def _restore_targets(self, about: dict[str, Any]) -> None:
         kind, labels = about["labels_type"], about["labels"]
         if kind not in _LABELS:
-            raise ValueError("labels of no known type")
+            raise ValueError("labels of an unknown type")
         if type(labels) is not list or type(labels[0]) not in (str, bool, int, float):
-            raise ValueError("no labels")
+            raise ValueError("no list of labels")
         classes = np.array(labels, kind)
         outputs = self.coefficients_.shape[1]
         different = len(np.unique(classes)) == len(classes) > 1
         if classes.ndim != 1 or not different or classes.tolist() != labels:
-            raise ValueError("labels that are none")
+            raise ValueError("labels that are not different values of one type")
         if outputs != (1 if len(classes) == 2 else len(classes)):
             raise ValueError("another number of classes than of outputs")
         self.classes_ = classes
 
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """scikit-learn's: the share of right decisions.
 
-        Raises:
-            InputError: an entry is masked.
-        """
-        check_unmasked("y", y)
-        check_unmasked("sample_weight", sample_weight)
-        return float(super().score(X, y, sample_weight))
+class InfiniteDepthRegressor(CheckedScore, RegressorMixin, InfiniteDepth):
+    """Regression by the infinitely deep narrow network at a time of its training.
 
-
-class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
-    """Regression by the infinitely deep deep-narrow network at a time of its training.
-
-    Targets are fitted as they are: the network starts at 0, predictions are linear in y, and the
-    mean of y is among the first that it learns. Several outputs are those of one network, whose
-    kernel has d_out as its constant part; apart from that each is fitted as if alone.
+    Targets are not scaled or centred: the network starts at 0, predictions are linear in y, and the
+    mean of y is learnt early. Several outputs belong to one network: the constant part of its
+    kernel is d_out; apart from this constant, every output is fitted independently.
 
     Time is of order n^3 in the number of training examples, beyond 4,096 of n^2 an iteration;
     prediction takes n evaluations of the kernel a point. Everything is float64.
 
-    Attributes:
-        n_features_in_: features seen in `fit`.
-        feature_names_in_: [n_features_in_], where X had names that are all strings.
-        kernel_: the `LimitKernel` that was fitted.
-        x_train_: [n, n_features_in_] float64.
-        coefficients_: [n, d_out] float64: f_t(x) = kernel_(x, x_train_) coefficients_.
-        converged_: is the residual within the tolerance?
-        residual_: relative residual of the flow's differential equation, rounding included.
-        n_iter_: products with the Gram matrix; 0 for an eigendecomposition.
-        condition_: effective condition of the problem; see
-            `dnntk.infinite_depth.kernel_flow.Solution`.
+    Attributes: those of `InfiniteDepthClassifier` without ``classes_``.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit.
+        """Solve the kernel gradient flow.
 
         Args:
-            X: [n, n_features], finite; better scaled to size 1.
+            X: [n, n_features], finite; best of size about 1.
             y: [n] or [n, d_out], finite.
 
         Returns:
@@ -169,7 +149,7 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
                 ridge, and the Gram matrix is singular.
             ValueError: scikit-learn's, for X and y.
         """
-        # scikit-learn refuses None and complex numbers itself, in words that its checks ask for.
+        # scikit-learn itself refuses None and complex numbers; its tests expect its own messages.
         if y is not None and getattr(getattr(y, "dtype", None), "kind", "") != "c":
             y = native_numbers("y", y).astype(np.float64)
         x, targets = self._validated(X, y, multi_output=True, y_numeric=True)
@@ -178,12 +158,12 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.float64]:
-        """The outputs at X [n, n_features]: [n] or [n, d_out] as y was, float64."""
+        """The outputs at X [n, n_features]: [n], or [n, d_out] if y had two axes. float64."""
         outputs = self._outputs(X)
         return outputs[:, 0] if self._flat else outputs
 
     def __sklearn_tags__(self) -> Tags:
-        """What scikit-learn may ask of it: several outputs as well."""
+        """scikit-learn's tags of a regressor with several outputs."""
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
@@ -195,13 +175,3 @@ class InfiniteDepthRegressor(RegressorMixin, InfiniteDepth):
         if type(about["flat"]) is not bool or about["flat"] and self.coefficients_.shape[1] > 1:
             raise ValueError("several outputs in one column")
         self._flat = about["flat"]
-
-    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """scikit-learn's: the coefficient of determination, R^2.
-
-        Raises:
-            InputError: an entry is masked.
-        """
-        check_unmasked("y", y)
-        check_unmasked("sample_weight", sample_weight)
-        return float(super().score(X, y, sample_weight))

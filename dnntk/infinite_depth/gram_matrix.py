@@ -99,17 +99,16 @@ class SymmetricGram:
         if not self.stored:
             return self._recomputed_product(count, vectors)
         # Each of t threads multiplies every t-th tile. Threads that split one small product would
-        # wait for each other, on a busy machine without end.
+        # wait for each other, for very long on a busy machine.
         threads = min(cores(), count)
-        part = lambda first: self._stored_product(range(first, count, threads), vectors)  # noqa: E731
-        return sum(on_cores(part, range(threads)), np.zeros(vectors.shape))
 
-    def _stored_product(self, numbers: Iterable[int], vectors: np.ndarray) -> np.ndarray:
-        """The contribution of some stored tiles to a product."""
-        result = np.zeros(vectors.shape)
-        for number in numbers:
-            self._add(result, number, self._tile_products(number, self._tile(number), vectors))
-        return result
+        def part(first: int) -> np.ndarray:
+            result = np.zeros(vectors.shape)
+            for number in range(first, count, threads):
+                self._add(result, number, self._tile_products(number, self._tile(number), vectors))
+            return result
+
+        return sum(on_cores(part, range(threads)), np.zeros(vectors.shape))
 
     def _recomputed_product(self, count: int, vectors: np.ndarray) -> np.ndarray:
         """The contribution of the first ``count`` tiles, added in their order."""
@@ -130,10 +129,8 @@ class SymmetricGram:
         def finish(number: int, begun: Any) -> list[np.ndarray]:
             if isinstance(begun, tuple):
                 return [np.asarray(part) for part in begun]
-            rows, cols = self._inputs(number)
-            tile = _symmetric(
-                *self._pairs[number], self.cross.as_matrix(begun, *map(len, (rows, cols)))
-            )
+            tile = self.cross.as_matrix(begun, *map(len, self._inputs(number)))
+            tile = _symmetric(*self._pairs[number], tile)
             return self._tile_products(number, tile, vectors)
 
         result = np.zeros(vectors.shape)
@@ -159,7 +156,7 @@ class SymmetricGram:
             target += product[: len(target)]
 
     def dense(self, size: int | None = None) -> NDArray[np.float64]:
-        """The leading ``size`` rows and columns, all of them where None, as one array."""
+        """The leading ``size`` rows and columns as one array; all if ``size`` is None."""
         size = self.shape[0] if size is None else size
         full = np.zeros((size, size)) if processes.is_multiprocess() else np.empty((size, size))
         numbers = range(self._tiles_within(size))
@@ -172,7 +169,7 @@ class SymmetricGram:
         return processes.all_reduce(full)
 
     def identity(self) -> dict[str, Any]:
-        """A description that no other matrix has: inputs, tiling, the kernel on a few examples."""
+        """A description of this matrix only: inputs, tiling, the kernel on a few examples."""
         x = np.ascontiguousarray(self.cross.x)
         probes = x[np.linspace(0, len(x) - 1, PROBES).astype(int)]
         identity = {
@@ -187,7 +184,7 @@ class SymmetricGram:
         return identity
 
     def _tiles_within(self, size: int) -> int:
-        """How many of the tiles have rows among the leading ``size``; those are the first ones."""
+        """The number of tiles that have rows among the leading ``size``: the first tiles."""
         return sum(1 for i, _ in self._pairs if self._sides[i].start < size)
 
     def _tile_shape(self, number: int) -> tuple[int, ...]:
@@ -224,7 +221,7 @@ class SymmetricGram:
         )
 
     def _store(self, folder: Path | None) -> None:
-        """Fill the tiles in the order of the triangle: a file needs no more than their number."""
+        """Evaluate the tiles, in order, into memory or a file."""
         shape = (int(self._starts[-1]),)
         if folder is None:
             self._data = np.empty(shape)
@@ -237,18 +234,19 @@ class SymmetricGram:
         identity = self.identity()
         sums = self._load_checksums(file, note, identity)
         if sums:
-            self._data = np.load(file, mmap_mode="r+", allow_pickle=False)
+            self._data = data = np.load(file, mmap_mode="r+", allow_pickle=False)
             log.info("gram: %d of %d tiles taken from %s", len(sums), len(self._pairs), file)
             if self._repair(sums):
+                data.flush()
                 replace_json(note, {**identity, "checksums": sums})
         else:
-            self._data = np.lib.format.open_memmap(file, "w+", np.float64, shape)
+            self._data = data = np.lib.format.open_memmap(file, "w+", np.float64, shape)
         for number, tile in self._missing_tiles(len(sums)):
             self._tile(number)[:] = tile
             sums.append(_checksum(tile))
             following = self._pairs[number + 1 : number + 2]
-            if not following or following[0][0] > self._pairs[number][0]:  # a row of tiles is whole
-                self._flush()
+            if not following or following[0][0] > self._pairs[number][0]:  # the row is complete
+                data.flush()
                 replace_json(note, {**identity, "checksums": sums})
 
     def _missing_tiles(self, start: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -258,22 +256,17 @@ class SymmetricGram:
         )
 
     def _repair(self, sums: list[int]) -> bool:
-        """Evaluate again every tile whose checksum is wrong; was there any?"""
+        """Evaluate every tile with a wrong checksum again; was there one?"""
         numbers = self._with_bar(len(sums), "check")
         damaged = [k for k in numbers if _checksum(self._tile(k)) != sums[k]]
         for number, tile in zip(damaged, self._evaluated(damaged), strict=True):
             self._tile(number)[:] = tile
             sums[number] = _checksum(tile)  # another device may round otherwise
         if damaged:
-            self._flush()
             log.warning(
                 "gram: %d of %d tiles were damaged: evaluated again", len(damaged), len(sums)
             )
         return bool(damaged)
-
-    def _flush(self) -> None:
-        if isinstance(self._data, np.memmap):
-            self._data.flush()
 
     def _load_checksums(self, file: Path, note: Path, identity: dict[str, Any]) -> list[int]:
         """The checksums of the tiles that ``file`` holds, in their order; none without a file.
@@ -307,9 +300,8 @@ class SymmetricGram:
         if sums is None and type(done) is int and 0 <= done <= len(self._pairs):
             tiles = (held[self._starts[k] : self._starts[k + 1]] for k in range(done))
             sums = [_checksum(tile) for tile in tiles]
-        if type(sums) is not list or not all(type(one) is int for one in sums):
-            raise damaged
-        if len(sums) > len(self._pairs):
+        valid = type(sums) is list and all(type(one) is int for one in sums)
+        if not valid or len(sums) > len(self._pairs):
             raise damaged
         own = np.array(identity["probes"])
         same = probes.shape == own.shape and np.allclose(probes, own, rtol=1e-6, atol=0)
@@ -329,7 +321,7 @@ _UNREADABLE = (
 
 
 def _symmetric(i: int, j: int, tile: np.ndarray) -> np.ndarray:
-    """Tile (i, j), exactly symmetric where it lies on the diagonal."""
+    """Tile (i, j); on the diagonal, made exactly symmetric."""
     if i != j:
         return tile
     gap = np.abs(tile - tile.T).max()
@@ -353,7 +345,7 @@ def usual_memory() -> float:
 
 
 def _device_multiplies() -> bool:
-    """Are recomputed tiles multiplied on their device? With memory of its own, vectors travel."""
+    """Are recomputed tiles multiplied on their device, as on a GPU?"""
     return not on_cpu()
 
 

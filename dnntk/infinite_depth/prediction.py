@@ -110,34 +110,23 @@ def predict(
     """
     config = config or PredictConfig()
     with printed_lines(processes.is_primary() and (progress if verbose is None else verbose)):
-        return _predicted(config, workdir, compare, dataset, resume, progress)
-
-
-def _predicted(
-    config: PredictConfig,
-    workdir: str | os.PathLike[str] | None,
-    compare: str | os.PathLike[str] | None,
-    dataset: Dataset | None,
-    resume: bool,
-    progress: bool,
-) -> PredictResult:
-    trained = None if compare is None else TrainedRun(compare)
-    if trained is not None:
-        trained.check_data(dataset)
-        trained.check_fields(config)
-        trained.warn_of_settings()
-        config = trained.fill_times(config)
-    own = None if dataset is None else own_dataset(dataset, config.network())
-    content = config.to_json() | ({} if own is None else record(own))
-    folder = None if workdir is None else RunFolder(workdir)
-    if folder is not None:
-        if resume and not folder.vacant:
-            check_same(folder.read_config(), content, folder.path, "resume")
-        folder.claim(content, resume, free=FREE)
-    prediction = Prediction(config, folder, trained, progress, own)
-    if folder is not None:  # only now: a command whose data cannot be read leaves no run behind
-        folder.write_config("predict", content)
-    return prediction.result()
+        trained = None if compare is None else TrainedRun(compare)
+        if trained is not None:
+            trained.check_data(dataset)
+            trained.check_fields(config)
+            trained.warn_of_settings()
+            config = trained.fill_times(config)
+        own = None if dataset is None else own_dataset(dataset, config.network())
+        content = config.to_json() | ({} if own is None else record(own))
+        folder = None if workdir is None else RunFolder(workdir)
+        if folder is not None:
+            if resume and not folder.vacant:
+                check_same(folder.read_config(), content, folder.path, "resume")
+            folder.claim(content, resume, free=FREE)
+        prediction = Prediction(config, folder, trained, progress, own)
+        if folder is not None:  # only now: a command whose data cannot be read leaves no run behind
+            folder.write_config("predict", content)
+        return prediction.result()
 
 
 class Prediction:

@@ -279,9 +279,8 @@ class Krylov:
             return None
         width, rank = self._new.shape[1], new.shape[-1]
         shapes = (width, width), (len(self._new), rank), (rank, width)
-        if (corner.shape, new.shape, below.shape) != shapes:
-            return None
-        if any(array.dtype != np.float64 for array in (corner, new, below)):
+        are_float64 = all(array.dtype == np.float64 for array in (corner, new, below))
+        if (corner.shape, new.shape, below.shape) != shapes or not are_float64:
             return None
         self._scale = max(self._scale, float(np.linalg.norm(corner, 2)))
         return corner, new, below

@@ -1,14 +1,14 @@
-"""How far networks of finite depth scatter around their infinitely deep limit.
+"""The spread of trained networks of finite depth around their infinitely deep limit.
 
-With C large enough a network of L layers is linear in its parameters, and its kernel is a fixed
-part plus (1/L) times the sum of L - 1 random ones: G(x, x') = g(x).g(x') of the random unit of a
-layer. So its prediction scatters by O(1 / sqrt(L)) around the f_t of Theorems 3.3 and 4.3. Here is
-how far, without training one network:
+If C is large enough, a network of L layers is linear in its parameters, and its kernel is a fixed
+part plus (1/L) times the sum of L - 1 random kernels g(x).g(x'), one of the random unit of each
+layer. So the network's prediction has a standard deviation of O(1 / sqrt(L)) around the f_t of
+Theorems 3.3 and 4.3. Two functions compute it without training a network:
 
-* `initialization_spread`: to first order in the change of the kernel. The scatter at every depth
-  comes from one sample of random units.
-* `linear_predictions`: nothing expanded. Random kernels of one depth are drawn, and the gradient
-  flow of each is solved; this has the means' own shift too, which is O(1/L).
+* `initialization_spread`: to first order in the change of the kernel. One sample of random units
+  gives the standard deviation at every depth.
+* `linear_predictions`: without an expansion. Random kernels of one depth are drawn, and the
+  gradient flow of each is solved; this includes the shift of the mean, which is O(1/L).
 
 First order. With A = k(X, X) / N = V diag(l) V^T, phi_t(l) = (1 - exp(-t l)) / l and
 f_t(x) = k(x, X) phi_t(A) Y / N, a change of the kernel by g(x) g(x') changes f_t(x) by
@@ -16,8 +16,8 @@ f_t(x) = k(x, X) phi_t(A) Y / N, a change of the kernel by g(x) g(x') changes f_
     g(x) g(X)^T phi_t(A) Y / N + k(x, X) V (phi_t[l_i, l_j] * (h_i h_j)) V^T Y / N^2,   h = V^T g(X)
 
 where phi_t[., .] is the divided difference (Daletskii & Krein 1965). Layers are independent, so the
-variance over networks is that of one layer's change, over L. All outputs share their random units:
-each is its own problem with the same g.
+variance over networks is the variance of one layer's change over L. All outputs have the same
+random units g.
 """
 
 import dataclasses
@@ -40,7 +40,10 @@ from dnntk.checks import (
 from dnntk.errors import InputError
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.kernel import limit_ntk
+from dnntk.kernel.limit import shifts_inside
 from dnntk.networks.initializers import Layer, gaussian_features
+
+__all__ = ["Spread", "initialization_spread", "linear_predictions"]
 
 # Array elements of one block of random units on all inputs: 130 MB.
 BLOCK_ELEMENTS = 1 << 24
@@ -52,8 +55,9 @@ class Spread:
 
     Attributes:
         prediction: [n, d_out], or [T, n, d_out] for T times: the limit's f_t(x).
-        layer_variance: of the same shape: of the change that one middle layer makes, times L^2.
-        first_variance: the same of the first layer, whose unit sees the inputs divided by C.
+        layer_variance: [as prediction], L^2 times the variance by one middle layer.
+        first_variance: [as prediction], L^2 times the variance by the first layer, whose unit has
+            the inputs divided by C.
     """
 
     prediction: np.ndarray
@@ -84,11 +88,11 @@ def initialization_spread(
     samples: int = 4096,
     key: jax.Array | None = None,
 ) -> Spread:
-    """Predictions of infinitely deep networks, and how those of deep ones scatter around them.
+    """Predictions of infinitely deep networks, and the spread of deep ones around them.
 
-    The leading order in depth: a standard deviation that falls as depth^-1/2. The mean's own shift,
-    of order 1/depth, is left out; `linear_predictions` has it, and is right at small depths too. C
-    must be large (the theorems want depth^2 / C -> 0), and inputs not negative.
+    The leading order in depth: a standard deviation that falls as depth^-1/2. The shift of the
+    mean, of order 1/depth, is left out; `linear_predictions` includes it, and is right at small
+    depths too. C must be large (the theorems need depth^2 / C -> 0), and inputs not negative.
 
     Args:
         x_train: [N, d_in] for the MLP, NHWC images [N, H, W, c] for the CNN.
@@ -100,7 +104,7 @@ def initialization_spread(
         kernel_size: side of the CNN's filters, odd.
         samples: random units in the Monte Carlo; the deviation's relative error is a few
             percent at 4096, and falls as 1 / sqrt(samples).
-        key: of the random units; None is ``jax.random.key(0)``.
+        key: random key of the units; None is ``jax.random.key(0)``.
 
     Returns:
         Float64 `Spread`; ``spread.std(depth)`` is the deviation at any depth. Time is of order
@@ -111,21 +115,9 @@ def initialization_spread(
         InputError: an argument has the wrong shape, type or range; or the kernel is singular and
             the time infinite.
     """
-    problem = _Problem.checked(x_train, y_train, x, rho, beta, kernel_size)
-    samples = check_count("samples", samples)
-    times = host_times(time)
-    key = jax.random.key(0) if key is None else key
-    d_out = problem.y.shape[1]
-    with jax.enable_x64(True):
-        kernel = limit_ntk(
-            problem.inputs,
-            problem.train,
-            rho=problem.rho,
-            beta=problem.beta,
-            d_out=d_out,
-            kernel_size=problem.kernel_size,
-        )
-    flow = _Flow(np.asarray(kernel), problem.y)
+    problem = _Problem(x_train, y_train, x, rho, beta, kernel_size)
+    samples, times = check_count("samples", samples), host_times(time)
+    flow = _Flow(problem.limit_kernel(), problem.y)
     filters = [flow.filters(t) for t in times]
     first = np.stack([flow.changes(problem.sums(problem.ones), f)[0] for f in filters])
     totals = np.zeros((2, *first.shape))
@@ -135,13 +127,13 @@ def initialization_spread(
             changes = flow.changes(g, one)
             totals[:, i] += changes.sum(0), (changes**2).sum(0)
     mean, square = totals / samples
-    found = (
+    parts = (
         np.stack([flow.predict(t) for t in times]),
         np.maximum(square - mean**2, 0) * (samples / max(samples - 1, 1)),
-        # Its map is relu(v), the same everywhere: E relu^4 - (E relu^2)^2 = 5/4 beta^4.
+        # The first layer's map is relu(v) everywhere: E relu^4 - (E relu^2)^2 = 5/4 beta^4.
         1.25 * problem.beta**4 * first**2,
     )
-    return Spread(*(a if np.ndim(time) else a[0] for a in found))
+    return Spread(*(part if np.ndim(time) else part[0] for part in parts))
 
 
 def linear_predictions(
@@ -160,8 +152,8 @@ def linear_predictions(
 ) -> np.ndarray:
     """Predictions of ``draws`` linearized networks of one depth, trained by gradient flow.
 
-    Each is the network's first-order Taylor expansion at its initialization, which is all of it
-    up to O(1 / C); its exact kernel is drawn and solved.
+    A linearized network is the first-order Taylor expansion at the initialization, from which the
+    network differs by O(1 / C); the exact kernel of each is drawn, and its flow is solved.
 
     Args:
         x_train: [N, d_in] for the MLP, NHWC images [N, H, W, c] for the CNN; not negative.
@@ -174,7 +166,7 @@ def linear_predictions(
         beta: standard deviation of the random biases over C.
         kernel_size: side of the CNN's filters, odd.
         draws: independent networks.
-        key: of their random units; None is ``jax.random.key(0)``.
+        key: random key of the units; None is ``jax.random.key(0)``.
 
     Returns:
         [draws, n, d_out] float64, or [draws, T, n, d_out] for T times. Time is of order N^3 +
@@ -183,7 +175,7 @@ def linear_predictions(
     Raises:
         InputError: as in `initialization_spread`.
     """
-    problem = _Problem.checked(x_train, y_train, x, rho, beta, kernel_size)
+    problem = _Problem(x_train, y_train, x, rho, beta, kernel_size)
     depth, draws = _checked_depth(depth), check_count("draws", draws)
     scale = float(depth) ** 2.2 if scale is None else real_number("scale", scale)
     if not scale > 0:
@@ -191,57 +183,47 @@ def linear_predictions(
     times = host_times(time)
     key = jax.random.key(0) if key is None else key
     found = []
-    for one in jax.random.split(key, draws):
-        flow = _Flow(problem.network_kernel(problem.draw(one, depth), depth, scale), problem.y)
+    for draw_key in jax.random.split(key, draws):
+        drawn = problem.draw(draw_key, depth)
+        flow = _Flow(problem.network_kernel(drawn, depth, scale), problem.y)
         found.append(np.stack([flow.predict(t) for t in times]))
     predictions = np.stack(found)
     return predictions if np.ndim(time) else predictions[:, 0]
 
 
-@dataclasses.dataclass(frozen=True)
 class _Problem:
-    """Training inputs [N, ...] and others [n, ...], and the random units that see them.
+    """Training inputs [N, ...] and others [n, ...], and values of random units on them.
 
-    What a unit is on the inputs is a map: [n, units, positions], one position in an MLP. What the
-    kernel sees of it are sums over windows, [n, units, shifts]: the map itself in an MLP.
+    A unit's values on the inputs are a map: [n, units, positions], with one position in an MLP. The
+    kernel depends on sums of a map over windows, [n, units, shifts]: the map itself in an MLP.
     """
 
-    train: np.ndarray
-    test: np.ndarray
-    y: np.ndarray
-    rho: float
-    beta: float
-    kernel_size: int
-
-    @classmethod
-    def checked(
-        cls,
+    def __init__(
+        self,
         x_train: ArrayLike,
         y_train: ArrayLike,
         x: ArrayLike,
         rho: float,
         beta: float,
         kernel_size: int,
-    ) -> "_Problem":
-        """The arguments of the public functions, float64."""
+    ) -> None:
+        """Check the arguments of the public functions, and convert them to float64."""
         with jax.enable_x64(True):
             left, right = checked_pair(x_train, x, names=("x_train", "x"))
-        rho, beta = (float(check_deviation(*pair)) for pair in (("rho", rho), ("beta", beta)))
-        kernel_size = check_count("kernel_size", kernel_size)
-        if kernel_size % 2 == 0:
+        self.rho, self.beta = (
+            float(check_deviation(*pair)) for pair in (("rho", rho), ("beta", beta))
+        )
+        self.kernel_size = check_count("kernel_size", kernel_size)
+        if self.kernel_size % 2 == 0:
             raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
-        y = host_targets("y_train", y_train, len(left))
-        test = left if right is None else right
-        return cls(np.asarray(left, float), np.asarray(test, float), y, rho, beta, kernel_size)
-
-    @property
-    def inputs(self) -> np.ndarray:
-        """All of them, the training ones first."""
-        return np.concatenate([self.train, self.test])
+        self.y = host_targets("y_train", y_train, len(left))
+        self.train = np.asarray(left, float)
+        test = self.train if right is None else np.asarray(right, float)
+        self.inputs = np.concatenate([self.train, test])  # [N + n, ...]
 
     @property
     def block(self) -> int:
-        """How many units to hold at a time."""
+        """The number of units whose maps are in memory at a time."""
         return max(1, BLOCK_ELEMENTS // (len(self.inputs) * math.prod(self.train.shape[1:])))
 
     @property
@@ -250,8 +232,9 @@ class _Problem:
         positions = math.prod(self.train.shape[1:3]) if self.train.ndim == 4 else 1
         return np.ones((len(self.inputs), 1, positions))
 
-    def draw(self, key: jax.Array, depth: int) -> dict[str, Layer]:
+    def draw(self, key: jax.Array | None, depth: int) -> dict[str, Layer]:
         """The random units of a network: u in ``kernel``, v / C in ``bias``."""
+        key = jax.random.key(0) if key is None else key
         window = (self.kernel_size,) * 2 if self.train.ndim == 4 else ()
         d_in = self.train.shape[-1]
         with jax.enable_x64(True):
@@ -274,22 +257,25 @@ class _Problem:
         return np.maximum(patches @ weights + units["bias"], 0).swapaxes(1, 2)
 
     def sums(self, maps: np.ndarray) -> np.ndarray:
-        """Means over the image of what stays inside it under each shift: [n, units, shifts]."""
+        """For each shift, the sum over positions that stay inside, / (H W): [n, units, shifts]."""
         if self.train.ndim == 2:
             return maps
-        height, width = self.train.shape[1:3]
-        shifts = np.arange(self.kernel_size) - self.kernel_size // 2
-        rows, columns = (
-            ((place := np.arange(size)[:, None] + shifts) >= 0) & (place < size)
-            for size in (height, width)
-        )
-        return maps @ (np.kron(rows, columns) / (height * width))
+        rows, columns = (shifts_inside(size, self.kernel_size) for size in self.train.shape[1:3])
+        return maps @ (np.kron(rows, columns) / (len(rows) * len(columns)))
+
+    def limit_kernel(self) -> np.ndarray:
+        """The limit kernel of all inputs by the training ones: [N + n, N]."""
+        sizes = {"d_out": self.y.shape[1], "kernel_size": self.kernel_size}
+        with jax.enable_x64(True):
+            kernel = limit_ntk(self.inputs, self.train, rho=self.rho, beta=self.beta, **sizes)
+        return np.asarray(kernel)
 
     def network_kernel(self, drawn: dict[str, Layer], depth: int, scale: float) -> np.ndarray:
-        """K_L of one network at initialization, all inputs by training ones: [N + n, N].
+        """K_L of one network at initialization: [N + n, N].
 
-        Every layer adds the products of its inputs, and of its biases over C^2; the first layer's
-        inputs count 1 / C^2 too. The mean over networks is in BUILD_NOTES, "Finite depth exactly".
+        Every layer adds the products of its inputs, and of its biases over C^2; the products of the
+        first layer's inputs have the factor 1 / C^2 too. The mean over networks is in BUILD_NOTES,
+        "Finite depth exactly".
         """
         first = {"kernel": drawn["first"]["kernel"][None] / scale, "bias": drawn["first"]["bias"]}
         x = self.inputs
@@ -328,14 +314,14 @@ class _Flow:
         return SpectralFilter(time)(self.values)[:, None] * self.y, _divided(self.values, time)
 
     def changes(self, g: np.ndarray, filters: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """How f_t changes with the kernel by each unit's g(x).g(x'): [units, n, d_out].
+        """The change of f_t if g(x).g(x') of a unit is added to the kernel: [units, n, d_out].
 
         ``g`` [N + n, units, shifts] holds training inputs first.
         """
-        learnt, divided = filters
+        filtered, divided = filters
         count, (units, shifts) = len(self.y), g.shape[1:]
         h = (self.vectors.T @ g[:count].reshape(count, -1)).reshape(count, units, shifts)
-        direct = np.einsum("iuk,io->uko", h, learnt)
+        direct = np.einsum("iuk,io->uko", h, filtered)
         found = np.einsum("xuk,uko->uxo", g[count:], direct, optimize=True)
         for output, y in enumerate(self.y.T):
             inner = divided @ (h * y[:, None, None]).reshape(count, -1)
@@ -348,12 +334,12 @@ class _Flow:
         if math.isinf(time) and self.values[0] <= rounding:
             raise InputError(
                 "time: expected a finite one, since the kernel of these training inputs is "
-                "singular in float64, got inf; drop inputs that coincide, or give a finite time"
+                "singular in float64, got inf; drop duplicate inputs, or give a finite time"
             )
 
 
 def _divided(values: np.ndarray, time: float) -> np.ndarray:
-    """(phi_t(l_i) - phi_t(l_j)) / (l_i - l_j), exact to rounding for equal and near ones too.
+    """(phi_t(l_i) - phi_t(l_j)) / (l_i - l_j), exact to rounding for (nearly) equal l too.
 
     With l <= m it is (e - phi_t(l)) / m, where e = (exp(-t l) - exp(-t m)) / (m - l); for small t m
     the two terms cancel, and the power series is summed instead.

@@ -12,7 +12,7 @@ import numpy as np
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import check_same, own_dataset, record
 from dnntk.errors import InputError
-from dnntk.infinite_depth.config import PredictConfig
+from dnntk.infinite_depth.config import DATA_FIELDS, PredictConfig
 from dnntk.runs.folder import METRICS, RunFolder, metrics_line, parsed
 from dnntk.runs.paths import as_path
 from dnntk.training.config import TrainConfig
@@ -63,9 +63,8 @@ class TrainedRun:
     @property
     def predicted_fields(self) -> dict[str, Any]:
         """Fields of `PredictConfig` that the run determines: its data and its kernel."""
-        shared = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
         deviations = {"rho": (self.config.rho,), "beta": (self.config.beta,)}
-        return {name: getattr(self.config, name) for name in shared} | deviations
+        return {name: getattr(self.config, name) for name in DATA_FIELDS} | deviations
 
     def fill_times(self, config: PredictConfig) -> PredictConfig:
         """The same configuration, with the run's own times where it has none."""

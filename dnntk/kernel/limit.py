@@ -24,7 +24,7 @@ from dnntk.kernel.arccos import even, root_and_inverse
 from dnntk.kernel.gram import blockwise
 from dnntk.runtime.devices import on_cpu
 
-__all__ = ["limit_ntk"]
+__all__ = ["limit_ntk", "shifts_inside"]
 
 
 def limit_ntk(
@@ -139,7 +139,7 @@ def _cnn_block(
     x2: jax.Array,
 ) -> jax.Array:
     height, width = x1.shape[1:3]
-    axes = [jnp.asarray(_inside(size, kernel_size), x1.dtype) for size in (height, width)]
+    axes = [jnp.asarray(shifts_inside(size, kernel_size), x1.dtype) for size in (height, width)]
     members = jnp.kron(*axes)  # [positions, shifts]: 1 where the shifted position is in the image
     scales = jnp.asarray(_scales(height * width)[:, None], x1.dtype)
 
@@ -178,7 +178,7 @@ def _cnn_block(
     return (_inner(linear1, linear2.T) + constant + total / 2) / (height * width) ** 2
 
 
-def _inside(size: int, kernel_size: int) -> np.ndarray:
+def shifts_inside(size: int, kernel_size: int) -> np.ndarray:
     """[size, shifts] bool along an axis, True where the shifted position is in the image."""
     shifts = np.arange(kernel_size) - kernel_size // 2
     shifted = np.arange(size)[:, None] + shifts

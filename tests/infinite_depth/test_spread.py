@@ -30,7 +30,7 @@ def problem(arch, d_out=2, train=6, test=3):
 
 
 def checked(arch, **kwargs):
-    return spread._Problem.checked(*problem(arch, **kwargs), *OPTIONS.values(), 3)
+    return spread._Problem(*problem(arch, **kwargs), *OPTIONS.values(), 3)
 
 
 def limit_gram(held):
@@ -129,13 +129,18 @@ def trained(request):
         outputs = np.asarray(look(params, frozen))
     initial = jax.tree.map(np.asarray, frozen["initial"])
     drawn = [jax.tree.map(lambda a, i=i: a[i], initial) for i in range(TRIALS)]
-    return spread._Problem.checked(x_train, y, x, *OPTIONS.values(), 3), drawn, outputs
+    return spread._Problem(x_train, y, x, *OPTIONS.values(), 3), drawn, outputs
 
 
 def test_trained_networks_scatter_as_predicted(trained):
     held, _, outputs = trained
     found = initialization_spread(
-        held.train, held.y, held.test, TIME_STEP * STEPS, key=jax.random.key(2), **OPTIONS
+        held.train,
+        held.y,
+        held.inputs[len(held.train) :],
+        TIME_STEP * STEPS,
+        key=jax.random.key(2),
+        **OPTIONS,
     )
     ratio = outputs.var(0, ddof=1) / found.std(DEPTH) ** 2
     # A variance of 64 Gaussian trials: chi-square with 63 degrees of freedom over 63, deviation
