@@ -198,16 +198,10 @@ class KernelFlow:
         return self._by_time(outputs.reshape(-1, flat.shape[1]), len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
-        """f_t at the training examples.
+        """f_t at the training examples: [n, d_out] float64, or [times, n, d_out].
 
-        Args:
-            time: as for `predict`.
-
-        Returns:
-            [n, d_out] float64, or [times, n, d_out], without another product with the Gram matrix.
-
-        Raises:
-            InputError: as for `predict`.
+        Arguments and errors are those of `predict`. No further product with the Gram matrix is
+        computed.
         """
         times = host_times(time)
         solver = self._solver_for(times)
@@ -217,16 +211,9 @@ class KernelFlow:
         )
 
     def loss(self, time: float | Sequence[float]) -> NDArray[np.float64]:
-        """The loss 1/2 mean ||f_t - y||^2 on the training examples.
+        """The loss 1/2 mean ||f_t - y||^2 on the training examples: a number, or [times].
 
-        Args:
-            time: as for `predict`.
-
-        Returns:
-            A number, or [times]; each costs a few products with small vectors.
-
-        Raises:
-            InputError: as for `predict`.
+        Arguments and errors are those of `predict`. A time costs a few products of small vectors.
         """
         times = host_times(time)
         solver = self._solver_for(times)
@@ -239,11 +226,7 @@ class KernelFlow:
         return np.array(result if np.ndim(time) else result[0])
 
     def solution(self, time: float = math.inf) -> Solution:
-        """The coefficients at one time, and facts about the solver's work.
-
-        Raises:
-            InputError: as for `predict`.
-        """
+        """The coefficients at one time, and facts about the solver's work; errors as `predict`."""
         return self.solutions([time])[0]
 
     def solutions(self, times: Sequence[float]) -> list[Solution]:
@@ -375,7 +358,7 @@ class KernelFlow:
         return uses_eigh(self._method, len(self._x) * self._cross.matrix_size)
 
     def _by_kernel_row(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n, c d_out] as it is for a scalar kernel, else [n d_out, c]."""
+        """[n, c d_out]: unchanged for a scalar kernel, else [n d_out, c]."""
         k = self._cross.matrix_size
         if k == 1:
             return outputs

@@ -260,15 +260,14 @@ class Prediction:
     ) -> list[dict[str, Any]]:
         """The scores at every time, with the outputs on the test examples [times, n', d_out]."""
         data, rows = self.data, []
-        labelled, targets = data.labels_train is not None, self.targets
-        in_train, in_test = data.labels_train, data.labels_test
-        if targets is None:  # the targets y are the classes
-            in_train = in_test = None
+        labelled = data.labels_train is not None
+        splits = [("train", data.y_train, data.labels_train)]
+        if len(data.x_test):
+            splits.append(("test", data.y_test, data.labels_test))
         for t, on_train, on_test in zip(times, flow.train_predictions(times), outputs, strict=True):
             row: dict[str, Any] = {"time": t, "test_loss": None, "test_accuracy": None}
-            row |= split_scores("train", on_train, data.y_train, labelled, targets, in_train)
-            if len(on_test):
-                row |= split_scores("test", on_test, data.y_test, labelled, targets, in_test)
+            for (split, y, labels), f in zip(splits, (on_train, on_test), strict=False):
+                row |= split_scores(split, f, y, labelled, self.targets, labels)
             rows.append(row)
         return rows
 
@@ -351,10 +350,10 @@ def _prepared(data: Dataset, config: PredictConfig) -> Dataset:
         )
     order = np.random.default_rng(config.seed).permutation(len(data.x_train))[:n]
     labels = data.labels_train
+    note = f"; {n} of them for training" if config.train_examples else ""
     data = dataclasses.replace(
         data,
-        description=data.description
-        + (f"; {n} of them for training" if config.train_examples else ""),
+        description=data.description + note,
         x_train=data.x_train[order],
         y_train=data.y_train[order],
         labels_train=None if labels is None else labels[order],

@@ -40,9 +40,8 @@ class Selection:
         ``targets`` are the class targets of own data, as in `dnntk.training.evaluation.decide`.
         """
         self._x, self._y = data.x_train[-held_out:], data.y_train[-held_out:]
-        self._labelled, self._targets = data.labels_train is not None, targets
-        labels = None if targets is None else data.labels_train
-        self._labels = None if labels is None else labels[-held_out:]
+        self._targets = targets
+        self._labels = None if data.labels_train is None else data.labels_train[-held_out:]
         self.fit_examples, self._times, self._folder = len(data.x_train) - held_out, times, folder
         self._scores: dict[tuple[float, float, int], list[dict[str, Any]]] = {}
         for line in [] if folder is None else folder.keep_lines(SEARCH):
@@ -84,7 +83,8 @@ class Selection:
     def _evaluated(self, flow: KernelFlow) -> list[dict[str, Any]]:
         times, found = solvable_times(flow, self._times), []
         for t, f in zip(times, flow.predict(self._x, times), strict=True):
-            loss, accuracy = scores(f, self._y, self._labelled, self._targets, self._labels)
+            labelled = self._labels is not None
+            loss, accuracy = scores(f, self._y, labelled, self._targets, self._labels)
             found.append({"time": t, "accuracy": accuracy, "loss": loss})
         return found
 

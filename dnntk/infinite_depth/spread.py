@@ -117,6 +117,7 @@ def initialization_spread(
     """
     problem = _Problem(x_train, y_train, x, rho, beta, kernel_size)
     samples, times = check_count("samples", samples), host_times(time)
+    key = jax.random.key(0) if key is None else key
     flow = _Flow(problem.limit_kernel(), problem.y)
     filters = [flow.filters(t) for t in times]
     first = np.stack([flow.changes(problem.sums(problem.ones), f)[0] for f in filters])
@@ -232,9 +233,8 @@ class _Problem:
         positions = math.prod(self.train.shape[1:3]) if self.train.ndim == 4 else 1
         return np.ones((len(self.inputs), 1, positions))
 
-    def draw(self, key: jax.Array | None, depth: int) -> dict[str, Layer]:
+    def draw(self, key: jax.Array, depth: int) -> dict[str, Layer]:
         """The random units of a network: u in ``kernel``, v / C in ``bias``."""
-        key = jax.random.key(0) if key is None else key
         window = (self.kernel_size,) * 2 if self.train.ndim == 4 else ()
         d_in = self.train.shape[-1]
         with jax.enable_x64(True):
@@ -305,13 +305,11 @@ class _Flow:
 
     def predict(self, time: float) -> np.ndarray:
         """f_t at the other inputs: [n, d_out]."""
-        self._check(time)
-        return self.cross @ (SpectralFilter(time)(self.values)[:, None] * self.y)
+        return self.cross @ self._filtered(time)
 
     def filters(self, time: float) -> tuple[np.ndarray, np.ndarray]:
         """phi_t(l) Y [N, d_out] in the eigenvectors, and phi_t[l_i, l_j] [N, N]."""
-        self._check(time)
-        return SpectralFilter(time)(self.values)[:, None] * self.y, _divided(self.values, time)
+        return self._filtered(time), _divided(self.values, time)
 
     def changes(self, g: np.ndarray, filters: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """The change of f_t if g(x).g(x') of a unit is added to the kernel: [units, n, d_out].
@@ -329,13 +327,14 @@ class _Flow:
             found[:, :, output] += (self.cross @ by_mode).T
         return found / count
 
-    def _check(self, time: float) -> None:
+    def _filtered(self, time: float) -> np.ndarray:
         rounding = len(self.values) * np.finfo(float).eps * self.values[-1]
         if math.isinf(time) and self.values[0] <= rounding:
             raise InputError(
                 "time: expected a finite one, since the kernel of these training inputs is "
                 "singular in float64, got inf; drop duplicate inputs, or give a finite time"
             )
+        return SpectralFilter(time)(self.values)[:, None] * self.y
 
 
 def _divided(values: np.ndarray, time: float) -> np.ndarray:

@@ -47,12 +47,12 @@ def scores(
 ) -> tuple[float, float | None]:
     """The thesis's loss 1/2 E ||f - y||^2, and the accuracy if ``labelled``.
 
-    ``targets`` is as in `decide`; ``labels`` are the true classes, by default decided by y.
+    ``targets`` is as in `decide`. Without ``targets`` or ``labels``, y decides the true classes.
     """
     loss = 0.5 * np.mean(np.sum((outputs - y).astype(np.float64) ** 2, axis=1))
     if not labelled:
         return float(loss), None
-    right = decide(y, targets) if labels is None else labels
+    right = decide(y, targets) if targets is None or labels is None else labels
     return float(loss), float(np.mean(decide(outputs, targets) == right))
 
 
