@@ -69,8 +69,10 @@ class ExperimentFolder:
         return inner.path, inner.holds_run
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The lines of ``name``, a file of JSON lines; lines that were cut off are dropped."""
-        return [] if self._folder is None else self._folder.keep_lines(name)
+        """The rows that the resumed run left in ``name``; lines that were cut off are dropped."""
+        if self._folder is None or not self.resumes:
+            return []
+        return self._folder.keep_lines(name)
 
     def append(self, name: str, row: dict[str, Any]) -> None:
         """Add a line to ``name``, a file of JSON lines."""
