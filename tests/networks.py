@@ -14,3 +14,10 @@ def initialized(model, x, seed=0):
 @functools.cache
 def _initialized(model, shape, dtype, seed, x64):
     return jax.jit(model.init)(jax.random.key(seed), np.ones(shape, dtype))
+
+
+def moved(variables, size=3.0):
+    """Variables as training might leave them: every D far from 0."""
+    rng = np.random.default_rng(7)
+    noisy = lambda p: (np.asarray(p) + size * rng.standard_normal(p.shape)).astype(p.dtype)  # noqa: E731
+    return {**variables, "params": jax.tree.map(noisy, variables["params"])}

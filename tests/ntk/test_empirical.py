@@ -15,7 +15,6 @@ from dnntk import (
     empirical_ntk_fn,
     to_standard,
 )
-from dnntk.ntk import layerwise
 
 MLP, WIDE, CNN = "mlp", "mlp of 24 inputs", "cnn 4 x 6, two channels, 5 x 5 filters"
 CASES = {
@@ -111,13 +110,6 @@ def test_blocks_do_not_change_the_kernel_and_x2_none_is_symmetric(method, output
         close(empirical_ntk(model, variables, x1, **options), found)
 
 
-@pytest.mark.parametrize("segment", [3, 9])
-def test_the_segment_does_not_change_the_kernel(segment, x64):
-    model, variables, x1, x2 = make(MLP)
-    expected = empirical_ntk(model, variables, x1, x2)
-    close(empirical_ntk(model.clone(segment=segment), variables, x1, x2), expected)
-
-
 def test_zero_and_negative_inputs_and_infinite_scale(x64):
     model, variables, x1, _ = make(MLP, scale=np.inf)
     x1[0], x1[1] = 0, -x1[1]
@@ -149,28 +141,6 @@ def test_under_jit_vmap_and_grad(x64):
         jax.grad(lambda x: jnp.sum(empirical_ntk(model, variables, x, x2, method=method)))
     )(jnp.asarray(x1))
     close(total("layerwise"), total("jacrev"))
-
-
-def test_the_program_does_not_grow_with_depth():
-    sizes = []
-    x = np.ones((5, 4), np.float32)
-    for depth in (400, 10_000):
-        model = DeepNarrowMLP(depth, 3, 6.0)
-        variables = jax.eval_shape(model.init, jax.random.key(0), x)
-        lowered = jax.jit(lambda v, x, m=model: empirical_ntk(m, v, x)).lower(variables, x)
-        sizes.append(len(lowered.as_text()))
-    assert abs(sizes[1] - sizes[0]) < 0.02 * sizes[0]
-
-
-def test_no_jacobian_is_formed():
-    """Memory beside the result: of the order of a few layers' arrays, not of all parameters'."""
-    model = DeepNarrowMLP(100, 10, 100**2.2)
-    x = np.ones((8, 100), np.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    lowered = jax.jit(lambda v: empirical_ntk(model, v, x)).lower(variables)
-    used = lowered.compile().memory_analysis().temp_size_in_bytes
-    parameters = sum(p.size for p in jax.tree.leaves(variables["params"]))
-    assert used < 4 * parameters * len(x) * 10 / 20
 
 
 # ---- any network
@@ -318,8 +288,3 @@ def test_bad_arguments_of_any_network():
         kernel(np.ones((3, 1)), x, np.ones((2, 4)))
     with pytest.raises(InputError, match="x1 must be a batch"):
         kernel(np.ones((3, 1)), 1.0)
-
-
-def test_plans_hold_few_elements_an_example():
-    deep = DeepNarrowMLP(1_000_000, 1, 1e9)
-    assert layerwise.choose_segments(deep, (2,)).elements < 100_000
