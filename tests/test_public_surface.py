@@ -1,7 +1,9 @@
 """The names and arguments that users' code relies on."""
 
+import ast
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,31 @@ def test_networks_take_init_and_cnns_a_kernel_size_and_a_pool(name):
     model = getattr(dnntk, name)(4, 2, 3.0, init="he_uniform", parametrization="standard", **own)
     assert model.initialization == "he_uniform"
     assert {field: getattr(model, field) for field in own} == own
+
+
+def names_and_exports(path):
+    """(names that a module defines or imports, its ``__all__`` or None), without importing it."""
+    names, exports = set(), None
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.If):  # imported for type checks alone, and on first use
+            names |= {alias.name for one in node.body for alias in getattr(one, "names", ())}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = {one.id for t in targets for one in ast.walk(t) if isinstance(one, ast.Name)}
+            names |= found
+            exports = eval(ast.unparse(node.value)) if "__all__" in found else exports
+    return names, exports
+
+
+def test_every_module_says_what_it_exports_and_has_it():
+    paths = sorted(Path(dnntk.__file__).parent.rglob("*.py"))
+    empty = [p for p in paths if p.name == "__init__.py" and p.read_text().count("\n") == 1]
+    assert len(paths) > 60
+    for path in set(paths) - set(empty):
+        names, exports = names_and_exports(path)
+        assert exports, f"{path} has no __all__"
+        assert set(exports) <= names and len(set(exports)) == len(exports), path
