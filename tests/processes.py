@@ -107,7 +107,7 @@ def run(script, *flags, cwd, optimized=False):
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def outcomes(script, cases, cwd, code=None, first=None, optimized=False):
+def outcomes(script, cases, cwd, code=None, first=None):
     """{name: flags} -> {name: Outcome} of forked processes; ``code`` runs in the script's place.
 
     The case called ``first`` ends before the others begin; it is the first of ``cases``.
@@ -117,7 +117,7 @@ def outcomes(script, cases, cwd, code=None, first=None, optimized=False):
     cases = {name: [script, *flags] if script else flags for name, flags in cases.items()}
     with tempfile.TemporaryDirectory() as kept:
         job = _job(cases.values(), cwd, kept) | {"code": code, "alone": first is not None}
-        statuses = _ask(optimized, job)
+        statuses = _ask(job)
         texts = [_texts(kept, index) for index in range(len(cases))]
     return {
         name: Outcome(status, *both)
@@ -125,19 +125,18 @@ def outcomes(script, cases, cwd, code=None, first=None, optimized=False):
     }
 
 
-def outcome(script, *flags, cwd, optimized=False):
+def outcome(script, *flags, cwd):
     """As `run`, of a forked process."""
-    return outcomes(script, {"": flags}, cwd, optimized=optimized)[""]
+    return outcomes(script, {"": flags}, cwd)[""]
 
 
 class Running:
     """A script in a forked process that goes on meanwhile; in part a `subprocess.Popen`."""
 
-    def __init__(self, script, *flags, cwd, optimized=False):
-        self.returncode = None
-        self._optimized, self._kept = optimized, tempfile.TemporaryDirectory()
+    def __init__(self, script, *flags, cwd):
+        self.returncode, self._kept = None, tempfile.TemporaryDirectory()
         job = _job([[script, *flags]], cwd, self._kept.name)
-        self.pid = _ask(optimized, job | {"go on": True})
+        self.pid = _ask(job | {"go on": True})
 
     def send_signal(self, number):
         if self.returncode is None:
@@ -149,7 +148,7 @@ class Running:
     def until(self, there):
         """Wait until ``there()`` is true; the process must still be running then."""
         while not there():
-            ended = _ask(self._optimized, {"wait for": self.pid, "timeout": 0})
+            ended = _ask({"wait for": self.pid, "timeout": 0})
             if ended is not None:
                 self.returncode = ended
                 words = _texts(self._kept.name, 0)[1]
@@ -159,7 +158,7 @@ class Running:
     def wait(self, timeout=SECONDS):
         """The last words, on standard error."""
         if self.returncode is None:
-            found = _ask(self._optimized, {"wait for": self.pid, "timeout": timeout})
+            found = _ask({"wait for": self.pid, "timeout": timeout})
             assert found is not None, f"not at its end after {timeout} s"
             self.returncode = found
             self._words = _texts(self._kept.name, 0)[1]
@@ -176,19 +175,17 @@ def _texts(kept, index):
     return [Path(kept, f"{index}.{end}").read_text() for end in ("out", "err")]
 
 
-def _ask(optimized, job):
-    server = _server(optimized)
+def _ask(job):
+    server = _server()
     print(json.dumps(job), file=server.stdin, flush=True)
     return json.loads(server.stdout.readline())
 
 
 @functools.cache
-def _server(optimized):
+def _server():
     """The process that forks; it ends with this one, for its standard input does."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen(
-        [sys.executable, __file__], text=True, env=environment(optimized), **pipes
-    )
+    return subprocess.Popen([sys.executable, __file__], text=True, **pipes)
 
 
 def _import_what_scripts_import():
@@ -201,8 +198,7 @@ def _import_what_scripts_import():
 
     for module in pkgutil.walk_packages(dnntk.__path__, "dnntk."):
         importlib.import_module(module.name)
-    if COMPILE_FAST in os.environ["XLA_FLAGS"]:
-        pictures.render_once()
+    pictures.render_once()
     told = ("step", "time", "train_loss", "test_loss", "train_accuracy", "test_accuracy")
     drawn = {
         "loss": (dnntk.figures.loss_figure, [dict.fromkeys(told, 1)], ""),
