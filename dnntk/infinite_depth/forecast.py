@@ -35,7 +35,7 @@ from dnntk.runtime.threads import one_blas_thread
 __all__ = ["PredictForecast", "forecast"]
 
 SECONDS = 2.0  # of trials of the kernel, about
-TRIALS = 5  # their mean counts: other work on the machine varies, during the run as well
+TRIALS = 5  # the mean is used, since other work on the machine varies
 MAX_TILES = 8  # a trial
 SAMPLE = 2000  # examples, at most, on which iterations are counted
 SAMPLE_SECONDS = 4.0  # of their kernel
@@ -137,9 +137,9 @@ class _Calibration:
     """Trials of the loops of one prediction."""
 
     def __init__(self, config: PredictConfig) -> None:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self.run = Prediction(config, None, None, progress=False)
-        self.reading = time.perf_counter() - begun
+        self.reading = time.perf_counter() - start
         self.config, self.data = config, self.run.data
         self.memory = usual_memory() if config.memory_gb is None else config.memory_gb * 1e9
         self.rng = np.random.default_rng(0)
@@ -240,7 +240,7 @@ class _Calibration:
         return entries, both, compiling
 
     def _devices(self, work: float, compiling: float) -> tuple[int, float]:
-        """How many devices join in ``work`` seconds of one, and the speed-up by them."""
+        """The number of devices that share ``work`` seconds of one, and their speed-up."""
         share = HOST_SHARE if on_cpu() else 1.0
         used = worth(share * work, max(compiling, COMPILING), len(jax.local_devices()))
         return used, 1 / (1 - share * (1 - 1 / used))
@@ -362,12 +362,12 @@ class _Calibration:
             progress=False,
         )
         level = log.level
-        log.setLevel(logging.ERROR)  # its warnings are about the sample
+        log.setLevel(logging.ERROR)  # warnings would be about the sample
         try:
             solutions = flow.solutions(list(config.times_or_default))
         except InputError:
             if math.inf not in config.times_or_default:
-                raise  # as the run would
+                raise  # the run would raise it, too
             # The matrix is singular: the basis holds every direction.
             return sample, math.ceil(sample / max(self.outputs, BLOCK))
         finally:
@@ -376,9 +376,9 @@ class _Calibration:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return max(time.perf_counter() - begun, 1e-9)
+    return max(time.perf_counter() - start, 1e-9)
 
 
 def _together(work: Callable[[], object]) -> float:

@@ -126,10 +126,10 @@ class SymmetricGram:
             with jax.enable_x64(True):
                 return _multiply(values, *map(jnp.asarray, padded))
 
-        def finish(number: int, begun: Any) -> list[np.ndarray]:
-            if isinstance(begun, tuple):
-                return [np.asarray(part) for part in begun]
-            tile = self.cross.as_matrix(begun, *map(len, self._inputs(number)))
+        def finish(number: int, values: Any) -> list[np.ndarray]:
+            if isinstance(values, tuple):
+                return [np.asarray(product) for product in values]
+            tile = self.cross.as_matrix(values, *map(len, self._inputs(number)))
             tile = _symmetric(*self._pairs[number], tile)
             return self._tile_products(number, tile, vectors)
 
@@ -256,7 +256,7 @@ class SymmetricGram:
         )
 
     def _repair(self, sums: list[int]) -> bool:
-        """Evaluate every tile with a wrong checksum again; was there one?"""
+        """Evaluate every tile with a wrong checksum again; was any wrong?"""
         numbers = self._with_bar(len(sums), "check")
         damaged = [k for k in numbers if _checksum(self._tile(k)) != sums[k]]
         for number, tile in zip(damaged, self._evaluated(damaged), strict=True):

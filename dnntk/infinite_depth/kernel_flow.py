@@ -236,7 +236,7 @@ class KernelFlow:
         if missing:
             solver = self._solver_for(missing)
             for t in missing:
-                self._solutions[t] = self._solved(solver, t)
+                self._solutions[t] = self._solution_at(solver, t)
         return [self._solutions[t] for t in times]
 
     @property
@@ -264,7 +264,7 @@ class KernelFlow:
         """Eigenvalues of K/N, ascending; a Krylov method finds only the outermost exactly."""
         return self._solver_for([]).values
 
-    def _solved(self, solver: Solver, time: float) -> Solution:
+    def _solution_at(self, solver: Solver, time: float) -> Solution:
         flow = SpectralFilter(time, self.ridge)
         coefficients = solver.from_eigenbasis(self._components(solver, time)) / len(self._x)
         size, rounding = residual(solver, flow)

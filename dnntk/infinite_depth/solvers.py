@@ -2,7 +2,7 @@
 
 Gradient flow on targets B with the positive semidefinite matrix A and the ridge r has learnt
 phi(A) B at time t, where phi(s) = (1 - exp(-t (s + r))) / (s + r). Both solvers diagonalize
-Q^T A Q, for an orthonormal basis Q:
+Q^T A Q, for an orthonormal basis Q of d vectors, and have the same attributes and methods:
 
 `Eigendecomposition`  Q is the whole space. Any time is exact to rounding. For matrices of a few
     thousand rows: time of order m^3, memory 3 m^2.
@@ -19,7 +19,6 @@ import contextlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import scipy.linalg
@@ -42,38 +41,8 @@ BLOCK = 8  # vectors: a product with fewer takes as long, and more iterations ar
 CHUNK = 128  # vectors of the basis in one array, so that products with them are few
 CHECK_GROWTH = 1.2  # convergence is checked whenever the basis has grown by this factor
 FIRST_CHECK = 2
-ITERATIONS_FOR_LARGEST = 12  # after them the largest eigenvalue stands still
+ITERATIONS_FOR_LARGEST = 12  # then the largest eigenvalue has converged
 SMALL = 512  # rows
-
-
-class Solver(Protocol):
-    """A in an orthonormal basis Q of d vectors.
-
-    Attributes:
-        name: for the log.
-        values: [d] eigenvalues of Q^T A Q, ascending; those that rounding pushed below 0 are 0.
-        smallest_eigenvalue: the first of them before that correction.
-        targets: [d, k] components of B by eigenvector of Q^T A Q.
-        iterations: products with A so far; 0 for a direct method.
-    """
-
-    name: str
-    values: Array
-    smallest_eigenvalue: float
-    targets: Array
-    iterations: int
-
-    def refine(self, filters: list[SpectralFilter], tolerance: float) -> None:
-        """Work until the residual of every filter is within the tolerance, or at a limit."""
-
-    def from_eigenbasis(self, components: Array) -> Array:
-        """[d, c] by eigenvector of Q^T A Q -> [m, c]."""
-
-    def apply_matrix(self, components: Array) -> Array:
-        """A times ``from_eigenbasis(components)``."""
-
-    def residual_part(self, components: Array) -> Array:
-        """The part of ``apply_matrix(components)`` outside of the basis, in coordinates [e, c]."""
 
 
 def uses_eigh(method: str, rows: int) -> bool:
@@ -81,7 +50,7 @@ def uses_eigh(method: str, rows: int) -> bool:
     return method == "eigh" or (method == "auto" and rows <= MAX_EIGH_ROWS)
 
 
-def residual(solver: Solver, flow: SpectralFilter) -> tuple[float, float]:
+def residual(solver: "Solver", flow: SpectralFilter) -> tuple[float, float]:
     """The residual of phi(A) B in its differential equation, and a bound of its rounding error.
 
     Both are relative to the norm of B. The residual is B - (A + r) x - dx/dt, at t = infinity the
@@ -97,7 +66,15 @@ def residual(solver: Solver, flow: SpectralFilter) -> tuple[float, float]:
 
 
 class Eigendecomposition:
-    """All eigenvectors of A; see `Solver`."""
+    """All eigenvectors of A.
+
+    Attributes:
+        name: for the log.
+        values: [d] eigenvalues of Q^T A Q, ascending; those that rounding pushed below 0 are 0.
+        smallest_eigenvalue: the first of them before that correction.
+        targets: [d, k] components of B by eigenvector of Q^T A Q.
+        iterations: products with A so far; 0 for a direct method.
+    """
 
     def __init__(self, matrix: Array, targets: Array) -> None:
         """Diagonalize ``matrix`` [m, m], which is overwritten, for ``targets`` [m, k]."""
@@ -116,27 +93,27 @@ class Eigendecomposition:
         """Do nothing: every function is exact to rounding."""
 
     def from_eigenbasis(self, components: Array) -> Array:
-        """[m, c] by eigenvector -> [m, c]."""
+        """[d, c] by eigenvector of Q^T A Q -> [m, c]."""
         return self._vectors @ components
 
     def apply_matrix(self, components: Array) -> Array:
-        """See `Solver`."""
+        """A times ``from_eigenbasis(components)``."""
         return self._vectors @ (self.values[:, None] * components)
 
     def residual_part(self, components: Array) -> Array:
-        """Empty: the basis spans the whole space."""
+        """The part of ``apply_matrix(components)`` outside of the basis: [0, c], it is empty."""
         return np.zeros((0, components.shape[1]))
 
 
 class Krylov:
     """A on the Krylov space of the targets, grown until the residuals are small enough.
 
-    See `Solver`. Memory: 8 m bytes a vector, and as many vectors an iteration as there are targets,
-    at least `BLOCK`. The order of the rows changes the rounding alone, and the random vectors that
-    fill up few targets.
+    Attributes are those of `Eigendecomposition`. Memory is 8 m bytes a vector; an iteration adds as
+    many vectors as there are targets, at least `BLOCK`. Another order of the rows changes only
+    rounding errors, and the random vectors that fill up few targets.
 
     Each of several processes holds its rows of the basis (`dnntk.runtime.processes.Rows`), and all
-    of them hold the small matrices: inner products are all that they exchange.
+    of them hold the small matrices: processes exchange inner products only.
     """
 
     def __init__(
@@ -153,10 +130,10 @@ class Krylov:
         Args:
             product: [m, b] -> A times it; with several processes, from own rows to own rows.
             targets: [m, k], all rows.
-            max_iterations: the limit of their number.
-            progress: show a bar once it has taken five seconds.
-            folder: where every iteration is saved, and loaded by a later process; for this product
-                and these targets only.
+            max_iterations: most iterations.
+            progress: show a bar after five seconds.
+            folder: where every iteration is saved, for a later process with the same product and
+                targets.
         """
         self.name = "block Krylov"
         self.iterations = 0
@@ -212,20 +189,20 @@ class Krylov:
             return self._rows.all_gather(self._basis.combine(self._vectors @ components))
 
     def apply_matrix(self, components: Array) -> Array:
-        """See `Solver`; needs no product with A."""
+        """A times ``from_eigenbasis(components)``, without a new product with A."""
         with one_blas_thread():
             inside = self._basis.combine(self._vectors @ (self.values[:, None] * components))
             return self._rows.all_gather(inside + self._new @ self.residual_part(components))
 
     def residual_part(self, components: Array) -> Array:
-        """See `Solver`; in coordinates of the next block."""
+        """The part of ``apply_matrix(components)`` outside of the basis, by next block: [e, c]."""
         last = self._below.shape[1]
         return self._below @ (self._vectors[len(self._vectors) - last :] @ components)
 
     def _grow(self) -> None:
-        """Add a block to the basis: one product with A, or what an earlier process has saved."""
+        """Add a block to the basis: one product with A, or an iteration from a file."""
         saved = self._saved()
-        # One process may have been killed before it wrote an iteration that another has.
+        # A process may have been killed before it wrote an iteration that another one wrote.
         if processes.any_process(saved is None) or saved is None:
             with one_blas_thread():  # see `dnntk.runtime.threads`
                 saved = self._iterate()
@@ -290,6 +267,9 @@ class Krylov:
         self.smallest_eigenvalue = float(values[0])
         self.values = np.maximum(values, 0)
         self.targets = self._vectors[: len(self._first)].T @ self._first
+
+
+Solver = Eigendecomposition | Krylov
 
 
 class _Vectors:

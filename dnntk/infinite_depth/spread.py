@@ -122,8 +122,7 @@ def initialization_spread(
     filters = [flow.filters(t) for t in times]
     first = np.stack([flow.changes(problem.sums(problem.ones), f)[0] for f in filters])
     totals = np.zeros((2, *first.shape))
-    for units in _blocks(problem.draw(key, samples + 2)["middle"], problem.block):
-        g = problem.sums(problem.maps(units))
+    for g in problem.middle_sums(problem.draw(key, samples + 2)):
         for i, one in enumerate(filters):
             changes = flow.changes(g, one)
             totals[:, i] += changes.sum(0), (changes**2).sum(0)
@@ -223,11 +222,6 @@ class _Problem:
         self.inputs = np.concatenate([self.train, test])  # [N + n, ...]
 
     @property
-    def block(self) -> int:
-        """The number of units whose maps are in memory at a time."""
-        return max(1, BLOCK_ELEMENTS // (len(self.inputs) * math.prod(self.train.shape[1:])))
-
-    @property
     def ones(self) -> np.ndarray:
         """The map of an output at initialization: 1 everywhere."""
         positions = math.prod(self.train.shape[1:3]) if self.train.ndim == 4 else 1
@@ -263,6 +257,13 @@ class _Problem:
         rows, columns = (shifts_inside(size, self.kernel_size) for size in self.train.shape[1:3])
         return maps @ (np.kron(rows, columns) / (len(rows) * len(columns)))
 
+    def middle_sums(self, drawn: dict[str, Layer]) -> Iterator[np.ndarray]:
+        """`sums` of the middle layers' units, a block of units at a time."""
+        units, size = drawn["middle"], max(1, BLOCK_ELEMENTS // self.inputs.size)
+        for start in range(0, len(units["bias"]), size):
+            block = {name: array[start : start + size] for name, array in units.items()}
+            yield self.sums(self.maps(block))
+
     def limit_kernel(self) -> np.ndarray:
         """The limit kernel of all inputs by the training ones: [N + n, N]."""
         sizes = {"d_out": self.y.shape[1], "kernel_size": self.kernel_size}
@@ -283,8 +284,8 @@ class _Problem:
         kernel = self._products(self.sums(channels.swapaxes(1, 2))) * (depth - 1 + scale**-2)
         kernel += self._products(self.sums(self.ones)) * (depth - 1) * self.y.shape[1]
         kernel += self._products(self.sums(self.maps(first))) + depth * scale**-2
-        for units in _blocks(drawn["middle"], self.block):
-            kernel += self._products(self.sums(self.maps(units)))
+        for g in self.middle_sums(drawn):
+            kernel += self._products(g)
         return kernel / depth
 
     def _products(self, g: np.ndarray) -> np.ndarray:
@@ -355,11 +356,6 @@ def _divided(values: np.ndarray, time: float) -> np.ndarray:
         homogeneous = np.where(small, low * homogeneous + powers, 0)
     far = (e - SpectralFilter(1.0)(low)) / np.where(small, 1, high)
     return time**2 * np.where(small, series, far)
-
-
-def _blocks(units: Layer, size: int) -> Iterator[Layer]:
-    for start in range(0, len(units["bias"]), size):
-        yield {name: array[start : start + size] for name, array in units.items()}
 
 
 def _checked_depth(depth: int) -> int:

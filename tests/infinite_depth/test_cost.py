@@ -1,4 +1,4 @@
-"""What a flow is said to cost, against what it goes through."""
+"""The forecast cost of a flow against the cost of the flow itself."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What a prediction is said to take, before it begins."""
+"""The forecast of a prediction."""
 
 import math
 

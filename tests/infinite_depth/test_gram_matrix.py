@@ -14,7 +14,7 @@ X = np.random.default_rng(0).uniform(0, 1, (23, 4))
 
 
 class Counted:
-    """A kernel that knows how many blocks it was asked for, and stops where told to."""
+    """A kernel that counts its blocks, and raises an error after a given number."""
 
     def __init__(self, rho=1.0, most=10**9):
         self.blocks, self.rho, self.most = 0, rho, most
@@ -62,7 +62,7 @@ def test_a_stored_matrix_is_found_again(tmp_path):
     _gram(folder=tmp_path)
     kernel = Counted()
     again = _gram(kernel, folder=tmp_path)
-    assert kernel.blocks == 1  # the probes by which it is known
+    assert kernel.blocks == 1  # the probes that identify it
     np.testing.assert_allclose(again.dense(), _full(), rtol=1e-12)
 
 

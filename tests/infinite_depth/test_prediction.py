@@ -136,7 +136,7 @@ def test_a_command_can_be_mended_in_the_same_workdir(tmp_path, no_pictures):
     assert len(_summary(tmp_path)["times"]) == 1
 
 
-def test_a_run_and_its_prediction_name_the_same_quantities_alike(trained):
+def test_a_run_and_its_prediction_use_the_same_names(trained):
     history, summary = trained[1].history, trained[1].summary
     limit = predict(PredictConfig(times=(1.0,)), progress=False)
     scores = {"time", "train_loss", "test_loss", "train_accuracy", "test_accuracy"}
