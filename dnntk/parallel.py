@@ -5,7 +5,7 @@ and h' = max(b(h), floor) for the others; b is affine in h and depends on a carr
 h / C. So from a guess of all layers' states, one batched product computes every b. The carried
 states then follow from a recurrence, separate for each unit and example:
 
-    h_{l+1} = max(h_l + b_l, floor)      (b1, f1) then (b2, f2) is (b1 + b2, max(f1 + b2, f2))
+    h_{l+1} = max(h_l + b_l, floor)      (b1, f1), then (b2, f2): (b1 + b2, max(f1 + b2, f2))
 
 It is associative, so a parallel scan computes it, ReLUs included. A *sweep* is one product and one
 scan. Sweeps repeat until the states no longer change (Picard's iteration for a discrete Volterra

@@ -33,7 +33,7 @@ pictures.render_once()
 
 @pytest.fixture(scope="session")
 def mnist_folder():
-    """The four published MNIST files; DESIGN.md's machines have them, a user's need not."""
+    """The four published MNIST files; a user's machine need not have them."""
     folder = os.environ.get("DNNTK_MNIST")
     if not folder:
         pytest.skip("set DNNTK_MNIST to a folder with MNIST's four raw IDX files to run this")

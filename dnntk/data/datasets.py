@@ -148,7 +148,7 @@ def load_dataset(
     data_dir = converted("data_dir", data_dir, str | os.PathLike[str] | None)
     classes = converted("classes", classes, tuple[int, ...] | str)
     seed = converted("seed", seed, int)
-    if data_dir is not None and name in ("digits", "toy"):
+    if data_dir is not None and name in DATASETS and name not in CLASS_NAMES:
         raise InputError(
             f"data_dir={data_dir}: expected none, found one, and {name} is read from no folder; "
             "leave it out, or name another dataset"

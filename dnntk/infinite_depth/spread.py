@@ -55,9 +55,9 @@ class Spread:
 
     Attributes:
         prediction: [n, d_out], or [T, n, d_out] for T times: the limit's f_t(x).
-        layer_variance: [as prediction], L^2 times the variance by one middle layer.
-        first_variance: [as prediction], L^2 times the variance by the first layer, whose unit has
-            the inputs divided by C.
+        layer_variance: [as prediction], L^2 times what one middle layer adds to the variance.
+        first_variance: [as prediction], L^2 times what the first layer adds, whose unit has the
+            inputs divided by C.
     """
 
     prediction: np.ndarray

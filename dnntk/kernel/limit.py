@@ -4,8 +4,9 @@
 the printed theorems are wrong: a deep enough network keeps this kernel throughout training. Use it
 to predict such a network's outputs without training one.
 
-Computation: the arc-cosine kernel is n n' c / 4, which is bilinear in the inputs and costs
-one matrix product, plus n n' even(c) / 2 (see `dnntk.kernel.arccos`). At zero inputs with beta = 0,
+Computation: with n, n' the standard deviations of u x + v and u x' + v and c their correlation,
+E[relu relu] = n n' c / 4 + n n' even(c) / 2 (see `dnntk.kernel.arccos`). The first term is bilinear
+in the inputs and costs one matrix product. At zero inputs with beta = 0,
 where the kernel has a kink, autodiff of this form gives the mean of the one-sided slopes.
 """
 
@@ -121,6 +122,7 @@ def _limit_ntk(
 def _mlp_block(
     rho: jax.Array, beta: jax.Array, d_out: jax.Array, x1: jax.Array, x2: jax.Array
 ) -> jax.Array:
+    """x.x' + d_out + E[relu relu], the bilinear part of the last term merged into x.x'."""
     scale = rho**2 / x1.shape[1]
     inner = _inner(x1, x2.T)
     norm1, inverse1 = root_and_inverse(scale * _squared_norm(x1) + beta**2)

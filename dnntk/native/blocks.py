@@ -15,9 +15,9 @@ __all__ = ["THREAD_STATE_BYTES", "Blocks", "CpuBudget", "is_wide", "threads"]
 
 # From here on a dense layer is three matrix products, and not a few examples' vectors.
 WIDE_UNITS = 128
-# A narrower one too, if it has at least so many weights for every example: to prepare them for a
-# few examples' vectors, and to add up their gradients over the lanes, then takes as long as the
-# work. Not in deeper networks: only vectors compensate the rounding of sums over layers.
+# A narrower one too, if it has at least so many weights for every example: preparing them, and
+# summing their gradients over SIMD lanes, then costs as much as the products. Not in deeper
+# networks: only vectors compensate the rounding of sums over layers.
 WEIGHTS_PER_EXAMPLE, MATRIX_PRODUCT_LAYERS = 14, 10_000
 # Bytes of states that wide layers keep for every byte of their parameters, and at least.
 STATE_BYTES_PER_PARAMETER_BYTE, LEAST_STATE_BYTES = 0.36, 128 << 20
@@ -63,7 +63,7 @@ class CpuBudget(NamedTuple):
 
     @classmethod
     def of(cls, devices: int, state_bytes: int = THREAD_STATE_BYTES) -> "CpuBudget":
-        """Each one's where ``devices`` devices of this machine work at once."""
+        """The budget of one of ``devices`` devices that work at the same time."""
         return cls(threads(devices), devices == 1, state_bytes)
 
 

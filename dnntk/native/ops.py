@@ -92,10 +92,10 @@ def gradient(
     shift: jax.Array,
     budget: CpuBudget,
 ) -> tuple[jax.Array, Any]:
-    """Outputs f and the gradient by ``params`` whose cotangent is factor f + shift.
+    """Outputs f and J^T (factor f + shift), J the outputs' Jacobian by ``params``.
 
     With factor = weight [n] and shift = -weight y [n, d_out] that is the gradient of the sum of
-    weight / 2 ||f - y||^2, in one way up and down; with factor = 0 it is J^T shift.
+    weight / 2 ||f - y||^2, in one forward and backward pass; with factor = 0 it is J^T shift.
 
     Returns:
         (f [n, d_out], a tree like ``params``).

@@ -28,7 +28,9 @@ __all__ = [
 
 Layer = dict[str, jax.Array]
 Layers = dict[str, Layer]
-INITS = ("deep_narrow", "he_uniform", "torch_default")
+# Of a baseline's uniform weights: three times the squared gain.
+BASELINES = {"he_uniform": 6.0, "torch_default": 1.0}
+INITS = ("deep_narrow", *BASELINES)
 
 
 def layer_shapes(depth: int, d_in: int, d_out: int, window: tuple[int, ...]) -> dict[str, tuple]:
@@ -138,7 +140,7 @@ def baseline(key: jax.Array, shapes: dict[str, tuple], init: str, dtype: jnp.dty
         key_kernel, key_bias = jax.random.split(layer_key)
         shape = shapes[name]
         fan_in = math.prod(shape[1:-1] if name == "middle" else shape[:-1])
-        bound = math.sqrt((6.0 if init == "he_uniform" else 1.0) / fan_in)
+        bound = math.sqrt(BASELINES[init] / fan_in)
         layers[name]["kernel"] = jax.random.uniform(key_kernel, shape, dtype, -bound, bound)
         if init == "torch_default":
             layers[name]["bias"] = jax.random.uniform(

@@ -130,9 +130,9 @@ class Form:
     ========  =============  ==========================  ==========================================
     carry     0              1, 0, 1                     share of h that the next layer keeps
     column    1              1 / C, 1, 1 / C             factor of h in the inputs q
-    base      0              max(x, 0), 0, 1             q at initialization, but for unit d_in
+    base      0              max(x, 0), 0, 1             q at initialization; 0 for the random unit
     floor     0              -C base                     the ReLU's kink: h where f is 0
-    unit      1              1, C, 1                     what f changes by where h changes by 1
+    unit      1              1, C, 1                     df / dh
     start     0              min(C x, 0), 0, 0           added to W x + b in the first layer
     ========  =============  ==========================  ==========================================
 
@@ -289,7 +289,7 @@ class Network:
     def pull(
         self, layer: Callable[[jax.Array, Layer], jax.Array], h: jax.Array, w: Layer, g: jax.Array
     ) -> jax.Array:
-        """From derivatives [k, ...] by the z of ``layer`` to those by the z that became ``h``."""
+        """From derivatives [k, ...] by the z of ``layer`` to derivatives by the pre-activation of ``h``."""
         _, pull = jax.vjp(lambda h: layer(h, w), h)
         return jnp.where(self.active(h)[None], jax.vmap(pull)(g)[0], 0)
 

@@ -231,7 +231,7 @@ class TrainConfig:
         """The thesis pools MNIST to 7 x 7; nothing else is pooled."""
         if self.pool is not None:
             return self.pool
-        return 4 if self.dataset in ("mnist", "fashion_mnist") else 1
+        return 4 if self.dataset in CLASS_NAMES else 1
 
     def model(self, d_out: int) -> models.DeepNarrow:
         """The flax module of this run."""

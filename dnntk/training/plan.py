@@ -16,9 +16,14 @@ from dnntk.networks.models import DeepNarrow
 from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import DEFAULT_STEPS, TrainConfig
 from dnntk.training.engine import engine_for
-from dnntk.training.step_size import FULL_BATCH_FRACTION, MINI_BATCH_FRACTION, Eigenvalue
+from dnntk.training.step_size import Eigenvalue
 
 __all__ = ["Plan", "Planner", "kernel_times", "schedule_of"]
+
+# Shares of the stable step. Full batches converge anywhere below it. The noise of mini-batches is
+# amplified in the top mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of it, once at half.
+FULL_BATCH_FRACTION = 0.9
+MINI_BATCH_FRACTION = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +68,7 @@ def kernel_times(config: TrainConfig, plan: Plan) -> np.ndarray | None:
     factors = np.ones(plan.steps)
     if config.scheduled:
         factors = np.asarray(schedule_of(config, plan.steps)(np.arange(plan.steps)), float)
-    # Equal steps: multiples of one, as a sum over them would not be in its last bits.
+    # Equal steps are multiplied, not added up, since a running sum rounds.
     whole = np.arange(plan.steps + 1) if not config.scheduled else np.append(0, factors.cumsum())
     return plan.time_per_step * whole
 

@@ -1,4 +1,4 @@
-"""How long a step may be: the largest eigenvalue of the network's own kernel, never formed.
+"""The largest eigenvalue of the network's own kernel, which bounds the step; never formed.
 
 Gradient descent with step eta on the thesis's loss is stable while eta < 2 / lambda_max(K / N), K
 the tangent kernel on the N training points. Power iteration in function space needs K only as
@@ -24,14 +24,8 @@ from dnntk.training.pipeline import DATA, DEPTH
 from dnntk.training.placement import put_batch, put_state
 
 __all__ = [
-    *("FULL_BATCH_FRACTION", "MINI_BATCH_FRACTION", "Eigenvalue", "kernel_product"),
-    "largest_eigenvalue",
+    *("Eigenvalue", "kernel_product", "largest_eigenvalue"),
 ]
-
-# Full batches converge anywhere below the bound. The noise of mini-batches is amplified in the top
-# mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of the bound, once at half of it.
-FULL_BATCH_FRACTION = 0.9
-MINI_BATCH_FRACTION = 0.5
 
 
 class Eigenvalue(NamedTuple):

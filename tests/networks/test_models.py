@@ -180,7 +180,7 @@ def test_an_example_does_not_see_its_batch(case, x64):
 
 
 def test_float32_ntk_form_follows_float64_standard_form_in_the_theorems_regime():
-    """DESIGN.md section 4 at a size for every day; scripts/acceptance.py has depth 10,000."""
+    """At a size for every day; scripts/acceptance.py has depth 10,000."""
     depth, scale, steps, time_step = 300, 300.0**2.2, 20, 0.2
     angle = np.linspace(0, np.pi / 2, 22)[1:-1]
     x, y = (
