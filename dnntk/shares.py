@@ -1,8 +1,8 @@
 """Each layer's contribution to a network's output: measured, and by linear theory.
 
 `accumulated` measures the quantity of the thesis's figure 5.1, the values of the d_out output
-units after every layer. To first order in D, which is exact at C = infinity, layer l >= 2 of a network that gradient
-descent has trained contributes
+units after every layer. To first order in D, which is exact at C = infinity, layer l >= 2 of a
+network that gradient descent has trained contributes
 
     (1/L) sum_i [x.x_i + d_out + m(x) m(x_i) + 1/C^2] alpha_i
 

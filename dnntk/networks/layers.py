@@ -289,7 +289,7 @@ class Network:
     def pull(
         self, layer: Callable[[jax.Array, Layer], jax.Array], h: jax.Array, w: Layer, g: jax.Array
     ) -> jax.Array:
-        """From derivatives [k, ...] by the z of ``layer`` to derivatives by the pre-activation of ``h``."""
+        """Derivatives [k, ...] by the z of ``layer`` -> those by the pre-activation of ``h``."""
         _, pull = jax.vjp(lambda h: layer(h, w), h)
         return jnp.where(self.active(h)[None], jax.vmap(pull)(g)[0], 0)
 

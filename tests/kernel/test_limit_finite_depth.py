@@ -1,6 +1,7 @@
 """The limit kernel against two truths that share nothing with its closed form.
 
-Monte-Carlo: the theorems' sum with the Gaussian features drawn, one loop a symbol. Finite networks: the
+Monte-Carlo: the theorems' sum with the Gaussian features drawn, one loop a symbol. Finite
+networks: the
 mean NTK of seeds, whose expectation at initialization is known at every depth.
 """
 
