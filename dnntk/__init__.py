@@ -13,6 +13,7 @@ from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP, to_standard
 from dnntk.ntk.empirical import empirical_ntk, empirical_ntk_fn
 from dnntk.training.config import TrainConfig
 from dnntk.training.run import TrainResult, train
+from dnntk.training.solve import SolveReport, solve
 
 if TYPE_CHECKING:
     from dnntk.infinite_depth.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
@@ -27,6 +28,7 @@ __all__ = [
     "InputError",
     "KernelFlow",
     "PredictConfig",
+    "SolveReport",
     "TrainConfig",
     "TrainResult",
     "empirical_ntk",
@@ -37,6 +39,7 @@ __all__ = [
     "lyapunov",
     "parallel",
     "predict",
+    "solve",
     "to_standard",
     "train",
 ]

@@ -23,10 +23,18 @@ ARGUMENTS = {
     "KernelFlow.train_predictions": "self time",
     "train": "config workdir",
     "predict": "config workdir",
+    "solve": "model variables x y * time ridge tolerance max_iterations",
 }
 OTHERS = {
     *("Dataset", "Diverged", "InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
-    *("PredictConfig", "TrainConfig", "TrainResult", "initialization_spread", "kernel"),
+    *(
+        "PredictConfig",
+        "SolveReport",
+        "TrainConfig",
+        "TrainResult",
+        "initialization_spread",
+        "kernel",
+    ),
     *("load_dataset", "lyapunov", "parallel"),
 }
 

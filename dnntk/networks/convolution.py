@@ -27,7 +27,18 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-__all__ = ["RowLayout", "arrange", "convolve", "correlate", "shifts", "transpose_filter"]
+__all__ = [
+    *("RowLayout", "arrange", "average_pool", "convolve", "correlate", "shifts"),
+    "transpose_filter",
+]
+
+
+def average_pool(x: jax.Array, side: int) -> jax.Array:
+    """Means of [n, H, W, c] over squares of ``side`` x ``side`` pixels; H and W are multiples."""
+    if side == 1:
+        return x
+    square = (1, side, side, 1)
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, square, square, "VALID") / side**2
 
 
 @dataclasses.dataclass(frozen=True)

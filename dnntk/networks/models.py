@@ -273,9 +273,7 @@ class DeepNarrowCNN(_DeepNarrow):
             raise InputError(
                 f"pool: image sides {x.shape[1]} x {x.shape[2]} are not multiples of {self.pool}"
             )
-        if self.pool > 1:
-            side = (1, self.pool, self.pool, 1)
-            x = jax.lax.reduce_window(x, 0.0, jax.lax.add, side, side, "VALID") / self.pool**2
+        x = convolution.average_pool(x, self.pool)
         layout = convolution.RowLayout(x.shape[1], x.shape[2], self.kernel_size)
         return self._network(Convolution(layout), x, x.shape[3])
 

@@ -1,0 +1,103 @@
+"""Networks trained in closed form, against their own kernel and against gradient descent."""
+
+import jax
+import numpy as np
+import pytest
+
+import dnntk
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, empirical_ntk, solve
+from dnntk.training.gradient_flow import TrainState, make_steps, sgd
+from dnntk.training.placement import data_mesh, put_batch
+
+
+def problem(model, shape, seed=0, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(0.1, 1, shape).astype(dtype)
+    y = rng.normal(size=(len(x), model.d_out)).astype(dtype)
+    return x, y, model.init(jax.random.key(seed), x[:1])
+
+
+def flow_of_its_own_kernel(model, variables, x, y, time, ridge):
+    """f_t(X) by the dense kernel, outputs innermost."""
+    kernel = np.asarray(empirical_ntk(model, variables, x)).transpose(0, 2, 1, 3)
+    matrix = kernel.reshape(y.size, y.size) / len(x)
+    values, vectors = np.linalg.eigh(matrix)
+    s = np.maximum(values, 0) + ridge
+    gain = np.maximum(values, 0) * -np.expm1(-time * s) / s
+    return (vectors @ (gain * (vectors.T @ y.ravel()))).reshape(y.shape)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "time", "ridge"),
+    [
+        (DeepNarrowMLP(60, 2, 60**2.2), (12, 3), 1.0, 0.0),
+        (DeepNarrowMLP(60, 2, np.inf), (12, 3), np.inf, 1e-3),
+        (DeepNarrowCNN(40, 2, 40**2.2), (8, 5, 4, 1), 1e3, 0.0),
+    ],
+)
+def test_outputs_are_those_of_the_flow_after_a_few_passes(model, shape, time, ridge, x64):
+    x, y, variables = problem(model, shape)
+    trained, report = solve(model, variables, x, y, time=time, ridge=ridge, progress=False)
+    expected = flow_of_its_own_kernel(model, variables, x, y, time, ridge)
+    error = np.linalg.norm(model.apply(trained, x) - expected) / np.linalg.norm(y)
+    assert error < 1e-4 and report.converged and report.iterations <= 3
+
+
+def test_weights_are_those_of_gradient_descent_by_small_steps():
+    model = DeepNarrowMLP(40, 1, 40**2.2)
+    x, y, variables = problem(model, (16, 2), dtype=np.float32)
+    trained, _ = solve(model, variables, x, y, time=6.0, progress=False)
+    mesh, steps = data_mesh(len(x), 0, threaded=True), 600
+    optimizer = sgd(6.0 / steps)
+    state = TrainState(variables["params"], optimizer.init(variables["params"]))
+    state = jax.tree.map(lambda a: a.copy(), state)
+    frozen = {"initial": variables["initial"]}
+    step = make_steps(model, optimizer, mesh)
+    descended, _ = step(state, frozen, put_batch(x, y, mesh), np.int32(steps))
+    for found, expected in zip(
+        *map(jax.tree.leaves, (trained["params"], descended.params)), strict=True
+    ):
+        assert np.linalg.norm(found - expected) <= 5e-3 * np.linalg.norm(expected)
+    others = np.random.default_rng(1).uniform(0.1, 1, (9, 2)).astype(np.float32)
+    ends = (trained, {"params": descended.params, **frozen})
+    found, expected = (np.asarray(model.apply(v, others)) for v in ends)
+    assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_a_network_that_is_not_linear_is_brought_to_the_flow_by_more_passes():
+    model = DeepNarrowMLP(30, 1, 2.0)
+    x, y, variables = problem(model, (12, 3), dtype=np.float32)
+    trained, report = solve(model, variables, x, y / 4, time=5.0, tolerance=1e-3, progress=False)
+    assert report.converged and 1 < report.iterations <= 30
+    assert report.history[0]["residual"] > 10 * report.residual
+    expected = flow_of_its_own_kernel(model, variables, x, y / 4, 5.0, 0.0)
+    assert np.linalg.norm(model.apply(trained, x) - expected) < 2e-3 * np.linalg.norm(y / 4)
+
+
+def test_training_goes_on_from_trained_weights():
+    model = DeepNarrowMLP(30, 1, np.inf)
+    x, y, variables = problem(model, (10, 3), dtype=np.float32)
+    once, _ = solve(model, variables, x, y, time=8.0, progress=False)
+    half, _ = solve(model, variables, x, y, time=4.0, progress=False)
+    twice, _ = solve(model, half, x, y, time=4.0, progress=False)
+    np.testing.assert_allclose(model.apply(once, x), model.apply(twice, x), atol=1e-4)
+    np.testing.assert_array_equal(variables["params"]["last"]["bias"], 0)  # the caller's own
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"y": np.ones(3)}, "y:"),
+        ({"time": -1.0}, "time:"),
+        ({"ridge": -1.0}, "ridge:"),
+        ({"tolerance": 0.0}, "tolerance:"),
+        ({"max_iterations": 0}, "max_iterations"),
+        ({"x": np.full((4, 2), np.nan)}, "x:"),
+    ],
+)
+def test_a_bad_argument_is_named(change, said):
+    model = DeepNarrowMLP(5, 1, 30.0)
+    x, y, variables = problem(model, (4, 2), dtype=np.float32)
+    given = {"x": x, "y": y} | change
+    with pytest.raises(dnntk.InputError, match=said):
+        solve(model, variables, given.pop("x"), given.pop("y"), progress=False, **given)
