@@ -80,7 +80,7 @@ def ten_million_layers(folder: Path) -> dict[str, Any]:
     model = DeepNarrowMLP(depth, 1, float(depth) ** 2.2)
     data = load_dataset("toy")
 
-    def at(params: Any, frozen: Any, dtype: str) -> tuple[float, Any]:
+    def evaluate(params: Any, frozen: Any, dtype: str) -> tuple[float, Any]:
         params, frozen, x, y = jax.tree.map(
             lambda a: jnp.asarray(a, dtype), (params, frozen, data.x_train, data.y_train)
         )
@@ -95,13 +95,13 @@ def ten_million_layers(folder: Path) -> dict[str, Any]:
     variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
     params, frozen = variables["params"], {"initial": variables["initial"]}
     # The first gradient moves the network off its zero output; the second one is compared.
-    before, gradient = at(params, frozen, "float32")
+    before, gradient = evaluate(params, frozen, "float32")
     params = jax.tree.map(lambda p, g: p - np.float32(time_step) * g, params, gradient)
     begun = time.perf_counter()
-    loss, gradient = at(params, frozen, "float32")
+    loss, gradient = evaluate(params, frozen, "float32")
     seconds = time.perf_counter() - begun
     with jax.enable_x64(True):
-        expected_loss, expected = at(params, frozen, "float64")
+        expected_loss, expected = evaluate(params, frozen, "float64")
     pairs = list(zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True))
     error = sum(float(np.sum((g - e) ** 2)) for g, e in pairs)
     norm = sum(float(np.sum(e**2)) for _, e in pairs)

@@ -19,7 +19,7 @@ flags.DEFINE_string("workdir", "runs/accumulation", "Folder for all results.")
 
 
 def main() -> None:
-    """Flags to configuration, then the experiment."""
+    """Run the experiment that the flags describe."""
     accumulate(
         command_line.from_flags(AccumulationConfig), command_line.workdir(), resume=FLAGS.resume
     )

@@ -154,7 +154,7 @@ def _image_pairs(shape: tuple[int, ...]) -> list[tuple[str, jax.Array, jax.Array
 
 
 def _ntk_at(depth: int, points: int, unroll: bool) -> list[Row]:
-    """First calls and later ones, at one depth."""
+    """Rows of first calls, which compile, and of later calls, at one depth."""
     angles = np.linspace(0, np.pi / 2, points + 20)[10:-10]
     x = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], 1))
     model, variables = _network(depth, 1, x)
@@ -207,9 +207,9 @@ def _measure_ntk(method: Any, depth: int, images: int, repeats: int) -> dict[str
 def _in_own_process(
     work: Callable[..., Any], *args: Any, seconds_allowed: float | None = None
 ) -> Any:
-    """The result of ``work`` in a process of its own; None if that takes too long."""
-    # On Linux a spawned process inherits this one's memory as its peak. A child of a fork server
-    # starts from a small process.
+    """The result of ``work`` in its own process; None if it takes over ``seconds_allowed``."""
+    # On Linux a spawned process inherits this process's memory as its peak. A child of a fork
+    # server starts from a small process.
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         try:
             return pool.apply_async(work, args).get(seconds_allowed)
@@ -225,7 +225,7 @@ def main() -> None:
     command_line.depths("depths", 2)
     training.check_flags()
     # A cache on disk would look like fast compilation. A process must not reserve a GPU's memory,
-    # which the next one needs.
+    # which the next process needs.
     jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     folder = RunFolder(command_line.workdir())

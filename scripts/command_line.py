@@ -40,12 +40,12 @@ __all__ = [
 
 # With more host devices than this, the parts of a batch become too small.
 MOST_HOST_DEVICES = 8
-# The most that a mesh may request, for trials.
+# Most host devices that a mesh may request, for trials.
 MOST_HOST_DEVICES_ASKED = 64
 # Words in JAX's errors about a process that does not answer.
 LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection")
 ALONE = "another process of the job is gone; go on with --resume and the same --workdir"
-# The start of JAX's report of such a process, after which it ends this one.
+# The start of JAX's report of a lost process, after which JAX ends this process.
 REPORT = re.compile(
     rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination_service\w*|preemption_sync_manager|client)\.(cc|h)"
 )
@@ -121,7 +121,7 @@ def workdir(default: Callable[[], Path] | None = None) -> Path:
     """The folder for all results: what ``--workdir`` says, else ``default()``."""
     given = flags.FLAGS.workdir
     path = default() if given is None and default else as_path("workdir", given)
-    flags.FLAGS["workdir"].value = str(path)  # for the advice to resume with it
+    flags.FLAGS["workdir"].value = str(path)  # for messages that advise --resume
     return path
 
 
@@ -170,12 +170,12 @@ def run(main: Callable[[], None]) -> None:
 
 
 def words(values: Sequence[float | str]) -> list[str]:
-    """The default of a list flag."""
+    """The default of a list flag, as text."""
     return [value if isinstance(value, str) else f"{value:.12g}" for value in values]
 
 
 def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ...]:
-    """The words of a list flag, each as ``kind`` reads it."""
+    """The entries of a list flag, each converted by ``kind``."""
     words = [word for word in flags.FLAGS[name].value or () if word]
     try:
         return tuple(kind(word) for word in words)
@@ -184,7 +184,7 @@ def listed(name: str, kind: Callable[[str], Any], example: str) -> tuple[Any, ..
 
 
 def chosen(name: str, known: Collection[str], without: Collection[str] = ()) -> list[str]:
-    """The names of a list flag, some of ``known``; "all" is all but the names ``without``."""
+    """The names of a list flag, all in ``known``; "all" means ``known`` except ``without``."""
     names: list[str] = flags.FLAGS[name].value or []
     if names == ["all"]:
         return [one for one in known if one not in without]
@@ -194,7 +194,7 @@ def chosen(name: str, known: Collection[str], without: Collection[str] = ()) -> 
 
 
 def depths(name: str, least: int) -> list[int]:
-    """The depths of a list flag, ascending, each once and from ``least`` on."""
+    """The depths of a list flag, at least ``least``, ascending and without repeats."""
     found = sorted(set(listed(name, int, "numbers like 10,100,1000")))
     if not found or found[0] < least:
         given = ",".join(flags.FLAGS[name].value or ())
@@ -203,7 +203,7 @@ def depths(name: str, least: int) -> list[int]:
 
 
 def _kinds(annotation: Any) -> dict[type, Any]:
-    """The types that a field may have, but None: {type: the type of its entries, if any}."""
+    """The types that a field may have, except None: {type: the type of its entries, if any}."""
     union = not isinstance(annotation, type) and typing.get_origin(annotation) is not tuple
     members = typing.get_args(annotation) if union else (annotation,)
     return {
@@ -288,7 +288,7 @@ def _stop(message: str, status: int) -> NoReturn:
 
 
 def _log_lines() -> None:
-    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax narrates every checkpoint
+    absl.logging.set_verbosity(absl.logging.ERROR)  # orbax logs every checkpoint
     _silence_orbax_threads()
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -301,7 +301,7 @@ def _log_lines() -> None:
 def _silence_orbax_threads() -> None:
     """Do not print the tracebacks of orbax's threads; orbax raises the same error in the caller.
 
-    The threads may print at any time, even after the script's one line. Tensorstore's futures also
+    The threads may print at any time, even after the script's own error. Tensorstore's futures also
     print when they end after orbax has closed their event loop.
     """
     absl.logging.get_absl_logger().addFilter(
@@ -359,9 +359,9 @@ def _shorten_reports_of_lost_processes() -> None:
 
 
 def _one_host_device_a_core() -> None:
-    """On CPU, let JAX have one host device a core, as narrow layers are too small for threads.
+    """On CPU, give JAX one host device per core, as narrow layers are too small for threads.
 
-    With ``--mesh`` it has the mesh's number of devices, divided by the number of processes.
+    With ``--mesh``, give JAX the mesh's number of devices, divided by the number of processes.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return

@@ -20,7 +20,7 @@ flags.DEFINE_string("workdir", "runs/depth-or-width", "Folder for all results.")
 
 
 def main() -> None:
-    """Flags to configuration, then the experiment and what it says."""
+    """Run the experiment that the flags describe, and print its findings."""
     found = compare(
         command_line.from_flags(DepthOrWidthConfig), command_line.workdir(), resume=FLAGS.resume
     )

@@ -16,7 +16,7 @@ flags.DEFINE_string("workdir", "runs/errata", "Folder for all results.")
 
 
 def main() -> None:
-    """Flags to configuration, then a line a statement."""
+    """Run the experiment that the flags describe, and print one line per statement."""
     rows = errata(command_line.from_flags(ErrataConfig), command_line.workdir())
     for row in rows:
         print(

@@ -20,7 +20,7 @@ flags.DEFINE_string("workdir", "runs/initialization", "Folder for all results.")
 
 
 def main() -> None:
-    """Flags to configuration, then the figures and a table of the styles in them."""
+    """Draw the figures that the flags describe, and print a table of their styles."""
     found = initialize(
         command_line.from_flags(InitializationConfig), command_line.workdir(), resume=FLAGS.resume
     )

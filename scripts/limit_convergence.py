@@ -20,7 +20,7 @@ flags.DEFINE_string("workdir", "runs/limit-convergence", "Folder for all results
 
 
 def main() -> None:
-    """Flags to configuration, then the experiment and a table of its powers of depth."""
+    """Run the experiment that the flags describe, and print its powers of depth."""
     found = converge_to_limit(
         command_line.from_flags(LimitConfig), command_line.workdir(), resume=FLAGS.resume
     )

@@ -18,7 +18,7 @@ flags.DEFINE_string("workdir", "runs/ntk-convergence", "Folder for all results."
 
 
 def main() -> None:
-    """Flags to configuration, then the experiment and a table of its rates."""
+    """Run the experiment that the flags describe, and print a table of its rates."""
     result = converge(
         command_line.from_flags(ConvergenceConfig), command_line.workdir(), resume=FLAGS.resume
     )

@@ -31,24 +31,24 @@ flags.DEFINE_integer("nodes", 8, "Number of nodes.", lower_bound=1)
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """Peak rates of a node's parts, a second, and the fractions of them that are assumed.
+    """A node's peak rates per second, and the assumed fractions of these peaks.
 
     Attributes:
-        devices: H100 SXM.
-        operations: of a device in float64, without its tensor cores.
-        device_bytes: to and from a device's memory.
-        device_memory: bytes.
-        link_bytes: to the host from a device, PCIe 5 x16.
-        memory_bytes: to and from the host's memory, 16 channels of DDR5-4800.
-        memory: bytes.
-        host_operations: of 112 cores in float64.
-        network_bytes: 400 Gb/s.
-        computing, moving: assumed fractions of the peak.
-        passes: over a tile in the host's memory until it is stored.
-        call_seconds: Python's and JAX's for a tile; measured here.
-        upload_bytes: a second, of a tile's inputs that its thread copies.
-        columns: rows times vectors a second, made orthonormal; measured here, on one core.
-        eigh: rows cubed a second; measured here on two cores.
+        devices: number of H100 SXM.
+        operations: float64 operations of a device, without its tensor cores.
+        device_bytes: bytes to and from a device's memory.
+        device_memory: bytes of a device's memory.
+        link_bytes: bytes to the host from a device, PCIe 5 x16.
+        memory_bytes: bytes to and from the host's memory, 16 channels of DDR5-4800.
+        memory: bytes of the host's memory.
+        host_operations: float64 operations of 112 cores.
+        network_bytes: bytes over the network, 400 Gb/s.
+        computing, moving: assumed fractions of peak operations and of peak bytes.
+        passes: passes over a tile in the host's memory until the tile is stored.
+        call_seconds: seconds of Python and JAX per tile; measured here.
+        upload_bytes: bytes of a tile's inputs that the tile's thread copies.
+        columns: rows times vectors that are orthonormalized; measured here, on one core.
+        eigh: rows cubed of eigendecompositions; measured here, on two cores.
     """
 
     devices: int = 8
@@ -82,15 +82,15 @@ LAYOUTS = [Layout(tiles, count) for tiles in ("host", "nowhere", "device") for c
 
 
 def planned(workload: Workload, node: Node, layout: Layout) -> tuple[Workload, Cost]:
-    """The workload and cost of each process of a cluster of such nodes.
+    """The workload and cost of each process in a cluster of nodes like ``node``.
 
-    dnntk itself does not keep tiles on devices yet; the model lets a device read its own.
+    dnntk does not keep tiles on devices yet; the model lets each device read its own tiles.
     """
     count, kept = layout.processes, layout.tiles != "nowhere"
     workload = dataclasses.replace(workload, processes=workload.processes * count, stored=kept)
     moving, devices = node.moving / count, node.devices / count
     pixels = 1 if len(workload.shape) == 1 else (workload.shape[0] * workload.shape[1]) ** 2
-    # Cosines and their functions are written to the device's memory and read again.
+    # Cosines, and functions of cosines, are written to the device's memory and read again.
     entry = max(
         workload.entry_operations / (node.operations * node.computing),
         pixels * 32 / (node.device_bytes * node.moving),
@@ -137,7 +137,7 @@ def row(workload: Workload, node: Node, layout: Layout) -> str:
 
 
 def main() -> None:
-    """A table of all layouts."""
+    """Print a table of all layouts."""
     node = Node()
     sizes = {
         "outputs": FLAGS.outputs,

@@ -38,7 +38,7 @@ def _config() -> PredictConfig:
 
 
 def main() -> None:
-    """Flags to configuration, then predict."""
+    """Predict as the flags describe."""
     if FLAGS.resume and FLAGS.workdir is None:
         raise InputError("resume: expected the --workdir to go on with, got none; give it")
     config = _config()

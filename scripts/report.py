@@ -20,10 +20,10 @@ flags.DEFINE_string("workdir", "runs/report", "Folder for report.html.")
 
 
 def main() -> None:
-    """Flags to the page."""
-    # A folder's own name may have a comma.
-    one = os.path.isdir(os.path.expanduser(FLAGS.runs))
-    runs = [FLAGS.runs] if one else [run for run in FLAGS.runs.split(",") if run]
+    """Write the page that the flags describe."""
+    # The name of a folder may contain a comma.
+    single = os.path.isdir(os.path.expanduser(FLAGS.runs))
+    runs = [FLAGS.runs] if single else [run for run in FLAGS.runs.split(",") if run]
     print(f"report: {write_report(runs, command_line.workdir(), heading=FLAGS.title)}")
 
 

@@ -118,7 +118,7 @@ def _curve(workdir: Path) -> list[tuple[Any, ...]]:
 
 
 def _stepping(workdir: Path, child: int, lines: int) -> bool:
-    """Wait until the run has written more than ``lines`` metrics; False if it ended before."""
+    """Wait until the run has written more than ``lines`` metrics; False if the run ended first."""
     file = workdir / "metrics.jsonl"
     while not file.exists() or len(file.read_bytes().splitlines()) <= lines:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -141,7 +141,7 @@ class Undisturbed(NamedTuple):
 
 
 def _undisturbed(folder: Path, mesh: str) -> Undisturbed:
-    """Train on ``mesh`` to the end, and once more for the time."""
+    """Train on ``mesh`` to the end, and once more to measure the time."""
     workdir = folder / f"whole-{mesh.replace(',', '+').replace(':', '')}"
     if not (workdir / FINAL).exists():
         status = _finished(_start(mesh, workdir, resume=(workdir / "config.json").exists()))

@@ -30,7 +30,7 @@ flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one un
 
 
 def _resumed_config(workdir: Path) -> TrainConfig:
-    """The saved run's configuration, changed by the flags that the command line has."""
+    """The saved run's configuration, changed by the flags on the command line."""
     held = RunFolder(workdir).read_config()
     check_resumed(held, {}, workdir)
     saved = TrainConfig.from_json(held)
@@ -43,7 +43,7 @@ def _resumed_config(workdir: Path) -> TrainConfig:
 
 
 def _newest_workdir() -> Path:
-    """The folder under runs/ of the newest run that is not at its end."""
+    """The folder under runs/ of the newest run that has neither finished nor diverged."""
     found = Path("runs").glob(f"*/{CONFIG}")
     for file in sorted(found, key=lambda file: file.stat().st_mtime, reverse=True):
         with contextlib.suppress(InputError):  # an experiment, or a damaged run
@@ -59,7 +59,7 @@ def _newest_workdir() -> Path:
 
 
 def main() -> None:
-    """Flags to configuration, then train."""
+    """Train as the flags describe."""
     if FLAGS.resume:
         workdir = command_line.workdir(_newest_workdir)
         new = RunFolder(workdir).vacant

@@ -24,7 +24,7 @@ flags.DEFINE_string("workdir", None, "Folder for all results. None: runs/trainab
 
 
 def main() -> None:
-    """Flags to configuration, then the experiment and a table of its runs."""
+    """Run the experiment that the flags describe, and print a table of its runs."""
     workdir = command_line.workdir(lambda: Path(f"runs/trainability-{FLAGS.preset}"))
     found = trainability(command_line.from_flags(TrainabilityConfig), workdir, resume=FLAGS.resume)
     for row in found.summary["rows"]:

@@ -1,4 +1,4 @@
-"""Every picture: drawn from plain arrays, saved as PNG and PDF, legible to all eyes."""
+"""All figures: drawn from plain arrays, saved as PNG and PDF, readable for the colour-blind."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,12 +38,12 @@ __all__ = [
 ]
 
 LOSS = r"loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$"
-# Classes up to which a confusion picture has its counts written in, and names all of them.
+# Most classes for which a confusion matrix shows its counts, and the names of all classes.
 NUMBERED, NAMED = 20, 25
 
 
 def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
-    """Loss, and accuracy where there is one, against kernel time (against steps without it)."""
+    """Loss and, if known, accuracy against kernel time, or against steps if times are missing."""
     timed = all(line["time"] is not None for line in history)
     across = _numbers(history, "time" if timed else "step")
     classified = _classified(history)
@@ -57,8 +57,8 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
             if all(line[key] is None for line in history):  # no test set
                 continue
             marker = "o" if len(history) == 1 else ""
-            look = {"linestyle": style, "marker": marker, "color": color, "label": split}
-            axes.plot(across, _numbers(history, key, unit), **look)
+            curve = {"linestyle": style, "marker": marker, "color": color, "label": split}
+            axes.plot(across, _numbers(history, key, unit), **curve)
         axes.set_xlabel("kernel time $t$" if timed else "step")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -73,7 +73,7 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
 def prediction_figure(
     curve: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], label: str, title: str
 ) -> "Figure":
-    """Loss, and accuracy where there is one, of the limit against time; a trained run over it."""
+    """The limit's loss and, if known, accuracy against time, with a trained run as open marks."""
     classified = _classified(curve)
     figure = _figure(2 if classified else 1)
     panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
@@ -109,7 +109,7 @@ def _classified(lines: Sequence[dict[str, Any]]) -> bool:
 
 
 def _numbers(lines: Sequence[dict[str, Any]], key: str, unit: float = 1.0) -> np.ndarray:
-    """A quantity of every line, NaN (which is not drawn) where it is missing or infinite."""
+    """One number per line; NaN, which is not drawn, where the number is missing or infinite."""
     values = [np.nan if line[key] is None else float(line[key]) for line in lines]
     return unit * np.where(np.isfinite(values), values, np.nan)
 
@@ -117,7 +117,7 @@ def _numbers(lines: Sequence[dict[str, Any]], key: str, unit: float = 1.0) -> np
 def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> "Figure":
     """Counts [k, k] of test examples: true class by row, predicted class by column.
 
-    The counts themselves are written up to `NUMBERED` classes, all names up to `NAMED`.
+    Counts are written for at most `NUMBERED` classes, and every name for at most `NAMED`.
     """
     k = len(classes)
     ticks = range(0, k, -(-k // NAMED) or 1)
@@ -146,7 +146,7 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
 def arc_figure(
     x: np.ndarray, y: np.ndarray, outputs: np.ndarray, label: str, title: str
 ) -> "Figure":
-    """The toy task: target, and outputs named by ``label``, against the angle on the arc."""
+    """The toy task's target, and the outputs (``label`` in the legend), against the angle."""
     figure = _figure(1)
     axes = figure.subplots()
     order = np.argsort(np.arctan2(x[:, 1], x[:, 0]))
@@ -206,9 +206,9 @@ def rates_figure(
     constant: float,
     psi_2_depth: int,
 ) -> "Figure":
-    """Against depth, for both rules of the scale: every trial, the fitted powers, the theory's.
+    """Rates against depth for both rules of C: every trial, the fitted powers, theory's power.
 
-    ``points`` are (rule, depth, values [trials] by quantity); ``fits`` by rule and quantity.
+    ``points``: (rule, depth, {quantity: values [trials]}); ``fits``: {rule: {quantity: fit}}.
     """
     figure = new_figure(10.0, 7.6)
     styles = {
@@ -252,10 +252,10 @@ def rates_figure(
 
 
 def limit_figure(comparisons: dict[str, Any], title: str) -> "Figure":
-    """Trained networks' distance from the limit against depth, a panel an architecture.
+    """Trained networks' distance from the limit against depth, one panel per architecture.
 
-    ``comparisons`` by architecture, as `limit_convergence.Comparison`: every trial, the fitted
-    powers, and what linear theory says without training.
+    ``comparisons``: {architecture: `limit_convergence.Comparison`}. Each panel shows every trial,
+    the fitted powers, and linear theory's values, which need no training.
     """
     figure = _figure(len(comparisons))
     panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
@@ -286,7 +286,7 @@ def limit_figure(comparisons: dict[str, Any], title: str) -> "Figure":
 
 
 def _colours(count: int) -> list[Any]:
-    """Colours in a fixed order, told apart with any colour vision."""
+    """Colours in a fixed order, distinct for the colour-blind."""
     few = [BLUE, ORANGE, GREEN]
     return few[:count] if count <= len(few) else viridis(count)
 

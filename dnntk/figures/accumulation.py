@@ -1,4 +1,4 @@
-"""Figure 5.1, the output built up layer by layer, and how the layers' shares are distributed."""
+"""Figure 5.1: the output after every layer, and histograms of the layers' shares in the output."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 __all__ = ["accumulation_figure", "shares_figure"]
 
-# Okabe and Ito's colours again, two more of them.
+# The colours of `drawing`, and two more by Okabe and Ito.
 COLOURS, MARKERS = (BLUE, ORANGE, GREEN, "#D55E00", "#CC79A7"), "osD^vPX"
-# Layers drawn, evenly spaced: more cannot be told apart in print, and make a PDF of megabytes.
+# Most layers drawn, evenly spaced: more are not visible in print, and the PDF would be large.
 MOST_DRAWN = 500
 WIDE = 3.0
 BINS = 40
 COLUMNS = 5
-# Of the shares, left out at either end of a histogram.
+# Fraction of the shares that a histogram leaves out at each end.
 TAIL = 0.001
 
 
 def accumulation_figure(found: Any, title: str, averaged: bool) -> "Figure":
-    """The neuron after every layer (left), and its departure from the limit's line (right).
+    """The output neuron after every layer (left), and its difference from the limit (right).
 
-    ``found`` is an `accumulation.Accumulation`; the trained network's curve is wide and pale, that
-    of linear theory lies over it. ``averaged`` says that values are means over an image.
+    ``found`` is an `accumulation.Accumulation`. The trained network's curve is wide and pale,
+    linear theory's curve lies over it. With ``averaged``, values are means over an image.
     """
     figure = new_figure(10.0, 3.8)
     left, right = figure.subplots(1, 2)
@@ -66,7 +66,7 @@ def accumulation_figure(found: Any, title: str, averaged: bool) -> "Figure":
 
 
 def shares_figure(found: Any, title: str) -> "Figure":
-    """Histograms of depth times a layer's share, a panel an input, with the predicted ones."""
+    """Measured and predicted histograms of depth times a layer's share, one panel per input."""
     count = len(found.labels)
     columns = min(count, COLUMNS)
     rows = math.ceil(count / columns)
@@ -88,7 +88,7 @@ def shares_figure(found: Any, title: str) -> "Figure":
 
 
 def _histograms(axes: "Axes", measured: np.ndarray, predicted: np.ndarray, mean: float) -> None:
-    """Both as percent of layers in bins that they share, and the predicted mean."""
+    """Both histograms in percent of layers, with the same bins, and the predicted mean."""
     low, high = np.quantile(np.concatenate([measured, predicted]), [TAIL, 1 - TAIL])
     bins = np.linspace(low, high, BINS + 1).tolist()
 

@@ -1,4 +1,4 @@
-"""Pictures of `dnntk.experiments.depth_or_width`: depth against width, and leaving the regime."""
+"""Figures of `dnntk.experiments.depth_or_width`: depth against width, and leaving the regime."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ __all__ = ["regime_figure", "size_figure"]
 
 Point = dict[str, Any]
 
-# Colour, marker, line of a series, by rule and clock.
+# {(rule, clock): (colour, marker, line style)}.
 SERIES = {
     ("theorem", "equal"): (BLUE, "o", "-"),
     ("small", "equal"): (ORANGE, "s", "-"),
@@ -32,12 +32,12 @@ LIMITS = {
 def size_figure(
     points: Sequence[Point], limits: dict[str, dict[str, Any]], time: float, small_scale: float
 ) -> "Figure":
-    """A row a dataset: test accuracy and kernel movement against parameters, and accuracy over t.
+    """One row per dataset: accuracy and kernel movement against parameters, accuracy against t.
 
     Args:
-        points: means over trials, as `dnntk.experiments.depth_or_width.findings.points` gives them.
+        points: means over trials, from `dnntk.experiments.depth_or_width.findings.points`.
         limits: by dataset, as in `dnntk.experiments.depth_or_width.experiment.DepthOrWidth`.
-        time: t of the first two columns.
+        time: kernel time t of the first two columns.
         small_scale: C of the deep networks' second rule.
     """
     figure = new_figure(13.0, 3.7 * len(limits) + 0.8)
@@ -101,7 +101,7 @@ def _short(count: int) -> str:
 
 
 def _over_time(axes: "Axes", points: Sequence[Point], limit: dict[str, Any]) -> None:
-    """Test accuracy against t: the largest networks over the limits' whole course."""
+    """Test accuracy against t: the limits as whole curves, the largest networks as marks."""
     for side, color, line in (("deep", BLUE, "--"), ("wide", GREEN, "--"), ("linear", BLACK, ":")):
         curve = limit[side]["curve"]
         times, shares = [p["time"] for p in curve], [100 * p["test_accuracy"] for p in curve]
@@ -126,13 +126,13 @@ def _over_time(axes: "Axes", points: Sequence[Point], limit: dict[str, Any]) -> 
 def regime_figure(
     points: Sequence[Point], limit: dict[str, Any], time: float, title: str
 ) -> "Figure":
-    """Against C, infinity at the right end: test accuracy, the kernel's movement, its alignment.
+    """Test accuracy, kernel movement and alignment against C, with infinity at the right end.
 
     Args:
-        points: means over trials of the second part.
-        limit: of its dataset.
-        time: t.
-        title: of the figure.
+        points: means over trials of the experiment's second part, where C varies.
+        limit: limits of the second part's dataset.
+        time: kernel time t of all points.
+        title: title of the figure.
     """
     figure = new_figure(6.4, 9.0)
     ended = sorted((p for p in points if p["time"] == time), key=lambda p: p["scale"])
@@ -184,7 +184,7 @@ def _against_scale(
     label: str,
     line: str = "-",
 ) -> None:
-    """A line through the finite C and a mark of its own at infinity, which is drawn at ``end``."""
+    """Draw a line through all points of finite C, and a separate mark for infinite C at ``end``."""
     for infinite in (False, True):
         mine = [p for p in points if np.isinf(p["scale"]) == infinite]
         axes.errorbar(

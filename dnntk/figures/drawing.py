@@ -1,9 +1,9 @@
-"""How every picture is drawn and kept: with settings of its own, and never as an error.
+"""Drawing and saving of figures, with fixed settings; a failure is a warning, never an error.
 
-A picture is the last thing that a run makes: no setting of matplotlib, no full disk and no name of
-a class may cost the run. `draw` makes all files. matplotlib is imported at the first picture, and
-its global ``rcParams`` are the user's again afterwards. pyplot, which would load the backend that
-``MPLBACKEND`` names, is not used.
+A run draws its figures last: no setting of matplotlib, full disk or class name may make the run
+fail. `draw` writes all files. It imports matplotlib for the first figure, and restores the user's
+global ``rcParams`` after each. pyplot is not used, because it would load the backend that
+``MPLBACKEND`` names.
 """
 
 import contextlib
@@ -26,17 +26,17 @@ __all__ = ["draw", "log_scale", "new_figure", "plain", "viridis"]
 
 log = logging.getLogger("dnntk")
 
-# Okabe and Ito's colours, told apart with any colour vision.
+# Okabe and Ito's colours, distinct for the colour-blind.
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
 LONGEST_REASON = 300
-_ONE_AT_A_TIME = threading.RLock()  # rcParams belong to all threads
+_ONE_AT_A_TIME = threading.RLock()  # all threads share rcParams
 
 
 def draw(stem: Path, make_figure: Callable[..., "Figure"], *args: Any) -> None:
     """Write ``make_figure(*args)`` as ``stem``.png and ``stem``.pdf.
 
-    Where that fails, for whatever reason, the reason is logged as a warning, and files that were
-    there are as they were.
+    If that fails, for any reason, the reason is logged as a warning. An older file is replaced
+    only by a complete new one.
     """
     try:
         with _own_settings():
@@ -50,7 +50,7 @@ def draw(stem: Path, make_figure: Callable[..., "Figure"], *args: Any) -> None:
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
-    """An empty figure, in inches."""
+    """An empty figure of ``width`` x ``height`` inches."""
     _matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -61,21 +61,21 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> "Fig
 
 
 def viridis(count: int, end: float = 0.9) -> list[Any]:
-    """So many colours, dark to light."""
+    """``count`` colours of matplotlib's viridis, dark to light."""
     from matplotlib import colormaps
 
     return list(colormaps["viridis"](np.linspace(0, end, count)))
 
 
 def log_scale(axes: "Axes", *sides: str) -> None:
-    """Make "x" or "y" logarithmic where a line has a positive number: matplotlib fails without."""
+    """Make axis "x" or "y" logarithmic if it shows a positive number: otherwise that would fail."""
     for side in sides:
         if np.isfinite(getattr(axes.dataLim, f"minpos{side}")):
             getattr(axes, f"set_{side}scale")("log")
 
 
 def plain(text: Any, longest: int = 40) -> str:
-    """A user's text as a picture can show it: one line that is no formula, cut where it is long."""
+    """A user's text on one line, cut to ``longest`` characters, with every $ escaped."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     if len(line) > longest:
         line = line[: longest - 1] + "…"
@@ -84,9 +84,9 @@ def plain(text: Any, longest: int = 40) -> str:
 
 @contextlib.contextmanager
 def _own_settings() -> Iterator[None]:
-    """Matplotlib's defaults instead of the user's settings; nothing warns."""
+    """Within the block matplotlib has its default settings, and warnings are off."""
     with _ONE_AT_A_TIME, warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of a glyph that the font lacks, say
+        warnings.simplefilter("ignore")  # for example of a glyph that the font lacks
         matplotlib = _matplotlib()
         defaults = dict(matplotlib.rcParamsDefault)
         with matplotlib.rc_context({k: v for k, v in defaults.items() if k[:7] != "backend"}):
@@ -94,7 +94,7 @@ def _own_settings() -> Iterator[None]:
 
 
 def _matplotlib() -> Any:
-    """The package. Its import would end at an ``MPLBACKEND`` whose name it does not know."""
+    """Import matplotlib, even if ``MPLBACKEND`` names a backend that matplotlib does not know."""
     backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

@@ -1,4 +1,4 @@
-"""Picture of the errata: printed, corrected and measured kernels."""
+"""Figure of the errata: printed, corrected and measured kernels."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["errata_figure"]
 
 
 def errata_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
-    """A line a statement: the printed and the corrected value, and networks with their error."""
+    """One line per statement: the printed, the corrected, and the measured value with its error."""
     figure = new_figure(7.6, 1.2 + 0.9 * len(rows))
     axes = figure.subplots()
     heights = range(len(rows))[::-1]

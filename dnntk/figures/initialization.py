@@ -1,9 +1,9 @@
-"""Figures 3.1 and 3.2: a network's parameters as lines and boxes, one style a kind of value.
+"""Figures 3.1 and 3.2: a network's parameters as lines and boxes, one style per kind of value.
 
-A row is a layer, the input at the bottom; a unit is a box (MLP) or a box around the grid of a
-channel's pixels (CNN). Styles alone carry the meaning, colours only repeat it, so that the picture
-survives black and white print. What style a parameter has is decided by its value, in
-`dnntk.experiments.initialization`; nothing here knows how a network should look.
+A row is a layer, with the input at the bottom. A unit is a box (MLP) or a box around the grid of a
+channel's pixels (CNN). Line styles carry the meaning and colours only repeat it, so that the
+figure can be printed in black and white. `dnntk.experiments.initialization` chooses the style of
+each parameter from its value; this module can draw any network.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Diagram", "Style", "initialization_figure", "rows"]
 
-# Weight layers that are all drawn; of more, the first `DRAWN_BELOW` and the last two.
+# Most weight layers that are all drawn; of more, the first `DRAWN_BELOW` and the last two.
 MOST_LAYERS, DRAWN_BELOW = 7, 4
-# Lengths in the picture's own unit, which has this many inches.
+# The figure's unit of length in inches; below, lengths in this unit.
 INCHES = 0.72
 GAP, CELL, GRID, MARGIN, ACROSS, UP = 0.09, 0.5, 1.2, 0.14, 0.75, 0.9
 LEFT, LEGEND, LEGEND_HEIGHT, BELOW, ABOVE = 1.9, 5.4, 9.6, 1.1, 1.7
@@ -54,18 +54,18 @@ COLOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Diagram:
-    """A network of L weight layers, as it is drawn.
+    """What is drawn of a network of L weight layers.
 
     Attributes:
-        d_in: units of the input; the hidden layers' are in the order [d_in | 1 | d_out].
-        lines: L times [in, out], the `Style` of every weight or filter, the first layer first.
-        boxes: L times [out], the `Style` of every bias.
-        activations: L + 1 times [H, W, units] (MLP: [1, 1, units]), what the units are shaded by:
-            the input, the hidden layers, the last layer.
+        d_in: units of the input; the units of a hidden layer are in the order [d_in | 1 | d_out].
+        lines: L arrays [in, out], from the first layer on: the `Style` of every weight or filter.
+        boxes: L arrays [out]: the `Style` of every bias.
+        activations: L + 1 arrays [H, W, units] (MLP: [1, 1, units]) of the input, the hidden
+            layers and the last layer; they shade the units.
         pooled: [d_out], the mean over the image (CNN), or None.
-        title: above the picture.
-        line_meanings, box_meanings: what a style stands for, in the legend's order.
-        shade: what the shade stands for.
+        title: text above the network.
+        line_meanings, box_meanings: {style: its meaning}, in the legend's order.
+        shade: meaning of the shades.
     """
 
     d_in: int
@@ -85,11 +85,11 @@ class Diagram:
 
     @property
     def columns(self) -> int:
-        """Units of a hidden layer."""
+        """Number of units of a hidden layer."""
         return len(self.boxes[0])
 
     def columns_of(self, layer: int) -> range:
-        """Where the units of a layer stand: the input and the output below their own copies."""
+        """Columns of a layer's units; input and output have the columns of their copies."""
         if layer == 0:
             return range(self.d_in)
         return range(self.d_in + 1 if layer == self.depth else 0, self.columns)
@@ -97,7 +97,7 @@ class Diagram:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """Lengths of units of H x W pixels."""
+    """Lengths in a figure whose units have H x W pixels."""
 
     height: int
     width: int
@@ -121,9 +121,9 @@ class _Sizes:
 
 
 def rows(depth: int) -> list[range]:
-    """The layers, 0 (the input) to depth, that each row of a picture stands for, from below.
+    """The layers, 0 (the input) to depth, that each row of a figure shows, from below.
 
-    A row of several layers is an ellipsis; there is none up to `MOST_LAYERS` weight layers.
+    A row of several layers is an ellipsis; networks of up to `MOST_LAYERS` have no such row.
     """
     if depth <= MOST_LAYERS:
         return [range(layer, layer + 1) for layer in range(depth + 1)]
@@ -161,13 +161,13 @@ def initialization_figure(diagram: Diagram) -> "Figure":
 
 
 def _connections(axes: "Axes", diagram: Diagram, sizes: _Sizes, row: int, layer: int) -> None:
-    """The weights into ``row``, which are those of ``layer``."""
+    """Draw the weights of ``layer``, which lead to ``row``."""
     across, up = sizes.box
     above = up / 2 if layer > 1 else sizes.height * sizes.cell / 2  # the input has no boxes
     sources, targets = diagram.columns_of(layer - 1), diagram.columns_of(layer)
     for (i, j), style in np.ndenumerate(diagram.lines[layer - 1]):
         (x0, y0), (x1, y1) = sizes.centre(sources[i], row - 1), sizes.centre(targets[j], row)
-        # Lines meet a box side by side: each leans towards the other end.
+        # Lines meet a box side by side: each end is shifted towards the line's other end.
         lean = 0.4 * across * (targets[j] - sources[i]) / diagram.columns
         _line(axes, (x0 + lean, y0 + above), (x1 - lean, y1 - up / 2), Style(style))
 
@@ -182,7 +182,7 @@ def _line(
     aside = GAP / 2 * np.array([-along[1], along[0]]) / np.hypot(*along)
     segments = [ends - aside, ends + aside] if style in TWICE else [ends]
     dashes = [(0.0, (5.0, 3.0))] if style in DASHES else "solid"
-    look: dict[str, Any] = {
+    lines_style: dict[str, Any] = {
         "colors": COLOURS[style],
         "linestyles": dashes,
         "linewidths": 1.1,
@@ -190,7 +190,7 @@ def _line(
     }
     from matplotlib.collections import LineCollection
 
-    lines = LineCollection(segments, gid=gid or f"line {style.name}", **look)
+    lines = LineCollection(segments, gid=gid or f"line {style.name}", **lines_style)
     axes.add_collection(lines, autolim=False)
 
 
@@ -218,7 +218,7 @@ def _row_name(axes: "Axes", sizes: _Sizes, y: float, name: str) -> None:
 
 
 def _omitted(diagram: Diagram, layers: range) -> str:
-    """Do layers that are not drawn look like the first of them, whose weights are?"""
+    """Text: how many omitted ``layers`` differ from the first one, whose weights are drawn."""
     first = layers[0] - 1
     other = sum(
         not (
@@ -237,7 +237,7 @@ def _box(
     style: Style,
     gid: str = "",
 ) -> None:
-    """Its inner edge has the ``size``; it hides the lines that end below it."""
+    """Draw a box whose inner edge has the ``size``; the box hides the lines under it."""
     dashes: Any = (0, (3.5, 2.0)) if style in DASHES else "solid"
     for outset in (GAP, 0.0) if style in TWICE else (0.0,):
         across, up = (side + 2 * outset for side in size)
@@ -258,7 +258,7 @@ def _rectangle(corner: tuple[float, float], across: float, up: float, **style: A
 
 
 def _shades() -> "Colormap":
-    """Paler than the lines, which cross what is shaded."""
+    """Shades that are paler than the lines, which cross shaded units."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("shades", ["white", "0.55"])
@@ -267,7 +267,7 @@ def _shades() -> "Colormap":
 def _cells(
     axes: "Axes", centre: tuple[float, float], cell: float, values: np.ndarray, boxed: bool
 ) -> None:
-    """The pixels of a unit, the image's first row on top; without a box, thinly edged."""
+    """Draw a unit's pixels, the image's first row on top; an MLP's input is drawn as circles."""
     height, width = values.shape
     if values.size == 1 and not boxed:
         from matplotlib.patches import Circle
@@ -283,7 +283,7 @@ def _cells(
 
 
 def _columns(axes: "Axes", diagram: Diagram, sizes: _Sizes) -> None:
-    """The three blocks of a hidden layer, named below the input."""
+    """Name the three blocks of a hidden layer, below the input."""
     blocks = {"inputs": (0, diagram.d_in), "random": (diagram.d_in, diagram.d_in + 1)}
     blocks["outputs"] = (diagram.d_in + 1, diagram.columns)
     for name, (first, end) in blocks.items():
@@ -298,7 +298,7 @@ _CENTRED: dict[str, Any] = {"ha": "center", "fontsize": 9}
 
 
 def _output(axes: "Axes", diagram: Diagram, sizes: _Sizes, row: int) -> None:
-    """The output's value, above the units (MLP) or the scalars that they are pooled to (CNN)."""
+    """Write the output's values above the units (MLP) or above the units' averages (CNN)."""
     columns = diagram.columns_of(diagram.depth)
     above = sizes.box[1] / 2 + GAP
     values = diagram.activations[-1][0, 0] if diagram.pooled is None else diagram.pooled
@@ -318,7 +318,7 @@ def _output(axes: "Axes", diagram: Diagram, sizes: _Sizes, row: int) -> None:
 
 
 def _legend(axes: "Axes", diagram: Diagram, x: float, y: float) -> None:
-    """What lines, boxes and shades mean, from ``y`` downwards."""
+    """Explain lines, boxes and shades, from ``y`` downwards."""
 
     def write(text: str, indent: float = 0.0, weight: str = "normal") -> None:
         axes.text(x + indent, y, text, va="center", fontsize=9, weight=weight)

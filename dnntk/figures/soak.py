@@ -1,4 +1,4 @@
-"""The picture of a soak: where runs were killed, and that they ended as if nothing had been."""
+"""Figure of ``scripts/soak.py``: at which step runs were killed, and how many ended wrong."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,20 +14,20 @@ MARKERS = {"SIGKILL": ("x", BLUE), "SIGTERM": ("o", ORANGE)}
 
 
 def soak_figure(rows: Sequence[dict[str, Any]], steps: int) -> "Figure":
-    """Every kill: the newest checkpoint that it left against the number of the run.
+    """The newest checkpoint at every kill, against the number of the killed run.
 
     Args:
-        rows: as ``scripts/soak.py`` writes them.
-        steps: of each run.
+        rows: lines of the file that ``scripts/soak.py`` writes.
+        steps: number of steps of each run.
     """
     figure = new_figure(7.0, 4.0)
     axes = figure.subplots()
     for kind, (marker, color) in MARKERS.items():
         kills = [
-            (number, sitting["step"])
+            (number, session["step"])
             for number, row in enumerate(rows)
-            for sitting in row["sittings"]
-            if sitting["killed_by"] == kind
+            for session in row["sittings"]
+            if session["killed_by"] == kind
         ]
         if kills:
             label = f"{kind} ({len(kills)})"
@@ -37,6 +37,6 @@ def soak_figure(rows: Sequence[dict[str, Any]], steps: int) -> "Figure":
     axes.set_ylabel("newest checkpoint when killed (step)")
     axes.set_ylim(-0.03 * steps, 1.03 * steps)
     axes.set_title(f"{len(rows)} runs, {sum(row['kills'] for row in rows)} kills, {wrong} wrong")
-    figure.legend(loc="outside right upper", fontsize="small")  # kills are everywhere
+    figure.legend(loc="outside right upper", fontsize="small")  # inside it would hide marks
     axes.grid(alpha=0.3)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of section 5.2: figure 4.2, and a row of table 4.1 beside its limit."""
+"""Figures of section 5.2: figure 4.2, and a row of table 4.1 beside its limit."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["row_figure", "trainability_figure"]
 
-# An initialization has a line style, a learning rate a colour and a marker.
+# Line styles show initializations; colours and markers show learning rates.
 LINES = {"deep_narrow": "-", "he_uniform": "--", "torch_default": ":"}
 MARKERS = "osD^vP"
-# Losses that grow without bound leave the picture.
+# Top of the figure, in losses of the best constant answer; diverging losses go beyond.
 HIGHEST = 3.0
 
 
 def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]) -> "Figure":
-    """Figure 4.2: training loss against steps, a panel an architecture, every run in it.
+    """Figure 4.2: training loss of every run against steps, one panel per architecture.
 
     Args:
-        rows: as `dnntk.experiments.trainability` makes them.
-        chance: by architecture, the loss of the best constant answer.
+        rows: rows of the runs, from `dnntk.experiments.trainability`.
+        chance: {architecture: loss of the best constant answer}.
     """
     figure = new_figure(5.6 * len(chance), 5.4)
     rates = sorted({row["lr"] for row in rows if row["lr"] is not None})
@@ -73,7 +73,7 @@ def _run(axes: "Axes", row: dict[str, Any], shades: dict[float, Any], rates: lis
         style["markevery"] = max(1, len(steps) // 5)
     axes.plot(steps, losses, **style)
     if row["ended"] == "diverged":
-        # Where it left the picture, at the top.
+        # A cross at the top, where the loss left the figure.
         mark = {"color": style["color"], "ms": 8, "mew": 2, "clip_on": False, "zorder": 4}
         axes.plot(steps[-1:], [1.0], "x", transform=axes.get_xaxis_transform(), **mark)
 
@@ -81,7 +81,7 @@ def _run(axes: "Axes", row: dict[str, Any], shades: dict[float, Any], rates: lis
 def _legend(
     figure: "Figure", rows: Sequence[dict[str, Any]], shades: dict[float, Any], rates: list[float]
 ) -> None:
-    """One for all panels: initializations by line, learning rates by colour and marker."""
+    """Draw one legend for all panels: lines of initializations, marks of learning rates."""
     axes = figure.axes[0]
     handles = []
     if any(row["lr"] is None for row in rows):
@@ -95,7 +95,7 @@ def _legend(
         handles += axes.plot([], [], marker, color=shades[rate], ms=5, label=f"rate {rate:g}")
     if any(row["ended"] == "diverged" for row in rows):
         handles += axes.plot([], [], "x", color="gray", ms=7, mew=2, label="diverged")
-    columns = 3 if len(figure.axes) == 1 else 4  # as many as are no wider than the panels
+    columns = 3 if len(figure.axes) == 1 else 4  # not wider than the panels
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")
 
 
@@ -110,10 +110,10 @@ def row_figure(
 
     Args:
         history: evaluations of the trained network, as in metrics.jsonl.
-        curve: the same of the limit; empty without one.
-        thesis: its training error and test accuracy, None where it reports none.
-        d_out: outputs, over which the thesis's error is a mean.
-        title: of the figure.
+        curve: evaluations of the limit; empty if there is no limit.
+        thesis: training error and test accuracy in the thesis, None where it has no number.
+        d_out: number of outputs; the thesis's error is a mean over outputs.
+        title: title of the figure.
     """
     figure = new_figure(10.0, 4.0)
     timed = all(line["time"] is not None for line in history)

@@ -1,8 +1,8 @@
-"""One HTML page of many workdirs: for a browser, a phone, a printer or a colleague.
+"""One HTML page about many workdirs: for a browser, a phone, a printer or a colleague.
 
-`write_report` finds the workdirs below some folders and shows what they hold: an overview of all
-runs, and a section a run with its tables, figures and settings. The page is one file that asks the
-network for nothing.
+`write_report` finds the workdirs below some folders. The page has an overview of all runs, and a
+section for each run with its tables, figures and settings. The page is one file, and loads nothing
+from the network.
 """
 
 import datetime
@@ -26,9 +26,9 @@ __all__ = ["write_report"]
 
 PAGE = "report.html"
 TITLE = "Deep narrow networks: runs"
-# Of all figures together, before base64; phones give up beyond.
+# Most bytes of all figures together, before base64: phones cannot show larger pages.
 FIGURES_BYTES = 96 << 20
-# Enforced by the browser, whatever a file has smuggled in.
+# The browser enforces this policy, even if a file of a run contains markup.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 COLUMNS = {"time": "kernel time", "peak_memory_bytes": "peak memory", "seconds": "wall time"}
 
@@ -40,16 +40,16 @@ def write_report(
     heading: str = TITLE,
     progress: bool = True,
 ) -> Path:
-    """Write report.html of all workdirs at and below ``runs``.
+    """Write report.html about all workdirs at and below ``runs``.
 
-    Takes memory for one run at a time and for the overview, whatever the files hold: sizes are
-    capped, and what is damaged, missing or left out is said under its run.
+    Memory is needed for one run at a time and for the overview, as the sizes of files are capped.
+    A run's section names the files that are damaged, missing or left out.
 
     Args:
         runs: workdirs, or folders of workdirs.
-        workdir: folder of the page, made where it is missing; an older page is replaced.
-        heading: of the page.
-        progress: show a bar where it takes longer than a second.
+        workdir: folder of the page, made if it is missing; an older page is replaced.
+        heading: title of the page.
+        progress: show a progress bar after one second.
 
     Returns:
         The page's path.
@@ -79,7 +79,7 @@ def write_report(
 def _write(
     file: IO[str], found: list[Workdir], bar: Iterable[Workdir], folder: str, heading: str
 ) -> None:
-    """The page, the overview first: sections wait on disk until all runs are read."""
+    """Write the page; sections wait on disk, as the overview above them needs all runs."""
     budget, headlines = Budget(FIGURES_BYTES), []
     with tempfile.TemporaryFile("w+", encoding="utf-8") as sections:
         for workdir, anchor in zip(bar, _anchors(found), strict=True):
@@ -94,7 +94,7 @@ def _write(
 
 
 def _anchors(found: Sequence[Workdir]) -> Iterator[str]:
-    """Of each run, the same in every report that has no other run of a like name before it."""
+    """An anchor for each run: its name's `slug`, numbered if an earlier run has the same one."""
     used: set[str] = set()
     for workdir in found:
         stem = anchor = slug(workdir.name)
@@ -136,7 +136,7 @@ def _top(headlines: list[tuple[str, str, dict[str, Any]]], heading: str) -> Html
 
 
 def _overview(headlines: list[tuple[str, str, dict[str, Any]]]) -> Html:
-    """A line a run; without the columns that no run has."""
+    """One row per run, without columns that are empty for all runs."""
     names = [n for n in OVERVIEW if any(line[n] is not None for _, _, line in headlines)]
     rows = [
         [tag("a", name, href=f"#{anchor}"), *(escaped(shown(n, line[n])) for n in names)]

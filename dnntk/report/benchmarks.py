@@ -1,4 +1,4 @@
-"""What ``scripts/benchmark.py`` measured: a row a number, its peer, its promise."""
+"""Results of ``scripts/benchmark.py``: rows of a number, its baseline (peer) and promise."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ MET = {True: "yes", False: "NO", None: "\u2013"}
 
 
 def is_benchmark(content: Any) -> bool:
-    """Has it a row, and all rows a measured number?"""
+    """Does ``content`` have rows, and every row a measured number?"""
     rows = content.get("rows") if isinstance(content, dict) else None
     return (
         isinstance(rows, list)
@@ -22,12 +22,12 @@ def is_benchmark(content: Any) -> bool:
 
 
 def benchmark_table(content: dict[str, Any], label: str) -> Html:
-    """Its rows, as the script's own table shows them."""
+    """The benchmark's rows, as the script's own table shows them."""
     return table(HEAD, [_cells(row) for row in content["rows"][:ROWS]], label, set())
 
 
 def promises(content: dict[str, Any]) -> tuple[int, int]:
-    """How many promises are met, of how many."""
+    """(number of promises that are met, number of promises)."""
     met = [row.get("met") for row in content["rows"]]
     return sum(m is True for m in met), sum(isinstance(m, bool) for m in met)
 
@@ -48,7 +48,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _spread(spread: dict[str, Any], unit: Any) -> str:
-    """Median and quartiles, in GB where they are bytes."""
+    """Median and quartiles as text; bytes are shown in GB."""
     ends = spread.get("quartiles")
     given = [spread.get("median"), *(ends if isinstance(ends, list) else [])][:3]
     values = [v for value in given if (v := number(value)) is not None]

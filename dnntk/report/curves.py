@@ -1,4 +1,4 @@
-"""The course of a run as inline SVG: losses on a logarithmic axis, accuracies beside them."""
+"""A run's learning curves as inline SVG: losses on a logarithmic axis, accuracies beside them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Scale = tuple[Callable[[float], float], list[tuple[float, str]]]
 
 
 def course(lines: Sequence[dict[str, Any]]) -> Html | None:
-    """Curves of the lines of metrics.jsonl, or None where they hold no two points of any."""
+    """Learning curves from the lines of metrics.jsonl, or None if no curve has two points."""
     timed = all(number(line.get("time")) is not None for line in lines)
     across = "time" if timed else "step"
     label = "kernel time t" if timed else "step"
@@ -34,7 +34,7 @@ def course(lines: Sequence[dict[str, Any]]) -> Html | None:
 def _series(
     lines: Sequence[dict[str, Any]], across: str, names: Sequence[tuple[str, str]], unit: float = 1
 ) -> dict[str, Points]:
-    """Points by split, in order."""
+    """{split: points (x, y)}, for each split with at least two points."""
     series = {}
     for name, split in names:
         pairs = [(number(line.get(across)), number(line.get(name))) for line in lines]
@@ -78,7 +78,7 @@ def _panel(series: dict[str, Points], xlabel: str, ylabel: str, log: bool) -> Ht
 
 
 def _linear(values: list[float], start: float, end: float) -> Scale:
-    """Map to pixels, and round numbers in between as (pixel, text)."""
+    """The map from values to pixels, and ticks at round numbers as (pixel, text)."""
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         margin = abs(low) / 10 or 1.0
@@ -95,7 +95,7 @@ def _linear(values: list[float], start: float, end: float) -> Scale:
 
 
 def _logarithmic(values: list[float], start: float, end: float) -> Scale:
-    """The same, with powers of ten; with 2 and 5 times them where they are few."""
+    """As `_linear`, with ticks at powers of ten, and at 2 and 5 times powers if ticks are few."""
     low, high = math.log10(min(values)), math.log10(max(values))
     every = max(1, math.ceil((high - low) / 6))
     marks = [(e, 1) for e in range(math.ceil(low), math.floor(high) + 1, every)]
@@ -115,7 +115,7 @@ def _logarithmic(values: list[float], start: float, end: float) -> Scale:
 
 
 def _tick(x: float, y: float, text_x: float, text_y: float, text: str, anchor: str) -> Html:
-    """A grid line from (x, y) to the axis across, and its number."""
+    """A grid line from (x, y) across the panel, and the number of its tick."""
     line = f"M{_at(x)} {_at(y)}" + (f"V{TOP}" if anchor == "middle" else f"H{LEFT}")
     return joined(tag("path", d=line, class_="grid"), _text(text_x, text_y, text, anchor))
 

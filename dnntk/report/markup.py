@@ -1,6 +1,6 @@
-"""HTML as a type: whatever is not `Html` is escaped on its way into an element.
+"""HTML as a type: an element escapes all content that is not `Html`.
 
-So that no text from a file, however hostile, becomes markup, and nobody has to remember to escape.
+Thus no text from a file, however hostile, becomes markup, and no caller has to remember to escape.
 """
 
 import html
@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["Html", "collapsed", "escaped", "joined", "table", "tag"]
 
 VOID = {"br", "img", "link", "meta"}
-# Control characters and lone surrogates are no text; the others turn the direction of what follows.
+# Control characters, lone surrogates, and characters that change the direction of text.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]"
 )
@@ -28,7 +28,7 @@ def escaped(content: Any) -> Html:
 
 
 def joined(*parts: Any) -> Html:
-    """Markup after markup; what is not `Html` is escaped."""
+    """Join the parts; a part that is not `Html` is escaped."""
     return Html("".join(map(escaped, parts)))
 
 
@@ -45,7 +45,7 @@ def tag(name: str, /, *content: Any, **attributes: Any) -> Html:
 
 
 def table(head: list[str], rows: list[list[Any]], label: str, numeric: set[int]) -> Html:
-    """A table that scrolls inside its own container; the first cell of a row is its header.
+    """A table that scrolls inside its own container; a row's first cell is the row's header.
 
     ``numeric`` are the columns to align to the right.
     """
@@ -65,10 +65,10 @@ def table(head: list[str], rows: list[list[Any]], label: str, numeric: set[int])
     )
     body = joined(*(tag("tr", line) for line in lines))
     whole = tag("table", tag("thead", tag("tr", *columns)), tag("tbody", body))
-    # Focusable, so that it scrolls by keyboard too.
+    # Focusable, so that the keyboard can scroll the table too.
     return tag("div", whole, class_="scroll", role="region", aria_label=label, tabindex=0)
 
 
 def collapsed(summary: Any, *content: Any) -> Html:
-    """Content behind a line to open it by."""
+    """Content that is hidden until the reader opens ``summary``."""
     return tag("details", tag("summary", summary), *content)

@@ -1,7 +1,7 @@
-"""Workdirs and their files, read with care: every size is capped, every damage is a sentence.
+"""Finds workdirs and reads their files: sizes are capped, and damage is reported in a sentence.
 
-Runs are killed, disks fill up and folders hold what others put there, so nothing here raises for
-what a file contains; a reader returns the content or, in its place, what is wrong with the file.
+Runs are killed, disks fill up, and a folder may hold any file, so no content of a file raises an
+error here: a function returns the content, or a sentence that says what is wrong with the file.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ __all__ = [
     "read_lines",
 ]
 
-# Parsed, JSON takes up to thirty times its size in memory.
+# Parsed JSON takes up to thirty times the file's size in memory.
 JSON_BYTES = 4 << 20
 FIGURE_BYTES, FIGURE_PIXELS = 16 << 20, 50_000_000
 FOLDERS, ENTRIES = 20_000, 20_000
 SUFFIXES = (".json", ".jsonl", ".png", ".pdf")
-# Thousands of files an array, none of them of interest to a reader.
+# Folders that may have thousands of files, none of interest to a reader.
 SKIPPED = ("checkpoints", "node_modules", "__pycache__")
 RESULT = re.compile(rb'"(benchmark|promised|rows)"\s*:')
 PNG_HEADER = struct.Struct(">8sI4sII")
@@ -46,7 +46,7 @@ class Workdir:
     Attributes:
         path: of the folder.
         name: unique and short: the path from the deepest folder that holds all workdirs.
-        files: results in it and in those of its subfolders that are no workdirs themselves.
+        files: results in the folder, and in subfolders that are not workdirs themselves.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Workdir:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A PNG file as it is, ``width`` and ``height`` in pixels."""
+    """The bytes of a PNG file, with ``width`` and ``height`` in pixels."""
 
     content: bytes
     width: int
@@ -69,7 +69,7 @@ def find_workdirs(roots: Sequence[str | os.PathLike[str]]) -> list[Workdir]:
     A workdir holds config.json, summary.json or a JSON file of results (`is_result`).
 
     Raises:
-        InputError: a root is no folder, or there is too much below them to search.
+        InputError: a root is no folder, or there are too many folders below the roots.
     """
     folders = [as_path("runs", root) for root in roots]
     for folder in folders:
@@ -88,7 +88,7 @@ def find_workdirs(roots: Sequence[str | os.PathLike[str]]) -> list[Workdir]:
 
 
 def _walk(roots: list[Path]) -> Iterator[tuple[Path, list[Path]]]:
-    """(workdir, files of a folder that belongs to it); every folder once."""
+    """Yield (workdir, files of the workdir in one folder); every folder once."""
     stack: list[tuple[Path, Path | None]] = [(root, None) for root in reversed(roots)]
     seen: set[tuple[int, int]] = set()
     while stack:
@@ -107,7 +107,7 @@ def _walk(roots: list[Path]) -> Iterator[tuple[Path, list[Path]]]:
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], tuple[int, int]]:
-    """Files, folders, identity; nothing of a folder that cannot be opened."""
+    """Files, folders and identity of a folder; empty if the folder cannot be opened."""
     files, folders = [], []
     try:
         status = folder.stat()
@@ -117,7 +117,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path], tuple[int, int]]:
                     continue
                 if entry.is_dir() and entry.name not in SKIPPED:
                     folders.append(folder / entry.name)
-                # Pipes and devices, which never end, are no files.
+                # Pipes and devices, which have no end, are not files for `is_file`.
                 elif entry.is_file() and entry.name.endswith(SUFFIXES):
                     files.append(folder / entry.name)
     except OSError:
@@ -126,7 +126,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path], tuple[int, int]]:
 
 
 def is_result(file: Path) -> bool:
-    """Is the file one that makes its folder a workdir?"""
+    """Does this file make its folder a workdir?"""
     if file.suffix != ".json":
         return False
     if file.name in (CONFIG, SUMMARY) or file.with_suffix(".png").exists():
@@ -153,13 +153,13 @@ def read_json(file: Path) -> tuple[Any, str | None]:
 
 
 def read_lines(file: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """The lines of JSON, and what is wrong with the others; of a long file, those at both ends."""
+    """The intact lines, and what is wrong with others; of a long file, only lines at both ends."""
     try:
         with file.open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size
             texts = opened.read(JSON_BYTES).splitlines()
             if size > JSON_BYTES:
-                # What is in between, the two lines at its edges included, is left out.
+                # The middle is left out, and so are the two lines that are cut there.
                 opened.seek(max(JSON_BYTES, size - JSON_BYTES))
                 texts = texts[:-1] + opened.read(JSON_BYTES).splitlines()[1:]
     except OSError as error:
@@ -202,5 +202,5 @@ def read_figure(file: Path) -> Figure | str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts depth100 before depth1000 before mnist."""
+    """A key that sorts depth100 before depth1000 before mnist."""
     return [(int(p[:18]) if p.isdecimal() else -1, p) for p in re.split(r"(\d+)", name)]

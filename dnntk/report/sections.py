@@ -1,4 +1,4 @@
-"""One workdir: its line in the overview, and its section of the page."""
+"""A workdir's row in the overview, and its section of the page."""
 
 import base64
 import dataclasses
@@ -18,7 +18,7 @@ from dnntk.runs.folder import CONFIG, DIVERGED, METRICS, SUMMARY
 
 __all__ = ["Budget", "Section", "caption", "experiment", "slug"]
 
-# Of the pixels of a figure: `dnntk.figures.draw` draws 150 an inch, a browser 96.
+# `dnntk.figures.draw` draws 150 pixels per inch, a browser 96.
 SCREEN = 96 / 150
 OVERVIEW = (
     *("experiment", "architecture", "depth", "data", "train_loss", "test_loss"),
@@ -35,7 +35,7 @@ CAPTIONS = {
     "limit_convergence": "Distance of trained networks from their limit against depth",
     "parallel_depth": "Modelled time of all layers at once, and layer by layer",
 }
-# Settings that one experiment alone has. Runs used not to write which experiment they are.
+# Settings that only one experiment has: older runs do not say which experiment they are.
 OWN_FIELDS = {
     "train": {"parametrization", "dataset", "time_step"},
     "predict": {"solver", "dataset", "times"},
@@ -57,10 +57,10 @@ class Budget:
 
 
 class Section:
-    """A workdir's files, read once; ``headline`` and ``html`` are what the page takes of it."""
+    """A workdir's files, read once; ``headline`` is the overview's row, ``html`` the section."""
 
     def __init__(self, workdir: Workdir, anchor: str, below: str, budget: Budget) -> None:
-        """Read the files; a PDF is linked where it lies ``below`` the report's folder."""
+        """Read the files; a PDF is linked only if it lies ``below``, in the report's folder."""
         self.workdir, self.anchor, self.below, self.budget = workdir, anchor, below, budget
         self.problems: list[str] = []
         self.others = {
@@ -103,7 +103,7 @@ class Section:
         return content
 
     def _run_json(self, name: str) -> Any:
-        """Content of a file that every run leaves."""
+        """Content of a file that every run writes."""
         file = self._own(name)
         if file in self.workdir.files:
             return self._json(file)
@@ -113,7 +113,7 @@ class Section:
         return None
 
     def _message(self) -> str | None:
-        """Why the run diverged, if it did; a run that finished later has put that right."""
+        """Why the run diverged; None if it did not, or if it finished later."""
         file = self._own(DIVERGED)
         if file not in self.workdir.files or self._own(SUMMARY) in self.workdir.files:
             return None
@@ -172,7 +172,7 @@ class Section:
                 yield self._other(file, content)
 
     def _other(self, file: Path, content: Any) -> Html:
-        """A file of results: a benchmark's, or any."""
+        """A file of results, of a benchmark or of any other kind."""
         name = os.path.relpath(file, self.workdir.path)
         if not is_benchmark(content):
             return rendered(name.removesuffix(".json"), content)
@@ -215,11 +215,11 @@ class Section:
         path = os.path.relpath(os.path.realpath(file), self.below)
         if path.startswith(".."):
             return tag("code", file)
-        # "./", so that no name can pass for a scheme.
+        # With "./" no file name can be read as a URL's scheme.
         return tag("a", file.name, href="./" + quote(os.fsencode(path)))
 
     def _courses(self) -> Iterator[Html]:
-        """Lines of JSON: drawn where no figure shows them, and as a table to open."""
+        """Files of JSON lines: as curves if no figure shows them, and as collapsed tables."""
         drawn = self._own("loss.png") in self.workdir.files
         for file, lines in self.lines.items():
             name = os.path.relpath(file, self.workdir.path)
@@ -243,9 +243,9 @@ class Section:
 
 
 def experiment(config: dict[str, Any]) -> str | None:
-    """Which experiment a configuration names; of one without a name, the one that has its fields.
+    """The experiment that a configuration names or, without a name, whose fields it has.
 
-    Returns None where no experiment of `OWN_FIELDS` has them.
+    Returns None if no experiment of `OWN_FIELDS` fits.
     """
     if isinstance(config.get("experiment"), str):
         return config["experiment"]
@@ -259,7 +259,7 @@ def caption(stem: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name for an anchor."""
+    """An HTML anchor made from ``name``."""
     return "run-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80]
 
 

@@ -1,7 +1,7 @@
-"""What a JSON file holds, as tables: whatever an experiment writes, without knowing which.
+"""The content of a JSON file as HTML tables, whatever the experiment that wrote it.
 
-A mapping of plain values becomes a table of two columns, a list of mappings (or a mapping of
-mappings) a table with a row each, anything deeper a heading with the same below it.
+A mapping of plain values becomes a table of two columns. A list or a mapping of mappings becomes a
+table with one row per mapping. Deeper content gets a heading with its own tables below.
 """
 
 import re
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 ROWS, COLUMNS, LISTED, CHARACTERS = 200, 40, 12, 500
-# Deeper than anything that an experiment writes.
+# Most levels of nested mappings; experiments write fewer.
 LEVELS = 5
 WORDS = {"ntk": "NTK", "cnn": "CNN", "mlp": "MLP", "mse": "MSE"}
 Mapping = dict[str, Any]
@@ -39,7 +39,7 @@ def number(value: Any) -> float | None:
     """A finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    # Beyond that, differences of two overflow; an integer may not even be a float.
+    # Differences of larger numbers overflow; a larger integer may not fit a float.
     return float(value) if abs(value) < 1e300 else None
 
 
@@ -85,21 +85,21 @@ def duration(seconds: float) -> str:
 
 
 def properties(content: Mapping, label: str, named: Callable[[str], str] = title) -> Html:
-    """Names, as ``named`` says them, and values; nested mappings by ``name.name``."""
+    """A table of names, as ``named`` writes them, and values; nested names are ``name.name``."""
     flat = list(_flat(content, LEVELS).items())
     rows = [[named(name), shown(name, value)] for name, value in flat[:ROWS]]
     return joined(table(["name", "value"], rows, label, set()), _left_out(len(flat), "values"))
 
 
 def records(rows: Sequence[Mapping], label: str) -> Html:
-    """A row a mapping, a column a name that any of them has."""
+    """A table with one row per mapping, and a column for every name in any mapping."""
     few = thinned(rows, ROWS)
     flat = [_flat(row, 2) for row in few]
     names = list(dict.fromkeys(name for row in flat for name in row))
     names = [name for name in names if any(row.get(name) is not None for row in flat)] or names
     kept = names[:COLUMNS]
     cells = [[shown(n, row[n]) if n in row else "" for n in kept] for row in flat]
-    # The first column names its row.
+    # The first column is the row's name.
     numeric = {i for i, n in enumerate(kept) if i and _is_numeric([row.get(n) for row in flat])}
     heads = [title(name.replace(".", " ")) for name in kept]
     return joined(
@@ -110,7 +110,7 @@ def records(rows: Sequence[Mapping], label: str) -> Html:
 
 
 def rendered(name: str, value: Any, level: int = 3) -> Html:
-    """A part of a file under its own heading, ``level`` of 3 to 6."""
+    """A part of a file under its own heading, whose ``level`` is 3 to 6."""
     heading = tag(f"h{min(level, 6)}", title(name))
     if isinstance(value, dict):
         return joined(heading, mapping(title(name), value, level))
@@ -120,7 +120,7 @@ def rendered(name: str, value: Any, level: int = 3) -> Html:
 
 
 def mapping(label: str, content: Mapping, level: int = 3) -> Html:
-    """A mapping without a heading: its plain values first, then the rest, a heading each."""
+    """A mapping without a heading: plain values first, then the others, each with a heading."""
     if not content:
         return tag("p", "empty")
     if _is_table(content):
@@ -136,7 +136,7 @@ def mapping(label: str, content: Mapping, level: int = 3) -> Html:
 
 
 def thinned(rows: Sequence[Any], most: int) -> list[Any]:
-    """At most so many of the rows, evenly, first and last among them."""
+    """At most ``most`` rows, evenly chosen, with the first and the last row."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)]
@@ -158,7 +158,7 @@ def _is_records(value: Any) -> bool:
 
 
 def _is_table(content: Mapping) -> bool:
-    """Two or more mappings of plain values, beside which some may be missing."""
+    """Are all values mappings of plain values or None, and at least two values mappings?"""
     rows = [row for row in content.values() if isinstance(row, dict)]
     return (
         len(rows) >= 2
@@ -176,7 +176,7 @@ def _plain(value: Any) -> bool:
 
 
 def cut(text: str) -> str:
-    """As much of it as a cell holds."""
+    """The text, cut to the most characters that a cell shows."""
     return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + "\u2026"
 
 

@@ -1,9 +1,9 @@
 """Checkpoints of a run by orbax: written whole or not at all, the newest intact one restored.
 
-After a checkpoint's files their sizes and SHA-256 are written. A checkpoint without this list was
-cut short; one that differs from it is damaged, and the one before it is restored. Nothing else of a
-checkpoint is read before the list is checked, and no array is made before its shape is checked. A
-new checkpoint is read again at once, and an error raised if that fails.
+The last file of a checkpoint lists the sizes and SHA-256 of all others. A checkpoint without this
+list was cut short; a checkpoint that differs from its list is damaged, and the one before it is
+restored. The list is checked before orbax reads any file, and shapes before arrays are made. A new
+checkpoint is read again at once; if that fails, an error is raised.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ CHECKSUMS = "checksums.json"
 _PIECE = 1 << 26
 # Most bytes of the list of files; most bytes of arrays for each byte in files.
 _MOST_CHECKSUMS, _MOST_EXPANSION = 1 << 22, 1000
-# Memory that writing takes beside the state, and keeps for the next time: for each of the state's
-# bytes, and at most. Measured on 20 to 1,400 MB.
+# Bytes that writing takes beside the state, and keeps for the next checkpoint: per byte of the
+# state, and at most. Measured on states of 20 to 1,400 MB.
 _MEMORY_A_BYTE, _MOST_MEMORY = 1.5, 950_000_000
 # Where Linux lists a process's open files and folders.
 _OPEN_FILES = Path("/proc/self/fd")
-# In a path, orbax takes the first four for a pattern, and tensorstore a backslash for a slash.
+# In a path, orbax reads the first four as a pattern, and tensorstore a backslash as a slash.
 _PATTERN = frozenset("*?[]\\")
 
 
 def memory_to_write(state_bytes: int) -> int:
-    """About how many bytes of memory it takes to write a state, beside the state."""
+    """About how many bytes of memory writing a state takes, beside the state itself."""
     return int(min(_MEMORY_A_BYTE * state_bytes, _MOST_MEMORY))
 
 
@@ -274,7 +274,7 @@ def _without_pattern(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _thread_errors_delayed() -> Iterator[None]:
-    """Report failures of threads after the block, unless it raises: then once is enough."""
+    """Report failures of threads after the block; if the block raises, report only its error."""
     before = threading.excepthook
     failures: list[threading.ExceptHookArgs] = []
     threading.excepthook = failures.append

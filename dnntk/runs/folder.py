@@ -28,7 +28,7 @@ __all__ = [
 log = logging.getLogger("dnntk")
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-# Says that a run diverged, and why: it would diverge again.
+# Says that a run diverged, and why: a resumed run would diverge again.
 DIVERGED = "diverged.json"
 
 
@@ -233,7 +233,7 @@ def as_json(content: Any) -> Any:
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory of the first accelerator if it counts it, else resident of this process."""
+    """Peak memory of the first device if it counts its memory, else of this process (resident)."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     unit = 1 if sys.platform == "darwin" else 1024
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -16,7 +16,7 @@ from dnntk.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # no such locks: nothing is refused
+except ImportError:  # a system without `flock`: no run is refused
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["LOCK", "FolderLock", "freeing_folders"]
@@ -62,7 +62,7 @@ class FolderLock:
             entry[1] -= 1
             if entry[1] == 0:
                 del _streams[self._file]
-                # Removed while still locked: who opens the path from now on makes another file.
+                # Removed while locked: a process that opens the path later makes a new file.
                 with contextlib.suppress(OSError):
                     self._file.unlink()
                 entry[0].close()
@@ -83,13 +83,13 @@ class freeing_folders(contextlib.ContextDecorator):  # noqa: N801
         _claims().append([])
 
     def __exit__(self, *_: object) -> None:
-        """Release them."""
+        """Release the locks of this block."""
         for lock in _claims().pop():
             lock.release()
 
 
 _local = threading.local()
-# Of this process, by lock file: [the open file, number of locks on it].
+# {lock file: [open file, number of this process's locks on it]}.
 _streams: dict[Path, list[Any]] = {}
 _guard = threading.RLock()
 
@@ -100,7 +100,7 @@ def _claims() -> list[list[FolderLock]]:
 
 
 def _forget() -> None:
-    """In a forked child, which has none of its parent's locks."""
+    """Forget the parent's locks in a forked child, which does not have them."""
     global _guard
     _guard = threading.RLock()
     for stream, _ in _streams.values():
@@ -135,7 +135,7 @@ def _locked(file: Path) -> TextIO:
             ) from None
         except OSError:  # a file system without locks
             return stream
-        # Its owner may have removed the file between the opening and the locking.
+        # The file's owner may have removed it between the opening and the locking.
         with contextlib.suppress(OSError):
             if os.path.samestat(file.stat(), os.fstat(stream.fileno())):
                 stream.truncate(0)

@@ -44,15 +44,15 @@ SCRIPT = {
     "lax.scan": "jax_worker.py",
     "unrolled": "jax_worker.py",
 }
-# The step, over 1 / lambda_max of the limit kernel: a whole one fits the top mode in one step.
+# Step size times lambda_max of the limit kernel; at 1, one step fits the top mode.
 STEP_SIZE = 0.5
-# The least length of a turn, over the slowest worker's step: shorter turns of the other workers
-# would sample a moment of the machine only.
+# The least length of a turn, as a multiple of the slowest worker's step: other workers' turns, if
+# shorter, would measure only a moment of the machine.
 SHORTEST_TURN = 0.05
 # Seconds between turns, in which threads that spin for more work stop.
 PAUSE = 0.05
-# Busy cores from which PyTorch's threads wait for each other: a step then took up to a hundred
-# times as long.
+# If more cores are busy, PyTorch's threads wait for each other: steps took up to a hundred times
+# as long.
 BUSY = 0.25
 Job = dict[str, Any]
 
@@ -62,8 +62,8 @@ class Task:
     """A network and its data, which all workers train.
 
     ``shape`` is one input's shape: (2,) gives points on the quarter circle with target x1 x2, any
-    other shape random pixels in [0, 1), a share of ``zeros`` of them 0, with random classes. With a
-    ``dataset`` the inputs are its first training images and their classes, from ``data_dir``.
+    other shape random pixels in [0, 1), a fraction ``zeros`` of which is 0, with random classes. A
+    ``dataset`` gives its first training images and their classes, from ``data_dir``.
     """
 
     arch: str
@@ -186,8 +186,8 @@ def _run(
         warm = {name: records[name].warm_seconds for name in running}
         steps = {name: max(1, round(schedule.turn_seconds / warm[name])) for name in running}
         if max(steps.values()) > 1:
-            # The time of a single step is mostly its call: a turn that is not kept gives the number
-            # of steps that fill a turn.
+            # The time of a single step is mostly its call: one more turn, whose time is not kept,
+            # measures how many steps fill a turn.
             turn(steps, checking=False)
             step = {name: records[name].seconds.pop() for name in running}
             filled = max(schedule.turn_seconds, SHORTEST_TURN * max(step.values()))

@@ -90,7 +90,7 @@ def machine() -> dict[str, Any]:
 
 
 def busy_cores(seconds: float) -> float | None:
-    """Cores that other processes keep busy while this one sleeps; None where not known."""
+    """Cores that other processes keep busy while this process sleeps; None if not known."""
     before = _cpu_seconds()
     time.sleep(seconds)
     after = _cpu_seconds()

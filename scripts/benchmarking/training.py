@@ -278,7 +278,7 @@ def _cost(task_of: Callable[[int], Task], depths: list[int], folder: Path) -> li
 
 
 def _left_out(name: str, task: Task, last: tuple[int, Record] | None) -> str | None:
-    """Why a baseline is left out at ``task``, judged by its ``last`` depth and record there."""
+    """Why a baseline is left out of ``task``, judged by its ``last`` (depth, record)."""
     depth = task.depth
     most = {LOOP: FLAGS.torch_depth, UNROLLED: FLAGS.unrolled_depth}.get(name, depth)
     if depth > most:
@@ -343,7 +343,7 @@ def _growth(depths: list[int], beside: list[Record], in_turns: list[Record]) -> 
     by_root = [
         max(map(_beyond, pair)) / depth**0.5 for depth, pair in zip(depths, pairs, strict=True)
     ]
-    # The growth from every smaller depth counts, not only that from the smallest.
+    # The growth from every smaller depth counts, not only from the smallest depth.
     growth = max(b / a for i, a in enumerate(by_root) for b in by_root[i:])
     compilation = np.array([min(r.facts["compile_seconds"] for r in pair) for pair in pairs])
     time = _bound(
