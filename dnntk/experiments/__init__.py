@@ -1,1 +1,1 @@
-"""One module an experiment: a pure function of its configuration, and what it leaves behind."""
+"""One module per experiment: a function from its configuration to its results and files."""

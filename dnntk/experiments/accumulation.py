@@ -1,10 +1,10 @@
 """Section 5.3, figure 5.1: the output of a trained network, built up layer by layer.
 
-`accumulate` trains one network and follows its rightmost neuron through the layers, beside the sum
-that linear theory predicts for the same network without training it (see `dnntk.shares`). L times
-the share of a layer is a random number: with the limit kernel's alpha its distribution follows from
-draws of the random units alone, it has an atom where the unit is off, and its mean is the limit's
-f_t(x), whose straight line (l/L) f_t(x) the curve becomes as depth grows.
+`accumulate` trains one network, follows its rightmost neuron through the layers, and compares this
+curve with the one that linear theory predicts without training (see `dnntk.shares`). L times the
+share of a layer is a random number. With the limit kernel's alpha, draws of the random units alone
+give its distribution, which has an atom where the unit is off. Its mean is the limit's f_t(x), so
+the curve becomes the straight line (l/L) f_t(x) as depth grows.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ log = logging.getLogger("dnntk")
 # The thesis's toy run: L^2 / C at every depth, and the kernel time of a step.
 THESIS_RATIO = 2000.0
 THESIS_TIME_STEP = 0.5
-# Shallow networks have few random units: theirs are drawn from networks of this depth.
+# Shallow networks have few random units; draws for them use networks of this depth.
 LEAST_DRAWN_DEPTH = 1002
 CURVES = "curves.npz"
 
@@ -60,16 +60,16 @@ class AccumulationConfig:
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
-        train_examples: examples to train on, at most 4,096; all of them in every step.
+        train_examples: largest number of training examples, at most 4,096; each step uses all.
         steps: full-batch steps of gradient descent.
         time_step: kernel time of a step; None is the thesis's 0.5 for the toy, and a safe fraction
             of 2 / lambda_max of the network's kernel for images.
         rho, beta: standard deviations of the random weights and biases.
         kernel_size: side of the CNN's filters, odd.
-        points: held-out inputs to follow through the layers.
-        output: output to follow, from 0 on; -1 is the last, the thesis's rightmost neuron.
-        draws: random units that the predicted distribution of the shares is drawn from.
-        dtype: floating-point type of training. What is measured afterwards is computed in float64.
+        points: number of held-out inputs to follow through the layers.
+        output: index of the output to follow; -1 is the last, the thesis's rightmost neuron.
+        draws: number of random units drawn for the predicted distribution of the shares.
+        dtype: floating-point type of training. Measurements after training use float64.
         seed: seed of the split, the initialization and the draws.
     """
 
@@ -104,11 +104,11 @@ class AccumulationConfig:
             )
         if self.output < -1:
             raise InputError(f"output: expected a number from 0 on, or -1, got {self.output}")
-        self.training  # noqa: B018 - the rest is the network's own to refuse
+        self.training  # noqa: B018 - TrainConfig checks the rest
 
     @property
     def training(self) -> TrainConfig:
-        """The run that trains the network."""
+        """Configuration of the run that trains the network."""
         toy = THESIS_TIME_STEP if self.dataset == "toy" else None
         shared = {field.name for field in dataclasses.fields(TrainConfig)}
         values = {name: value for name, value in vars(self).items() if name in shared}
@@ -122,13 +122,13 @@ class Accumulation:
     """One output of a trained network at p inputs, layer by layer; float64.
 
     Attributes:
-        labels: p names of the inputs.
+        labels: names of the p inputs.
         targets: [p].
         trained: [depth, p], figure 5.1: the neuron after layers 1 to depth, compensated for C.
         theory: [depth, p], linear theory of the same network.
         limit: [p], f_t of the infinitely deep network.
-        off: [depth - 1, p]: is the layer's random unit off? In a CNN, at which share of the pixels.
-        drawn: [draws, p], depth times the share of a layer, by theory alone.
+        off: [depth - 1, p], is the layer's random unit off? In a CNN, the fraction of pixels.
+        drawn: [draws, p], random draws of depth times the share of a layer, from theory alone.
         summary: the content of summary.json.
     """
 
@@ -168,12 +168,12 @@ def accumulate(
     Args:
         config: the experiment; None is the thesis's figure 5.1.
         workdir: folder for configuration, training run, curves, summary, figures; None writes none.
-        resume: go on with the training that ``workdir`` holds.
-        progress: show a bar.
+        resume: continue the training in ``workdir``.
+        progress: show a progress bar.
 
     Returns:
-        The curves, the predictions and how far they are apart. Beside training: time and memory of
-        a few evaluations of the network in float64, and of an eigendecomposition of its kernel.
+        The curves, the predictions and their differences. After training, these cost a few float64
+        evaluations of the network and an eigendecomposition of its kernel.
 
     Raises:
         InputError: the configuration, the data or the workdir cannot be used; the message says why.
@@ -181,7 +181,7 @@ def accumulate(
     """
     config = config or AccumulationConfig()
     folder = ExperimentFolder("accumulation", dataclasses.asdict(config), workdir, resume=resume)
-    data = _thinned(load_dataset_for(config.training), config.train_examples)
+    data = _subsampled(load_dataset_for(config.training), config.train_examples)
     chosen = _chosen(config, data)
     folder.write_config()
     training, resume_training = folder.training()
@@ -200,7 +200,7 @@ def accumulate(
 def _drawn(
     config: AccumulationConfig, model: DeepNarrow, x_train: jax.Array, x: jax.Array, alpha: Any
 ) -> np.ndarray:
-    """[draws, p]: depth times the shares of layers of other networks, in the theorems' limit."""
+    """[draws, p]: depth times the layers' shares in newly drawn networks with C = infinity."""
     depth = min(config.draws + 2, max(model.depth, LEAST_DRAWN_DEPTH))
     other, parts = model.clone(depth=depth, scale=math.inf), []
     init, key = jax.jit(other.init), jax.random.fold_in(jax.random.key(config.seed), 1)
@@ -211,8 +211,8 @@ def _drawn(
     return np.concatenate(parts)[: config.draws]
 
 
-def _thinned(data: Dataset, most: int) -> Dataset:
-    """The dataset with at most so many training examples, evenly spaced."""
+def _subsampled(data: Dataset, most: int) -> Dataset:
+    """The dataset with at most ``most`` training examples, evenly spaced."""
     if len(data.x_train) <= most:
         return data
     kept = np.linspace(0, len(data.x_train) - 1, most).round().astype(int)
@@ -227,7 +227,7 @@ def _thinned(data: Dataset, most: int) -> Dataset:
 
 
 def _chosen(config: AccumulationConfig, data: Dataset) -> np.ndarray:
-    """Indices of the test examples to follow: along the arc, or a class after the other."""
+    """Indices of the test examples to follow: along the arc, or of each class in turn."""
     count, outputs = config.points, data.y_test.shape[1]
     if config.output >= outputs:
         raise InputError(f"output: expected less than {outputs}, got {config.output}; or -1")
@@ -244,7 +244,7 @@ def _chosen(config: AccumulationConfig, data: Dataset) -> np.ndarray:
 
 
 def _measured(config: AccumulationConfig, run: TrainResult, chosen: np.ndarray) -> Accumulation:
-    """The trained network's curves, and all that theory says of them."""
+    """The trained network's curves, and theory's predictions of them."""
     model, data, count = run.model, run.dataset, config.steps
     doubled = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), run.variables)
     start = doubled | {"params": jax.tree.map(jnp.zeros_like, doubled["params"])}
@@ -255,7 +255,7 @@ def _measured(config: AccumulationConfig, run: TrainResult, chosen: np.ndarray) 
     own = empirical_ntk(model, start, x_train, outputs="diagonal")[:, :, config.output]
     alphas = coefficients(np.asarray(own), y, time_step, count)
     shares = layer_shares(model, start, x_train, x, jnp.asarray(alphas))
-    theory, flowing = np.moveaxis(np.cumsum(np.asarray(shares), 0), 2, 0)
+    theory, flow = np.moveaxis(np.cumsum(np.asarray(shares), 0), 2, 0)
     options: dict[str, Any] = {name: getattr(config, name) for name in ("rho", "beta")}
     options |= {"d_out": data.y_train.shape[1], "kernel_size": config.kernel_size}
     kernel: Callable[..., jax.Array] = partial(limit_ntk, **options)
@@ -273,7 +273,7 @@ def _measured(config: AccumulationConfig, run: TrainResult, chosen: np.ndarray) 
     found.summary.update(
         {name: run.summary[name] for name in ("data", "steps", "time", "time_step", "train_loss")},
         **{"depth": model.depth, "scale": as_json(model.scale)},
-        **_differences(found, flowing),
+        **_differences(found, flow),
     )
     return found
 
@@ -285,8 +285,8 @@ def _label(data: Dataset, index: int) -> str:
     return f"class {data.classes[data.labels_test[index]]}, test image {index}"
 
 
-def _differences(found: Accumulation, flowing: np.ndarray) -> dict[str, Any]:
-    """How far the trained network, theory and the limit are apart."""
+def _differences(found: Accumulation, flow: np.ndarray) -> dict[str, Any]:
+    """Relative differences between the trained network, linear theory and the limit."""
 
     def relative(a: np.ndarray, b: np.ndarray) -> float:
         return float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
@@ -307,7 +307,7 @@ def _differences(found: Accumulation, flowing: np.ndarray) -> dict[str, Any]:
     return {
         "difference_from_theory": relative(found.trained, found.theory),
         "difference_from_line": relative(found.trained, found.line),
-        "steps_from_flow": relative(found.theory, flowing),
+        "steps_from_flow": relative(found.theory, flow),
         "off": float(found.off.mean()),
         "points": jax.tree.map(lambda v: v if isinstance(v, str) else float(v), points),
     }

@@ -1,4 +1,4 @@
-"""Many training steps in few calls: as many steps a call as take about a second."""
+"""Take many training steps in few calls of about a second each."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from dnntk.runtime.progress import progress_bar
 
 __all__ = ["chunked_steps"]
 
-# The longest that a call should take, so that the progress bar moves.
+# Longest time that a call should take, so that the progress bar moves.
 SECONDS_A_CALL = 2.0
 
 
@@ -23,9 +23,9 @@ def chunked_steps(
     Args:
         take_steps: takes the given number of steps, waits for them and returns the loss.
         stops: numbers of steps, ascending; a call ends at each of them.
-        label: of the progress bar.
+        label: text of the progress bar.
         progress: show the bar.
-        first: number of steps that were taken before.
+        first: number of steps already taken.
 
     Yields:
         (step, loss) after every call of ``take_steps``.
@@ -36,9 +36,9 @@ def chunked_steps(
     ) as bar:
         while step < stops[-1]:
             count = min(chunk, next(stop for stop in stops if stop > step) - step)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             loss = take_steps(count)
-            if count == chunk and time.perf_counter() - begun < SECONDS_A_CALL / 2:
+            if count == chunk and time.perf_counter() - start < SECONDS_A_CALL / 2:
                 chunk *= 2
             step += count
             bar.update(count)

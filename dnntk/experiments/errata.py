@@ -1,9 +1,9 @@
 """Where the printed theorems are wrong: printed and corrected kernel beside measured networks.
 
-Theorems 3.1 and 4.1 say what the scaled NTK of a freshly initialized network goes to as its depth
-grows. `errata` evaluates them as printed and as `dnntk.kernel.limit_ntk` corrects them, and
-measures finite networks by exact backpropagation in float64: a mean over initializations, with its
-standard error.
+Theorems 3.1 and 4.1 state the limit of a freshly initialized network's scaled NTK as depth grows.
+`errata` evaluates both limits as printed and as `dnntk.kernel.limit_ntk` corrects them. It measures
+the kernels of finite networks by exact backpropagation in float64, and reports their mean over
+initializations with its standard error.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class ErrataConfig:
     Attributes:
         depth: weight layers of every network; kernels scatter around the limit by
             O(1/sqrt(depth)).
-        networks: initializations of each statement.
+        networks: number of initializations per statement.
         seed: seed of inputs and initializations.
 
     Raises:
@@ -55,9 +55,9 @@ class ErrataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A kernel entry Theta(x, x) that is printed otherwise than it is.
+    """A kernel entry Theta(x, x) that the thesis prints wrongly.
 
-    ``shape`` is that of x, [d_in] or [H, W, c].
+    ``shape`` is the shape of x, [d_in] or [H, W, c].
     """
 
     name: str
@@ -69,7 +69,7 @@ class Statement:
     kernel_size: int = 3
 
     def network(self, depth: int) -> DeepNarrow:
-        """A network that it is about, in the theorems' regime."""
+        """The network to measure, in the theorems' regime."""
         values = (depth, self.d_out, float(depth) ** 2.2, self.rho, self.beta)
         if len(self.shape) == 1:
             return DeepNarrowMLP(*values)
@@ -81,20 +81,20 @@ class Statement:
         return float(limit_ntk(x[None], rho=self.rho, beta=self.beta, **given)[0, 0])
 
     def printed(self, x: np.ndarray, corrected: float) -> float:
-        """The thesis's value where it states one; else ``corrected`` without the missing factor."""
+        """The thesis's value; where it states none, ``corrected`` without the missing factor."""
         if x.ndim == 1:
-            return corrected - self.d_out + 1  # 1 for the constant d_out
+            return corrected - self.d_out + 1  # the constant 1 instead of d_out
         sizes, sums = _windows(x, self.kernel_size)
         pixels = x.shape[0] * x.shape[1]
         if self.d_out > 1:
             return corrected - (self.d_out - 1) * sum(size**2 for size in sizes) / pixels**2
-        # The prefactor d^-2, and means instead of sums: d^2 S S' with S = sum / d^2.
+        # Prefactor d^-2 instead of d^-4, and means instead of sums: d^2 S S' with S = sum / d^2.
         inputs = sum(float(total @ total) for total in sums)
         return (pixels**2 * corrected - inputs + inputs / pixels) / pixels
 
 
 def _windows(x: np.ndarray, kernel_size: int) -> tuple[list[int], list[np.ndarray]]:
-    """For every shift of the filter: positions inside the image, and the channels' sums there."""
+    """For each filter shift: number of pixels inside the image, each channel's sum over them."""
     half, (height, width, _) = kernel_size // 2, x.shape
     sizes, sums = [], []
     for dy in range(-half, half + 1):
@@ -134,7 +134,7 @@ def errata(
     *,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Every statement printed, corrected and measured.
+    """Evaluate every statement as printed and as corrected, and measure it.
 
     Args:
         config: depth and number of the networks; None is the default.
@@ -142,7 +142,7 @@ def errata(
         progress: show a progress bar.
 
     Returns:
-        A dict a statement: statement, setting, printed, corrected, measured, standard_error, ....
+        A dict per statement: statement, setting, printed, corrected, measured, standard_error, ....
 
     Raises:
         InputError: the workdir cannot be used.
@@ -154,7 +154,7 @@ def errata(
         progress_bar(STATEMENTS, desc="errata", disable=not progress) as bar,
     ):
         rows = [_row(statement, config) for statement in bar]
-    folder.write_config()  # not before: a run that was stopped leaves nothing to resume
+    folder.write_config()  # only now: an interrupted run leaves nothing to resume
     folder.finish({"rows": rows})
     folder.draw("errata", errata_figure, rows)
     return rows

@@ -18,12 +18,12 @@ __all__ = ["ExperimentFolder"]
 
 
 class ExperimentFolder:
-    """What an experiment writes. Without a workdir nothing is written and nothing is read.
+    """The files of one experiment. Without a workdir nothing is written and nothing is read.
 
     Attributes:
         path: the workdir, or None.
         resumes: whether the workdir holds an unfinished or finished run of the same settings.
-        begun: `time.perf_counter` at the start; less by the seconds of earlier sittings.
+        begun: `time.perf_counter` at the start, minus the seconds of the runs that it resumes.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class ExperimentFolder:
         """Claim the workdir for the experiment; `write_config` then writes the first file.
 
         Args:
-            experiment: its name.
-            settings: every field of its configuration.
+            experiment: name of the experiment.
+            settings: every field of the configuration.
             workdir: the folder, or None.
-            resume: go on with the run in the folder.
-            free: settings that may differ from those of the run in the folder.
+            resume: continue the run in the folder.
+            free: names of settings whose values may differ from those of the run in the folder.
 
         Raises:
             InputError: the folder cannot be used, or holds another run.
@@ -57,7 +57,7 @@ class ExperimentFolder:
             self.resumes = self._folder.claim(named, resume, free)
 
     def write_config(self) -> None:
-        """Write config.json. Call it once the data are read: what is refused leaves no run."""
+        """Write config.json. Call this after reading the data: bad data then leave no run."""
         if self._folder is not None:
             self._folder.write_config(self._experiment, self._settings)
 
@@ -69,7 +69,7 @@ class ExperimentFolder:
         return inner.path, inner.holds_run
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The rows that the resumed run left in ``name``; lines that were cut off are dropped."""
+        """The rows that the resumed run left in ``name``; incomplete lines are dropped."""
         if self._folder is None or not self.resumes:
             return []
         return self._folder.keep_lines(name)
@@ -82,7 +82,7 @@ class ExperimentFolder:
     def arrays(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """The arrays of runs/``name``.npz, which ``compute`` makes where the file is missing."""
+        """The arrays of runs/``name``.npz; if the file is missing, ``compute`` makes them."""
         if self.path is None:
             return compute()
         file = self.path / "runs" / f"{name}.npz"
@@ -92,7 +92,7 @@ class ExperimentFolder:
             return dict(saved)
 
     def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        """Write the arrays to ``name``, an npz file, in one move."""
+        """Write the arrays to ``name``, an npz file, atomically."""
         if self.path is None:
             return
         file = self.path / name
@@ -102,7 +102,7 @@ class ExperimentFolder:
         partial.replace(file)
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write summary.json, and return it: ``summary`` with seconds, peak memory and versions."""
+        """Write and return summary.json's content: ``summary``, seconds, peak memory, versions."""
         measured = {
             "seconds": round(time.perf_counter() - self.begun, 3),
             "peak_memory_bytes": peak_memory_bytes(),

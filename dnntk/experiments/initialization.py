@@ -1,7 +1,7 @@
-"""Sections 3.1 and 4.0.1: what a network is initialized to, read off its own parameters.
+"""Sections 3.1 and 4.0.1: a network's initialization, drawn from its actual parameters.
 
 `initialize` builds the flax networks, converts them to the thesis's literal matrices and draws
-figures 3.1 and 3.2 from what it finds there; `parameter_styles` tells the values apart.
+figures 3.1 and 3.2 from them; `parameter_styles` maps each value to a drawing style.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ TITLES = {
 }
 D_OUT = {"mlp": 2, "cnn": 1}
 THEOREMS_EXPONENT = 2.2
-# More units, channels or pixels of a side could not be told apart on a page.
+# More units, channels or pixels per side would not be legible on a page.
 MOST_UNITS, MOST_CHANNELS, MOST_PIXELS = 12, 6, 16
-# The literal matrices are float32 and hold C; its products with rho and beta should fit too.
+# The literal matrices are float32: C and its products with rho and beta have to fit.
 SMALLEST_SCALE, LARGEST_SCALE, LARGEST_DEVIATION = 1e-30, 1e30, 1e6
-# Inputs that the output is evaluated at.
+# Number of inputs at which the output is evaluated.
 EXAMPLES = 16
 LINES = (Style.SOLID, Style.DOUBLE, Style.DASHED, Style.NONE)
 BOXES = (Style.SOLID, Style.DASHED, Style.DOUBLE, Style.DOUBLE_DASHED)
@@ -53,12 +53,12 @@ class InitializationConfig:
 
     Attributes:
         arch: architecture, "mlp" (figure 3.1), "cnn" (figure 3.2) or "both".
-        d_in: inputs of the MLP.
-        d_out: outputs; None is the thesis's, 2 of the MLP and 1 of the CNN.
+        d_in: number of inputs of the MLP.
+        d_out: number of outputs; None is the thesis's: 2 for the MLP, 1 for the CNN.
         height, width, channels: size of the CNN's image.
         kernel_size: side of the CNN's filters, odd.
-        depth: weight layers, at least 2; of more than 7, some are drawn as dots.
-        scale: C; None is depth^2.2. Not 1, which is drawn in another style.
+        depth: number of weight layers, at least 2; above 7, dots stand for some of the layers.
+        scale: C; None is depth^2.2. C = 1 is not allowed: 1 is drawn in another style.
         rho, beta: standard deviations of the random weights and biases.
         init: initialization to draw, "deep_narrow", "he_uniform" or "torch_default".
         seed: seed of the parameters and of the example that shades the units.
@@ -110,7 +110,7 @@ class InitializationConfig:
                 f"scale: expected {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}, other than 1, which is "
                 f"drawn in another style, got {self.c:g}"
             )
-        for arch in self.archs:  # the rest is the networks' own to refuse
+        for arch in self.archs:  # the networks check the rest
             self.model(arch)
 
     @property
@@ -134,7 +134,7 @@ class InitializationConfig:
         return DeepNarrowCNN(self.depth, d_out, self.c, kernel_size=self.kernel_size, **options)
 
     def inputs(self, arch: str) -> np.ndarray:
-        """`EXAMPLES` of them, float32 and positive: [n, d_in] or [n, H, W, c]."""
+        """`EXAMPLES` random positive inputs, float32: [n, d_in] or [n, H, W, c]."""
         image = (self.height, self.width, self.channels)
         shape = (EXAMPLES, *((self.d_in,) if arch == "mlp" else image))
         return np.random.default_rng(self.seed).uniform(0.1, 1.0, shape).astype(np.float32)
@@ -142,12 +142,12 @@ class InitializationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Initialized:
-    """What was found in one network's literal parameters.
+    """One initialized network: its picture, its outputs and its size.
 
     Attributes:
-        diagram: the styles of all parameters, and what the picture needs beside them.
-        outputs: [2, `EXAMPLES`, d_out], f(x) of the ntk form and of the literal one.
-        parameters: how many numbers they are.
+        diagram: the styles of all parameters, and the other contents of the picture.
+        outputs: [2, `EXAMPLES`, d_out], f(x) in the ntk form and in the literal form.
+        parameters: number of literal parameters.
     """
 
     diagram: Diagram
@@ -156,11 +156,11 @@ class Initialized:
 
     @property
     def largest_output(self) -> float:
-        """Max |f(x)|, 0 where the initialization is the thesis's."""
+        """Max |f(x)|; 0 for the thesis's initialization."""
         return float(np.abs(self.outputs).max())
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json keeps; lines are weights (MLP) or filters (CNN), boxes are biases."""
+        """The entry of summary.json; lines are weights (MLP) or filters (CNN), boxes are biases."""
         return {
             "depth": self.diagram.depth,
             "parameters": self.parameters,
@@ -171,11 +171,11 @@ class Initialized:
 
 
 def activations(params: dict[str, Any], x: np.ndarray) -> list[np.ndarray]:
-    """What the layers of a literal network hold on one input [d_in] or [H, W, c].
+    """Values of all layers of a literal network for one input [d_in] or [H, W, c].
 
     Returns:
-        L + 1 times [H, W, units] (MLP: H = W = 1): the input, the L - 1 outputs of ReLUs, and the
-        last layer's values, before the CNN's average.
+        L + 1 arrays [H, W, units] (MLP: H = W = 1): the input, the values after each of the L - 1
+        ReLUs, and the last layer's values, before the CNN's average.
     """
     filters = {name: np.asarray(params[name]["kernel"]) for name in params}
     if x.ndim == 1:
@@ -204,7 +204,7 @@ def initialize(
     *,
     resume: bool = False,
 ) -> dict[str, Initialized]:
-    """Build the networks, tell their parameters apart, draw them.
+    """Build the networks, find the style of every parameter, draw the figures.
 
     Args:
         config: the networks; None is those of figures 3.1 and 3.2.
@@ -212,7 +212,7 @@ def initialize(
         resume: draw again in a ``workdir`` that holds the same networks.
 
     Returns:
-        What was found, by architecture.
+        The initialized network of each architecture.
 
     Raises:
         InputError: the configuration or the workdir cannot be used; the message says why.
@@ -235,12 +235,12 @@ def _initialized(config: InitializationConfig, arch: str) -> Initialized:
         variables: Any = model.init(key, x)
         return variables, to_standard(model, variables)[1]
 
-    variables, held = jax.jit(build)(jax.random.key(config.seed))
-    outputs = jax.jit(lambda v, h: (model.apply(v, x), literal.apply(h, x)))(variables, held)
+    variables, matrices = jax.jit(build)(jax.random.key(config.seed))
+    outputs = jax.jit(lambda v, m: (model.apply(v, x), literal.apply(m, x)))(variables, matrices)
     found = Initialized(
-        _diagram(config, arch, held["params"], x[0]),
+        _diagram(config, arch, matrices["params"], x[0]),
         np.stack(outputs),
-        sum(leaf.size for leaf in jax.tree.leaves(held["params"])),
+        sum(leaf.size for leaf in jax.tree.leaves(matrices["params"])),
     )
     log.info(
         "%s: %d layers, C = %.6g, max |f(x)| = %g",
@@ -254,7 +254,7 @@ def _diagram(
 ) -> Diagram:
     lines, boxes = network_styles(params, config.c)
     states = activations(params, x)
-    # Layers of a baseline are of the size of their input, not of C.
+    # A baseline's activations have the size of its input, not of C.
     narrow = config.init == "deep_narrow"
     unit = config.c if narrow else 1.0
     shades = [states[0], *(state / unit for state in states[1:-1]), states[-1]]
@@ -281,7 +281,7 @@ def _diagram(
 
 
 def _meanings(config: InitializationConfig, arch: str) -> tuple[dict[Style, str], dict[Style, str]]:
-    """What each style stands for, of lines and of boxes."""
+    """(meanings of the lines' styles, meanings of the boxes' styles)."""
     other = "Gaussian" if config.init == "deep_narrow" else "any other value"
     size = config.kernel_size
 
@@ -302,7 +302,7 @@ def _meanings(config: InitializationConfig, arch: str) -> tuple[dict[Style, str]
 def _counts(
     layers: Sequence[np.ndarray], meanings: dict[Style, str]
 ) -> dict[str, dict[str, str | int]]:
-    """Of each style, what it means and how often it occurs in all layers."""
+    """The meaning of each style, and how often the style occurs in all layers."""
     signs = str.maketrans("", "", "${}")
     return {
         style.name.lower(): {

@@ -17,12 +17,12 @@ def alignment(kernel: np.ndarray, y: np.ndarray) -> float:
     <K_c, T_c>_F / (||K_c||_F ||T_c||_F), with K_c = H K H, H = I - 1 1^T / n, and T = y y^T.
 
     Args:
-        kernel: [n, n]; or [n, n, k, k] over outputs, of which the trace is taken.
+        kernel: [n, n]; or [n, n, k, k] over outputs, replaced by its trace over k.
         y: [n, k], targets.
 
     Returns:
-        1 where the kernel is, up to a constant and a factor, that of the targets themselves; of
-        positive semidefinite kernels at least 0. NaN where either is constant.
+        1 if the kernel equals T up to a factor and an added constant; at least 0 for a positive
+        semidefinite kernel. NaN if the kernel or T is constant.
     """
     kernel = np.asarray(kernel, np.float64)
     if kernel.ndim == 4:

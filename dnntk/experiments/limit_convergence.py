@@ -2,9 +2,8 @@
 
 `converge_to_limit` trains finite networks of growing depth, C = depth^2.2, by gradient descent in
 small steps, and compares their outputs on held-out examples with the limit's f_t at equal kernel
-times. The relative difference should fall as depth^-1/2. How large it should be is known too:
-`dnntk.infinite_depth.spread` gives it without training, to first order and from networks linear in
-their parameters.
+times. The relative difference should fall as depth^-1/2. `dnntk.infinite_depth.spread` predicts
+its size without training: to first order, and from networks that are linear in their parameters.
 """
 
 import dataclasses
@@ -40,10 +39,10 @@ __all__ = ["Comparison", "converge_to_limit", "stepped"]
 
 log = logging.getLogger("dnntk")
 
-# Of the largest stable step. The top mode then dies out in a few steps, and the slow ones, which
-# the times are about, are followed closely; `discretization` says how closely.
+# Time step over the largest stable one. The fastest mode decays in a few steps, and the slow modes,
+# still learning at the times compared, have small errors: `Comparison.discretization`.
 STABLE_FRACTION = 0.5
-# Networks trained side by side hold this much at most, parameters and gradients; one may hold more.
+# Most bytes of parameters and gradients of networks trained together; one alone may exceed it.
 GROUP_BYTES = 1 << 30
 
 
@@ -57,12 +56,12 @@ class Comparison:
         limit: [T, m, d_out], the limit's f_t.
         outputs: [D, trials, T, m, d_out], of the trained networks.
         differences: [D, trials, T], RMS of outputs - limit over RMS of the limit.
-        linear: [D, T], the same of networks linear in their parameters: root mean square of draws.
+        linear: [D, T], the same for networks linear in their parameters: RMS over the draws.
         first_order: [D, T], the same to first order in the change of the kernel.
-        discretization: [T], the same of the limit itself, trained in steps of ``time_step``.
+        discretization: [T], the same for the limit itself, trained in steps of ``time_step``.
         time_step: kernel time of a step.
-        fits: T times the fitted power of depth, ``exponent``, ``low``, ``high`` (95%), ``factor``;
-            or None below three depths.
+        fits: T fitted powers of depth, ``exponent``, ``low``, ``high`` (95%), ``factor``; None
+            for fewer than three depths.
     """
 
     times: np.ndarray
@@ -79,7 +78,7 @@ class Comparison:
     __repr__ = fields.short_repr
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json keeps: root mean squares over the trials, by time and depth."""
+        """The entry of summary.json: root mean squares over the trials, by time and depth."""
         measured = np.sqrt(np.mean(self.differences**2, axis=1))
         by_time = [
             {
@@ -103,13 +102,13 @@ def converge_to_limit(
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Comparison]:
-    """Train networks of growing depth and compare what they predict with the limit's prediction.
+    """Train networks of growing depth and compare their predictions with the limit's.
 
     Args:
         config: the experiment; None is the default one, on scikit-learn's digits.
         workdir: folder for configuration, runs, summary, figure; None writes nothing.
-        resume: keep the networks that ``workdir`` holds and go on with the rest.
-        progress: show a bar a group of networks.
+        resume: keep the finished networks in ``workdir`` and train the others.
+        progress: show a progress bar per group of networks.
 
     Returns:
         The comparison by architecture.
@@ -138,10 +137,10 @@ def converge_to_limit(
 def stepped(
     kernel: np.ndarray, y: np.ndarray, time_step: float, steps: Sequence[int]
 ) -> np.ndarray:
-    """What gradient descent on a fixed kernel learns of y [N, d_out] after each of ``steps``.
+    """Outputs of gradient descent on y [N, d_out] with a fixed kernel, after each of ``steps``.
 
-    ``kernel`` is [N + m, N], of all inputs by the N training ones, these first; the result
-    [len(steps), m, d_out] is at the m others. Compare with f_t for the error of the steps.
+    ``kernel`` is [N + m, N]: rows are N training and m other inputs, columns the training inputs.
+    Returns [len(steps), m, d_out] at the others: their distance from f_t is the steps' error.
     """
     count = len(y)
     outputs = np.zeros((len(kernel), y.shape[1]))
@@ -173,7 +172,7 @@ class _Arch:
             limit_ntk, d_out=self.y.shape[1], **config.kernel_options
         )
         self.flow = KernelFlow(self.kernel, self.x, self.y, progress=progress)
-        self.time_step, self.steps = self._settle()
+        self.time_step, self.steps = self._choose_time_step()
         self.times = self.time_step * np.array(self.steps)
 
     def result(self) -> Comparison:
@@ -183,7 +182,7 @@ class _Arch:
         key = jax.random.key(config.seed)
         limit = self.flow.predict(self.held_out, times)
         discretization = self._discretization(limit)
-        self._say_step(discretization)
+        self._log_time_step(discretization)
         spread = initialization_spread(x, y, held_out, times, key=key, **config.kernel_options)
         outputs, linear, first_order = [], [], []
         for depth in config.depths:
@@ -200,7 +199,7 @@ class _Arch:
             linear.append(np.sqrt(np.mean(_relative(drawn, limit) ** 2, axis=0)))
             first_order.append(_rms(spread.std(depth)) / _rms(limit))
             outputs.append(self._trained(depth))
-            self._say(depth, _relative(outputs[-1], limit), linear[-1])
+            self._log_depth(depth, _relative(outputs[-1], limit), linear[-1])
         differences = _relative(np.stack(outputs), limit)
         return Comparison(
             self.times,
@@ -222,8 +221,8 @@ class _Arch:
         y = self.y.astype(np.float64)
         return _relative(stepped(kernel, y, self.time_step, self.steps), limit)
 
-    def _settle(self) -> tuple[float, list[int]]:
-        """The time step, and after how many of them to compare."""
+    def _choose_time_step(self) -> tuple[float, list[int]]:
+        """(time step, numbers of steps after which to compare)."""
         config, stable = self.config, 2 / float(self.flow.eigenvalues[-1])
         most = config.time_step or STABLE_FRACTION * stable
         if most >= stable:
@@ -236,7 +235,7 @@ class _Arch:
         return time_step, [round(t / time_step) for t in config.times]
 
     def _trained(self, depth: int) -> np.ndarray:
-        """Outputs [trials, T, m, d_out] of trained networks: read where they are kept."""
+        """Outputs [trials, T, m, d_out] of the trained networks, read from files that exist."""
         model = self.config.network(self.arch, depth).model(self.y.shape[1])
         run = _Networks(model, self.x, self.y, self.held_out, self.config.seed)
         trials = self.config.trials
@@ -257,10 +256,10 @@ class _Arch:
         return self.folder.arrays(label, train)["outputs"]
 
     def _fit(self, differences: np.ndarray) -> dict[str, float] | None:
-        """Of [D, trials]; None where some have diverged."""
+        """Fit a power of depth to [D, trials]; None if any trial has diverged."""
         return rates.fit_trials(zip(self.config.depths, differences, strict=True))
 
-    def _say_step(self, discretization: np.ndarray) -> None:
+    def _log_time_step(self, discretization: np.ndarray) -> None:
         errors = ", ".join(f"{e:.1e}" for e in discretization)
         times = ", ".join(f"{t:g}" for t in self.times)
         log.info(
@@ -269,7 +268,7 @@ class _Arch:
             *(self.arch, len(self.x), len(self.held_out), self.time_step, errors, times),
         )
 
-    def _say(self, depth: int, differences: np.ndarray, linear: np.ndarray) -> None:
+    def _log_depth(self, depth: int, differences: np.ndarray, linear: np.ndarray) -> None:
         measured = ", ".join(f"{d:.2e}" for d in np.sqrt(np.mean(differences**2, axis=0)))
         theory = ", ".join(f"{d:.2e}" for d in linear)
         fate = "" if np.isfinite(differences).all() else "; some trials diverged"
@@ -289,7 +288,7 @@ class _Networks:
 
     @property
     def at_once(self) -> int:
-        """How many to train side by side; any machine's, so that a resumed run finds its files."""
+        """Networks to train together, the same on all machines: a resumed run finds its files."""
         variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
         weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         return max(1, GROUP_BYTES // (2 * weights * self.x.itemsize))
@@ -305,12 +304,12 @@ class _Networks:
         """Outputs [trials, T, m, d_out] on the held-out examples after each of ``steps``."""
         ensemble = Ensemble(self.model, len(trials), self.x, self.y)
         params, frozen = ensemble.init(self.seed, first=trials.start)
-        descend, held_out = ensemble.descent(time_step), jnp.asarray(self.held_out)
+        train_steps, held_out = ensemble.descent(time_step), jnp.asarray(self.held_out)
         predict = ensemble.measure(lambda p, f: engine.apply(self.model, p, f, held_out))
 
         def take_steps(count: int) -> float:
             nonlocal params
-            params, losses = descend(params, frozen, count)
+            params, losses = train_steps(params, frozen, count)
             return float(np.mean(losses))
 
         outputs = {
@@ -322,7 +321,7 @@ class _Networks:
 
 
 def _counts(config: LimitConfig, dataset: Dataset) -> tuple[int, int]:
-    """Training and held-out examples that there are, of those asked for."""
+    """Numbers of training and held-out examples: the configured ones, or all if fewer exist."""
     return (
         min(config.train_examples, len(dataset.x_train)),
         min(config.test_examples, len(dataset.x_test)),
@@ -330,16 +329,16 @@ def _counts(config: LimitConfig, dataset: Dataset) -> tuple[int, int]:
 
 
 def _rms(outputs: np.ndarray) -> np.ndarray:
-    """Over examples and outputs: [..., m, d_out] -> [...]."""
+    """RMS over examples and outputs: [..., m, d_out] -> [...]."""
     return np.sqrt(np.mean(outputs**2, axis=(-2, -1)))
 
 
 def _relative(outputs: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """[..., T, m, d_out] and [T, m, d_out] -> [..., T]."""
+    """RMS of the difference over the limit's: [..., T, m, d_out], [T, m, d_out] -> [..., T]."""
     return _rms(outputs - limit) / _rms(limit)
 
 
 def _by_depth(depths: np.ndarray, values: np.ndarray) -> dict[str, float | None]:
-    """For JSON, which has no NaN."""
+    """{depth: value}, with None instead of NaN, which JSON does not have."""
     pairs = zip(depths.tolist(), values.tolist(), strict=True)
     return {str(depth): value if math.isfinite(value) else None for depth, value in pairs}

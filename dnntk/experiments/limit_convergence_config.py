@@ -24,17 +24,17 @@ class LimitConfig:
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
-        train_examples: examples to train on, at most.
-        test_examples: held-out examples to compare on, at most.
+        train_examples: largest number of training examples.
+        test_examples: largest number of held-out examples to compare on.
         depths: depths of the networks; C = depth^2.2.
         trials: independent initializations of every network.
         times: kernel times to compare at. The first is a whole number of steps; the others are
             rounded to whole steps.
         time_step: kernel time of a step of gradient descent; None is half of the largest stable
-            one, 2 / lambda_max of the limit on the training examples.
+            step, 2 / lambda_max of the limit's kernel on the training examples.
         rho, beta: standard deviations of the random weights and biases.
         kernel_size: side of the CNN's filters, odd.
-        draws: linear networks of each depth over which the theory's difference is averaged.
+        draws: number of linear networks per depth over which theory's difference is averaged.
         dtype: floating-point type of the trained networks; the theory is always float64.
         seed: seed of the split, the initializations and the draws.
     """
@@ -71,7 +71,7 @@ class LimitConfig:
             check_count(name, getattr(self, name))
         if self.arch == "mlp":
             fields.without_effect(self, ["kernel_size"], "on arch=mlp, which has no filters")
-        for arch in self.archs:  # the rest is the networks' own to refuse
+        for arch in self.archs:  # TrainConfig checks the rest
             self.network(arch, self.depths[0])
 
     @property
@@ -81,7 +81,7 @@ class LimitConfig:
 
     @property
     def kernel_options(self) -> dict[str, Any]:
-        """What kernels and predictions of the limit take."""
+        """Keyword arguments of the limit's kernels and predictions."""
         return {"rho": self.rho, "beta": self.beta, "kernel_size": self.kernel_size}
 
     def network(self, arch: str, depth: int) -> TrainConfig:

@@ -1,8 +1,8 @@
 """Section 5.1: the scaled NTK converges with depth and stands still in training.
 
 `converge` trains ensembles of toy networks and follows the kernel of figure 4.1, Theta(x0, x) with
-x on an arc. The two depths of the figure come first; then a sweep over depths under two rules for
-the scale C, by which the theorems' rates are fitted: how far the kernel is from its limit at
+x on an arc. The figure's two depths come first, then a sweep over depths with two rules for the
+scale C. The theorems' rates are fitted to the sweep's runs: how far the kernel is from its limit at
 initialization (Theorem 3.1), how far it moves in training (Theorem 3.2), how many neurons change
 sign and how much Gamma grows (section 3.3).
 """
@@ -47,10 +47,10 @@ log = logging.getLogger("dnntk")
 
 # The point whose kernel figure 4.1 shows.
 X0 = np.array([[math.sqrt(0.5), math.sqrt(0.5)]])
-# The thesis's toy runs all have L^2 / C at this value: C = 5 at depth 100, 50,000 at 10,000.
+# L^2 / C of all the thesis's toy runs: C = 5 at depth 100, 50,000 at 10,000.
 THESIS_RATIO = 2000.0
 THEOREMS_EXPONENT = 2.2
-# At least this much time lies between two checkpoints of an ensemble.
+# Least time between two checkpoints of an ensemble.
 SECONDS_A_CHECKPOINT = 60.0
 DIVERGENCE = 1e3
 
@@ -61,19 +61,19 @@ class ConvergenceConfig:
 
     Attributes:
         depths: depths of figure 4.1.
-        scale: C at these depths; None is the thesis's, depth^2 / 2000.
+        scale: C at the figure's depths; None is the thesis's, depth^2 / 2000.
         trials: independent initializations of every network.
         steps: full-batch steps of figure 4.1's runs.
-        time_step: kernel time of a step; 0.5 is the published runs' (their learning rate times
-            depth times C^2 times 2, as their gradient is twice the thesis's).
+        time_step: kernel time of a step; 0.5 is that of the published runs (2 x learning rate x
+            depth x C^2, as their gradient is twice the thesis's).
         rho, beta: standard deviations of the Gaussian weights (times sqrt(d_in)) and biases (over
             C).
-        dtype: floating-point type, "float64", the published runs', or "float32".
-        sweep_depths: depths of the sweep that gives the rates; empty leaves it out.
+        dtype: floating-point type, "float64", as in the published runs, or "float32".
+        sweep_depths: depths of the sweep to which the rates are fitted; empty skips the sweep.
         sweep_steps: steps of each run of the sweep.
         sweep_scale: C of the sweep's second rule, the same at all depths (5 is the thesis's at
             depth 100); the first rule is depth^2.2.
-        psi_2_depth: Psi_2, which costs depth squared, is computed up to this depth.
+        psi_2_depth: largest depth at which Psi_2 is computed; its cost grows as depth squared.
         seed: seed of the initializations.
     """
 
@@ -108,7 +108,7 @@ class ConvergenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One ensemble: ``name`` is its file's, ``rule`` what the sweep calls its scale."""
+    """One ensemble: ``name`` names its file, ``rule`` is "figure" or the sweep's rule for C."""
 
     name: str
     rule: str
@@ -119,13 +119,13 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class ConvergenceResult:
-    """What `converge` found.
+    """The result of `converge`.
 
     Attributes:
-        angles: [n], of the inputs on the arc.
+        angles: [n], angles of the inputs on the arc.
         limit: [n], the limit kernel Theta^infinity(x0, x).
-        runs: arrays of each run by its setting's name: ``step`` [r], ``kernel`` [r, trials, n],
-            ``loss``, ``sign_changes``, ``gamma``, ``psi_2`` [r, trials], ``outputs`` [trials, n];
+        runs: arrays of each run by its setting's name: ``step`` [r], ``kernel`` and ``outputs``
+            [r, trials, n], ``train_loss``, ``sign_changes``, ``gamma``, ``psi_2`` [r, trials];
             entry 0 is initialization.
         fits: exponents of the sweep, by rule and quantity: ``exponent``, ``low``, ``high`` (95%).
         summary: the content of summary.json.
@@ -141,7 +141,7 @@ class ConvergenceResult:
 
 
 def settings(config: ConvergenceConfig) -> list[Setting]:
-    """The figure's runs, then the sweep's."""
+    """Settings of the figure's runs, then of the sweep's."""
     found = []
     for depth in config.depths:
         scale = config.scale or depth**2 / THESIS_RATIO
@@ -167,8 +167,8 @@ def converge(
     Args:
         config: the experiment; None is the thesis's figure 4.1 and the default sweep.
         workdir: folder for configuration, runs, checkpoints, summary, figures; None writes nothing.
-        resume: keep the runs that ``workdir`` holds and go on with the one that was cut off.
-        progress: show a bar a run.
+        resume: keep the finished runs in ``workdir`` and continue the interrupted one.
+        progress: show a progress bar per run.
 
     Returns:
         Kernels, outputs and losses of all runs, and the fitted rates.
@@ -200,12 +200,12 @@ def _limit(config: ConvergenceConfig, x: np.ndarray) -> jax.Array:
 
 
 def record_steps(steps: int) -> list[int]:
-    """0, the powers of two, and the last step: where a run's kernel is measured."""
+    """Steps at which a run's kernel is measured: 0, the powers of two, and the last step."""
     return [0, *(2**i for i in range(steps.bit_length()) if 2**i < steps), steps]
 
 
 class _Run:
-    """One ensemble's training, from where the last sitting left it."""
+    """The training of one ensemble, continued from its last checkpoint if one exists."""
 
     def __init__(
         self,
@@ -226,7 +226,7 @@ class _Run:
         self._compiled: dict[bool, Any] = {}
 
     def result(self) -> dict[str, np.ndarray]:
-        """The run's arrays: read where the run is finished, else computed and written."""
+        """The run's arrays: read if the run is finished, else computed and written."""
         return metrics_line(self.folder.arrays(self.setting.name, self._computed))
 
     def _computed(self) -> dict[str, np.ndarray]:
@@ -247,11 +247,11 @@ class _Run:
             params, records = self.ensemble.put(saved["params"]), saved["records"]
         else:
             self._record(records, 0, start, params, frozen)
-        descend = self.ensemble.descent(self.config.time_step)
+        train_steps = self.ensemble.descent(self.config.time_step)
 
         def take_steps(count: int) -> float:
             nonlocal params
-            params, losses = descend(params, frozen, count)
+            params, losses = train_steps(params, frozen, count)
             return float(np.mean(losses))
 
         s = self.setting
@@ -261,15 +261,15 @@ class _Run:
         for step, _ in steps:
             if step in self.record_steps:
                 self._record(records, self.record_steps.index(step), start, params, frozen)
-            waited = time.perf_counter() - last_checkpoint > SECONDS_A_CHECKPOINT
-            if checkpoints and waited and step < self.setting.steps:
+            due = time.perf_counter() - last_checkpoint > SECONDS_A_CHECKPOINT
+            if checkpoints and due and step < self.setting.steps:
                 checkpoints.save(step, {"params": params, "records": records})
                 last_checkpoint = time.perf_counter()
-        self._say(records, time.perf_counter() - begun)
+        self._log_run(records, time.perf_counter() - begun)
         return records | {"step": np.array(self.record_steps)}
 
     def _empty(self) -> dict[str, np.ndarray]:
-        """Arrays for all records, NaN until they are made."""
+        """Arrays for all records, NaN until measured."""
         shape, n = (len(self.record_steps), self.config.trials), len(self.x)
         records = {name: np.full((*shape, n), np.nan) for name in ("kernel", "outputs")}
         scalars = ("train_loss", "sign_changes", "gamma", "psi_2")
@@ -286,7 +286,7 @@ class _Run:
     def _measured(self, psi_2: bool) -> Any:
         model, x = self.model, self.x
 
-        def look(start: Any, params: Any, frozen: Any) -> dict[str, jax.Array]:
+        def evaluate(start: Any, params: Any, frozen: Any) -> dict[str, jax.Array]:
             before, after = {"params": start, **frozen}, {"params": params, **frozen}
             outputs = engine.apply(model, params, frozen, x)
             measured = lyapunov.measure(model, before, after, x, psi_2=psi_2)
@@ -300,10 +300,10 @@ class _Run:
             }
 
         if psi_2 not in self._compiled:
-            self._compiled[psi_2] = self.ensemble.measure(look)
+            self._compiled[psi_2] = self.ensemble.measure(evaluate)
         return self._compiled[psi_2]
 
-    def _say(self, records: dict[str, np.ndarray], seconds: float) -> None:
+    def _log_run(self, records: dict[str, np.ndarray], seconds: float) -> None:
         s, first, last = self.setting, records["train_loss"][0].mean(), records["train_loss"][-1]
         fate = "" if np.all(last <= DIVERGENCE * first) else "; some trials diverged"
         log.info(

@@ -1,7 +1,7 @@
-"""From a parameter's value to its style in figures 3.1 and 3.2, by nothing but the value.
+"""Map the value of each parameter to its style in figures 3.1 and 3.2.
 
-Values are compared exactly, without a tolerance: a network that was initialized in another way, or
-trained, is drawn in another way.
+Values are compared exactly, without a tolerance: a network with another initialization, or a
+trained one, is drawn with other styles.
 """
 
 from typing import Any
@@ -18,19 +18,19 @@ def filter_styles(kernel: np.ndarray, scale: float) -> np.ndarray:
 
     Args:
         kernel: [..., q, q, in, out], q odd.
-        scale: C, compared as the kernel's dtype holds it.
+        scale: C, rounded to the kernel's dtype before comparing.
 
     Returns:
         [..., in, out] of `Style`.
     """
     middle = kernel.shape[-3] // 2
     centre = kernel[..., middle, middle, :, :]
-    held = np.count_nonzero(kernel, axis=(-4, -3))
-    alone = held == (centre != 0)
+    nonzeros = np.count_nonzero(kernel, axis=(-4, -3))
+    centred = nonzeros == (centre != 0)
     cases = {
-        Style.NONE: held == 0,
-        Style.SOLID: alone & (centre == 1),
-        Style.DOUBLE: alone & (centre == np.asarray(scale, kernel.dtype)),
+        Style.NONE: nonzeros == 0,
+        Style.SOLID: centred & (centre == 1),
+        Style.DOUBLE: centred & (centre == np.asarray(scale, kernel.dtype)),
     }
     return np.select(list(cases.values()), [int(style) for style in cases], int(Style.DASHED))
 
@@ -50,9 +50,9 @@ def bias_styles(bias: np.ndarray, scale: float) -> np.ndarray:
 def network_styles(
     params: dict[str, Any], scale: float
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Styles of all layers: L times [in, out] of lines, L times [out] of boxes.
+    """Styles of all layers: L arrays [in, out] of lines, L arrays [out] of boxes.
 
-    ``params`` are literal, as `dnntk.to_standard` gives them.
+    ``params`` are literal, from `dnntk.to_standard`.
     """
     filters = np.ndim(params["first"]["kernel"]) == 4
     styles = filter_styles if filters else weight_styles

@@ -1,4 +1,4 @@
-"""What section 5.1 shows of the theorems: four quantities, and the powers of depth in them."""
+"""Section 5.1's test of the theorems: four measured quantities, each fitted as a power of depth."""
 
 import math
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ QUANTITIES = ("deviation", "movement", "sign_changes", "growth")
 
 
 def quantities(run: dict[str, np.ndarray], limit: np.ndarray) -> dict[str, np.ndarray]:
-    """What the rates are of, [trials] each: `QUANTITIES`.
+    """The `QUANTITIES` whose rates are fitted: {name: [trials]}.
 
-    Distances of kernels are root mean squares over the arc, relative to the limit's.
+    The distance of two kernels is the RMS of their difference over the arc, over the limit's RMS.
     """
 
     def distance(kernels: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ def quantities(run: dict[str, np.ndarray], limit: np.ndarray) -> dict[str, np.nd
 
 
 def fits(runs: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
-    """The power of depth that each of `QUANTITIES` follows, from (depth, their values) of runs."""
+    """Fit a power of depth to each of `QUANTITIES`; a run is (depth, result of `quantities`)."""
     return {
         quantity: fit_trials((depth, values[quantity]) for depth, values in runs)
         for quantity in QUANTITIES
@@ -39,16 +39,16 @@ def fits(runs: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
 
 
 def fit_trials(runs: Iterable[tuple[int, np.ndarray]]) -> dict[str, float] | None:
-    """`fit_power` of (depth, values of its trials); None if any value is 0 or has diverged.
+    """`fit_power` of runs (depth, a value per trial); None if any value is 0 or has diverged.
 
-    The remaining values alone would be a biased sample.
+    Leaving such values out would bias the fit.
     """
     points = [(depth, float(value)) for depth, values in runs for value in values]
     return fit_power(points) if all(0 < value < math.inf for _, value in points) else None
 
 
 def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
-    """The exponent p and factor of value = factor depth^p; None below three depths.
+    """Fit value = factor * depth^exponent; None for fewer than three depths.
 
     Ordinary least squares on logarithms, with the 95% interval of Student's t.
     """
@@ -66,6 +66,6 @@ def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """Means over the trials; None, for JSON, where one has diverged."""
+    """Mean of each quantity over the trials; None if a trial diverged, as JSON has no NaN."""
     averages = {name: float(np.mean(trials)) for name, trials in values.items()}
     return {name: value if math.isfinite(value) else None for name, value in averages.items()}

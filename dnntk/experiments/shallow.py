@@ -1,15 +1,14 @@
-"""The wide side of a comparison: two layers of many ReLU units, and their limit of infinite width.
+"""Wide networks of two layers and their infinite-width limit, to compare deep narrow ones with.
 
 `ShallowMLP` is the network of Jacot, Gabriel & Hongler (2018) with one hidden layer in NTK
-parametrization, with its own initial function taken off so that it starts at 0, as deep narrow
-networks do:
+parametrization, minus its own initial function, so that it starts at 0, as deep narrow networks do:
 
     h(x) = rho W x / sqrt(d_in) + beta b,    g(x) = A^T relu(h(x)) / sqrt(width) + beta c,
 
-f = g - g_0, with W, b, A standard normal and c = 0 at first, and all of them trained. Gradient
-descent on them with learning rate ``time_step`` is a step of kernel time. `shallow_ntk` is its
-kernel at any time, `shallow_limit_ntk` the kernel that it has and keeps at infinite width, and
-`descend` trains it.
+f = g - g_0. At initialization W, b, A are standard normal and c = 0; all four are trained. A step
+of gradient descent with learning rate ``time_step`` takes that much kernel time. `shallow_ntk` is
+the network's kernel at any time, `shallow_limit_ntk` its kernel at infinite width, which training
+does not change, and `descend` trains the network.
 """
 
 import math
@@ -41,10 +40,10 @@ class ShallowMLP(nn.Module):
         rho, beta: standard deviations of the hidden weights (times sqrt(d_in)) and biases; beta
             also multiplies the output bias, which starts at 0.
 
-    Apply it to x [n, d_in], floating point; the result is [n, d_out]. Variables, as those of
-    `dnntk.DeepNarrowMLP` in the ntk form: ``params``, what training has added to the initial
-    values, and ``initial``, these. Taking the initial outputs off leaves the kernel as it is, and
-    every unit its own, where pairs of mirrored units would halve their number.
+    Apply it to x [n, d_in], floating point; the result is [n, d_out]. The variables are as in the
+    ntk form of `dnntk.DeepNarrowMLP`: ``initial`` has the initial values, ``params`` what training
+    has added to them. Subtracting the initial outputs does not change the kernel, and all units are
+    independent; starting at 0 by pairs of mirrored units would halve the independent ones.
 
     Raises:
         InputError: a field or the input's shape is not as above.
@@ -74,7 +73,7 @@ class ShallowMLP(nn.Module):
 
     def _variables(self, d_in: int, dtype: jnp.dtype) -> tuple[Any, Any]:
         if not self.is_initializing():
-            return self._held("params"), self._held("initial")
+            return self._stored("params"), self._stored("initial")
         keys = jax.random.split(self.make_rng("params"), 3)
         shapes = (d_in, self.width), (self.width,), (self.width, self.d_out)
         weights, biases, last = (
@@ -90,15 +89,15 @@ class ShallowMLP(nn.Module):
             self.variable("initial", name, lambda layer: layer, start[name])
         return moved, start
 
-    def _held(self, collection: str) -> dict[str, Any]:
+    def _stored(self, collection: str) -> dict[str, Any]:
         return {name: self.get_variable(collection, name) for name in ("first", "last")}
 
 
 def width_for(parameters: int, d_in: int, d_out: int) -> int:
-    """How many hidden units have ``parameters`` in all, as nearly as can be.
+    """The number of hidden units for which the network has about ``parameters`` parameters.
 
     Raises:
-        InputError: there are fewer than one unit has.
+        InputError: ``parameters`` is less than one unit needs.
     """
     width = round((parameters - d_out) / (d_in + 1 + d_out))
     if width < 1:
@@ -114,23 +113,24 @@ def shallow_limit_ntk(
     """NTK of `ShallowMLP` at infinite width (Jacot, Gabriel & Hongler 2018, Theorem 1, L = 2).
 
     The hidden units h(x) are Gaussian, with covariance S(x, x') = rho^2 x.x' / d_in + beta^2, and
-    independent. The derivatives of output k are relu(h_i) / sqrt(width) by A_ik, A_ik step(h_i) /
-    sqrt(width) times rho x_j / sqrt(d_in) by W_ij and times beta by b_i, and beta by c_k. Their
-    products, summed over i, are averages over the units, which go to their expectations:
+    independent. With H the Heaviside function, the derivatives of output k are relu(h_i) /
+    sqrt(width) by A_ik, A_ik H(h_i) / sqrt(width) times rho x_j / sqrt(d_in) by W_ij and times beta
+    by b_i, and beta by c_k. Sums over i of their products are averages over the units, which
+    converge to expectations:
 
-        Theta(x, x') = E[relu relu] + S(x, x') E[step step] + beta^2,  times I_{d_out},
+        Theta(x, x') = E[relu relu] + S(x, x') E[H H] + beta^2,  times I_{d_out},
 
     as E[A_ik A_il] is 1 for k = l and 0 otherwise.
 
     Args:
         x1: [n1, d_in].
         x2: [n2, d_in]; None means x1.
-        rho: as of `ShallowMLP`.
-        beta: as of `ShallowMLP`.
+        rho: as in `ShallowMLP`.
+        beta: as in `ShallowMLP`.
 
     Returns:
-        [n1, n2] in the inputs' dtype. E[step step] has a corner where x = x': rounding by eps there
-        is an error of about sqrt(eps), so compute Gram matrices to be solved with in float64.
+        [n1, n2] in the inputs' dtype. E[H H] has a corner where x = x': rounding by eps causes an
+        error of about sqrt(eps) there, so compute Gram matrices for linear systems in float64.
 
     Raises:
         InputError: an argument has the wrong shape, type or range, or an input is not finite.
@@ -157,11 +157,11 @@ def _limit(x1: jax.Array, x2: jax.Array, rho: jax.Array, beta: jax.Array) -> jax
 
 @partial(jax.jit, static_argnums=0)
 def shallow_ntk(model: ShallowMLP, variables: Any, x1: jax.Array, x2: jax.Array) -> jax.Array:
-    """NTK of `ShallowMLP` at any time: the sums of `shallow_limit_ntk` before their limit.
+    """NTK of `ShallowMLP` at any time: the finite-width sums behind `shallow_limit_ntk`.
 
     Args:
         model: the network.
-        variables: its own, trained or not.
+        variables: the network's variables, trained or not.
         x1: [n1, d_in].
         x2: [n2, d_in].
 
@@ -186,7 +186,7 @@ def shallow_ntk(model: ShallowMLP, variables: Any, x1: jax.Array, x2: jax.Array)
 
 
 class Stop(NamedTuple):
-    """Where a run was after ``step`` steps: the loss before the last one, seconds of stepping."""
+    """A run's state after ``step`` steps, the loss before the last step, seconds of training."""
 
     step: int
     params: Any
@@ -204,30 +204,30 @@ def descend(
     label: str,
     progress: bool = True,
 ) -> Iterator[Stop]:
-    """Full-batch gradient descent on the loss 1/2 E ||f - y||^2, seen after each of ``stops``.
+    """Full-batch gradient descent on the loss 1/2 E ||f - y||^2, observed at each of ``stops``.
 
     Args:
         model: the network.
-        variables: its own; they are left as they are.
+        variables: the network's variables; they are not modified.
         x: [n, d_in].
         y: [n, d_out].
-        time_step: learning rate, which is kernel time a step.
+        time_step: learning rate, which is also the kernel time of a step.
         stops: numbers of steps, ascending.
-        label: what the progress bar says.
-        progress: show one.
+        label: text of the progress bar.
+        progress: show the bar.
 
     Yields:
-        A `Stop` each, whose ``params`` are good until the next one is asked for. A loss that is not
-        finite ends the run where it is seen.
+        A `Stop` at each; its ``params`` are valid until the next `Stop` is requested. If the loss
+        is not finite, a last `Stop` is yielded and the run ends.
     """
     params, seconds = jax.tree.map(jnp.copy, variables["params"]), 0.0
 
     def take_steps(count: int) -> float:
         nonlocal params, seconds
-        begun = time.perf_counter()
+        start = time.perf_counter()
         params, loss = _steps(model, params, variables["initial"], x, y, time_step, count)
         value = float(loss)
-        seconds += time.perf_counter() - begun
+        seconds += time.perf_counter() - start
         return value
 
     for step, loss in chunked_steps(take_steps, stops, label, progress):

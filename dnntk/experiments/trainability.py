@@ -1,9 +1,9 @@
 """Section 5.2: very deep narrow networks train, and the same networks otherwise initialized do not.
 
-Figure 4.2 is one depth, both architectures, every initialization at every learning rate, in the
-same axes. A row of table 4.1 is one long run, beside what the thesis reports and
-what the infinitely deep network would give at the same kernel time. Either takes as many steps as
-fit a budget, and says what it left out.
+Figure 4.2 shows both architectures at one depth, with every initialization at every learning rate,
+in the same axes. A row of table 4.1 is one long run, compared with the thesis's report and with
+the infinitely deep network at the same kernel time. With a time budget, both experiments take as
+many steps as fit and report what they left out.
 """
 
 import dataclasses
@@ -41,16 +41,16 @@ __all__ = ["TrainabilityResult", "outcome", "trainability"]
 log = logging.getLogger("dnntk")
 
 ROWS_FILE = "rows.jsonl"
-# Of a budget, what evaluations, compilation and the limit take.
+# Fraction of a budget reserved for evaluations, compilation and the limit.
 OVERHEAD = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainabilityResult:
-    """What was trained.
+    """The result of `trainability`.
 
     Attributes:
-        rows: a dict a run: losses, accuracies, steps, and its ``history``.
+        rows: a dict per run: losses, accuracies, steps, and its ``history``.
         summary: the content of summary.json, without the histories.
     """
 
@@ -68,13 +68,13 @@ def trainability(
     resume: bool = False,
     progress: bool = True,
 ) -> TrainabilityResult:
-    """Figure 4.2, or a row of table 4.1.
+    """Train the runs of figure 4.2, or of a row of table 4.1.
 
     Args:
-        config: which, and how; None is figure 4.2.
-        workdir: folder for the configuration, a line a finished run, the summary and figures; None
-            writes nothing.
-        resume: keep the runs that are finished in ``workdir``, go on with one that is not.
+        config: the experiment; None is figure 4.2.
+        workdir: folder for the configuration, a line per finished run, the summary and figures;
+            None writes nothing.
+        resume: keep the finished runs in ``workdir`` and continue the unfinished one.
         progress: show progress bars.
 
     Raises:
@@ -96,12 +96,12 @@ class _Experiment:
         self.left_out: list[str] = []
 
     def write_config(self) -> None:
-        """Keep the first sitting's file: a later one may have another budget."""
+        """Write config.json, but not on resuming: a resumed run may have another budget."""
         if not self.folder.resumes:
             self.folder.write_config()
 
     def fitted(self, name: str, config: TrainConfig, data: Dataset, seconds: float) -> TrainConfig:
-        """The run with as many steps as ``seconds`` allow, where there is a budget."""
+        """The run; if there is a budget, with no more steps than ``seconds`` allow."""
         if not self.config.budget_minutes:
             return config
         forecast = forecast_on(config, data)
@@ -113,7 +113,7 @@ class _Experiment:
         return dataclasses.replace(config, epochs=None, steps=steps, eval_every=every)
 
     def write(self, rows: list[dict[str, Any]], more: dict[str, Any]) -> TrainabilityResult:
-        """Summary and result."""
+        """Write the summary, return the result."""
         shown = [{k: v for k, v in row.items() if k != "history"} for row in rows]
         summary = self.folder.finish({"rows": shown, **more, "left_out": self.left_out})
         for line in self.left_out:
@@ -122,7 +122,7 @@ class _Experiment:
 
 
 class _Figure(_Experiment):
-    """Figure 4.2: a line a finished run, so that a killed experiment loses one run at most."""
+    """Figure 4.2; each finished run is saved as a line: a killed experiment loses at most one."""
 
     def result(self) -> TrainabilityResult:
         done = {row["name"]: row for row in self.folder.rows(ROWS_FILE)}
@@ -137,9 +137,9 @@ class _Figure(_Experiment):
             for name, config in bar:
                 bar.set_postfix_str(name)
                 if name not in done:
-                    fields = {"steps": steps[config.arch]}
-                    fields["eval_every"] = max(1, fields["steps"] // EVALUATIONS)
-                    run = dataclasses.replace(config, **fields)
+                    count = steps[config.arch]
+                    every = max(1, count // EVALUATIONS)
+                    run = dataclasses.replace(config, steps=count, eval_every=every)
                     done[name] = outcome(name, run, data[config.arch], self.progress)
                     self.folder.append(ROWS_FILE, done[name])
                 rows.append(done[name])
@@ -164,7 +164,7 @@ class _Figure(_Experiment):
 
 
 def outcome(name: str, config: TrainConfig, data: Dataset, progress: bool) -> dict[str, Any]:
-    """A finished run as a row; one that diverged has the evaluations until then."""
+    """Train one run, return its row; a diverged run's row has the evaluations until then."""
     ended, begun = "finished", time.perf_counter()
     try:
         history = train_on(config, data, progress=progress).history
@@ -187,12 +187,12 @@ def outcome(name: str, config: TrainConfig, data: Dataset, progress: bool) -> di
 
 
 def _best_constant(data: Dataset) -> float:
-    """The loss of the best answer that does not look at the input."""
+    """The loss of the best constant prediction."""
     return float(0.5 * data.y_train.var(axis=0).sum())
 
 
 class _Row(_Experiment):
-    """A row of table 4.1: the run in a folder of its own, which resumes it."""
+    """A row of table 4.1; its run is saved in a folder of its own and can be resumed."""
 
     def result(self) -> TrainabilityResult:
         name = self.config.preset
@@ -221,7 +221,7 @@ class _Row(_Experiment):
     def _trained(
         self, config: TrainConfig, data: Dataset
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """What the trained network came to, and its evaluations: of one that diverged, the last."""
+        """(final results, evaluations) of the network; if it diverged, from before it diverged."""
         workdir, resume = self.folder.training()
         if workdir is not None and resume:
             # A resumed run keeps the length that it was started with.

@@ -1,4 +1,4 @@
-"""Section 5.2's runs: figure 4.2, the rows of table 4.1, and what reaches their accuracies here."""
+"""Section 5.2's runs: figure 4.2, table 4.1's rows, small-C runs that reach their accuracies."""
 
 import dataclasses
 import os
@@ -19,10 +19,10 @@ EVALUATIONS = 24
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A long run, and what the thesis reports of it (None where it is not the thesis's).
+    """A long run and the thesis's results for it (None if the run is not the thesis's).
 
-    ``train_mse`` is the mean over examples and outputs, as the published code has it: 2 / d_out
-    times the loss.
+    ``train_mse`` is the mean over examples and outputs, as in the published code: 2 / d_out times
+    the loss.
     """
 
     config: TrainConfig
@@ -30,8 +30,8 @@ class Preset:
     test_accuracy: float | None = None
 
 
-# What the kernel regime does not reach in any reasonable time, a small C does: there the network
-# learns features, and large random weights tell images apart that global pooling makes alike.
+# A small C reaches accuracies that the kernel regime does not reach in reasonable time: the network
+# learns features, and large random weights distinguish images that global pooling makes alike.
 _SMALL_C = TrainConfig(
     dataset="mnist", classes="all", scale=1.0, optimizer="adam", lr=2e-3, schedule="cosine"
 )
@@ -94,7 +94,7 @@ class TrainabilityConfig:
 
     Attributes:
         preset: "figure-4.2", or one of `PRESETS`: a row of table 4.1, or a run at a small C that
-            learns features, for two cores.
+            learns features, sized for two cores.
         dataset, data_dir: as in `TrainConfig`.
         pool: side of the average pool over the images; None is the preset's own, which leaves
             28 x 28 pixels to the thesis's MLPs and 7 x 7 to its CNNs.
@@ -103,7 +103,7 @@ class TrainabilityConfig:
         rho, beta: standard deviations of the random weights and biases; None is the preset's own:
             for the figure rho = 1 (CNN: 1/sqrt 3) and beta = 1.
         time_step: kernel time of a step of a row; None is the preset's own, for the table's rows
-            the thesis's learning rate. At C = 4 that is more than the kernel allows at the start.
+            the thesis's learning rate. At C = 4 this step is larger than the initial kernel allows.
         epochs: passes over the data of a row; None is the preset's own.
         archs: architectures of the figure.
         inits: initializations of the figure.
@@ -111,12 +111,12 @@ class TrainabilityConfig:
             the step that its kernel allows.
         optimizer: optimizer of the figure's runs; the thesis's is sgd. For the others the kernel
             gives no step size; they work best at a small C.
-        steps: steps of each of the figure's runs.
-        batch_size: examples a step; None is the preset's own, 512 for the thesis's.
+        steps: number of steps of each of the figure's runs.
+        batch_size: examples per step; None is the preset's own, 512 for the thesis's.
         shift: as in `TrainConfig`; None is the preset's own: 0, but 1 for the MLP at a small C.
-        budget_minutes: time for all runs, which then take as many steps as fit; 0 is no limit.
-        limit_examples: training examples of the limit that a row is set beside, at most; 0 leaves
-            the limit out.
+        budget_minutes: total time of all runs, which take as many steps as fit; 0 is no limit.
+        limit_examples: largest number of training examples for the limit that a row is compared
+            with; 0 skips the limit.
         eval_examples: as in `TrainConfig`.
         dtype, seed: as in `TrainConfig`.
 
@@ -165,10 +165,10 @@ class TrainabilityConfig:
         counts = ("batch_size", "shift", "limit_examples", "eval_examples", "seed")
         check_at_least(self, 0, *counts, "budget_minutes")
         if self.preset == FIGURE:
-            fields.without_effect(self, _OF_ROWS, "on the figure's runs")
+            fields.without_effect(self, _ROW_FIELDS, "on the figure's runs")
         else:
-            fields.without_effect(self, _OF_FIGURE, f"on preset={self.preset}")
-        # The runs' own checks, before anything is computed.
+            fields.without_effect(self, _FIGURE_FIELDS, f"on preset={self.preset}")
+        # TrainConfig checks each run, before anything is computed.
         _ = [config for _, config in runs_of(self)] if self.preset == FIGURE else row_of(self)
 
 
@@ -179,8 +179,8 @@ def _given(config: TrainabilityConfig, names: tuple[str, ...]) -> dict[str, Any]
 
 _SHARED = ("dataset", "data_dir", "batch_size", "shift", "eval_examples", "dtype", "seed")
 _OWN = ("pool", "depth", "scale", "rho", "beta")
-_OF_ROWS = ("epochs", "time_step", "limit_examples")
-_OF_FIGURE = ("archs", "inits", "rates", "optimizer", "steps")
+_ROW_FIELDS = ("epochs", "time_step", "limit_examples")
+_FIGURE_FIELDS = ("archs", "inits", "rates", "optimizer", "steps")
 
 
 def row_of(config: TrainabilityConfig) -> TrainConfig:
@@ -192,7 +192,7 @@ def row_of(config: TrainabilityConfig) -> TrainConfig:
 
 
 def runs_of(config: TrainabilityConfig) -> list[tuple[str, TrainConfig]]:
-    """All runs of figure 4.2 by name, those without a rate of their own first."""
+    """All runs of figure 4.2, as (name, run); of each architecture first the one without ``lr``."""
     found = []
     for arch in config.archs:
         fields: dict[str, Any] = {"depth": 1000, "scale": 4.0, "classes": "all"}
@@ -205,7 +205,7 @@ def runs_of(config: TrainabilityConfig) -> list[tuple[str, TrainConfig]]:
         if "deep_narrow" in config.inits and config.optimizer == "sgd":
             found.append((f"{arch} deep_narrow", TrainConfig(**fields)))
         for init in config.inits:
-            # Matrices as they are: there is no scale, and a learning rate is one.
+            # Literal matrices have no scale C, and their learning rate is the ordinary one.
             literal = {"parametrization": "standard", "scale": 1.0, "rho": 1.0, "beta": 1.0}
             form = {} if init == "deep_narrow" else literal
             for rate in config.rates:

@@ -1,4 +1,4 @@
-"""The configuration of the experiment, and the networks it stands for."""
+"""The configuration of the experiment, and its list of networks."""
 
 import dataclasses
 import math
@@ -29,28 +29,28 @@ class DepthOrWidthConfig:
     """Settings of both parts: depth against width, and leaving the kernel regime.
 
     Attributes:
-        datasets: datasets of part one, with all ten classes; part two takes the first of them.
+        datasets: datasets of part one, with all ten classes; part two uses the first one.
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets, for the MNIST sets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
-        train_examples: examples to train on, at most; None is 1000 digits, 2000 of the MNIST sets.
-        test_examples: examples to test on, at most.
-        probe_examples: test examples on which kernels are compared, the first ones.
+        train_examples: most training examples; None is 1000 for digits, 2000 for the MNIST sets.
+        test_examples: largest number of test examples.
+        probe_examples: kernels are compared on this many of the first test examples.
         depths: depths of the deep networks; each is compared with a wide network of as many
             parameters.
         trials: independent initializations of every network of part one.
-        single_from: depth from which a network, and the wide one of its size, has one
-            initialization only.
+        single_from: from this depth on, a network and the wide one of its size have only one
+            initialization.
         times: kernel times to compare at, ascending, whole multiples of the first.
         small_scale: C of the deep networks' second rule; the first is depth^2.2.
-        fraction: largest step, over 2 / lambda_max of the network's kernel at the start, where the
-            kernel should not move: the deep networks with C = depth^2.2, and the wide networks.
+        fraction: largest step over 2 / lambda_max of the network's initial kernel, for networks
+            whose kernel should not move: deep ones with C = depth^2.2, and wide ones.
         moving_fraction: the same where the kernel may grow: the second rule, and all of part two.
         regime_depth: depth of the networks of part two.
         regime_time: kernel time of part two; features take longer than a fixed kernel.
-        regime_batch_size: examples a step in part two; 0 is all of them.
-        regime_scales: number of values of C in part two, evenly spaced by their logarithm up to
-            depth^2.2; infinity is added. 0 leaves part two out.
+        regime_batch_size: examples per step in part two; 0 is all of them.
+        regime_scales: number of values of C in part two, spaced evenly on a log scale up to
+            depth^2.2; infinity is added. 0 skips part two.
         least_scale: the smallest C of part two.
         regime_trials: independent initializations of each network of part two.
         rho, beta: standard deviations of the random weights and biases.
@@ -109,7 +109,7 @@ class DepthOrWidthConfig:
         for name in ("rho", "beta"):
             check_deviation(name, getattr(self, name))
         for part, depths in (("size", self.depths), ("regime", (self.regime_depth,))):
-            for depth in depths:  # the rest is the networks' own to refuse
+            for depth in depths:  # TrainConfig checks the rest
                 self.network(NetworkSetting(part, self.datasets[0], "theorem", depth, 1.0))
         self._check_regime()
 
@@ -138,7 +138,7 @@ class DepthOrWidthConfig:
         return float(depth) ** 2.2
 
     def train_examples_of(self, dataset: str) -> int:
-        """How many to train on, at most."""
+        """Largest number of training examples."""
         return self.train_examples or TRAIN_EXAMPLES.get(dataset, MANY_TRAIN_EXAMPLES)
 
     def network(self, setting: "NetworkSetting") -> TrainConfig:
@@ -182,11 +182,11 @@ class DepthOrWidthConfig:
         return found
 
     def times_of(self, setting: "NetworkSetting") -> tuple[float, ...]:
-        """Kernel times to look at a setting's network."""
+        """Kernel times at which a setting's network is evaluated."""
         return self.times if setting.part == "size" else (self.regime_time,)
 
     def fraction_of(self, setting: "NetworkSetting") -> float:
-        """Of 2 / lambda_max, a setting's step."""
+        """A setting's largest step over 2 / lambda_max."""
         return self.fraction if setting.rule in ("theorem", "wide") else self.moving_fraction
 
 
@@ -195,11 +195,11 @@ class NetworkSetting:
     """One network to train.
 
     Attributes:
-        part: "size" (depth or width) or "regime" (leaving it).
-        dataset: its name.
+        part: "size" (depth or width) or "regime" (leaving the kernel regime).
+        dataset: name of the dataset.
         rule: "theorem" (C = depth^2.2), "small" (C fixed), "wide" (two layers), or "regime".
-        depth: of the deep network; of a wide one, the depth that has as many parameters.
-        scale: C, or None for a wide one.
+        depth: depth of the network; for a wide one, of the deep network with as many parameters.
+        scale: C, or None for a wide network.
         trial: which initialization.
     """
 
@@ -212,10 +212,10 @@ class NetworkSetting:
 
     @property
     def name(self) -> str:
-        """The setting's own, for files and logs."""
+        """The setting's name in files and logs."""
         scale = "" if self.scale is None else f"-scale{self.scale:.4g}"
         return f"{self.part}-{self.dataset}-{self.rule}-depth{self.depth}{scale}-trial{self.trial}"
 
     def fields(self) -> dict[str, Any]:
-        """What a row says of it."""
+        """The setting's entries in a row."""
         return {"name": self.name, **dataclasses.asdict(self)}

@@ -2,12 +2,12 @@
 
 `compare` has two parts. The first trains deep narrow networks (C = depth^2.2, the theorems' regime,
 and a small fixed C) and two-layer networks of as many parameters by plain full-batch gradient
-descent on the same images, and sets both beside their limits of infinite depth and infinite width.
-The second leaves the kernel regime: one depth, C from depth^2.2 down to 1, where features are
-learned, and what becomes of accuracy, of the kernel, and of its alignment with the labels.
+descent on the same images, and compares both with their limits of infinite depth and width.
+The second leaves the kernel regime: at one depth, C falls from depth^2.2 to 1, where features are
+learned. It measures accuracy, the kernel's movement, and its alignment with the labels.
 
-It reports what is seen, and says that a side is ahead only beyond twice the error of the seeds and
-of the test set together (see `dnntk.experiments.depth_or_width.findings`).
+A network is called ahead only if it leads by more than twice the combined error of the seeds and
+of the test set (see `dnntk.experiments.depth_or_width.findings`).
 """
 
 import dataclasses
@@ -38,23 +38,23 @@ __all__ = ["DepthOrWidth", "compare"]
 log = logging.getLogger("dnntk")
 
 ROWS = "rows.jsonl"
-# The limits are followed further than networks can be, to where their accuracy has its best.
+# The limits' curves go on beyond the networks' times, until after their best accuracy.
 CURVE_END, CURVE_POINTS = 1e5, 26
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthOrWidth:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        rows: one a network, as `dnntk.experiments.depth_or_width.runs.run` makes them.
+        rows: one per network, from `dnntk.experiments.depth_or_width.runs.run`.
         limits: by dataset: ``ratio`` of the clocks, and for "deep" and "wide" the limit's
             ``records`` (as a row's, at the times of both parts), ``curve`` over longer times,
             ``mean_diagonal``, ``lambda_max``, ``alignment``. "linear" is a control: the deep
             limit's kernel without its random features, x.x' + d_out, which can only learn a linear
             function.
-        points: means over the trials of all rows that differ in nothing else.
-        statements: what the numbers say, a line each.
+        points: means over rows that differ only in their trial.
+        statements: the findings, one sentence each.
     """
 
     rows: list[Row]
@@ -73,13 +73,13 @@ def compare(
     resume: bool = False,
     progress: bool = True,
 ) -> DepthOrWidth:
-    """Train all networks, follow the limits, say and draw what is seen.
+    """Train all networks, compute the limits, state and draw the findings.
 
     Args:
         config: the experiment; None is the default one, on scikit-learn's digits.
         workdir: folder for configuration, rows, summary, figures; None writes nothing.
-        resume: keep the networks that ``workdir`` holds and go on with the rest.
-        progress: show a bar a network.
+        resume: keep the finished networks in ``workdir`` and train the others.
+        progress: show a progress bar per network.
 
     Returns:
         Rows, limits, means and statements.
@@ -94,7 +94,7 @@ def compare(
     limits = {name: _limits(images, config, progress) for name, images in image_data.items()}
     for name, images in image_data.items():
         log.info("%s", images.description)
-        log.info("%s", _said_of(limits[name], config.times[-1]))
+        log.info("%s", _limits_line(limits[name], config.times[-1]))
     rows = _rows(config, image_data, limits, folder, progress)
     means = points(rows)
     said = statements(means, limits, {name: len(p.x_test) for name, p in image_data.items()})
@@ -115,7 +115,7 @@ def _rows(
     folder: ExperimentFolder,
     progress: bool,
 ) -> list[Row]:
-    """A row a setting: read where the workdir has it, else computed and kept."""
+    """One row per setting: read if the workdir has the row, else computed and saved."""
     found = {row["name"]: row | {"scale": _number(row["scale"])} for row in folder.rows(ROWS)}
     settings = config.network_settings()
     for place, setting in enumerate(settings, 1):
@@ -125,7 +125,7 @@ def _rows(
             setting, image_data[setting.dataset], config, limits[setting.dataset]["ratio"], progress
         )
         folder.append(ROWS, row)
-        log.info("%d of %d, %s: %s", place, len(settings), setting.name, _said_of_row(row))
+        log.info("%d of %d, %s: %s", place, len(settings), setting.name, _row_line(row))
         found[setting.name] = row
     return [found[setting.name] for setting in settings]
 
@@ -135,7 +135,7 @@ def _number(scale: float | str | None) -> float | None:
 
 
 def _limits(images: ImageData, config: DepthOrWidthConfig, progress: bool) -> dict[str, Any]:
-    """Both limits of one dataset, at the networks' times by either clock and beyond."""
+    """The limits of one dataset: records at the networks' times by either clock, and curves."""
     options: dict[str, Any] = {"rho": config.rho, "beta": config.beta}
     kernels: dict[str, Callable[..., jax.Array]] = {
         "deep": partial(limit_ntk, d_out=images.y.shape[1], **options),
@@ -160,15 +160,15 @@ def _limits(images: ImageData, config: DepthOrWidthConfig, progress: bool) -> di
                 {"clock": clock, **line, "time": t}
                 for clock, factor in clocks.items()
                 for t, line in zip(
-                    at, _followed(flow, images, [t * factor for t in at]), strict=True
+                    at, _scores_at(flow, images, [t * factor for t in at]), strict=True
                 )
             ],
-            "curve": _followed(flow, images, times.tolist()),
+            "curve": _scores_at(flow, images, times.tolist()),
         }
     return found
 
 
-def _followed(flow: KernelFlow, images: ImageData, times: list[float]) -> list[Row]:
+def _scores_at(flow: KernelFlow, images: ImageData, times: list[float]) -> list[Row]:
     tested, trained = flow.predict(images.x_test, times), flow.train_predictions(times)
     return [
         {"time": t}
@@ -183,7 +183,7 @@ def _mean_diagonal(kernel: Callable[..., jax.Array], x: np.ndarray, block: int =
     return float(np.mean(np.concatenate([np.diag(kernel(part)) for part in parts])))
 
 
-def _said_of(limits: dict[str, Any], last: float) -> str:
+def _limits_line(limits: dict[str, Any], last: float) -> str:
     accuracies = ", ".join(
         f"{name} {100 * line['test_accuracy']:.1f}% ({line['clock']} clock)"
         for name in ("deep", "wide")
@@ -197,7 +197,7 @@ def _said_of(limits: dict[str, Any], last: float) -> str:
     )
 
 
-def _said_of_row(row: Row) -> str:
+def _row_line(row: Row) -> str:
     if row["diverged"]:
         return f"diverged with every time_step down to {row['time_step']:.3g}"
     halved = f", step halved {row['halvings']} times" if row["halvings"] else ""

@@ -1,8 +1,8 @@
-"""What the rows of the experiment say: means over trials, and plain sentences.
+"""The findings of the experiment: means over trials, and sentences computed from them.
 
-An accuracy is compared with another's by the error of their difference: the standard errors over
-initializations, and those of shares of so many test images, p (1 - p) / n. The images are the same
-for both, so that this errs on the side of caution. A side is ahead beyond twice that error.
+The error of a difference of two accuracies has two parts: the standard errors over initializations,
+and those of an accuracy p on n test images, sqrt(p (1 - p) / n). Both networks have the same test
+images, so this overestimates the error. A network is ahead if it leads by more than twice that.
 """
 
 import math
@@ -22,18 +22,18 @@ MEASURED = (
 )
 RULES = {"theorem": "deep, C = L^2.2", "small": "deep, small C", "wide": "wide"}
 CLOCKS = {"equal": "at the same t", "matched": "by the matched clock"}
-# A kernel that has moved by more is no longer the initial one in any useful sense.
+# A kernel that has moved by more counts as changed.
 STILL = 0.1
 
 
 def points(rows: Iterable[Row]) -> list[Row]:
-    """Rows to means over the trials: one a network, clock and time.
+    """Average rows over the trials: one mean row per network, clock and time.
 
     Returns:
-        `KEYS`, ``clock``, ``time``, ``trials`` and, of every measured quantity that all of these
-        have, its mean and ``..._error``, the standard error, None for a single trial. Also
-        ``start``, the mean alignment before training, and ``halvings``, the most of any trial. Runs
-        that diverged with every step are left out.
+        `KEYS`, ``clock``, ``time``, ``trials`` and, of every quantity that all trials measured, its
+        mean and ``..._error``, the standard error, None for a single trial. Also ``start``, the
+        mean alignment before training, and ``halvings``, the largest of all trials. Runs that
+        diverged with every step size are left out.
     """
     groups: dict[tuple[Any, ...], list[tuple[Row, Row]]] = {}
     for row in rows:
@@ -62,9 +62,9 @@ def statements(
     """Sentences computed from the numbers.
 
     Args:
-        means: as `points` gives them.
+        means: the rows of `points`.
         limits: by dataset, as in `dnntk.experiments.depth_or_width.experiment.DepthOrWidth`.
-        test_examples: by dataset.
+        test_examples: number of test examples by dataset.
     """
     said = []
     for dataset, limit in limits.items():
@@ -77,7 +77,7 @@ def statements(
 
 
 def difference(one: Row, other: Row, examples: int) -> tuple[float, float]:
-    """Test accuracy of one less the other's, and its error (see the module's docstring)."""
+    """``one``'s test accuracy minus ``other``'s, and the error (see the module's docstring)."""
     variance = 0.0
     for point in (one, other):
         p = point["test_accuracy"]
@@ -128,7 +128,7 @@ def _limits(dataset: str, limit: dict[str, Any], examples: int) -> list[str]:
 
 
 def _sides(dataset: str, means: list[Row], examples: int) -> list[str]:
-    """Deep against wide: a sentence a rule, clock and time, over all parameter counts."""
+    """Deep against wide at all parameter counts: one sentence per rule, clock and time."""
     said = []
     for rule in ("theorem", "small"):
         for clock, words in CLOCKS.items():

@@ -1,9 +1,9 @@
 """One network of the experiment: trained, tested, and its kernel before and after training.
 
 Two clocks. Kernel time t is the learning rate times the steps in NTK parametrization, for deep and
-for wide networks alike. But a kernel a times as large learns in time t what the other learns in
-a t, and the deep network's kernel is several times the wide one's. So the wide networks are also
-looked at by the *matched* clock, t times the ratio of the two limits' mean diagonals.
+for wide networks alike. But a kernel that is a times as large learns in time t what the other
+learns in time a t, and the deep network's kernel is several times the wide one's. So wide networks
+are also evaluated by the *matched* clock, t times the ratio of the two limits' mean diagonals.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ __all__ = ["ImageData", "deep_parameters", "run", "zero_loss"]
 
 log = logging.getLogger("dnntk")
 
-# Even where a larger step were stable: the times are then followed, not leapt over.
+# Even if a larger step is stable, so that a run stays close to the continuous flow.
 LEAST_STEPS_TO_FIRST_TIME = 3
-# After so many halvings of the step a run that still diverges is given up.
+# A run that still diverges after this many halvings of its step is given up.
 MOST_HALVINGS = 6
 
 Row = dict[str, Any]
 
 
 class ImageData:
-    """A dataset as the networks take it: a part of the training and of the test images."""
+    """The first training and test images of a dataset, as the networks take them."""
 
     def __init__(self, config: DepthOrWidthConfig, name: str) -> None:
-        """Load it."""
+        """Load the dataset."""
         whole = load_dataset_for(config.network(NetworkSetting("size", name, "theorem", 2, 1.0)))
         train, test = config.train_examples_of(name), config.test_examples
         assert whole.labels_train is not None and whole.labels_test is not None
@@ -61,7 +61,7 @@ class ImageData:
         self.dataset: Dataset = part
         self.x, self.y = arrays["x_train"], arrays["y_train"]
         self.x_test, self.y_test = arrays["x_test"], arrays["y_test"]
-        # Held out, so that an alignment that grows has not just learnt these labels.
+        # Held out: on training images, memorized labels alone could make the alignment grow.
         probes = config.probe_examples
         self.probes, self.probe_labels = self.x_test[:probes], self.y_test[:probes]
 
@@ -81,19 +81,19 @@ def run(
     ratio: float,
     progress: bool,
 ) -> Row:
-    """Train one network and say what came of it.
+    """Train one network and return its row.
 
     Args:
-        setting: which one.
-        images: its data.
+        setting: the network.
+        images: the network's data.
         config: the experiment.
-        ratio: of the matched clock to the other.
-        progress: show a bar.
+        ratio: matched time over kernel time.
+        progress: show a progress bar.
 
     Returns:
         The setting's fields and ``width``, ``parameters``, ``lambda_max``, ``time_step``,
         ``halvings`` of the step, ``diverged`` (also with the smallest step), ``alignment`` of the
-        initial kernel; and ``records``, one a time and clock: ``clock``, ``time``, accuracies,
+        initial kernel; and ``records``, one per time and clock: ``clock``, ``time``, accuracies,
         losses, ``seconds`` of training until then; the last of each clock has the kernel's
         ``movement`` and ``alignment``.
     """
@@ -120,13 +120,13 @@ def run(
 
 
 def _time_step(first: float, fraction: float, lambda_max: float) -> float:
-    """At most ``fraction`` of 2 / lambda_max, and the first time a whole number of it."""
+    """A step of at most ``fraction`` of 2 / lambda_max; the first time is a multiple of it."""
     steps = math.ceil(first * lambda_max / (2 * fraction) * (1 - 1e-9))
     return first / max(steps, LEAST_STEPS_TO_FIRST_TIME)
 
 
 class _Network:
-    """What deep and wide networks share: the data, the kernel at the start, what a record says."""
+    """Common to deep and wide networks: the data, the initial kernel, the kernel's change."""
 
     def __init__(
         self, setting: NetworkSetting, images: ImageData, config: DepthOrWidthConfig
@@ -134,7 +134,7 @@ class _Network:
         self.setting, self.images, self.config = setting, images, config
         self.before = np.zeros(0)
 
-    def start(self, model: Any, variables: Any) -> Row:
+    def measure_start(self, model: Any, variables: Any) -> Row:
         mesh = Mesh(np.array(jax.local_devices()[:1]), ("data",))
         found = largest_eigenvalue(model, variables, self.images.x, mesh)
         self.before = self.kernel(variables)
@@ -147,7 +147,7 @@ class _Network:
     def kernel(self, variables: Any) -> np.ndarray:
         raise NotImplementedError
 
-    def changed(self, variables: Any) -> Row:
+    def kernel_change(self, variables: Any) -> Row:
         after = self.kernel(variables)
         return {
             "movement": movement(self.before, after),
@@ -168,7 +168,7 @@ class _Deep(_Network):
     def at_start(self) -> Row:
         key, x = jax.random.key(self.network.seed), jnp.asarray(self.images.x[:1])
         variables = jax.jit(self.model.init)(key, x)
-        return {"width": variables["params"]["first"]["bias"].size} | self.start(
+        return {"width": variables["params"]["first"]["bias"].size} | self.measure_start(
             self.model, variables
         )
 
@@ -196,7 +196,7 @@ class _Deep(_Network):
             keys = ("test_accuracy", "test_loss", "train_accuracy", "train_loss")
             scored = {key: line[key] for key in keys}
             records.append({"clock": "equal", "time": t, **scored, "seconds": step / pace})
-        records[-1] |= self.changed(result.variables)
+        records[-1] |= self.kernel_change(result.variables)
         return records
 
 
@@ -215,7 +215,7 @@ class _Wide(_Network):
         self.clocks = {"equal": 1.0, "matched": ratio}
 
     def at_start(self) -> Row:
-        return {"width": self.model.width} | self.start(self.model, self.variables)
+        return {"width": self.model.width} | self.measure_start(self.model, self.variables)
 
     def kernel(self, variables: Any) -> np.ndarray:
         probes = jnp.asarray(self.images.probes)
@@ -232,7 +232,7 @@ class _Wide(_Network):
         x, y = jnp.asarray(images.x), jnp.asarray(images.y)
         stops = sorted(set(steps.values()))
         found = {
-            stop.step: self._seen(stop, stop.step in last)
+            stop.step: self._evaluated(stop, stop.step in last)
             for stop in descend(
                 self.model, self.variables, x, y, time_step, stops, "training", progress
             )
@@ -240,7 +240,7 @@ class _Wide(_Network):
         _check_fell(zero_loss(images.y), found[stops[-1]]["train_loss"])
         return [{"clock": clock, "time": t, **found[step]} for (clock, t), step in steps.items()]
 
-    def _seen(self, stop: Stop, last: bool) -> Row:
+    def _evaluated(self, stop: Stop, last: bool) -> Row:
         if not math.isfinite(stop.loss):
             raise Diverged(f"the loss is {stop.loss} at step {stop.step}", [])
         variables = {"params": stop.params, "initial": self.variables["initial"]}
@@ -253,7 +253,7 @@ class _Wide(_Network):
             outputs = np.asarray(_apply(self.model, variables, jnp.asarray(x)))
             line |= split_scores(split, outputs, y, True)
         line["seconds"] = stop.seconds
-        return line | (self.changed(variables) if last else {})
+        return line | (self.kernel_change(variables) if last else {})
 
 
 _apply: Callable[..., jax.Array] = jax.jit(
@@ -268,19 +268,19 @@ def deep_parameters(depth: int, d_in: int, d_out: int) -> int:
 
 
 def zero_loss(y: np.ndarray) -> float:
-    """The loss of a network that is 0 everywhere, as all are at the start."""
+    """The loss of a network that is 0 everywhere, as all networks are at initialization."""
     return scores(np.zeros_like(y), y, False)[0]
 
 
 def _check_fell(first: float, last: float) -> None:
-    """A loss that ends above its start has diverged too, if slowly."""
+    """Raise `Diverged` if the loss ends above its start: such a run diverges slowly."""
     if not last < first:
         raise Diverged(f"the loss went from {first:.3g} to {last:.3g}", [])
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """`train` describes each run in seven lines; here there are dozens of runs."""
+    """Silence `train`, which logs seven lines per run: the experiment has dozens of runs."""
     level = log.level
     log.setLevel(logging.WARNING)
     try:
