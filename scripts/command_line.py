@@ -249,8 +249,20 @@ def _go_on() -> str:
     values = flags.FLAGS.flag_values_dict() if flags.FLAGS.is_parsed() else {}
     if values.get("workdir") is None:
         return f"go on with {' and '.join([*resume, 'the same --workdir'])}"
-    named = f"--workdir={shlex.quote(values['workdir'])}"
-    return f"go on with {' '.join([*resume, named])}"
+    named = f"--workdir={values['workdir']}"
+    # With all that was given: nothing may be written yet, and predictions keep no flags.
+    return f"go on with {shlex.join([*resume, named, *_other_arguments(sys.argv[1:])])}"
+
+
+def _other_arguments(arguments: list[str]) -> list[str]:
+    """The arguments of a command line without --resume and --workdir."""
+    others, skip = [], False
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if not skip and name not in ("resume", "noresume", "workdir"):
+            others.append(argument)
+        skip = not skip and argument in ("--workdir", "-workdir")
+    return others
 
 
 def _naming_workdir(message: str) -> str:

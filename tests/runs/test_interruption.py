@@ -20,15 +20,17 @@ ORDERS = (signal.SIGINT, signal.SIGTERM)
 
 def test_ctrl_c_writes_a_checkpoint_and_ends_the_run(tmp_path):
     """Of SIGTERM see test_processes.py."""
-    flags = ("--depth=400", "--steps=100000", "--checkpoint_every=100000", "--workdir=w")
-    running = processes.Running("train.py", *flags, cwd=tmp_path)
+    flags = ("--depth=400", "--steps=100000", "--checkpoint_every=100000")
+    running = processes.Running("train.py", "--workdir", "w", *flags, cwd=tmp_path)
     metrics = tmp_path / "w/metrics.jsonl"  # its first line comes before the first step
     running.until(lambda: metrics.exists() and len(metrics.read_bytes().splitlines()) > 1)
     running.send_signal(signal.SIGINT)
     errors = running.wait()  # all steps would take longer
     assert running.returncode == 128 + signal.SIGINT
     last = errors.splitlines()[-1]
-    assert "interrupted after step" in last and "go on with --resume --workdir=w" in last
+    # All flags are named: before the first write, and for predictions, the folder has none.
+    again = " ".join(("--resume", "--workdir=w", *flags))
+    assert "interrupted after step" in last and last.endswith(f"go on with {again}")
     assert "Traceback" not in errors
     step = int(last.partition("step ")[2].partition(";")[0])
     assert [p.name for p in (tmp_path / "w/checkpoints").iterdir()] == [str(step)]
