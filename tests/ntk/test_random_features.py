@@ -11,9 +11,7 @@ from dnntk.ntk.random_features import RandomFeatures
 MLP, CNN = (7, 3), (5, 6, 4, 2)
 NETWORKS = [
     (DeepNarrowMLP(9, 2, 2.0, rho=1.5, beta=0.3), MLP),
-    (DeepNarrowMLP(2, 1, np.inf), MLP),
     (DeepNarrowCNN(7, 3, 3.0, kernel_size=3, pool=2), CNN),
-    (DeepNarrowCNN(5, 1, np.inf, kernel_size=5), CNN),
 ]
 
 
