@@ -65,6 +65,8 @@ EXAMPLES = {int: "whole numbers like 100,1000", float: "numbers like 1,100", str
 # A docstring's section of fields or arguments, and one entry in it: `names: description`.
 SECTION = re.compile(r"^(?:Args|Attributes):\n((?: .*\n|\n(?= ))*)", re.MULTILINE)
 ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n {5,}.*)*)", re.MULTILINE)
+# How Python begins its message about a text that is no number.
+FLOAT_ERROR = "could not convert string to float: "
 Config = TypeVar("Config")
 
 flags.disclaim_key_flags()  # the flags defined here belong to the calling script
@@ -150,7 +152,7 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         _stop(_naming_flags(str(error)), 2)
     except flags.Error as error:
-        _stop(str(error), 2)
+        _stop(_naming_numbers(str(error)), 2)
     except Diverged as error:
         _stop(str(error), 1)
     except Interrupted as interrupted:
@@ -282,6 +284,14 @@ def _naming_flags(message: str) -> str:
     if not found or not all(name in flags.FLAGS for name in arguments):
         return message
     return f"{', '.join('--' + part.strip() for part in names.split(','))}:{rest}"
+
+
+def _naming_numbers(message: str) -> str:
+    """The flag parser's message with the kind of number that it expected."""
+    kinds = {"invalid literal for int() with base 10: ": "a whole number", FLOAT_ERROR: "a number"}
+    for error, kind in kinds.items():
+        message = message.replace(error, f"expected {kind}, got ")
+    return message
 
 
 def _make_output_safe() -> None:

@@ -125,6 +125,17 @@ def outcomes(script, cases, cwd, code=None, first=None):
     }
 
 
+def good_and_bad(script, flags, bad_flags, folder):
+    """(outcome with --workdir=out, {name: outcome} of the bad flags after it)."""
+    cases = {"good": [*flags, "--workdir=out"]} | {
+        name: bad for name, (bad, _) in bad_flags.items()
+    }
+    found = outcomes(script, cases, folder, first="good")
+    good = found.pop("good")
+    assert good.returncode == 0, good.stderr
+    return good, found
+
+
 def outcome(script, *flags, cwd):
     """As `run`, of a forked process."""
     return outcomes(script, {"": flags}, cwd)[""]

@@ -23,6 +23,7 @@ random units g.
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,6 +43,8 @@ from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.kernel import limit_ntk
 from dnntk.kernel.limit import shifts_inside
 from dnntk.networks.initializers import Layer, gaussian_features
+from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
+from dnntk.ntk.random_features import RandomFeatures
 
 __all__ = ["Spread", "initialization_spread", "linear_predictions"]
 
@@ -272,25 +275,15 @@ class _Problem:
         return np.asarray(kernel)
 
     def network_kernel(self, drawn: dict[str, Layer], depth: int, scale: float) -> np.ndarray:
-        """K_L of one network at initialization: [N + n, N].
-
-        Every layer adds the products of its inputs, and of its biases over C^2; the products of the
-        first layer's inputs have the factor 1 / C^2 too. The mean over networks is in BUILD_NOTES,
-        "Finite depth exactly".
-        """
-        first = {"kernel": drawn["first"]["kernel"][None] / scale, "bias": drawn["first"]["bias"]}
-        x = self.inputs
-        channels = x[:, :, None] if x.ndim == 2 else x.reshape(len(x), -1, x.shape[-1])
-        kernel = self._products(self.sums(channels.swapaxes(1, 2))) * (depth - 1 + scale**-2)
-        kernel += self._products(self.sums(self.ones)) * (depth - 1) * self.y.shape[1]
-        kernel += self._products(self.sums(self.maps(first))) + depth * scale**-2
-        for g in self.middle_sums(drawn):
-            kernel += self._products(g)
-        return kernel / depth
-
-    def _products(self, g: np.ndarray) -> np.ndarray:
-        rows = g.reshape(len(g), -1)
-        return rows @ rows[: len(self.train)].T
+        """The NTK of one network at initialization: [N + n, N]; all inputs by the training ones."""
+        fields: dict[str, Any] = {"rho": self.rho, "beta": self.beta}
+        architecture: type[DeepNarrow] = DeepNarrowMLP
+        if self.train.ndim == 4:
+            architecture, fields["kernel_size"] = DeepNarrowCNN, self.kernel_size
+        model = architecture(depth, self.y.shape[1], scale, **fields)
+        with jax.enable_x64(True):
+            kernel = RandomFeatures(model, {"initial": drawn})(self.inputs, self.train)
+        return np.asarray(kernel)
 
 
 class _Flow:

@@ -25,7 +25,7 @@ from dnntk.kernel.arccos import even, root_and_inverse
 from dnntk.kernel.gram import blockwise
 from dnntk.runtime.devices import on_cpu
 
-__all__ = ["limit_ntk", "shifts_inside"]
+__all__ = ["limit_ntk", "padded_patches", "shifts_inside"]
 
 
 def limit_ntk(
@@ -147,11 +147,11 @@ def _cnn_block(
 
     def features(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Unit patches [HW, n, k], their norms [HW, n], features of the bilinear part [n, f]."""
-        patches = rho * _patches(x, kernel_size)
+        patches = rho * padded_patches(x, kernel_size)
         norm, inverse = root_and_inverse(_squared_norm(patches) + beta**2)
         bias = jnp.broadcast_to(beta, (*norm.shape, 1))
         unit = jnp.concatenate([patches, bias], -1) * inverse[:, :, None]
-        linear = jnp.concatenate([_patches(x, 1), patches / 2], -1)
+        linear = jnp.concatenate([padded_patches(x, 1), patches / 2], -1)
         return unit, norm, _window_sums(linear, *axes)
 
     unit1, norm1, linear1 = features(x1)
@@ -187,7 +187,7 @@ def shifts_inside(size: int, kernel_size: int) -> np.ndarray:
     return (0 <= shifted) & (shifted < size)
 
 
-def _patches(x: jax.Array, kernel_size: int) -> jax.Array:
+def padded_patches(x: jax.Array, kernel_size: int) -> jax.Array:
     """Zero-padded patches around every position: [HW, n, kernel_size^2 c]."""
     n, height, width, channels = x.shape
     reach = kernel_size // 2

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from dnntk.errors import InputError
-from dnntk.kernel.limit import shifts_inside
+from dnntk.kernel.limit import padded_patches, shifts_inside
 from dnntk.networks.convolution import average_pool
 from dnntk.networks.initializers import Layer
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN
@@ -57,9 +58,9 @@ class RandomFeatures:
         first, self._middle = units["first"], units["middle"]
         self._first = {"kernel": first["kernel"][None] / model.scale, "bias": first["bias"][None]}
 
-    def __call__(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    def __call__(self, x1: ArrayLike, x2: ArrayLike) -> jax.Array:
         """K between two batches, in their dtype."""
-        x1, x2 = (jnp.asarray(x) for x in (x1, x2))
+        x1, x2 = jnp.asarray(x1), jnp.asarray(x2)
         maps = max(len(x1), len(x2)) * math.prod(x1.shape[1:-1])
         count = len(self._middle["bias"])
         block = min(max(1, BLOCK_ELEMENTS // maps), max(1, count))
@@ -112,7 +113,7 @@ class _Batch(NamedTuple):
         inside = [shifts_inside(side, size) for side in x.shape[1:3]]
         windows = jnp.asarray(np.kron(*inside) / math.prod(x.shape[1:3]), x.dtype)
         maps = x.reshape(len(x), -1, x.shape[-1])
-        return cls(maps, _patches(x, size), windows)
+        return cls(maps, padded_patches(x, size).swapaxes(0, 1), windows)
 
     def after_relu(self) -> "_Batch":
         """What the layers after the first one see."""
@@ -139,11 +140,3 @@ class _Batch(NamedTuple):
 
 def _products(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right.T, precision="highest")
-
-
-def _patches(x: jax.Array, size: int) -> jax.Array:
-    """[n, H, W, c] -> the zero-padded patch around every pixel [n, H W, size size c]."""
-    reach, (height, width) = size // 2, x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-    shifted = [padded[:, i : i + height, j : j + width] for i in range(size) for j in range(size)]
-    return jnp.stack(shifted, 3).reshape(len(x), height * width, -1)

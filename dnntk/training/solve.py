@@ -97,9 +97,10 @@ def solve(
         InputError: an argument is not as above; or the time is infinite, there is no ridge, and
             the kernel is singular.
     """
+    kernel = RandomFeatures(model, variables)
     problem = _Problem(model, variables, x, y, tolerance, max_iterations)
     flow = KernelFlow(
-        RandomFeatures(model, variables),
+        kernel,
         problem.x,
         problem.y,
         ridge=ridge,
@@ -108,7 +109,7 @@ def solve(
         memory=memory,
         progress=progress,
     )
-    problem.take(flow.solution(time).coefficients, flow.train_predictions(time))
+    problem.step(flow.solution(time).coefficients, flow.train_predictions(time))
     if not problem.converged:
         problem.iterate(flow, max(flow.ridge, 1 / time, 1e-7 * float(flow.eigenvalues[-1])))
     return problem.result()
@@ -126,11 +127,11 @@ class _Problem:
         tolerance: float,
         max_iterations: int,
     ) -> None:
-        self.begun = clock.perf_counter()
+        self._start = clock.perf_counter()
         self.tolerance = number_within(
             "tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1"
         )
-        self.most = check_count("max_iterations", max_iterations)
+        self._max_iterations = check_count("max_iterations", max_iterations)
         params = variables["params"]
         dtype = jax.tree.leaves(params)[0].dtype
         self.x = host_examples("x", x).astype(dtype)
@@ -140,25 +141,25 @@ class _Problem:
         self.mesh = placement.data_mesh(len(self.x), bytes_held, threaded)
         self._frozen = placement.put_state({"initial": variables["initial"]}, self.mesh)
         optimizer = gradient_flow.sgd(gradient_flow.learning_rate(model, 1.0))
-        # The state is given away at every step; the caller's is not ours to give.
+        # A step overwrites its state, so it starts from a copy of the caller's parameters.
         params = jax.tree.map(lambda p: p.copy(), placement.put_state(params, self.mesh))
         self._state = TrainState(params, optimizer.init(params))
-        self._step = gradient_flow.make_step(model, optimizer, self.mesh)
+        self._sgd_step = gradient_flow.make_step(model, optimizer, self.mesh)
         self._predict = gradient_flow.make_predict(model, self.mesh)
         self.outputs = self._outputs()
         self._size = float(np.linalg.norm(self.y - self.outputs)) or 1.0
         self.history: list[dict[str, float]] = []
 
-    def take(self, coefficients: np.ndarray, targets: np.ndarray, damping: float = 0.0) -> None:
+    def step(self, coefficients: np.ndarray, targets: np.ndarray, damping: float = 0.0) -> None:
         """D + J^T coefficients, by a step of gradient descent with step 1."""
         self.targets = targets
         aim = (self.outputs + len(self.x) * coefficients).astype(self.x.dtype)
         batch = placement.put_batch(self.x, aim, self.mesh)
-        self._state, _ = self._step(self._state, self._frozen, batch)
+        self._state, _ = self._sgd_step(self._state, self._frozen, batch)
         self.outputs = self._outputs()
         self.residual = float(np.linalg.norm(targets - self.outputs)) / self._size
         loss = 0.5 * float(np.sum((self.outputs - self.y) ** 2)) / len(self.x)
-        seconds = clock.perf_counter() - self.begun
+        seconds = clock.perf_counter() - self._start
         made = (len(self.history) + 1, self.residual, loss, damping, seconds)
         names = ("iteration", "residual", "loss", "damping", "seconds")
         self.history.append(dict(zip(names, made, strict=True)))
@@ -169,10 +170,13 @@ class _Problem:
         return self.residual <= self.tolerance
 
     def iterate(self, flow: KernelFlow, damping: float) -> None:
-        """Damped Gauss-Newton steps in the outputs until they are the targets."""
+        """Take damped Gauss-Newton steps until the outputs are the targets.
+
+        ``steps`` holds (coefficients, change of the outputs) of the last ones.
+        """
         best, first = self._kept(), damping
         steps: list[tuple[np.ndarray, np.ndarray]] = []
-        while not self.converged and len(self.history) < self.most:
+        while not self.converged and len(self.history) < self._max_iterations:
             before, left = self.outputs, self.targets - self.outputs
             gamma = np.zeros(len(steps))
             if steps:
@@ -182,11 +186,11 @@ class _Problem:
             solved = KernelFlow(
                 flow.gram.cross.kernel, self.x, rest, ridge=damping, gram=flow.gram, progress=False
             )
-            step = solved.solution().coefficients
-            step = step + sum(g * taken for g, (taken, _) in zip(gamma, steps, strict=True))
-            self.take(step, self.targets, damping)
+            combined = solved.solution().coefficients
+            combined = combined + sum(g * c for g, (c, _) in zip(gamma, steps, strict=True))
+            self.step(combined, self.targets, damping)
             if self.residual < best[0]:
-                steps = [*steps, (step, self.outputs - before)][-WINDOW:]
+                steps = [*steps, (combined, self.outputs - before)][-WINDOW:]
                 best, damping = self._kept(), max(damping / 3, first)
                 continue
             damping, steps = 10 * damping, []
@@ -195,7 +199,7 @@ class _Problem:
                 break
 
     def result(self) -> tuple[dict[str, Any], SolveReport]:
-        seconds = clock.perf_counter() - self.begun
+        seconds = clock.perf_counter() - self._start
         if not np.isfinite(self.residual):
             raise Diverged(
                 "solve: the outputs are not finite; give a shorter time or a ridge", self.history

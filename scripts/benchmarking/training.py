@@ -230,7 +230,7 @@ def _time(task: Task, own: Record, baseline: Record) -> Row:
 def _beside(step: Row, name: str, times: int, own: Record, baseline: Record) -> Row:
     """Add ``times`` the baseline's seconds to a row of seconds, and both records."""
     _set_or_missing(step, baseline, [times * s for s in baseline.seconds], name)
-    step["contestants"] = [dataclasses.asdict(record) for record in (own, baseline)]
+    step["records"] = [dataclasses.asdict(record) for record in (own, baseline)]
     return step
 
 
@@ -320,7 +320,7 @@ def _at_depth(task: Task, records: dict[str, Record], left_out: dict[str, str]) 
         beside = beside or [alone]
         if kind == "step":
             seen = [dataclasses.asdict(record) for record in (own, *baselines)]
-            beside[0] |= {"contestants": seen, "left_out": left_out}
+            beside[0] |= {"records": seen, "left_out": left_out}
             if not baselines and left_out:
                 beside[0]["peer_missing"] = "; ".join(left_out.values())
         rows += beside

@@ -105,12 +105,8 @@ def scripted(small):
     folder = small[0].parent
     for name in ("curves.npz", "summary.json"):
         (small[0] / name).unlink()
-    cases = {"good": [*FLAGS, "--workdir=out", "--resume"]}
-    cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    found = processes.outcomes("accumulation.py", cases, folder, first="good")
-    outcome = found.pop("good")
-    assert outcome.returncode == 0, outcome.stderr
-    return folder, outcome, found
+    flags = (*FLAGS, "--resume")
+    return folder, *processes.good_and_bad("accumulation.py", flags, BAD_FLAGS, folder)
 
 
 def test_the_script_leaves_pictures_curves_and_numbers(scripted):

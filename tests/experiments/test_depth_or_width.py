@@ -255,12 +255,7 @@ def test_configurations_are_checked():
 def scripted(tmp_path_factory):
     """(folder, outcome) of the script, small, and of the bad flags after it."""
     folder = tmp_path_factory.mktemp("script")
-    cases = {"good": [*FLAGS, "--workdir=out"]}
-    cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    found = processes.outcomes("depth_or_width.py", cases, folder, first="good")
-    outcome = found.pop("good")
-    assert outcome.returncode == 0, outcome.stderr
-    return folder, outcome, found
+    return folder, *processes.good_and_bad("depth_or_width.py", FLAGS, BAD_FLAGS, folder)
 
 
 def test_the_script_leaves_rows_sentences_and_pictures(scripted):

@@ -164,12 +164,7 @@ def test_configurations_are_checked():
 def scripted(tmp_path_factory):
     """(folder, outcome) of the script, small, and of the bad flags after it."""
     folder = tmp_path_factory.mktemp("script")
-    cases = {"good": [*FLAGS, "--workdir=out"]}
-    cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    found = processes.outcomes("limit_convergence.py", cases, folder, first="good")
-    outcome = found.pop("good")
-    assert outcome.returncode == 0, outcome.stderr
-    return folder, outcome, found
+    return folder, *processes.good_and_bad("limit_convergence.py", FLAGS, BAD_FLAGS, folder)
 
 
 def test_the_script_leaves_a_picture_runs_and_powers(scripted):

@@ -186,12 +186,8 @@ def scripted(small):
     """(folder, outcome) of the script, which goes on with the small run, and of the bad flags."""
     folder = small[0].parent
     (small[0] / "summary.json").unlink()
-    cases = {"good": [*FLAGS, "--workdir=out", "--resume"]}
-    cases |= {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    found = processes.outcomes("ntk_convergence.py", cases, folder, first="good")
-    outcome = found.pop("good")
-    assert outcome.returncode == 0, outcome.stderr
-    return folder, outcome, found
+    flags = (*FLAGS, "--resume")
+    return folder, *processes.good_and_bad("ntk_convergence.py", flags, BAD_FLAGS, folder)
 
 
 def test_the_script_leaves_pictures_runs_and_rates(scripted):

@@ -162,7 +162,7 @@ def test_a_step_has_its_baseline_or_says_why_not(benchmarked):
 def test_networks_side_by_side_are_set_against_as_many_loops(benchmarked):
     one, together = result(benchmarked[0], "train_toy")["rows"]
     assert "2 trials" in together["what"]
-    losses = [row["contestants"][0]["losses"] for row in (one, together)]
+    losses = [row["records"][0]["losses"] for row in (one, together)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
     if TORCH:
         samples = [row["peer"]["samples"] for row in (one, together)]
@@ -171,7 +171,7 @@ def test_networks_side_by_side_are_set_against_as_many_loops(benchmarked):
 
 def test_baselines_begin_as_the_same_network_and_train_as_it_does(benchmarked):
     step = result(benchmarked[0], "cost_cnn")["rows"][0]
-    own, *baselines = step["contestants"]
+    own, *baselines = step["records"]
     expected = [name for name in comparison.SCRIPT if name in ("lax.scan", "unrolled")]
     expected = (["PyTorch loop"] if TORCH else []) + expected
     assert [baseline["name"] for baseline in baselines] == expected

@@ -68,7 +68,8 @@ BAD_FILES = {
 BAD_FLAGS = {
     "unknown flag": (["--depht=10"], "depht"),
     "stray word": (["depth=10"], "depth=10"),
-    "depth not a number": (["--depth=ten"], "depth"),
+    "depth not a number": (["--depth=ten"], "--depth=ten: expected a whole number"),
+    "rho not a number": (["--rho=x"], "--rho=x: expected a number"),
     "depth too small": (["--depth=1"], "depth"),
     "arch": (["--arch=rnn"], "arch"),
     "dataset": (["--dataset=imagenet"], "dataset"),

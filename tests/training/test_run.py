@@ -78,8 +78,8 @@ def test_the_first_line_is_the_loss_of_a_zero_output(small_run):
     [
         {},
         {"classes": "all", "batch_size": 64, "momentum": 0.9, "shift": 2},
-        {"arch": "cnn", "optimizer": "adamw", "lr": 0.01, "sam_radius": 0.1},
-        {"depth": 2, "momentum": 0.5},  # no middle layers
+        # No middle layers.
+        {"arch": "cnn", "depth": 2, "optimizer": "adamw", "lr": 0.01, "sam_radius": 0.1},
     ],
     ids=str,
 )

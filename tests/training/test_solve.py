@@ -75,6 +75,13 @@ def test_a_network_that_is_not_linear_is_brought_to_the_flow_by_more_passes():
     assert np.linalg.norm(model.apply(trained, x) - expected) < 2e-3 * np.linalg.norm(y / 4)
 
 
+def test_another_form_is_refused_in_one_line():
+    model = DeepNarrowMLP(5, 1, 30.0, parametrization="standard")
+    x, y, variables = problem(model, (4, 2), dtype=np.float32)
+    with pytest.raises(dnntk.InputError, match="model: expected a deep_narrow"):
+        solve(model, variables, x, y)
+
+
 def test_training_goes_on_from_trained_weights():
     model = DeepNarrowMLP(30, 1, np.inf)
     x, y, variables = problem(model, (10, 3), dtype=np.float32)
