@@ -25,6 +25,7 @@ from dnntk.experiments import rates
 from dnntk.experiments.chunked_steps import chunked_steps
 from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.limit_convergence_config import LimitConfig
+from dnntk.figures.limit_convergence import limit_figure
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
 from dnntk.kernel import limit_ntk
@@ -130,7 +131,7 @@ def converge_to_limit(
     summary = {arch: comparison.summary() for arch, comparison in found.items()}
     folder.finish(summary | {"data": dataset.description})
     title = f"{figures.plain(dataset.name)}, held-out examples"
-    folder.draw("limit_convergence", figures.limit_figure, found, title)
+    folder.draw("limit_convergence", limit_figure, found, title)
     return found
 
 

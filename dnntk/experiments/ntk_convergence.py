@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields, figures, kernel, lyapunov
+from dnntk import fields, kernel, lyapunov
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data.datasets import load_dataset
 from dnntk.experiments import rates
 from dnntk.experiments.chunked_steps import chunked_steps
 from dnntk.experiments.config_checks import check_at_least, check_depths, check_positive
 from dnntk.experiments.experiment_folder import ExperimentFolder
+from dnntk.figures.ntk_convergence import convergence_figure, rates_figure
 from dnntk.networks.models import DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
 from dnntk.runs.checkpoints import Checkpoints
@@ -331,9 +332,9 @@ def _draw(
     chosen = settings(config)
     shown = {s.depth: result.runs[s.name] for s in chosen if s.rule == "figure"}
     curves = (result.angles, target, result.limit, shown)
-    folder.draw("figure_4_1", figures.convergence_figure, *curves)
+    folder.draw("figure_4_1", convergence_figure, *curves)
     sweep = [s for s in chosen if s.rule != "figure"]
     if sweep:
         points = [(s.rule, s.depth, values[s.name]) for s in sweep]
         fitted = (points, result.fits, config.sweep_scale, config.psi_2_depth)
-        folder.draw("rates", figures.rates_figure, *fitted)
+        folder.draw("rates", rates_figure, *fitted)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "log_scale", "new_figure", "plain", "viridis"]
+__all__ = ["colors", "draw", "log_scale", "new_figure", "panels_figure", "plain", "viridis"]
 
 log = logging.getLogger("dnntk")
 
@@ -58,6 +58,17 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> "Fig
     figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     return figure
+
+
+def panels_figure(count: int) -> "Figure":
+    """An empty figure with room for ``count`` panels of the usual size beside each other."""
+    return new_figure(5.0 * count, 3.8)
+
+
+def colors(count: int) -> list[Any]:
+    """``count`` colours in a fixed order, distinct for the colour-blind."""
+    few = [BLUE, ORANGE, GREEN]
+    return few[:count] if count <= len(few) else viridis(count)
 
 
 def viridis(count: int, end: float = 0.9) -> list[Any]:

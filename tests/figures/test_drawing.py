@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import matplotlib
@@ -28,6 +27,8 @@ NAMES = (
     "_",
     "n" * 999,
 )
+# A figure to draw: inputs, targets and outputs of the toy task.
+ARC = np.eye(2), np.zeros((2, 1)), np.ones((2, 1))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,53 +48,6 @@ def test_every_name_of_a_class_is_drawn(tmp_path, caplog):
     assert not caplog.records
 
 
-def line(step, **changed):
-    made = {"step": step, "time": float(step), "train_loss": 0.5, "test_loss": 0.5}
-    return made | {"train_accuracy": 0.5, "test_accuracy": 0.5} | changed
-
-
-NO_TEST = {"test_loss": None, "test_accuracy": None}
-HISTORIES = {
-    "no line": [],
-    "one line": [line(0)],
-    "all equal": [line(step) for step in range(3)],
-    "no test set": [line(step, **NO_TEST) for step in range(3)],
-    "no numbers": [line(step, loss=np.nan, test_loss="inf") for step in range(3)],
-    "zeros": [line(step, loss=0.0, test_loss=0.0) for step in range(3)],
-    "extremes": [line(step, loss=[1e-320, 1e308, -np.inf][step]) for step in range(3)],
-    "no time, no classes": [line(s, time=None, train_accuracy=None, **NO_TEST) for s in range(3)],
-}
-
-
-@pytest.mark.parametrize("name", HISTORIES)
-def test_any_history_is_drawn(name, caplog):
-    history = HISTORIES[name]
-    timed = [line for line in history if line["time"] is not None]
-    for figure_of, *shown in (
-        (figures.loss_figure, history, "title"),
-        (figures.prediction_figure, timed, timed, "trained", "title"),
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as `draw` has it
-            figure = figure_of(*shown)
-            figure.set_layout_engine("none")  # it draws everything several times
-            figure.draw_without_rendering()
-
-
-def test_a_series_that_is_not_there_has_no_entry_in_the_legend():
-    for history, expected in ((HISTORIES["no test set"], 1), (HISTORIES["all equal"], 2)):
-        for axes in figures.loss_figure(history, "").axes:
-            assert len(axes.lines) == len(axes.get_legend().get_texts()) == expected
-
-
-@pytest.mark.parametrize(("k", "numbers", "named"), [(20, 400, 20), (21, 0, 21), (100, 0, 25)])
-def test_a_picture_of_many_classes_has_neither_counts_nor_all_names(k, numbers, named):
-    axes = figures.confusion_figure(np.eye(k), range(k), "").axes[0]
-    shown = [tick.get_text() for tick in axes.get_yticklabels()]
-    assert len(axes.texts) == numbers and len(shown) == named
-    assert shown == [str(tick) for tick in np.asarray(axes.get_yticks(), int)]
-
-
 STRANGE = {
     "text.usetex": True,
     "figure.autolayout": True,
@@ -107,7 +61,7 @@ STRANGE = {
 
 
 def test_a_picture_has_its_own_settings_and_the_users_stay(tmp_path):
-    shown = (figures.loss_figure, HISTORIES["all equal"], "title")
+    shown = (figures.arc_figure, *ARC, "fit", "title")
     figures.draw(tmp_path / "by-default", *shown)
     with matplotlib.rc_context(STRANGE), np.errstate(all="raise"):
         before = dict(matplotlib.rcParams)
@@ -135,7 +89,7 @@ def test_a_picture_that_cannot_be_drawn_is_one_line_of_warning(tmp_path, caplog,
     kept = tmp_path / "loss.png"
     kept.write_text("of an earlier run")
     (tmp_path / ".full.png.partial").symlink_to("/dev/full")
-    one = (figures.loss_figure, HISTORIES["one line"], "")
+    one = (figures.arc_figure, *ARC, "fit", "title")
     figures.draw(tmp_path / "loss", raising(Unprintable()))
     figures.draw(tmp_path / "loss", raising(MemoryError()))
     figures.draw(tmp_path / "full", *one)
