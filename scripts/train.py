@@ -15,7 +15,7 @@ import command_line
 from absl import flags
 
 from dnntk import InputError, TrainConfig, train
-from dnntk.data.own_data import check_resumed
+from dnntk.data.own_data import check_same
 from dnntk.runs.folder import CONFIG, RunFolder
 from dnntk.runtime import processes
 from dnntk.training.forecast import forecast
@@ -32,7 +32,7 @@ flags.DEFINE_string("workdir", None, "Folder for all results. None: a new one un
 def _resumed_config(workdir: Path) -> TrainConfig:
     """The saved run's configuration, changed by the flags on the command line."""
     held = RunFolder(workdir).read_config()
-    check_resumed(held, {}, workdir)
+    check_same(held, {}, workdir, "resume")
     saved = TrainConfig.from_json(held)
     values = command_line.values(TrainConfig)
     changes = {name: value for name, value in values.items() if FLAGS[name].present}

@@ -25,6 +25,13 @@ ARGUMENTS = {
     "predict": "config workdir",
     "solve": "model variables x y * time ridge tolerance max_iterations",
 }
+# A module imports from its own layer and those before alone. Training and the infinitely deep
+# network share one: a `KernelFlow` solves a network, a prediction is compared with a trained run.
+LAYERS = (
+    *("errors", "checks", "fields", "runtime", "runs", "data", "kernel", "networks", "native"),
+    *("ntk", "figures", "infinite_depth training", "lyapunov parallel shares"),
+    "experiments report",
+)
 OTHERS = {
     *("Dataset", "Diverged", "InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
     *(
@@ -92,3 +99,24 @@ def test_every_module_says_what_it_exports_and_has_it():
         names, exports = names_and_exports(path)
         assert exports, f"{path} has no __all__"
         assert set(exports) <= names and len(set(exports)) == len(exports), path
+
+
+def imported(path):
+    """The parts of dnntk, folders or modules at its top, that a module imports from."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "dnntk":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("dnntk."):
+            yield node.module.split(".")[1]
+
+
+def test_no_import_goes_upwards():
+    package = Path(dnntk.__file__).parent
+    layer_of = {part: i for i, parts in enumerate(LAYERS) for part in parts.split()}
+    arrows = {
+        (path.relative_to(package).with_suffix("").parts[0], part)
+        for path in set(package.rglob("*.py")) - {package / "__init__.py"}
+        for part in imported(path)
+    }
+    assert len(arrows) > 60
+    assert not [(by, part) for by, part in arrows if layer_of[part] > layer_of[by]]

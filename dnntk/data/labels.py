@@ -1,4 +1,4 @@
-"""Labels of any kind as indices into the classes."""
+"""Classes: labels of any kind as indices into them, and the class that outputs decide for."""
 
 import math
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from dnntk.checks import brief, check_unmasked
-from dnntk.data.datasets import targets_of
+from dnntk.data.datasets import Dataset, targets_of
 from dnntk.errors import InputError
 
-__all__ = ["checked_classes", "index_labels", "label_values"]
+__all__ = ["checked_classes", "class_targets", "decide", "index_labels", "label_values"]
 
 # More different labels are taken for a regression's targets.
 MOST_CLASSES = 10_000
@@ -106,6 +106,30 @@ def index_labels(
         )
     of_test = None if test is None else _looked_up("labels_test", test, places, names)
     return tuple(map(_as_json, names)), labels, of_test
+
+
+def decide(outputs: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
+    """Class indices [n]: the class whose target is nearest to the outputs [n, d_out].
+
+    ``targets`` [k, d_out] holds the classes' targets; None is 0 and 1 for one output, and one-hot
+    vectors for several.
+    """
+    if targets is None:
+        several = outputs.shape[1] > 1
+        return np.argmax(outputs, axis=1) if several else (outputs[:, 0] > 0.5).astype(int)
+    # |f - y|^2 without |f|^2; for one-hot targets this compares the outputs' exact bits.
+    half = 0.5 * np.sum(targets**2, axis=1)
+    with np.errstate(all="ignore"):
+        return np.argmax(outputs @ targets.T - (half - half.min()), axis=1)
+
+
+def class_targets(dataset: Dataset) -> np.ndarray:
+    """The mean target [k, d_out] of each class's training examples; float64."""
+    assert dataset.labels_train is not None
+    count = len(dataset.classes)
+    sums = np.zeros((count, dataset.y_train.shape[1]))
+    np.add.at(sums, dataset.labels_train, dataset.y_train)
+    return sums / np.bincount(dataset.labels_train, minlength=count)[:, None]
 
 
 def _looked_up(

@@ -11,26 +11,17 @@ import hashlib
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dnntk.checks import brief, native_numbers
 from dnntk.data.datasets import Dataset, Unpooled, targets_of
-from dnntk.data.labels import checked_classes, index_labels, label_values
+from dnntk.data.labels import checked_classes, class_targets, decide, index_labels, label_values
 from dnntk.errors import InputError
 from dnntk.fields import without_effect
-from dnntk.training.config import TrainConfig
-from dnntk.training.evaluation import class_targets, decide
 
-__all__ = [
-    "check_resumed",
-    "check_same",
-    "own_dataset",
-    "record",
-    "warn_of_inputs",
-    "warn_of_negative",
-]
+__all__ = ["check_same", "own_dataset", "record", "warn_of_inputs", "warn_of_negative"]
 
 log = logging.getLogger("dnntk")
 
@@ -39,7 +30,20 @@ log = logging.getLogger("dnntk")
 LARGE = 10.0
 
 
-def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
+class _Config(Protocol):
+    """What own data depend on in a run's configuration."""
+
+    @property
+    def arch(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shift(self) -> int: ...
+
+
+def own_dataset(data: Dataset, config: _Config) -> Dataset:
     """Check the user's own data, and convert them to a dataset as `load_dataset` returns it.
 
     Args:
@@ -50,7 +54,7 @@ def own_dataset(data: Dataset, config: TrainConfig) -> Dataset:
             Without ``classes``, the classes are the labels, sorted. With labels, ``y_train`` may
             be missing: the targets are then 0 and 1 for two classes, else one-hot. Data without
             labels are a regression, which has no accuracy.
-        config: the run's, for the architecture and the result's dtype.
+        config: the run's `dnntk.TrainConfig`, for the architecture and the result's dtype.
 
     Returns:
         The dataset, in new arrays.
@@ -138,30 +142,16 @@ def record(data: Dataset) -> dict[str, Any]:
     return {"dataset": "own", "classes": list(data.classes), "own": own}
 
 
-def check_resumed(saved: dict[str, Any], recorded: dict[str, Any], workdir: Path) -> None:
-    """Refuse to resume a run on other data than it was started on.
+def check_same(
+    saved: dict[str, Any], recorded: dict[str, Any], workdir: Path, argument: str
+) -> None:
+    """Refuse to go on with a run on other data than it was started on.
 
     Args:
         saved: content of the run's config.json.
         recorded: `record` of the given data, or {} without own data.
         workdir: the run's folder.
-
-    Raises:
-        InputError: the data differ, or ``saved`` is no run's configuration.
-    """
-    check_same(saved, recorded, workdir, "resume")
-    if "own" in saved:
-        saved = {name: value for name, value in saved.items() if name != "own"}
-        saved |= {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
-    TrainConfig.from_json(saved)
-
-
-def check_same(
-    saved: dict[str, Any], recorded: dict[str, Any], workdir: Path, argument: str
-) -> None:
-    """Refuse other own data than a run's, as in `check_resumed`.
-
-    ``argument`` is the name of the argument that gave the run's folder, for the message.
+        argument: name of the argument that gave the folder, for the message.
 
     Raises:
         InputError: the data differ.
@@ -212,7 +202,7 @@ def _numbers(name: str, value: Any, dtype: str) -> np.ndarray:
     return array
 
 
-def _inputs(name: str, value: Any, config: TrainConfig) -> np.ndarray:
+def _inputs(name: str, value: Any, config: _Config) -> np.ndarray:
     array = _numbers(name, value, config.dtype)
     shapes = "images [n, H, W, c]" if config.arch == "cnn" else "[n, d_in] or images [n, H, W, c]"
     advice = {
@@ -229,7 +219,7 @@ def _inputs(name: str, value: Any, config: TrainConfig) -> np.ndarray:
     return array
 
 
-def _test_inputs(value: Any, x_train: np.ndarray, config: TrainConfig) -> np.ndarray:
+def _test_inputs(value: Any, x_train: np.ndarray, config: _Config) -> np.ndarray:
     if _is_missing(value):
         return x_train[:0]
     x_test = _inputs("x_test", value, config)
@@ -241,7 +231,7 @@ def _test_inputs(value: Any, x_train: np.ndarray, config: TrainConfig) -> np.nda
     return x_test
 
 
-def _unpooled(given: Any, x_train: np.ndarray, config: TrainConfig) -> Unpooled | None:
+def _unpooled(given: Any, x_train: np.ndarray, config: _Config) -> Unpooled | None:
     """The training images before pooling, which only a run with ``shift`` needs."""
     if given is None or not config.shift:
         return None
@@ -261,7 +251,7 @@ def _unpooled(given: Any, x_train: np.ndarray, config: TrainConfig) -> Unpooled 
 
 
 def _targets(
-    name: str, value: Any, examples: int, outputs: int | None, config: TrainConfig
+    name: str, value: Any, examples: int, outputs: int | None, config: _Config
 ) -> np.ndarray | None:
     """[n, d_out], or None without targets."""
     inputs = name.replace("y", "x")

@@ -21,6 +21,7 @@ import numpy as np
 
 from dnntk import fields, figures
 from dnntk.data.datasets import Dataset
+from dnntk.data.labels import class_targets
 from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.errors import InputError
 from dnntk.infinite_depth.config import PredictConfig
@@ -37,7 +38,6 @@ from dnntk.runtime import processes
 from dnntk.runtime.log_lines import printed_lines
 from dnntk.training.evaluation import (
     as_trained,
-    class_targets,
     confusion,
     described,
     mean_squared_error,

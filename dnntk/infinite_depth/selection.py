@@ -37,7 +37,7 @@ class Selection:
     ) -> None:
         """Hold out the last examples; load the scores that ``folder`` holds.
 
-        ``targets`` are the class targets of own data, as in `dnntk.training.evaluation.decide`.
+        ``targets`` are the class targets of own data, as in `dnntk.data.labels.decide`.
         """
         self._x, self._y = data.x_train[-held_out:], data.y_train[-held_out:]
         self._targets = targets

@@ -7,35 +7,12 @@ from typing import Any
 import numpy as np
 
 from dnntk.data.datasets import Dataset
+from dnntk.data.labels import decide
 
 __all__ = [
-    *("as_trained", "class_targets", "confusion", "constant_loss", "decide", "described"),
+    *("as_trained", "confusion", "constant_loss", "described"),
     *("inputs_as_trained", "mean_squared_error", "scores", "split_scores"),
 ]
-
-
-def decide(outputs: np.ndarray, targets: np.ndarray | None = None) -> np.ndarray:
-    """Class indices [n]: the class whose target is nearest to the outputs [n, d_out].
-
-    ``targets`` [k, d_out] holds the classes' targets; None is 0 and 1 for one output, and one-hot
-    vectors for several.
-    """
-    if targets is None:
-        several = outputs.shape[1] > 1
-        return np.argmax(outputs, axis=1) if several else (outputs[:, 0] > 0.5).astype(int)
-    # |f - y|^2 without |f|^2; for one-hot targets this compares the outputs' exact bits.
-    half = 0.5 * np.sum(targets**2, axis=1)
-    with np.errstate(all="ignore"):
-        return np.argmax(outputs @ targets.T - (half - half.min()), axis=1)
-
-
-def class_targets(dataset: Dataset) -> np.ndarray:
-    """The mean target [k, d_out] of each class's training examples; float64."""
-    assert dataset.labels_train is not None
-    count = len(dataset.classes)
-    sums = np.zeros((count, dataset.y_train.shape[1]))
-    np.add.at(sums, dataset.labels_train, dataset.y_train)
-    return sums / np.bincount(dataset.labels_train, minlength=count)[:, None]
 
 
 def scores(

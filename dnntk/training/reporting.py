@@ -88,7 +88,7 @@ def draw_run(
     """Draw all figures of a run into its folder ``path``.
 
     ``outputs`` are those of the first test examples, perhaps none; ``targets`` are the classes', as
-    in `dnntk.training.evaluation.decide`.
+    in `dnntk.data.labels.decide`.
     """
     title = f"{config.depth:,}-layer {config.arch.upper()}, {figures.plain(data.name)}"
     figures.draw(path / "loss", figures.loss_figure, history, title)

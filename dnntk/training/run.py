@@ -11,7 +11,7 @@ import jax
 
 from dnntk.checks import brief
 from dnntk.data.datasets import Dataset, load_dataset
-from dnntk.data.own_data import check_resumed, own_dataset, record
+from dnntk.data.own_data import check_same, own_dataset, record
 from dnntk.errors import Diverged, InputError
 from dnntk.runs.folder import DIVERGED, RunFolder
 from dnntk.runs.locks import freeing_folders
@@ -120,7 +120,11 @@ def _claimed(
 ) -> bool:
     """Claim the folder; returns whether it has a run to continue."""
     if resume and not folder.vacant:
-        check_resumed(folder.read_config(), recorded, folder.path)
+        saved = folder.read_config()
+        check_same(saved, recorded, folder.path, "resume")
+        if "own" in saved:
+            saved = saved | {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
+        TrainConfig.from_json({name: saved[name] for name in saved if name != "own"})
     data = {name: value for name, value in recorded.items() if name != "own"}
     return folder.claim(config.to_json() | data, resume, free=RESUMABLE)
 

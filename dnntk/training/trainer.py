@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dnntk.data.datasets import Dataset
+from dnntk.data.labels import class_targets
 from dnntk.data.own_data import warn_of_inputs
 from dnntk.errors import Diverged, Interrupted, Stopped
 from dnntk.networks.models import DeepNarrow
@@ -40,7 +41,6 @@ from dnntk.training.config import (
 )
 from dnntk.training.evaluation import (
     as_trained,
-    class_targets,
     inputs_as_trained,
     mean_squared_error,
     split_scores,

@@ -2,15 +2,7 @@
 
 import numpy as np
 
-from dnntk.training.evaluation import decide, described, mean_squared_error, split_scores
-
-
-def test_decisions_by_one_hot_targets_are_the_largest_outputs():
-    rng = np.random.default_rng(0)
-    outputs = rng.normal(size=(500, 4)).astype(np.float32) * 1e-9
-    np.testing.assert_array_equal(decide(outputs, np.eye(4)), decide(outputs))
-    outputs = rng.normal(size=(500, 1)).astype(np.float32) * 1e-7 + np.float32(0.5)
-    np.testing.assert_array_equal(decide(outputs, np.array([[0.0], [1.0]])), decide(outputs))
+from dnntk.training.evaluation import confusion, described, mean_squared_error, split_scores
 
 
 def test_scores_are_the_thesis_s_loss_and_the_share_of_right_decisions():
@@ -19,6 +11,7 @@ def test_scores_are_the_thesis_s_loss_and_the_share_of_right_decisions():
     loss = 0.5 * (0.2**2 + 0.1**2 + 0.6**2) / 4
     np.testing.assert_allclose(found["test_loss"], loss)
     assert found["test_accuracy"] == 0.75
+    np.testing.assert_array_equal(confusion(outputs, y[:, 0].astype(int), 2), [[2, 1], [0, 1]])
     np.testing.assert_allclose(mean_squared_error(loss, 1), np.mean((outputs - y) ** 2))
     assert split_scores("test", outputs, y, labelled=False)["test_accuracy"] is None
     words = described(found | {"train_loss": 0.5, "train_accuracy": None})
