@@ -16,7 +16,7 @@ from dnntk.training.run import TrainResult, train
 from dnntk.training.solve import SolveReport, solve
 
 if TYPE_CHECKING:
-    from dnntk.infinite_depth.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
+    from dnntk.estimators.infinite_depth import InfiniteDepthClassifier, InfiniteDepthRegressor
 
 __all__ = [
     "Dataset",
@@ -48,9 +48,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the estimators on first use: scikit-learn takes long to import."""
     if name in ("InfiniteDepthClassifier", "InfiniteDepthRegressor"):
-        from dnntk.infinite_depth import estimators
+        from dnntk.estimators import infinite_depth
 
-        return getattr(estimators, name)
+        return getattr(infinite_depth, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

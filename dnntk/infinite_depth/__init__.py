@@ -1,1 +1,1 @@
-"""The infinitely deep network: kernel gradient flow, its estimators and predictions."""
+"""The infinitely deep network: kernel gradient flow and predictions."""

@@ -12,7 +12,7 @@ from mutations import mutations
 from dnntk import TrainConfig
 from dnntk.data.idx import read_idx
 from dnntk.errors import InputError
-from dnntk.infinite_depth import savefile
+from dnntk.estimators import savefile
 from dnntk.infinite_depth.cross_kernel import CrossKernel
 from dnntk.infinite_depth.gram_matrix import PROGRESS, TILES, SymmetricGram
 from dnntk.kernel import limit_ntk

@@ -11,7 +11,7 @@ import dnntk
 from dnntk import TrainConfig
 from dnntk.data.idx import MNIST_FILES, read_idx
 from dnntk.errors import InputError
-from dnntk.infinite_depth import savefile
+from dnntk.estimators import savefile
 from dnntk.infinite_depth.prediction import predict
 from dnntk.kernel import limit_ntk
 from dnntk.native import build

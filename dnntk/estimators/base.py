@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dnntk.checks import brief, check_choice, check_count, check_deviation, check_unmasked
 from dnntk.errors import InputError
-from dnntk.infinite_depth import savefile
+from dnntk.estimators import savefile
 from dnntk.infinite_depth.cross_kernel import CrossKernel
 from dnntk.infinite_depth.kernel_flow import MAX_ITERATIONS, KernelFlow
 from dnntk.kernel import limit_ntk

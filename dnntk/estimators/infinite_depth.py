@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from dnntk.checks import native_numbers
 from dnntk.errors import InputError
-from dnntk.infinite_depth.estimator_base import CheckedScore, InfiniteDepth
+from dnntk.estimators.base import CheckedScore, InfiniteDepth
 
 __all__ = ["InfiniteDepthClassifier", "InfiniteDepthRegressor"]
 

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 from dnntk import InputError
-from dnntk.infinite_depth.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
+from dnntk.estimators.infinite_depth import InfiniteDepthClassifier, InfiniteDepthRegressor
 
 LABELS = {
     "integers": np.array([7, -2, 2**62]),

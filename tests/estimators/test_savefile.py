@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from dnntk import InputError
-from dnntk.infinite_depth import savefile
-from dnntk.infinite_depth.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
+from dnntk.estimators import savefile
+from dnntk.estimators.infinite_depth import InfiniteDepthClassifier, InfiniteDepthRegressor
 
 ARRAYS = {"b": np.array([[1.5, -0.0, np.nan]]), "a": np.arange(5.0)}
 

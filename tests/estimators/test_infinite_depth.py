@@ -15,7 +15,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from dnntk import InputError
-from dnntk.infinite_depth.estimators import InfiniteDepthClassifier, InfiniteDepthRegressor
+from dnntk.estimators.infinite_depth import InfiniteDepthClassifier, InfiniteDepthRegressor
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.kernel import limit_ntk
 
@@ -87,7 +87,7 @@ def test_a_prediction_depends_on_its_own_point_only(digits, monkeypatch):
     model = InfiniteDepthClassifier().fit(x, y)
     together = model.decision_function(x_test)
     assert_allclose(model.decision_function(x_test[5:6]), together[5:6], **CLOSE)
-    monkeypatch.setattr("dnntk.infinite_depth.estimator_base.BLOCK_SIZE", 50)
+    monkeypatch.setattr("dnntk.estimators.base.BLOCK_SIZE", 50)
     assert_allclose(model.decision_function(x_test), together, **CLOSE)
 
 

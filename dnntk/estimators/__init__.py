@@ -1,0 +1,1 @@
+"""Deep narrow networks as scikit-learn estimators, and the files that hold them."""
