@@ -6,25 +6,177 @@ machine with `limit_ntk`. Use them beside other estimators, in pipelines and sea
 `dnntk.KernelFlow`, on which they are built, for many times of one flow or for other kernels.
 """
 
-from typing import Any, Self
+import dataclasses
+from typing import Any
 
+import jax
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.utils import Tags
-from sklearn.utils.multiclass import check_classification_targets
+from numpy.typing import NDArray
 
-from dnntk.checks import native_numbers
-from dnntk.errors import InputError
-from dnntk.estimators.base import CheckedScore, InfiniteDepth
+from dnntk.checks import check_count, check_deviation
+from dnntk.estimators.base import (
+    DEFAULT_TIME,
+    NarrowEstimator,
+    check_filter,
+    checked_image,
+    typed,
+)
+from dnntk.estimators.targets import NarrowClassifier, NarrowRegressor
+from dnntk.infinite_depth.cross_kernel import CrossKernel
+from dnntk.infinite_depth.kernel_flow import MAX_ITERATIONS, KernelFlow
+from dnntk.kernel import limit_ntk
 
-__all__ = ["InfiniteDepthClassifier", "InfiniteDepthRegressor"]
+__all__ = ["InfiniteDepthClassifier", "InfiniteDepthRegressor", "LimitKernel"]
 
-_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-_LABELS = ("str", "object", "bool", "float16", "float32", "float64", *_INTEGERS)
+BLOCK_SIZE = 1024
+_KERNEL = {"rho": float, "beta": float, "d_out": int, "kernel_size": int}
 
 
-class InfiniteDepthClassifier(CheckedScore, ClassifierMixin, InfiniteDepth):
+@dataclasses.dataclass(frozen=True)
+class LimitKernel:
+    """`limit_ntk` of one network on flat inputs: [n1, d], [n2, d] -> [n1, n2].
+
+    Attributes:
+        rho: standard deviation of the Gaussian weights.
+        beta: standard deviation of the Gaussian biases.
+        d_out: outputs of the network.
+        image_shape: (H, W, c) to which the CNN's inputs are reshaped; None is the MLP.
+        kernel_size: side of the CNN's filters, odd.
+    """
+
+    rho: float
+    beta: float
+    d_out: int
+    image_shape: tuple[int, int, int] | None
+    kernel_size: int
+
+    def __post_init__(self) -> None:
+        """Check types and ranges, and convert to Python's own numbers, which a file can hold."""
+        for name in ("rho", "beta"):
+            object.__setattr__(self, name, float(check_deviation(name, getattr(self, name))))
+        object.__setattr__(self, "d_out", check_count("d_out", self.d_out))
+        size = check_filter(self.kernel_size, self.image_shape)
+        object.__setattr__(self, "kernel_size", size)
+
+    def __call__(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+        """The kernel's values."""
+        rows = (
+            x if self.image_shape is None else x.reshape(-1, *self.image_shape) for x in (x1, x2)
+        )
+        return limit_ntk(
+            *rows, rho=self.rho, beta=self.beta, d_out=self.d_out, kernel_size=self.kernel_size
+        )
+
+
+class InfiniteDepth(NarrowEstimator):
+    """An infinitely deep network on flat rows: parameters, fit, outputs.
+
+    A fitted estimator keeps only the arrays of its predictions.
+    """
+
+    RECORD = {"converged_": bool, "residual_": float, "n_iter_": int, "condition_": float}
+
+    def __init__(
+        self,
+        *,
+        rho: float = 1.0,
+        beta: float = 1.0,
+        time: float = DEFAULT_TIME,
+        ridge: float = 0.0,
+        arch: str = "mlp",
+        image_shape: tuple[int, ...] | None = None,
+        kernel_size: int = 3,
+        solver: str = "auto",
+        tolerance: float = 1e-6,
+        max_iterations: int = MAX_ITERATIONS,
+        memory: float | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Store the parameters; `fit` checks them.
+
+        Args:
+            rho: standard deviation of the network's Gaussian weights (the MLP's times sqrt(d_in)).
+            beta: standard deviation of its Gaussian biases over its scale.
+            time: kernel time of the training, t >= 0, as in `dnntk.train`; may be infinite. The
+                network has learnt the components of y whose eigenvalue of K/N is well above 1/t;
+                eigenvalues grow with the square of the inputs' scale. The default suffices for
+                nearly all components if inputs are of size 1. It is finite because duplicate inputs
+                make K singular: t = infinity then needs a ridge.
+            ridge: weight decay, in units of the eigenvalues of K/N.
+            arch: "mlp", or "cnn" with a global average pool, on images that are rows of X.
+            image_shape: (H, W) or (H, W, channels) of the rows of X, channels innermost, for a CNN;
+                None is square with one channel. Without effect on an MLP.
+            kernel_size: side of the CNN's filters, odd.
+            solver: "eigh", "krylov", or "auto": the first up to 4,096 examples, the second beyond.
+            tolerance: `fit` warns if the relative residual is larger.
+            max_iterations: most iterations of the Krylov method.
+            memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
+            verbose: show progress bars on standard error for what takes longer than five seconds.
+        """
+        self.rho = rho
+        self.beta = beta
+        self.time = time
+        self.ridge = ridge
+        self.arch = arch
+        self.image_shape = image_shape
+        self.kernel_size = kernel_size
+        self.solver = solver
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+        self.memory = memory
+        self.verbose = verbose
+
+    def _fit_outputs(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
+        kernel = LimitKernel(
+            self.rho, self.beta, y.shape[1], self._image(x.shape[1]), self.kernel_size
+        )
+        flow = KernelFlow(
+            kernel,
+            x,
+            y,
+            ridge=self.ridge,
+            solver=self.solver,
+            tolerance=self.tolerance,
+            max_iterations=self.max_iterations,
+            memory=self.memory,
+            block_size=BLOCK_SIZE,
+            progress=bool(self.verbose),
+        )
+        solution = flow.solution(self.time)
+        self.kernel_ = kernel
+        # The flow's copy of X: the caller may change X.
+        self.x_train_, self.coefficients_ = flow.gram.cross.x, solution.coefficients
+        self.converged_, self.residual_ = bool(solution.converged), float(solution.residual)
+        self.n_iter_, self.condition_ = int(solution.iterations), float(solution.condition)
+        self._warn_unless_converged(
+            "scale the inputs to size 1, add a ridge, or take a shorter time or more max_iterations"
+        )
+
+    def _outputs(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        cross = CrossKernel(self.kernel_, self.x_train_, "float64")
+        return cross.product(x, self.coefficients_, BLOCK_SIZE)
+
+    def _output_count(self) -> int:
+        return self.coefficients_.shape[1]
+
+    def _network_described(self) -> tuple[dict[str, NDArray], dict[str, Any]]:
+        arrays = {"x_train": self.x_train_, "coefficients": self.coefficients_}
+        return arrays, {"kernel": dataclasses.asdict(self.kernel_)}
+
+    def _restore_network(self, arrays: dict[str, NDArray], about: dict[str, Any]) -> None:
+        x, coefficients = arrays["x_train"], arrays["coefficients"]
+        if x.ndim != 2 or coefficients.ndim != 2 or len(x) != len(coefficients):
+            raise ValueError("arrays of different lengths")
+        kernel, shape = typed(about["kernel"], _KERNEL), about["kernel"]["image_shape"]
+        image_shape = None if shape is None else checked_image(shape, x.shape[1])
+        self.kernel_ = LimitKernel(**kernel, image_shape=image_shape)
+        if self.kernel_.d_out != coefficients.shape[1]:
+            raise ValueError("another number of outputs than the kernel's")
+        self.x_train_, self.coefficients_ = x, coefficients
+        self.n_features_in_ = x.shape[1]
+
+
+class InfiniteDepthClassifier(NarrowClassifier, InfiniteDepth):
     """Classification by the infinitely deep narrow network at a time of its training.
 
     The loss is least squares, as in the thesis: on one output with the targets 0 and 1 for two
@@ -32,7 +184,8 @@ class InfiniteDepthClassifier(CheckedScore, ClassifierMixin, InfiniteDepth):
     probabilities.
 
     Time is of order n^3 in the number of training examples, beyond 4,096 of n^2 an iteration;
-    prediction takes n evaluations of the kernel a point. Everything is float64.
+    prediction takes n evaluations of the kernel a point. Everything is float64. A saved file takes
+    8 (n_features + d_out) bytes a training example.
 
     Attributes:
         classes_: the labels, sorted.
@@ -48,80 +201,8 @@ class InfiniteDepthClassifier(CheckedScore, ClassifierMixin, InfiniteDepth):
             `dnntk.infinite_depth.kernel_flow.Solution`.
     """
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Solve the kernel gradient flow.
 
-        Args:
-            X: [n, n_features], finite; best of size about 1.
-            y: [n] labels of any type, of two classes or more.
-
-        Returns:
-            The estimator itself.
-
-        Raises:
-            InputError: a parameter has the wrong type or range; one class only; time is infinite,
-                there is no ridge, and the Gram matrix is singular.
-            ValueError: scikit-learn's, for X and y.
-        """
-        x, labels = self._validated(X, y)
-        check_classification_targets(labels)
-        classes, codes = np.unique(labels, return_inverse=True)
-        if len(classes) < 2:
-            raise InputError(f"y: expected two classes or more, got one class, {classes[0]!r}")
-        targets = codes[:, None].astype(np.float64)
-        if len(classes) > 2:
-            targets = np.eye(len(classes))[codes]
-        self._solve(x, targets)
-        self.classes_ = classes
-        return self
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """The evidence for each class.
-
-        Args:
-            X: [n, n_features].
-
-        Returns:
-            For two classes [n], the output - 1/2, positive for ``classes_[1]``; for more classes
-            [n, n_classes], the outputs: the largest is the prediction. float64.
-        """
-        outputs = self._outputs(X)
-        return outputs[:, 0] - 0.5 if outputs.shape[1] == 1 else outputs
-
-    def predict(self, X: ArrayLike) -> np.ndarray:
-        """The labels [n] of X [n, n_features]."""
-        decision = self.decision_function(X)
-        codes = (decision > 0).astype(int) if decision.ndim == 1 else decision.argmax(1)
-        return self.classes_[codes]
-
-    def _targets_described(self) -> dict[str, Any]:
-        kind = "str" if self.classes_.dtype.kind in "UT" else self.classes_.dtype.name
-        labels = self.classes_.tolist()
-        plain = type(labels[0]) in (str, bool, int, float) and kind in _LABELS
-        if not plain or any(type(label) is not type(labels[0]) for label in labels):
-            raise InputError(
-                "y: expected labels that are strings, numbers or bools to save them, got "
-                f"{labels[0]!r:.40}; turn them into strings before fit"
-            )
-        return {"labels": labels, "labels_type": kind}
-
-    def _restore_targets(self, about: dict[str, Any]) -> None:
-        kind, labels = about["labels_type"], about["labels"]
-        if kind not in _LABELS:
-            raise ValueError("labels of an unknown type")
-        if type(labels) is not list or type(labels[0]) not in (str, bool, int, float):
-            raise ValueError("no list of labels")
-        classes = np.array(labels, kind)
-        outputs = self.coefficients_.shape[1]
-        different = len(np.unique(classes)) == len(classes) > 1
-        if classes.ndim != 1 or not different or classes.tolist() != labels:
-            raise ValueError("labels that are not different values of one type")
-        if outputs != (1 if len(classes) == 2 else len(classes)):
-            raise ValueError("another number of classes than of outputs")
-        self.classes_ = classes
-
-
-class InfiniteDepthRegressor(CheckedScore, RegressorMixin, InfiniteDepth):
+class InfiniteDepthRegressor(NarrowRegressor, InfiniteDepth):
     """Regression by the infinitely deep narrow network at a time of its training.
 
     Targets are not scaled or centred: the network starts at 0, predictions are linear in y, and the
@@ -129,49 +210,8 @@ class InfiniteDepthRegressor(CheckedScore, RegressorMixin, InfiniteDepth):
     kernel is d_out; apart from this constant, every output is fitted independently.
 
     Time is of order n^3 in the number of training examples, beyond 4,096 of n^2 an iteration;
-    prediction takes n evaluations of the kernel a point. Everything is float64.
+    prediction takes n evaluations of the kernel a point. Everything is float64. A saved file takes
+    8 (n_features + d_out) bytes a training example.
 
     Attributes: those of `InfiniteDepthClassifier` without ``classes_``.
     """
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Solve the kernel gradient flow.
-
-        Args:
-            X: [n, n_features], finite; best of size about 1.
-            y: [n] or [n, d_out], finite.
-
-        Returns:
-            The estimator itself.
-
-        Raises:
-            InputError: a parameter has the wrong type or range; time is infinite, there is no
-                ridge, and the Gram matrix is singular.
-            ValueError: scikit-learn's, for X and y.
-        """
-        # scikit-learn itself refuses None and complex numbers; its tests expect its own messages.
-        if y is not None and getattr(getattr(y, "dtype", None), "kind", "") != "c":
-            y = native_numbers("y", y).astype(np.float64)
-        x, targets = self._validated(X, y, multi_output=True, y_numeric=True)
-        self._solve(x, targets.reshape(len(targets), -1))
-        self._flat = targets.ndim == 1
-        return self
-
-    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
-        """The outputs at X [n, n_features]: [n], or [n, d_out] if y had two axes. float64."""
-        outputs = self._outputs(X)
-        return outputs[:, 0] if self._flat else outputs
-
-    def __sklearn_tags__(self) -> Tags:
-        """scikit-learn's tags of a regressor with several outputs."""
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
-
-    def _targets_described(self) -> dict[str, Any]:
-        return {"flat": self._flat}
-
-    def _restore_targets(self, about: dict[str, Any]) -> None:
-        if type(about["flat"]) is not bool or about["flat"] and self.coefficients_.shape[1] > 1:
-            raise ValueError("several outputs in one column")
-        self._flat = about["flat"]

@@ -4,7 +4,6 @@ import pickle
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 
 from dnntk import InputError
@@ -18,13 +17,6 @@ LABELS = {
     "objects": np.array(["a", "bcd", "ef"], object),
     "bools": np.array([False, True]),
 }
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """Training and test images in 0 to 1, and labels, of digits 0 to 2."""
-    x, y = load_digits(n_class=3, return_X_y=True)
-    return x[:120] / 16, y[:120], x[120:220] / 16, y[120:220]
 
 
 def _rows(labels, digits):

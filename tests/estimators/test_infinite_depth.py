@@ -7,7 +7,7 @@ import processes
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -21,13 +21,6 @@ from dnntk.kernel import limit_ntk
 
 # Two orders of the same float64 sums; the outputs are of size 1.
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """Training and test images in 0 to 1, and labels, of digits 0 to 2."""
-    x, y = load_digits(n_class=3, return_X_y=True)
-    return x[:120] / 16, y[:120], x[120:220] / 16, y[120:220]
 
 
 @parametrize_with_checks([InfiniteDepthClassifier(), InfiniteDepthRegressor()])
@@ -53,15 +46,6 @@ def test_classifier_is_the_flow_of_one_hot_targets(arch, digits):
     assert found.score(x_test, y_test) > (0.9 if arch == "mlp" else 0.3)
 
 
-def test_two_classes_are_one_output_decided_at_a_half(digits):
-    x, y, x_test, _ = (each[digits[1][: len(each)] < 2] for each in digits)
-    expected = KernelFlow(limit_ntk, x, 1.0 - y).predict(x_test, 50.0)[:, 0]
-    labels = np.array(["one", "zero"])  # sorted the other way round than the digits
-    found = InfiniteDepthClassifier(time=50.0).fit(x, labels[1 - y])
-    assert_allclose(found.decision_function(x_test), expected - 0.5, **CLOSE)
-    assert_array_equal(found.predict(x_test), np.where(expected > 0.5, "zero", "one"))
-
-
 @pytest.mark.parametrize("solver", ["eigh", "krylov"])
 def test_regressor_is_the_flow_of_its_targets(solver, digits):
     x, _, x_test, _ = digits
@@ -72,22 +56,12 @@ def test_regressor_is_the_flow_of_its_targets(solver, digits):
     assert (found.n_iter_ > 0) == (solver == "krylov")
 
 
-def test_predictions_have_the_shape_of_the_targets_and_are_linear_in_them(digits):
-    x, y, x_test, _ = digits
-    model = InfiniteDepthRegressor(time=100.0)
-    flat = model.fit(x, y).predict(x_test)
-    assert flat.shape == (100,)
-    column = model.fit(x, -3.0 * y[:, None]).predict(x_test)
-    assert column.shape == (100, 1)
-    assert_allclose(column[:, 0], -3 * flat, **CLOSE)
-
-
 def test_a_prediction_depends_on_its_own_point_only(digits, monkeypatch):
     x, y, x_test, _ = digits
     model = InfiniteDepthClassifier().fit(x, y)
     together = model.decision_function(x_test)
     assert_allclose(model.decision_function(x_test[5:6]), together[5:6], **CLOSE)
-    monkeypatch.setattr("dnntk.estimators.base.BLOCK_SIZE", 50)
+    monkeypatch.setattr("dnntk.estimators.infinite_depth.BLOCK_SIZE", 50)
     assert_allclose(model.decision_function(x_test), together, **CLOSE)
 
 
@@ -185,28 +159,6 @@ def test_bad_parameters_are_refused_in_one_line(parameters, message, digits):
     with pytest.raises(InputError, match=message) as caught:
         model.fit(x[:20], y[:20])
     assert "\n" not in str(caught.value)
-
-
-def test_one_class_is_refused(digits):
-    x, _, _, _ = digits
-    with pytest.raises(InputError, match="expected two classes or more, got one class"):
-        InfiniteDepthClassifier().fit(x, np.ones(len(x), int))
-
-
-@pytest.mark.parametrize("estimator", [InfiniteDepthClassifier, InfiniteDepthRegressor])
-def test_a_score_refuses_masked_targets_and_arrays_that_raise_are_named(estimator, digits):
-    class Unreadable:
-        def __array__(self, dtype=None, copy=None):
-            raise OSError("gone\naway")
-
-    x, y, _, _ = digits
-    model = estimator().fit(x[:20], y[:20])
-    assert isinstance(model.score(x[:20], y[:20], np.ones(20)), float)
-    masked = np.ma.array(y[:20], mask=y[:20] == y[0])
-    with pytest.raises(InputError, match=r"^y must have no masked entries"):
-        model.score(x[:20], masked)
-    with pytest.raises(InputError, match=r"^X, y: expected arrays, got one that raises .*gone"):
-        model.predict(Unreadable())
 
 
 def test_rows_that_are_no_square_images_need_a_shape(digits):
