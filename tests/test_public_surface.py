@@ -120,3 +120,13 @@ def test_no_import_goes_upwards():
     }
     assert len(arrows) > 60
     assert not [(by, part) for by, part in arrows if layer_of[part] > layer_of[by]]
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    package, tests = Path(dnntk.__file__).parent, Path(__file__).parent
+    modules = {path for path in package.rglob("*.py") if path.name != "__init__.py"}
+    # Exceptions are tested where they are raised.
+    for path in modules - {package / "errors.py"}:
+        folder = tests / path.relative_to(package).parent
+        own = [*folder.glob(f"test_{path.stem}.py"), *folder.glob(f"test_{path.stem}_*.py")]
+        assert own, f"{path}: expected {folder}/test_{path.stem}.py"

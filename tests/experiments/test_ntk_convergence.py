@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
@@ -111,43 +110,10 @@ def test_a_finished_run_is_read_and_not_run_again(small, monkeypatch):
         np.testing.assert_array_equal(again.runs["figure-depth6"][name], values)
 
 
-def test_an_ensemble_is_its_networks_trained_one_by_one(x64):
-    data = load_dataset("toy")
-    x, y = data.x_train[::20].astype(np.float64), data.y_train[::20].astype(np.float64)
-    model = DeepNarrowMLP(5, 1, 9.0)
-    ensemble = Ensemble(model, 3, x, y)
-    params, frozen = ensemble.init(seed=4)
-    one = jax.tree.map(lambda p: np.asarray(p[1]), {"params": params, **frozen})
-    params, losses = ensemble.descent(0.3)(params, frozen, 4)
-
-    def loss(p):
-        return 0.5 * jnp.mean(jnp.sum((model.apply({**one, "params": p}, x) - y) ** 2, 1))
-
-    step = jax.jit(jax.value_and_grad(loss))
-    for _ in range(4):
-        value, gradient = step(one["params"])
-        one["params"] = jax.tree.map(lambda p, g: p - 0.3 * g, one["params"], gradient)
-    np.testing.assert_allclose(losses[1], value, rtol=1e-10)
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(one["params"]), strict=True):
-        np.testing.assert_allclose(a[1], b, atol=1e-12)
-
-
 def test_records_are_at_powers_of_two_and_the_end():
     assert record_steps(1) == [0, 1]
     assert record_steps(8) == [0, 1, 2, 4, 8]
     assert record_steps(2000)[-2:] == [1024, 2000]
-
-
-def test_a_fitted_power_is_found_within_its_interval():
-    rng = np.random.default_rng(0)
-    depths = np.repeat([10, 100, 1000, 10_000], 10)
-    covered = 0
-    for _ in range(200):
-        values = 3 * depths**-0.5 * np.exp(0.3 * rng.standard_normal(depths.size))
-        fit = rates.fit_power(list(zip(depths.tolist(), values.tolist(), strict=True)))
-        covered += fit["low"] < -0.5 < fit["high"]
-    assert 0.9 < covered / 200 < 0.99
-    assert rates.fit_power([(10, 1.0), (100, 0.5)]) is None
 
 
 def test_rates_are_fitted_by_rule_and_only_where_no_value_is_missing():

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 import processes
 import pytest
 
-from dnntk.errors import InputError
 from dnntk.experiments import trainability as t
-from dnntk.experiments.trainability_config import TrainabilityConfig, row_of, runs_of
-from dnntk.figures.trainability import trainability_figure
+from dnntk.experiments.trainability_config import TrainabilityConfig, row_of
 
 SMALL = TrainabilityConfig(
     dataset="digits",
@@ -63,23 +60,6 @@ def test_finished_runs_are_kept(figure):
         assert row["history"][-1]["train_loss"] == other["history"][-1]["train_loss"]
 
 
-def test_another_optimizer_has_the_rates_alone():
-    runs = dict(runs_of(dataclasses.replace(SMALL, optimizer="adam", scale=1.0)))
-    assert len(runs) == 2 * 2
-    assert {run.optimizer for run in runs.values()} == {"adam"}
-    assert {run.lr for run in runs.values()} == set(SMALL.rates)
-
-
-@pytest.mark.parametrize("preset", ["mlp-4000", "cnn-4000", "cnn-20000-binary"])
-def test_a_row_is_the_thesis_s(preset):
-    config = row_of(TrainabilityConfig(preset=preset))
-    d_out = 10 if config.classes == "all" else 1
-    # The published learning rate, whose gradient is 2 / d_out times the thesis's.
-    rate = config.time_step / (config.depth * config.scale**2) * d_out / 2
-    assert math.isclose(rate, 1e-8 if d_out == 1 else 1e-5)
-    assert config.depth == int(preset.split("-")[1])
-
-
 def test_a_row_is_set_beside_the_thesis_and_the_limit(tmp_path):
     done = processes.outcome(
         "trainability.py",
@@ -110,38 +90,3 @@ def test_a_row_that_diverges_is_a_row_all_the_same(tmp_path):
     assert (tmp_path / "w" / "row.png").exists()
     kept = dataclasses.replace(config, time_step=0.1)
     assert row_of(kept).time_step == 0.1 and row_of(kept).epochs == 40
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"time_step": 0.1, "preset": "mlp-4000-small-c"},
-        {"preset": "mlp-7"},
-        {"archs": ()},
-        {"inits": ("xavier",)},
-        {"rates": (0.1, -1.0)},
-        {"steps": 0},
-        {"optimizer": "newton"},
-        {"budget_minutes": -1.0},
-        {"depth": 1},
-    ],
-)
-def test_bad_settings_are_refused(fields):
-    with pytest.raises(InputError, match=next(iter(fields))):
-        TrainabilityConfig(**fields)
-
-
-@pytest.mark.parametrize("archs", [("mlp",), ("mlp", "cnn")])
-def test_the_legend_fits_the_picture(archs):
-    runs = runs_of(TrainabilityConfig(archs=archs, steps=10))
-    rows = [
-        {"arch": run.arch, "init": run.init, "lr": run.lr, "ended": "diverged"}
-        | {"history": [{"step": 0, "train_loss": 0.5}, {"step": 1, "train_loss": 0.4}]}
-        for _, run in runs
-    ]
-    figure = trainability_figure(rows, dict.fromkeys(archs, 0.45))
-    figure.canvas.draw()
-    (legend,) = figure.legends
-    box, whole = legend.get_window_extent(), figure.bbox
-    assert len(legend.get_texts()) == 11  # the kernel's step, 3 initializations, 6 rates, diverged
-    assert 0 <= box.x0 and box.x1 <= whole.x1 and 0 <= box.y0 and box.y1 <= whole.y1

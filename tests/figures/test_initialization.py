@@ -1,174 +1,45 @@
-"""Figures 3.1 and 3.2: values to styles, against the blocks of the thesis; styles to artists.
-
-The script's run is small and real; its picture is looked at through the artists it consists of.
-"""
+"""A picture is looked at through the artists it consists of: one for each parameter."""
 
 import collections
 import dataclasses
-import functools
-import json
 
-import jax
 import numpy as np
-import processes
-import pytest
 
-from dnntk import DeepNarrowMLP, InputError, to_standard
-from dnntk.experiments.initialization import InitializationConfig, initialize
-from dnntk.experiments.parameter_styles import (
-    bias_styles,
-    filter_styles,
-    network_styles,
-    weight_styles,
-)
 from dnntk.figures.initialization import (
     DASHES,
     MOST_LAYERS,
     TWICE,
+    Diagram,
     Style,
     initialization_figure,
     rows,
 )
 
 NONE, SOLID, DOUBLE, DASHED, DOUBLE_DASHED = Style
-SHAPES = {
-    "figures": InitializationConfig(),
-    "deep": InitializationConfig(
-        arch="cnn", channels=2, d_out=3, height=3, kernel_size=5, depth=40, seed=4
-    ),
-}
-FLAGS = ("--arch=mlp", "--d_in=2", "--d_out=1", "--depth=9", "--seed=3")
-BAD_FLAGS = {
-    "arch": (["--arch=rnn"], "arch"),
-    "d_in": (["--d_in=784"], "d_in"),
-    "taken workdir": (["--workdir=taken"], "workdir"),
-    "resume another": ([*FLAGS, "--workdir=taken", "--resume"], "resume"),
-}
 
 
-def thesis_styles(depth, d_in, d_out):
-    """Sections 3.1 and 4.0.1, block by block, in styles: (W, b) of each layer, W as [out, in]."""
-
-    def blocks(kind, n, m):
-        return np.where(np.eye(n, m, dtype=bool), kind, NONE)
-
-    def gap(n, m):
-        return np.full((n, m), NONE)
-
-    u, one = np.full((1, d_in), DASHED), np.full(1, DASHED)
-    first = np.block([[blocks(DOUBLE, d_in, d_in)], [u], [gap(d_out, d_in)]])
-    middle = np.block(
-        [
-            [blocks(SOLID, d_in, d_in), gap(d_in, 1), gap(d_in, d_out)],
-            [u, gap(1, 1), gap(1, d_out)],
-            [gap(d_out, d_in), gap(d_out, 1), blocks(SOLID, d_out, d_out)],
-        ]
-    )
-    last = np.block([gap(d_out, d_in), gap(d_out, 1), blocks(SOLID, d_out, d_out)])
-    zeros, outputs = np.full(d_in, SOLID), np.full(d_out, SOLID)
-    return [
-        (first, np.concatenate([zeros, one, np.full(d_out, DOUBLE)])),
-        *[(middle, np.concatenate([zeros, one, outputs]))] * (depth - 2),
-        (last, np.full(d_out, DOUBLE_DASHED)),
-    ]
+def diagram_of(lines, boxes, size, pooled):
+    """A diagram of a network of two inputs and one output, with units of ``size`` x ``size``."""
+    widths = (2, *(len(box) for box in boxes))
+    shades = [np.linspace(0, 2, size**2 * n).reshape(size, size, n) for n in widths]
+    named = {style: style.name.lower() for style in Style}
+    boxed = {style: name for style, name in named.items() if style is not NONE}
+    return Diagram(2, lines, boxes, shades, pooled, "title", named, boxed, "shade")
 
 
-@functools.cache
-def found_in(shape):
-    """What `initialize` finds in networks of one of the `SHAPES`."""
-    return initialize(SHAPES[shape])
+def random_diagram(depth, size):
+    """Every style of line and box at random places."""
+    rng, widths = np.random.default_rng(0), (2, *(depth - 1) * (4,), 1)
+    lines = [rng.integers(0, 5, shape) for shape in zip(widths, widths[1:], strict=False)]
+    boxes = [rng.integers(1, 5, width) for width in widths[1:]]
+    return diagram_of(lines, boxes, size, None if size == 1 else np.ones(1))
 
 
-@pytest.fixture(params=SHAPES)
-def drawn(request):
-    """(configuration, what was found) of one shape, both architectures."""
-    return SHAPES[request.param], found_in(request.param)
-
-
-def test_the_networks_own_parameters_have_the_styles_of_the_thesis(drawn):
-    config, found = drawn
-    for arch, network in found.items():
-        diagram = network.diagram
-        d_in = config.d_in if arch == "mlp" else config.channels
-        d_out = config.d_out or {"mlp": 2, "cnn": 1}[arch]
-        expected = thesis_styles(config.depth, d_in, d_out)
-        assert diagram.depth == len(expected) == config.depth
-        for lines, boxes, (w, b) in zip(diagram.lines, diagram.boxes, expected, strict=True):
-            np.testing.assert_array_equal(lines.T, w)
-            np.testing.assert_array_equal(boxes, b)
-        assert network.largest_output == 0
-
-
-def test_units_are_shaded_by_what_the_network_computes(drawn):
-    config, found = drawn
-    for arch, network in found.items():
-        diagram, x = network.diagram, config.inputs(arch)[0]
-        copies = [a[..., : x.shape[-1]] for a in diagram.activations[:-1]]
-        for copy in copies:  # of the input, in units of C, in every hidden layer
-            np.testing.assert_allclose(copy, x.reshape(copy.shape), rtol=1e-6)
-        for state in diagram.activations[1:-1]:
-            np.testing.assert_array_equal(state[..., x.shape[-1] + 1 :], 1)
-        assert not diagram.activations[-1].any()
-        assert (diagram.pooled is None) == (arch == "mlp")
-
-
-def test_a_baseline_is_all_dashed_with_boxes_of_zero():
-    config = InitializationConfig(arch="cnn", init="he_uniform", depth=4, height=3, d_out=2)
-    network = initialize(config)["cnn"]
-    diagram = network.diagram
-    assert all((lines == DASHED).all() for lines in diagram.lines)
-    assert all((boxes == SOLID).all() for boxes in diagram.boxes)
-    assert network.largest_output > 0
-    # What its units are shaded by ends in what either form of the network puts out.
-    for outputs in network.outputs:
-        np.testing.assert_allclose(diagram.pooled, outputs[0], rtol=1e-4, atol=1e-6)
-    assert len(diagram.activations) == 5
-    assert all((state >= 0).all() for state in diagram.activations[:-1])
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_one_changed_number_changes_one_style(dtype):
-    c = 5**2.2  # not a float32
-    for size in (1, 3, 5):
-        kernel, middle = np.zeros((2, size, size, 3, 4), dtype), size // 2
-        kernel[0, middle, middle] = np.eye(3, 4)
-        kernel[1, middle, middle] = c * np.eye(3, 4)
-        before = filter_styles(kernel, c)
-        np.testing.assert_array_equal(before[0], np.where(np.eye(3, 4, dtype=bool), SOLID, NONE))
-        np.testing.assert_array_equal(before[1], np.where(np.eye(3, 4, dtype=bool), DOUBLE, NONE))
-        rng = np.random.default_rng(size)
-        for new in (np.nextafter(dtype(1), dtype(2)), -1.0, 1e-20, c * (1 + 1e-6), np.nan):
-            where = tuple(int(rng.integers(n)) for n in kernel.shape)
-            changed = kernel.copy()
-            changed[where] = new
-            after = filter_styles(changed, c)
-            assert after[where[0], where[3], where[4]] == DASHED
-            assert np.sum(after != before) == 1
-    # A 1 beside the centre is no identity, nor is a 1 at the centre with company.
-    shifted, crowded = np.zeros((2, 3, 3, 1, 1), dtype)
-    shifted[0, 1] = crowded[1, 1] = crowded[2, 2] = 1
-    assert filter_styles(shifted, c) == filter_styles(crowded, c) == DASHED
-    weights = np.array([[0, 1, c, -c, 0.3]], dtype)
-    assert weight_styles(weights, c).tolist() == [[NONE, SOLID, DOUBLE, DASHED, DASHED]]
-    styles = [SOLID, DASHED, DOUBLE, DOUBLE_DASHED, DASHED]
-    assert bias_styles(weights[0], c).tolist() == styles
-
-
-def test_a_trained_weight_of_the_ntk_form_loses_its_style():
-    model, x = DeepNarrowMLP(4, 2, 50.0), np.ones((1, 3), np.float32)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
-    literal = jax.jit(lambda variables: to_standard(model, variables)[1]["params"])
-    before = network_styles(literal(variables), 50.0)
-    middle = variables["params"]["middle"]
-    middle = {"kernel": middle["kernel"].at[1, 0, 4].set(2), "bias": middle["bias"].at[1, 5].set(1)}
-    trained = variables | {"params": variables["params"] | {"middle": middle}}
-    after = network_styles(literal(trained), 50.0)
-    for kind, where, was in ((0, [0, 4], NONE), (1, [5], SOLID)):
-        changed = [
-            np.argwhere(a != b).tolist() for a, b in zip(after[kind], before[kind], strict=True)
-        ]
-        assert changed == [[], [], [where], []]
-        assert before[kind][2][*where] == was and after[kind][2][*where] == DASHED
+def deep_diagram(depth):
+    """All middle layers alike."""
+    widths = (2, *(depth - 1) * (4,), 1)
+    lines = [np.eye(*shape, dtype=int) for shape in zip(widths, widths[1:], strict=False)]
+    return diagram_of(lines, [np.full(width, SOLID) for width in widths[1:]], 1, None)
 
 
 def artists(diagram):
@@ -181,8 +52,8 @@ def artists(diagram):
 
 
 def test_every_parameter_of_a_shallow_network_is_drawn_in_its_style():
-    for network in found_in("figures").values():
-        diagram = network.diagram
+    for size in (1, 5):  # an MLP's units, and a CNN's
+        diagram = random_diagram(4, size)
         lines = collections.Counter(int(s) for layer in diagram.lines for s in layer.flat)
         boxes = collections.Counter(int(s) for layer in diagram.boxes for s in layer.flat)
         found = artists(diagram)
@@ -195,7 +66,7 @@ def test_every_parameter_of_a_shallow_network_is_drawn_in_its_style():
             dashed = [line.get_linestyle()[0][1] is not None for line in drawn]
             assert all(is_dashed == (style in DASHES) for is_dashed in dashed)
         styles = [layer.copy() for layer in diagram.lines]
-        styles[2][0, 0] = NONE
+        styles[2].flat[np.flatnonzero(styles[2] == SOLID)[0]] = NONE
         fewer = artists(dataclasses.replace(diagram, lines=styles))
         assert len(fewer["line SOLID"]) == lines[SOLID] - 1
 
@@ -205,68 +76,12 @@ def test_what_an_ellipsis_hides_is_said():
         layers = [layer for row in rows(depth) for layer in row]
         assert layers == list(range(depth + 1))
         assert any(len(row) > 1 for row in rows(depth)) == (depth > MOST_LAYERS)
-    network = found_in("deep")["cnn"]
+    diagram = deep_diagram(40)
 
     def texts(diagram):
         return " ".join(text.get_text() for text in initialization_figure(diagram).axes[0].texts)
 
-    assert "layers 5\nto 38,\nall alike" in texts(network.diagram)
-    lines = [layer.copy() for layer in network.diagram.lines]
+    assert "layers 5\nto 38,\nall alike" in texts(diagram)
+    lines = [layer.copy() for layer in diagram.lines]
     lines[20][1, 1] = DASHED
-    assert "1 of\nthem differ" in texts(dataclasses.replace(network.diagram, lines=lines))
-
-
-def test_configurations_are_checked():
-    for change, name in (
-        ({"arch": "rnn"}, "arch"),
-        ({"init": "zeros"}, "init"),
-        ({"depth": 1}, "depth"),
-        ({"kernel_size": 4}, "kernel_size"),
-        ({"rho": -1.0}, "rho"),
-        ({"d_out": 0}, "d_out"),
-        ({"width": 17}, "width"),
-        ({"channels": 7}, "channels"),
-        ({"beta": 1e7}, "beta"),
-        ({"scale": float("inf")}, "scale"),
-        ({"scale": 1.0}, "scale"),
-        ({"scale": 1 + 1e-9}, "scale"),
-        ({"seed": -1}, "seed"),
-    ):
-        with pytest.raises(InputError, match=name):
-            InitializationConfig(**change)
-
-
-@pytest.fixture(scope="module")
-def scripted(tmp_path_factory):
-    """(folder, outcomes) of the script: a small run, and the bad flags."""
-    folder = tmp_path_factory.mktemp("script")
-    (folder / "taken").mkdir()
-    (folder / "taken" / "config.json").write_text('{"depth": 8}')
-    cases = {name: flags for name, (flags, _) in BAD_FLAGS.items()}
-    cases["run"] = [*FLAGS, "--workdir=out"]
-    return folder, processes.outcomes("initialization.py", cases, folder)
-
-
-def test_the_script_leaves_a_picture_and_the_counts(scripted):
-    folder, outcomes = scripted
-    out, outcome = folder / "out", outcomes["run"]
-    assert outcome.returncode == 0, outcome.stderr
-    written = {"config.json", "summary.json", "figure_3_1.png", "figure_3_1.pdf"}
-    assert {file.name for file in out.iterdir()} == written
-    assert (out / "figure_3_1.png").stat().st_size > 10_000
-    assert (out / "figure_3_1.pdf").read_bytes().startswith(b"%PDF")
-    found = json.loads((out / "summary.json").read_text())["mlp"]
-    # d_in = 2, d_out = 1, nine layers: 2 of C, 3 ones in each of 7 and one at the end.
-    assert [found["lines"][s]["count"] for s in ("solid", "double", "dashed")] == [22, 2, 16]
-    assert found["lines"]["none"] == {"means": "0", "count": 8 + 7 * 16 + 4 - 40}
-    assert [of["count"] for of in found["boxes"].values()] == [2 * 8 + 7, 8, 1, 1]
-    assert found["boxes"]["double_dashed"]["means"] == "-C_L"
-    assert found["largest_output"] == 0 and "max |f(x)| = 0" in outcome.stdout
-
-
-@pytest.mark.parametrize("name", BAD_FLAGS)
-def test_a_bad_flag_is_one_line_and_status_2(name, scripted):
-    outcome = scripted[1][name]
-    assert outcome.returncode == 2, outcome.stderr
-    line = outcome.stderr.strip()
-    assert "\n" not in line and BAD_FLAGS[name][1] in line and line.startswith("initialization.py")
+    assert "1 of\nthem differ" in texts(dataclasses.replace(diagram, lines=lines))

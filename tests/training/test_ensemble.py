@@ -1,9 +1,10 @@
 """Many networks trained side by side."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from dnntk import DeepNarrowMLP
+from dnntk import DeepNarrowMLP, load_dataset
 from dnntk.training.ensemble import Ensemble
 
 
@@ -25,3 +26,24 @@ def test_a_trial_depends_on_its_number_alone_and_steps_add_up():
     jax.tree.map(np.testing.assert_array_equal, once, twice)
     np.testing.assert_allclose(start, 0.5 * np.mean(y**2), rtol=1e-6)  # outputs are 0 at first
     assert (again < start).all()
+
+
+def test_an_ensemble_is_its_networks_trained_one_by_one(x64):
+    data = load_dataset("toy")
+    x, y = data.x_train[::20].astype(np.float64), data.y_train[::20].astype(np.float64)
+    model = DeepNarrowMLP(5, 1, 9.0)
+    ensemble = Ensemble(model, 3, x, y)
+    params, frozen = ensemble.init(seed=4)
+    one = jax.tree.map(lambda p: np.asarray(p[1]), {"params": params, **frozen})
+    params, losses = ensemble.descent(0.3)(params, frozen, 4)
+
+    def loss(p):
+        return 0.5 * jnp.mean(jnp.sum((model.apply({**one, "params": p}, x) - y) ** 2, 1))
+
+    step = jax.jit(jax.value_and_grad(loss))
+    for _ in range(4):
+        value, gradient = step(one["params"])
+        one["params"] = jax.tree.map(lambda p, g: p - 0.3 * g, one["params"], gradient)
+    np.testing.assert_allclose(losses[1], value, rtol=1e-10)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(one["params"]), strict=True):
+        np.testing.assert_allclose(a[1], b, atol=1e-12)

@@ -1,0 +1,38 @@
+"""Powers of depth, fitted to what was measured."""
+
+import numpy as np
+
+from dnntk.experiments import rates
+
+
+def test_a_fitted_power_is_found_within_its_interval():
+    rng = np.random.default_rng(0)
+    depths = np.repeat([10, 100, 1000, 10_000], 10)
+    covered = 0
+    for _ in range(200):
+        values = 3 * depths**-0.5 * np.exp(0.3 * rng.standard_normal(depths.size))
+        fit = rates.fit_power(list(zip(depths.tolist(), values.tolist(), strict=True)))
+        covered += fit["low"] < -0.5 < fit["high"]
+    assert 0.9 < covered / 200 < 0.99
+    assert rates.fit_power([(10, 1.0), (100, 0.5)]) is None
+
+
+def test_quantities_are_relative_to_the_limit_and_the_start():
+    limit, start = np.array([2.0, 2.0]), np.array([[2.0, 2.0], [3.0, 1.0]])  # two trials
+    run = {
+        "kernel": np.stack([start, start + 1, start]),
+        "gamma": np.array([[1.0, 2.0], [0.0, 0.0], [4.0, 2.0]]),
+        "psi_2": np.array([[1.0, np.nan], [np.nan, np.nan], [2.0, np.nan]]),
+        "sign_changes": np.array([[0.0, 0.0], [0.5, 0.1], [0.2, 0.3]]),
+    }
+    found = rates.quantities(run, limit)
+    assert set(found) == set(rates.QUANTITIES)
+    np.testing.assert_allclose(found["deviation"], [0, 0.5])
+    np.testing.assert_allclose(found["movement"], [0.5, 0.5])
+    np.testing.assert_allclose(found["sign_changes"], [0.5, 0.3])
+    np.testing.assert_allclose(found["growth"], [2, 0])
+    diverged = found | {"growth": np.array([1.0, np.inf])}
+    assert rates.means(diverged)["growth"] is None and rates.means(diverged)["deviation"] == 0.25
+    fits = rates.fits([(depth, diverged) for depth in (4, 8, 16)])
+    assert fits["movement"]["exponent"] == 0
+    assert fits["growth"] is fits["deviation"] is None  # infinite, and 0
