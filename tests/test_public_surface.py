@@ -30,7 +30,7 @@ ARGUMENTS = {
 LAYERS = (
     *("errors", "checks", "fields", "runtime", "runs", "data", "kernel", "networks", "native"),
     *("ntk", "figures", "infinite_depth training", "lyapunov parallel shares"),
-    "experiments report",
+    "experiments report estimators",
 )
 OTHERS = {
     *("Dataset", "Diverged", "InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
