@@ -3,6 +3,7 @@ r"""Theorems 3.3 and 4.3: do deep trained networks predict what the infinitely d
 python scripts/limit_convergence.py
 python scripts/limit_convergence.py --arch=mlp --depths=30,100,300 --trials=8
 python scripts/limit_convergence.py --arch=cnn --dataset=mnist --train_examples=500 --times=5,20,50
+python scripts/limit_convergence.py --optimizer=kernel --times=100,1e4
 python scripts/limit_convergence.py --resume
 """
 
@@ -14,7 +15,7 @@ from dnntk.training.config import ARCHITECTURES
 
 FLAGS = flags.FLAGS
 
-command_line.define(LimitConfig, arch=(*ARCHITECTURES, "both"))
+command_line.define(LimitConfig, arch=(*ARCHITECTURES, "both"), optimizer=("sgd", "kernel"))
 flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", "runs/limit-convergence", "Folder for all results.")
 

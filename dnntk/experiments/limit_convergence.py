@@ -1,14 +1,17 @@
 """Theorems 3.3 and 4.3: deep trained networks predict what their infinitely deep limit predicts.
 
-`converge_to_limit` trains finite networks of growing depth, C = depth^2.2, by gradient descent in
-small steps, and compares their outputs on held-out examples with the limit's f_t at equal kernel
-times. The relative difference should fall as depth^-1/2. `dnntk.infinite_depth.spread` predicts
-its size without training: to first order, and from networks that are linear in their parameters.
+`converge_to_limit` trains finite networks of growing depth, C = depth^2.2, and compares their
+outputs on held-out examples with the limit's f_t at equal kernel times. They are trained by
+gradient descent in small steps, or in closed form (`dnntk.solve`), which reaches any time. The
+relative difference should fall as depth^-1/2. `dnntk.infinite_depth.spread` predicts its size
+without training: to first order, and from networks that are linear in their parameters.
 """
 
 import dataclasses
+import itertools
 import logging
 import math
+import operator
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,10 +34,12 @@ from dnntk.infinite_depth.spread import initialization_spread, linear_prediction
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.locks import freeing_folders
+from dnntk.runtime.progress import progress_bar
 from dnntk.training import engine
 from dnntk.training.ensemble import Ensemble
 from dnntk.training.evaluation import as_trained
 from dnntk.training.run import load_dataset_for
+from dnntk.training.solve import solve
 
 __all__ = ["Comparison", "converge_to_limit", "stepped"]
 
@@ -60,7 +65,7 @@ class Comparison:
         linear: [D, T], the same for networks linear in their parameters: RMS over the draws.
         first_order: [D, T], the same to first order in the change of the kernel.
         discretization: [T], the same for the limit itself, trained in steps of ``time_step``.
-        time_step: kernel time of a step.
+        time_step: kernel time of a step; 0 for networks trained in closed form.
         fits: T fitted powers of depth, ``exponent``, ``low``, ``high`` (95%), ``factor``; None
             for fewer than three depths.
     """
@@ -173,8 +178,10 @@ class _Arch:
             limit_ntk, d_out=self.y.shape[1], **config.kernel_options
         )
         self.flow = KernelFlow(self.kernel, self.x, self.y, progress=progress)
-        self.time_step, self.steps = self._choose_time_step()
-        self.times = self.time_step * np.array(self.steps)
+        self.times, self.time_step = np.array(config.times), 0.0
+        if config.optimizer == "sgd":
+            self.time_step, self.steps = self._choose_time_step()
+            self.times = self.time_step * np.array(self.steps)
 
     def result(self) -> Comparison:
         config = self.config
@@ -216,6 +223,8 @@ class _Arch:
         )
 
     def _discretization(self, limit: np.ndarray) -> np.ndarray:
+        if not self.time_step:
+            return np.zeros(len(limit))
         with jax.enable_x64(True):
             x = np.concatenate([self.x, self.held_out]).astype(np.float64)
             kernel = np.asarray(self.kernel(x, x[: len(self.x)]))
@@ -251,7 +260,10 @@ class _Arch:
 
         def train() -> dict[str, np.ndarray]:
             with jax.enable_x64(self.config.dtype == "float64"):
-                found = run.train(trials, self.time_step, self.steps, label, self.progress)
+                if self.config.optimizer == "kernel":
+                    found = run.solve(trials, self.times.tolist(), label, self.progress)
+                else:
+                    found = run.train(trials, self.time_step, self.steps, label, self.progress)
             return {"outputs": found}
 
         return self.folder.arrays(label, train)["outputs"]
@@ -263,10 +275,13 @@ class _Arch:
     def _log_time_step(self, discretization: np.ndarray) -> None:
         errors = ", ".join(f"{e:.1e}" for e in discretization)
         times = ", ".join(f"{t:g}" for t in self.times)
+        how = (
+            f"time_step {self.time_step:.4g}; by its steps alone the limit would be off by {errors}"
+        )
         log.info(
-            "%s: %d training and %d held-out examples, time_step %.4g; by its steps alone the "
-            "limit would be off by %s at t = %s",
-            *(self.arch, len(self.x), len(self.held_out), self.time_step, errors, times),
+            "%s: %d training and %d held-out examples, %s at t = %s",
+            *(self.arch, len(self.x), len(self.held_out)),
+            *(how if self.time_step else "networks trained in closed form", times),
         )
 
     def _log_depth(self, depth: int, differences: np.ndarray, linear: np.ndarray) -> None:
@@ -319,6 +334,23 @@ class _Networks:
             if step in steps
         }
         return np.stack([outputs[step] for step in steps], axis=1)
+
+    def solve(
+        self, trials: range, times: Sequence[float], label: str, progress: bool
+    ) -> np.ndarray:
+        """Outputs [trials, T, m, d_out] on the held-out examples at each of ``times``."""
+        ensemble = Ensemble(self.model, len(trials), self.x, self.y)
+        starts = jax.device_get(ensemble.init(self.seed, first=trials.start))
+        predict = jax.jit(lambda p, f: engine.apply(self.model, p, f, jnp.asarray(self.held_out)))
+        pairs = list(itertools.product(range(len(trials)), times))
+        outputs = []
+        for trial, time in progress_bar(pairs, desc=label, unit="network", disable=not progress):
+            params, frozen = jax.tree.map(operator.itemgetter(trial), starts)
+            start = {"params": params, **frozen}
+            trained, _ = solve(self.model, start, self.x, self.y, time=time, progress=False)
+            outputs.append(np.asarray(predict(trained["params"], frozen), np.float64))
+        found = np.stack(outputs)
+        return found.reshape(len(trials), len(times), *found.shape[1:])
 
 
 def _counts(config: LimitConfig, dataset: Dataset) -> tuple[int, int]:

@@ -28,10 +28,12 @@ class LimitConfig:
         test_examples: largest number of held-out examples to compare on.
         depths: depths of the networks; C = depth^2.2.
         trials: independent initializations of every network.
-        times: kernel times to compare at. The first is a whole number of steps; the others are
-            rounded to whole steps.
-        time_step: kernel time of a step of gradient descent; None is half of the largest stable
-            step, 2 / lambda_max of the limit's kernel on the training examples.
+        optimizer: "sgd" trains by gradient descent in small steps, "kernel" in closed form, to
+            any time.
+        times: kernel times to compare at. With sgd the first is a whole number of steps; the
+            others are rounded to whole steps.
+        time_step: kernel time of a step of sgd; None is half of the largest stable step,
+            2 / lambda_max of the limit's kernel on the training examples.
         rho, beta: standard deviations of the random weights and biases.
         kernel_size: side of the CNN's filters, odd.
         draws: number of linear networks per depth over which theory's difference is averaged.
@@ -48,6 +50,7 @@ class LimitConfig:
     test_examples: int = 120
     depths: tuple[int, ...] = (30, 100, 300, 1000)
     trials: int = 4
+    optimizer: str = "sgd"
     times: tuple[float, ...] = (10.0, 20.0)
     time_step: float | None = None
     rho: float = 1.0
@@ -62,6 +65,9 @@ class LimitConfig:
         fields.convert(self)
         check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
         check_choice("dtype", self.dtype, DTYPES)
+        check_choice("optimizer", self.optimizer, ("sgd", "kernel"))
+        if self.optimizer == "kernel":
+            fields.without_effect(self, ["time_step"], "on optimizer=kernel, which takes no steps")
         check_depths("depths", self.depths)
         check_each_once("times", self.times)
         check_positive(self, "times", "time_step")

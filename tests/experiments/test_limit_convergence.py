@@ -122,6 +122,19 @@ def test_a_run_that_was_cut_off_keeps_its_finished_networks(small, tmp_path, mon
     assert resumed.fits == [None, None]  # one depth shows no rate
 
 
+def test_networks_in_closed_form_are_those_of_descent_and_reach_any_time(small):
+    _, found = small
+    config = dataclasses.replace(
+        SMALL, optimizer="kernel", depths=(40,), trials=1, times=(1.0, 2.5, 1e4), time_step=None
+    )
+    solved = converge_to_limit(config, progress=False)["mlp"]
+    assert solved.times.tolist() == [1.0, 2.5, 1e4] and not solved.discretization.any()
+    error = np.abs(solved.outputs[0, 0, :2] - found.outputs[2, 0])
+    # Descent's own error is that of its steps.
+    assert error.max() < 3 * (found.discretization * np.abs(found.limit).max((1, 2))).max()
+    assert solved.differences[0, 0, 2] < 5 * solved.linear[0, 2]
+
+
 def test_a_finished_run_is_read_and_not_run_again(small, monkeypatch):
     folder, whole = small
     monkeypatch.setattr(figures, "draw", lambda *_: None)

@@ -12,6 +12,8 @@ def test_configurations_are_checked():
     for change, name in (
         ({"kernel_size": 2}, "kernel_size"),
         ({"time_step": 0.0}, "time_step"),
+        ({"optimizer": "adam"}, "optimizer"),
+        ({"optimizer": "kernel", "time_step": 0.1}, "time_step"),
         ({"seed": -1}, "seed"),
         ({"depths": (1, 100)}, "depths"),
         ({"depths": (5, 5)}, "depths"),
