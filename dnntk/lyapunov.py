@@ -160,18 +160,18 @@ def _psi_2(
 ) -> jax.Array:
     """Psi_2: the products of layers i to l for all 2 <= i <= l <= L, all i at once."""
     length, width, n = active_before.shape
-    steps = jnp.arange(1, length + 1, dtype=dtype)
+    layers = jnp.arange(1, length + 1, dtype=dtype)
     identity = jnp.eye(width, dtype=dtype)
 
     def layer(products: tuple, factors: tuple) -> tuple[tuple, jax.Array]:
-        step, before, after = factors
-        start = (steps == step)[:, None, None, None]
+        number, before, after = factors
+        start = (layers == number)[:, None, None, None]
         old, new = (
             jnp.einsum("nij,lnjk->lnik", factor, jnp.where(start, identity[None, None], product))
             for factor, product in zip((before, after), products, strict=True)
         )
         size, change = (_root_mean_square(_operator_norm(p)) for p in (old, new - old))
-        return (old, new), jnp.sum((size + change) ** 2) / step
+        return (old, new), jnp.sum((size + change) ** 2) / number
 
     masked = [
         jnp.where(
@@ -180,7 +180,7 @@ def _psi_2(
         for v, active in ((variables, active_before), (trained, active_after))
     ]
     zeros = jnp.zeros((length, n, width, width), dtype)
-    _, rows = lax.scan(layer, (zeros, zeros), (steps, *masked))
+    _, rows = lax.scan(layer, (zeros, zeros), (layers, *masked))
     return jnp.sum(rows) / length
 
 

@@ -12,8 +12,8 @@ scan. Sweeps repeat until the states no longer change (Picard's iteration for a 
 equation: with K the sum of the layers' weights over C, the error falls as K^s / s! in s sweeps).
 The backward pass is the same with known ReLUs: g = carry g' + column W^T g', masked.
 
-A sweep has the arithmetic of the forward pass, but O(log(depth)) consecutive steps instead of
-depth. It is faster if a step of the layer loop costs more than its arithmetic: for small widths and
+A sweep has the arithmetic of the forward pass, but O(log(depth)) consecutive stages instead of
+depth. It is faster if a turn of the layer loop costs more than its arithmetic: for small widths and
 batches, on accelerators above all. `scripts/parallel_depth.py` measures when.
 
 A fixed point iteration that treats the diagonal of the Jacobian exactly is the quasi-Newton case of
@@ -127,15 +127,15 @@ def _outputs(
     if tolerance is None:
         tolerance = ROUNDINGS * float(jnp.finfo(h.dtype).eps)
     solve = _solver(network, iterations, tolerance)
-    step = lambda h, layers: solve(h, layers, form.base, form.floor)  # noqa: E731
+    solve_chunk = lambda h, layers: solve(h, layers, form.base, form.floor)  # noqa: E731
     reports = []
     chunk = chunk or max(1, CHUNK_SIZE // max(1, h.size))
     blocks, rest = in_segments((params["middle"], initial.get("middle")), chunk)
     if blocks is not None:
-        h, report = jax.lax.scan(step, h, blocks)
+        h, report = jax.lax.scan(solve_chunk, h, blocks)
         reports.append(report)
     if rest is not None:
-        h, report = step(h, rest)
+        h, report = solve_chunk(h, rest)
         reports.append(jax.tree.map(lambda a: a[None], report))
     z = network.last(h, network.weights("last", params["last"], initial.get("last")))
     none = Report(jnp.zeros(0, jnp.int32), jnp.zeros(0, h.dtype), jnp.zeros(0, bool))
@@ -249,11 +249,11 @@ class _Chunk:
         converged = error <= self.tolerance
 
         def one_by_one() -> jax.Array:
-            def step(h: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
+            def one_layer(h: jax.Array, layer: Layer) -> tuple[jax.Array, jax.Array]:
                 h = self.network.activate(self.network.middle(h, layer))
                 return h, h
 
-            return jax.lax.scan(step, start, weights)[1]
+            return jax.lax.scan(one_layer, start, weights)[1]
 
         after = jax.lax.cond(converged, lambda: after, one_by_one)
         return after, Report(count, error, ~converged)
@@ -282,14 +282,14 @@ class _Chunk:
         back, _, error = self._converge(sweep, guess, change)
 
         def one_by_one() -> jax.Array:
-            def step(g: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
+            def one_layer(g: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
                 h, weights, active = layer
                 _, pull = jax.vjp(lambda h: self.network.middle(h, weights), h)
                 (g,) = pull(jnp.where(active, g, 0))
                 return g, g
 
             layers = (before, weights, active)
-            return jax.lax.scan(step, end, layers, reverse=True)[1]
+            return jax.lax.scan(one_layer, end, layers, reverse=True)[1]
 
         return jax.lax.cond(error <= self.tolerance, lambda: back, one_by_one)
 

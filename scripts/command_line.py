@@ -389,12 +389,12 @@ def _one_host_device_a_core() -> None:
         return
     values = flags.FLAGS.flag_values_dict()
     asked = math.prod(parse_mesh(values.get("mesh") or "").values())
-    share = -(-asked // (values.get("processes") or 1))
-    if share > MOST_HOST_DEVICES_ASKED:
+    devices = -(-asked // (values.get("processes") or 1))
+    if devices > MOST_HOST_DEVICES_ASKED:
         raise InputError(
             f"mesh: expected at most {MOST_HOST_DEVICES_ASKED} devices a process on CPU, "
-            f"got {share}"
+            f"got {devices}"
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    own = share if values.get("mesh") else min(cores or 1, MOST_HOST_DEVICES)
+    own = devices if values.get("mesh") else min(cores or 1, MOST_HOST_DEVICES)
     jax.config.update("jax_num_cpu_devices", own)

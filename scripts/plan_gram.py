@@ -140,7 +140,7 @@ def main() -> None:
     """Print a table of all layouts."""
     node = Node()
     sizes = {
-        "outputs": FLAGS.outputs,
+        "d_out": FLAGS.outputs,
         "tests": FLAGS.tests,
         "times": 6 + CURVE_POINTS,
         "iterations": FLAGS.iterations,

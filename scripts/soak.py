@@ -35,10 +35,10 @@ flags.DEFINE_integer("kills", 200, "Kills of all runs together.", lower_bound=1)
 flags.DEFINE_list(
     "meshes", ["data:1", "data:2", "depth:2", "data:2+depth:2"], "Meshes; + joins the two axes."
 )
-flags.DEFINE_float("moves", 0.3, "Share of runs that change their mesh.", lower_bound=0)
-flags.DEFINE_float("sigterm", 0.2, "Share of kills that are SIGTERM.", lower_bound=0)
+flags.DEFINE_float("moves", 0.3, "Fraction of runs that change their mesh.", lower_bound=0)
+flags.DEFINE_float("sigterm", 0.2, "Fraction of kills that are SIGTERM.", lower_bound=0)
 flags.DEFINE_integer("depth", 22, "Weight layers.", lower_bound=2)
-flags.DEFINE_float("early", 0.25, "Share of kills that may come before any step.", lower_bound=0)
+flags.DEFINE_float("early", 0.25, "Fraction of kills that may come before any step.", lower_bound=0)
 flags.DEFINE_integer("steps", 400, "Steps of each run.", lower_bound=2)
 flags.DEFINE_integer("seed", 0, "Seed of the random moments and meshes.")
 flags.DEFINE_bool("resume", False, "Go on with the soak in the workdir.")

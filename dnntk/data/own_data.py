@@ -115,13 +115,13 @@ def warn_of_inputs(data: Dataset) -> None:
 
 def warn_of_negative(data: Dataset) -> bool:
     """Return whether any inputs are negative, and log a warning if so."""
-    share = float(np.mean(data.x_train < 0))
-    negative = share > 0 or bool((data.x_test < 0).any())
+    fraction = float(np.mean(data.x_train < 0))
+    negative = fraction > 0 or bool((data.x_test < 0).any())
     if negative:
         log.warning(
             "data: %.3g%% of the inputs are negative and count as 0, which the network's first "
             "ReLU makes of them; shift every feature to start at 0, or split it by sign",
-            100 * share,
+            100 * fraction,
         )
     return negative
 
@@ -251,7 +251,7 @@ def _unpooled(given: Any, x_train: np.ndarray, config: _Config) -> Unpooled | No
 
 
 def _targets(
-    name: str, value: Any, examples: int, outputs: int | None, config: _Config
+    name: str, value: Any, examples: int, d_out: int | None, config: _Config
 ) -> np.ndarray | None:
     """[n, d_out], or None without targets."""
     inputs = name.replace("y", "x")
@@ -266,8 +266,8 @@ def _targets(
             raise
         raise InputError(f"{error}; classes go into labels_train") from None
     array = array[:, None] if array.ndim == 1 else array
-    width = "d_out" if outputs is None else str(outputs)
-    if array.ndim != 2 or len(array) != examples or array.shape[1] != (outputs or array.shape[1]):
+    width = "d_out" if d_out is None else str(d_out)
+    if array.ndim != 2 or len(array) != examples or array.shape[1] != (d_out or array.shape[1]):
         raise InputError(
             f"{name}: expected shape [{examples}, {width}], an example each as in {inputs}, got "
             f"{list(np.shape(value))}"
@@ -319,9 +319,9 @@ def _decided(data: Dataset) -> Dataset:
 
 def _describe(data: Dataset) -> str:
     shape = " x ".join(map(str, data.x_train.shape[1:]))
-    outputs = data.y_train.shape[1]
+    d_out = data.y_train.shape[1]
     named = f"{len(data.classes)} classes, " if data.classes else ""
     return (
         f"{data.name}: {named}{len(data.x_train)} training and {len(data.x_test)} test examples of "
-        f"{shape} numbers, {outputs} output{'s' if outputs > 1 else ''}"
+        f"{shape} numbers, {d_out} output{'s' if d_out > 1 else ''}"
     )

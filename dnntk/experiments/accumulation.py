@@ -228,9 +228,9 @@ def _subsampled(data: Dataset, most: int) -> Dataset:
 
 def _chosen(config: AccumulationConfig, data: Dataset) -> np.ndarray:
     """Indices of the test examples to follow: along the arc, or of each class in turn."""
-    count, outputs = config.points, data.y_test.shape[1]
-    if config.output >= outputs:
-        raise InputError(f"output: expected less than {outputs}, got {config.output}; or -1")
+    count, d_out = config.points, data.y_test.shape[1]
+    if config.output >= d_out:
+        raise InputError(f"output: expected less than {d_out}, got {config.output}; or -1")
     if count > len(data.x_test):
         raise InputError(f"points: expected at most {len(data.x_test)}, got {count}")
     if data.labels_test is None:

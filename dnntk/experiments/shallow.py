@@ -36,7 +36,7 @@ class ShallowMLP(nn.Module):
 
     Attributes:
         width: hidden units.
-        d_out: outputs.
+        d_out: output dimension.
         rho, beta: standard deviations of the hidden weights (times sqrt(d_in)) and biases; beta
             also multiplies the output bias, which starts at 0.
 

@@ -104,9 +104,9 @@ def _over_time(axes: "Axes", points: Sequence[Point], limit: dict[str, Any]) -> 
     """Test accuracy against t: the limits as whole curves, the largest networks as marks."""
     for side, color, line in (("deep", BLUE, "--"), ("wide", GREEN, "--"), ("linear", BLACK, ":")):
         curve = limit[side]["curve"]
-        times, shares = [p["time"] for p in curve], [100 * p["test_accuracy"] for p in curve]
+        times, percent = [p["time"] for p in curve], [100 * p["test_accuracy"] for p in curve]
         name = "linear control" if side == "linear" else None
-        axes.plot(times, shares, line, color=color, linewidth=1.2, label=name)
+        axes.plot(times, percent, line, color=color, linewidth=1.2, label=name)
     most = max((p["depth"] for p in points), default=0)
     for key, (color, marker, _) in SERIES.items():
         mine = [p for p in points if (p["rule"], p["clock"]) == key and p["depth"] == most]

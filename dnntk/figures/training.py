@@ -102,18 +102,18 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[Any], title: str) -> 
     crowded = len(names) * (1 + longest) > 9 * side
     figure = new_figure(side + 1.2 + 0.06 * longest, side + 0.06 * longest * crowded)
     axes = figure.subplots()
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = "medium" if k < 6 else "x-small"
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts if k <= NUMBERED else np.zeros((0, 0))):
-        shade = "white" if shares[row, column] > 0.5 else "black"
+        shade = "white" if fractions[row, column] > 0.5 else "black"
         axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=size)
     size = "small" if k > NUMBERED else "medium"
     axes.set_xticks(ticks, names, fontsize=size, rotation=90 if crowded else 0)
     axes.set_yticks(ticks, names, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    figure.colorbar(image, ax=axes, label="share of the true class")
+    figure.colorbar(image, ax=axes, label="fraction of the true class")
     figure.suptitle(title, wrap=True)
     return figure
 

@@ -29,7 +29,7 @@ class Workload:
     Attributes:
         examples: n, training examples.
         shape: of one example, (d,) for the MLP or (H, W, c) for the CNN.
-        outputs: d_out.
+        d_out: output dimension.
         tests: points to predict at.
         times: kernel times reported at these points and at the training examples.
         iterations: of the Krylov method; 0 is an eigendecomposition.
@@ -43,7 +43,7 @@ class Workload:
 
     examples: int
     shape: tuple[int, ...]
-    outputs: int
+    d_out: int
     tests: int
     times: int
     iterations: int
@@ -57,7 +57,7 @@ class Workload:
     @property
     def columns(self) -> int:
         """Vectors in a block of the Krylov method."""
-        return max(self.outputs, BLOCK)
+        return max(self.d_out, BLOCK)
 
     @property
     def tile_rows(self) -> int:
@@ -182,10 +182,10 @@ def cost(workload: Workload, rates: Rates) -> Cost:
     sizes = [columns * check for check in _checks(iterations)] if iterations else [n]
     over_basis = BASIS_PASSES * own * iterations * (iterations - 1) / 2
     answers = 2 * p.times * 8.0 * rows * size  # at the training examples, and the coefficients
-    outputs = p.times * p.outputs
+    columns = p.times * p.d_out
     new = float(-(-p.tests // p.processes)) * n
     product = p.tile_bytes / (rates.read if p.folder else rates.product) if p.stored else 0.0
-    sent = 2 * iterations * vectors + 8.0 * outputs * (2 * n * (iterations > 0) + p.tests)
+    sent = 2 * iterations * vectors + 8.0 * columns * (2 * n * (iterations > 0) + p.tests)
     traffic = others * (sent + (0 if iterations else p.processes * 8.0 * n * n))
     disk = (p.tile_bytes * p.stored + iterations * own) if p.folder else 0.0
     return Cost(
@@ -194,13 +194,13 @@ def cost(workload: Workload, rates: Rates) -> Cost:
             "tiles": p.tile_bytes if p.stored and not p.folder else 0.0,
             "basis": own * iterations if iterations else EIGH_MATRICES * 8.0 * n * n,
             "vectors": own * WORKING_BLOCKS + vectors * EXCHANGED_BLOCKS * (p.processes > 1),
-            "outputs": 8.0 * outputs * (3 * n + 2 * p.tests),
+            "outputs": 8.0 * columns * (3 * n + 2 * p.tests),
         },
         operations={
             "kernel": p.entry_operations * (sweeps * entries + new),
             "product": 4.0 * p.tile_bytes / 8 * columns * iterations,
             "basis": over_basis / 4 * columns,
-            "prediction": 2.0 * new * outputs + answers / 4 * p.outputs,
+            "prediction": 2.0 * new * columns + answers / 4 * p.d_out,
         },
         traffic=traffic,
         disk=disk,
@@ -211,7 +211,7 @@ def cost(workload: Workload, rates: Rates) -> Cost:
             "basis": over_basis / rates.basis + iterations * rows * columns / rates.columns,
             "eigenvectors": sum(float(d) ** 3 for d in sizes) / rates.eigh,
             "prediction": new / rates.entries
-            + 2 * new * outputs / rates.matrix
+            + 2 * new * columns / rates.matrix
             + answers / rates.basis,
             "disk": disk / rates.disk,
         },

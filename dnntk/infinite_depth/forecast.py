@@ -29,7 +29,7 @@ from dnntk.infinite_depth.solvers import BLOCK, CHUNK, Krylov, uses_eigh
 from dnntk.runs.folder import resident_bytes
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
-from dnntk.runtime.devices import COMPILING, HOST_SHARE, on_cpu, worth
+from dnntk.runtime.devices import COMPILING, HOST_FRACTION, on_cpu, worth
 from dnntk.runtime.threads import one_blas_thread
 
 __all__ = ["PredictForecast", "forecast"]
@@ -88,7 +88,7 @@ class PredictForecast:
         where = (
             "in files" if p.folder else "in memory" if p.stored else "evaluated for every product"
         )
-        share = f", shared by {p.processes} processes" if p.processes > 1 else ""
+        shared = f", shared by {p.processes} processes" if p.processes > 1 else ""
         solver = "eigendecomposition"
         if p.iterations:
             solver = (
@@ -99,16 +99,16 @@ class PredictForecast:
         work = ", ".join(f"{k} {v / 1e9:.3g}" for k, v in c.operations.items() if v)
         parts = {"choice": self.choice_seconds} | c.seconds
         times = ", ".join(f"{k} {v:.3g}" for k, v in parts.items() if v >= 0.05)
-        step = f" ({c.traffic / p.iterations / 1e6:.3g} MB an iteration)" if c.traffic else ""
+        each = f" ({c.traffic / p.iterations / 1e6:.3g} MB an iteration)" if c.traffic else ""
         return "\n".join(
             (
                 f"matrix:      {p.examples:,} x {p.examples:,}, {p.tile_bytes / 1e9:.2f} GB of "
-                f"tiles a process, {where}{share}",
+                f"tiles a process, {where}{shared}",
                 f"solver:      {solver}",
                 f"memory:      {self.total_memory / 1e9:.2f} GB a process at the peak (now "
                 f"{self.held_bytes / 1e9:.2f}, {memory})",
                 f"arithmetic:  {sum(c.operations.values()) / 1e9:.3g} Gflop a process ({work})",
-                f"traffic:     {c.traffic / 1e9:.3g} GB received by a process{step}",
+                f"traffic:     {c.traffic / 1e9:.3g} GB received by a process{each}",
                 f"disk:        {c.disk / 1e9:.3g} GB a process",
                 f"time:        {_duration(self.total_seconds)} until the pictures (s: {times})",
                 f"calibrated:  {r.entries / 1e6:.3g} M kernel entries/s, products "
@@ -143,7 +143,7 @@ class _Calibration:
         self.config, self.data = config, self.run.data
         self.memory = usual_memory() if config.memory_gb is None else config.memory_gb * 1e9
         self.rng = np.random.default_rng(0)
-        self.outputs = self.data.y_train.shape[1]
+        self.d_out = self.data.y_train.shape[1]
         self.kernel = self.run.kernel(config.rho[0], config.beta[0])
         self.cross = CrossKernel(self.kernel, self.data.x_train, config.dtype)
 
@@ -186,7 +186,7 @@ class _Calibration:
         return Workload(
             examples=examples,
             shape=self.data.x_train.shape[1:],
-            outputs=self.outputs,
+            d_out=self.d_out,
             tests=tests,
             times=times,
             iterations=iterations,
@@ -204,12 +204,12 @@ class _Calibration:
         pairs, times = len(config.rho) * len(config.beta), len(config.times_or_default)
         if pairs > 1:
             few = min(config.search_examples, rest)
-            steps = 0 if self._direct(few) else iterations
-            search = self._workload(few, held_out, times, steps)
+            needed = 0 if self._direct(few) else iterations
+            search = self._workload(few, held_out, times, needed)
             searched = dataclasses.replace(search, folder=False)
             total += pairs * cost(searched, rates).total_seconds
-        steps = 0 if self._direct(rest) else iterations
-        last = self._workload(rest, held_out, times, steps)
+        needed = 0 if self._direct(rest) else iterations
+        last = self._workload(rest, held_out, times, needed)
         seconds = cost(last, rates).seconds
         return total + sum(seconds.values()) - (seconds["kernel"] if last.stored else 0.0)
 
@@ -241,9 +241,9 @@ class _Calibration:
 
     def _devices(self, work: float, compiling: float) -> tuple[int, float]:
         """The number of devices that share ``work`` seconds of one, and their speed-up."""
-        share = HOST_SHARE if on_cpu() else 1.0
-        used = worth(share * work, max(compiling, COMPILING), len(jax.local_devices()))
-        return used, 1 / (1 - share * (1 - 1 / used))
+        idle = HOST_FRACTION if on_cpu() else 1.0
+        used = worth(idle * work, max(compiling, COMPILING), len(jax.local_devices()))
+        return used, 1 / (1 - idle * (1 - 1 / used))
 
     def _rates(
         self, workload: Workload, entries: float, recomputed: float, compiling: float
@@ -318,10 +318,10 @@ class _Calibration:
 
     def _matrix(self, workload: Workload) -> float:
         rows = min(workload.block_size, workload.examples)
-        outputs = workload.times * workload.outputs
-        block, right = self.rng.normal(size=(rows, rows)), self.rng.normal(size=(rows, outputs))
+        columns = workload.times * workload.d_out
+        block, right = self.rng.normal(size=(rows, rows)), self.rng.normal(size=(rows, columns))
         block @ right
-        return 2 * rows**2 * outputs / (_together(lambda: [block @ right for _ in range(4)]) / 4)
+        return 2 * rows**2 * columns / (_together(lambda: [block @ right for _ in range(4)]) / 4)
 
     def _network(self, columns: int) -> float:
         if not processes.is_multiprocess():
@@ -369,7 +369,7 @@ class _Calibration:
             if math.inf not in config.times_or_default:
                 raise  # the run would raise it, too
             # The matrix is singular: the basis holds every direction.
-            return sample, math.ceil(sample / max(self.outputs, BLOCK))
+            return sample, math.ceil(sample / max(self.d_out, BLOCK))
         finally:
             log.setLevel(level)
         return sample, max(each.iterations for each in solutions)

@@ -146,8 +146,8 @@ def _sine_root_and_y(
         root_and_inverse(square)[0],
         root_and_inverse(var_x)[0] * root_and_inverse(var_y)[0],
     )
-    share = _divide(sine, root) * _divide(sine, root + jnp.abs(cov))
-    return sine, root, jnp.where(root <= 0, 1.0, jnp.minimum(share, 1.0))
+    ratio = _divide(sine, root) * _divide(sine, root + jnp.abs(cov))
+    return sine, root, jnp.where(root <= 0, 1.0, jnp.minimum(ratio, 1.0))
 
 
 def root_and_inverse(square: jax.Array) -> tuple[jax.Array, jax.Array]:

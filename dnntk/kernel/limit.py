@@ -57,7 +57,7 @@ def limit_ntk(
             and the result exactly symmetric.
         rho: standard deviation of the Gaussian weights (the MLP's times sqrt(d_in)).
         beta: standard deviation of the Gaussian biases over the network's scale.
-        d_out: number of outputs.
+        d_out: output dimension.
         kernel_size: side of the CNN's filters, odd.
 
     Returns:
@@ -77,13 +77,13 @@ def limit_ntk(
     if right is not None:
         _check_squares("x2", right)
     rho, beta = check_deviation("rho", rho), check_deviation("beta", beta)
-    outputs = float(check_count("d_out", d_out))  # JAX takes no int beyond 2^31
+    constant = float(check_count("d_out", d_out))  # JAX takes no int beyond 2^31
     kernel_size = check_count("kernel_size", kernel_size)
     if kernel_size % 2 == 0:
         raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
     # Cosines in a block: on a CPU few enough for its cache; elsewhere blocks are few and large.
     elements = 2**18 if on_cpu() else 2**24
-    return _limit_ntk(left, right, rho, beta, outputs, kernel_size, elements)
+    return _limit_ntk(left, right, rho, beta, constant, kernel_size, elements)
 
 
 def _check_squares(name: str, x: jax.Array) -> None:

@@ -23,7 +23,7 @@ WEIGHTS_PER_EXAMPLE, MATRIX_PRODUCT_LAYERS = 14, 10_000
 STATE_BYTES_PER_PARAMETER_BYTE, LEAST_STATE_BYTES = 0.36, 128 << 20
 # Bytes of a state after the library has packed it, for every byte before: 0.34 to 0.57 in training.
 PACKED_SHARE = 0.5
-# Bytes of states that a thread may keep: more than its share of the cache is slower than computing
+# Bytes of states that a thread may keep: more than its part of the cache is slower than computing
 # them again. Beyond, segments of sqrt(depth) layers are recomputed.
 THREAD_STATE_BYTES = 8 << 20
 

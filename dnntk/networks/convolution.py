@@ -108,19 +108,19 @@ def shifts(h: jax.Array, layout: RowLayout) -> list[jax.Array]:
     return [_shift(h, dy * layout.row + dx) for dy in reach for dx in reach]
 
 
-def _shift(h: jax.Array, step: int) -> jax.Array:
-    """``out[:, p] = h[:, p + step]``, zero beyond the ends."""
-    if step == 0:
+def _shift(h: jax.Array, offset: int) -> jax.Array:
+    """``out[:, p] = h[:, p + offset]``, zero beyond the ends."""
+    if offset == 0:
         return h
-    if step > 0:
-        return jnp.pad(h[:, step:], ((0, 0), (0, min(step, h.shape[1])), (0, 0)))
-    return jnp.pad(h[:, :step], ((0, 0), (min(-step, h.shape[1]), 0), (0, 0)))
+    if offset > 0:
+        return jnp.pad(h[:, offset:], ((0, 0), (0, min(offset, h.shape[1])), (0, 0)))
+    return jnp.pad(h[:, :offset], ((0, 0), (min(-offset, h.shape[1]), 0), (0, 0)))
 
 
-def _shifts(h: jax.Array, steps: range) -> jax.Array:
-    """[len(steps) * channels, positions * batch]."""
-    copies = jnp.concatenate([_shift(h, step) for step in steps])
-    return copies.reshape(len(steps) * h.shape[0], -1)
+def _shifts(h: jax.Array, offsets: range) -> jax.Array:
+    """[len(offsets) * channels, positions * batch]."""
+    copies = jnp.concatenate([_shift(h, offset) for offset in offsets])
+    return copies.reshape(len(offsets) * h.shape[0], -1)
 
 
 def _convolve(h: jax.Array, w: jax.Array, *, row: int, kernel_size: int) -> jax.Array:

@@ -98,7 +98,7 @@ def deep_narrow(
     dtype = features["first"]["kernel"].dtype
     layers = zeros(layer_shapes(depth, d_in, d_out, window), dtype)
     identity = identity_filter(d_in + 1 + d_out, window, dtype)
-    random, outputs = d_in, slice(d_in + 1, None)
+    random, output_units = d_in, slice(d_in + 1, None)
     # Each layer computes the random unit anew from the input copy, so its identity is cleared.
     middle = jnp.broadcast_to(
         identity.at[..., random, random].set(0.0), layers["middle"]["kernel"].shape
@@ -114,7 +114,7 @@ def deep_narrow(
             "bias": first["bias"]
             .at[random]
             .set(scale * features["first"]["bias"])
-            .at[outputs]
+            .at[output_units]
             .set(scale),
         },
         "middle": {
@@ -122,7 +122,9 @@ def deep_narrow(
             "bias": layers["middle"]["bias"].at[:, random].set(scale * features["middle"]["bias"]),
         },
         "last": {
-            "kernel": last["kernel"].at[..., outputs, :].set(identity[..., outputs, outputs]),
+            "kernel": last["kernel"]
+            .at[..., output_units, :]
+            .set(identity[..., output_units, output_units]),
             "bias": last["bias"] - scale,
         },
     }

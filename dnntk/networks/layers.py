@@ -128,7 +128,7 @@ class Form:
     ========  =============  ==========================  ==========================================
     field     literal form   ntk form                    meaning
     ========  =============  ==========================  ==========================================
-    carry     0              1, 0, 1                     share of h that the next layer keeps
+    carry     0              1, 0, 1                     part of h that the next layer keeps
     column    1              1 / C, 1, 1 / C             factor of h in the inputs q
     base      0              max(x, 0), 0, 1             q at initialization; 0 for the random unit
     floor     0              -C base                     the ReLU's kink: h where f is 0
@@ -169,17 +169,17 @@ class Form:
         return 0.0 if self.literal else jnp.asarray(self.carry) * h
 
 
-def literal_form(step: float | None) -> Form:
-    """The thesis's matrices as they are (``step`` None), or initial matrices + ``step`` D."""
+def literal_form(factor: float | None) -> Form:
+    """The thesis's matrices as they are (``factor`` None), or initial matrices + ``factor`` D."""
 
     def weights(name: str, params: Layer, initial: Layer | None) -> Layer:
-        if step is None:
+        if factor is None:
             return params
-        return jax.tree.map(lambda w, d: w + step * d, initial, params)
+        return jax.tree.map(lambda w, d: w + factor * d, initial, params)
 
     def slope(name: str, units: int) -> tuple[float, float]:
         del name, units
-        return (1.0 if step is None else step), 1.0
+        return (1.0 if factor is None else factor), 1.0
 
     return Form(weights, slope)
 
@@ -318,7 +318,7 @@ def middle_layers(
     Layers that are not ``present`` [layers] leave the state as it is; None means all are.
     """
 
-    def step(h: jax.Array, layer: tuple[Layer, jax.Array | None]) -> tuple[jax.Array, None]:
+    def one_layer(h: jax.Array, layer: tuple[Layer, jax.Array | None]) -> tuple[jax.Array, None]:
         weights, present = layer
         above = network.activate(network.middle(h, weights))
         return (above if present is None else jnp.where(present, above, h)), None
@@ -328,7 +328,7 @@ def middle_layers(
         layers, present = block
         unroll = 1 if on_cpu() else LAYERS_PER_ITERATION
         weights = network.weights("middle", *layers)
-        return jax.lax.scan(step, h, (weights, present), unroll=unroll)[0]
+        return jax.lax.scan(one_layer, h, (weights, present), unroll=unroll)[0]
 
     blocks, rest = in_segments((layers, present), segment)
     if blocks is not None:

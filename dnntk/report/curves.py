@@ -84,13 +84,13 @@ def _linear(values: list[float], start: float, end: float) -> Scale:
         margin = abs(low) / 10 or 1.0
         low, high = low - margin, high + margin
     power = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = next(power * f for f in (1, 2, 2.5, 5, 10, 20) if (high - low) / (power * f) <= 5)
+    spacing = next(power * f for f in (1, 2, 2.5, 5, 10, 20) if (high - low) / (power * f) <= 5)
 
     def at(value: float) -> float:
         return start + (value - low) / (high - low) * (end - start)
 
-    first = math.ceil(low / step)
-    marks = [i * step for i in range(first, first + 7) if i * step <= high + 1e-9 * step]
+    first = math.ceil(low / spacing)
+    marks = [i * spacing for i in range(first, first + 7) if i * spacing <= high + 1e-9 * spacing]
     return at, [(at(mark), f"{mark:.6g}") for mark in marks]
 
 

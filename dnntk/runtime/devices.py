@@ -16,11 +16,11 @@ from typing import TypeVar
 
 import jax
 
-__all__ = ["AHEAD", "COMPILING", "HOST_SHARE", "Devices", "on_cpu", "worth"]
+__all__ = ["AHEAD", "COMPILING", "HOST_FRACTION", "Devices", "on_cpu", "worth"]
 
 AHEAD = 2  # begun calls a device: one runs, the next waits
 COMPILING = 0.5  # least seconds to compile; a first call may find the function compiled
-HOST_SHARE = 0.2  # share of a call's time on the CPU in which it leaves other cores idle
+HOST_FRACTION = 0.2  # of a call's time on the CPU, in which it leaves other cores idle
 
 Begun = TypeVar("Begun")
 Done = TypeVar("Done")
@@ -68,7 +68,7 @@ class Devices:
                 # Count earlier calls too: a matrix that is not stored is computed again and again.
                 work = seconds * (self._calls + count - done)
                 if on_cpu():
-                    work *= HOST_SHARE
+                    work *= HOST_FRACTION
                 self.used = max(self.used, worth(work, self._compiling, len(devices)))
                 self._calls += count
         if self.used == 1:

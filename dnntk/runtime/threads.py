@@ -92,8 +92,8 @@ def on_cores(work: Callable[[Item], Part], items: Sequence[Item]) -> list[Part]:
 
 def by_rows(m: int, work: Callable[[slice], Part]) -> list[Part]:
     """``work`` on each core's slice of ``m`` rows; results in the slices' order."""
-    shares = min(cores(), max(1, m // ROWS_A_CORE))
-    ends = [m * share // shares for share in range(shares + 1)]
+    count = min(cores(), max(1, m // ROWS_A_CORE))
+    ends = [m * i // count for i in range(count + 1)]
     return on_cores(work, [slice(*pair) for pair in zip(ends, ends[1:], strict=False)])
 
 

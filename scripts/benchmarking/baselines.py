@@ -17,7 +17,7 @@ from dnntk.networks.initializers import Layer, Layers
 
 __all__ = ["limit_cnn", "product", "unrolled_ntk", "unstacked"]
 
-# Covariances in a step of `limit_cnn`: on 2 cores, 2^16 and 2^20 were slower.
+# Covariances at a time in `limit_cnn`: on 2 cores, 2^16 and 2^20 were slower.
 ELEMENTS = 2**18
 
 

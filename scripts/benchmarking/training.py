@@ -56,7 +56,7 @@ MEMORY_NOISE = 4e6
 # With a larger tolerance, a comparison of literal networks' losses in float32 shows nothing.
 LARGEST_TOLERANCE = 0.2
 IMAGE = (7, 7, 1)
-# Share of a handwritten digit's pixels that are 0.
+# Fraction of a handwritten digit's pixels that are 0.
 ZEROS = 0.8
 
 

@@ -14,7 +14,7 @@ from dnntk.kernel import limit_ntk
 RATES = Rates(
     entries=1e6, recomputed=1e6, product=1e9, basis=1e9, columns=1e6, eigh=1e9, matrix=1e9
 )
-SIZES = {"outputs": 2, "tests": 7, "times": 1, "iterations": 0, "block_size": 32}
+SIZES = {"d_out": 2, "tests": 7, "times": 1, "iterations": 0, "block_size": 32}
 
 
 class Counted:
