@@ -36,7 +36,10 @@ class PredictConfig:
             several values of rho or beta, otherwise none.
         search_examples: training examples, at most, for the choice of rho and beta.
         train_examples: training examples in all; 0 is all of the dataset's.
-        solver, tolerance, block_size, dtype: as in `KernelFlow`.
+        solver, block_size, dtype: as in `KernelFlow`.
+        tolerance: relative residual at which the Krylov method stops. Ten times `KernelFlow`'s
+            default: every iteration reads the whole Gram matrix, and losses do not need the last
+            digits of outputs (on digits, 1e-4 and 1e-9 give the same six digits of the losses).
         memory_gb: memory for the Gram matrix and the Krylov basis, in GB; None is 3/4 of the
             machine's.
         gram_dir: folder where the Gram matrix and the Krylov iterations are kept and found again.
