@@ -27,6 +27,7 @@ from dnntk.errors import Interrupted, Stopped
 from dnntk.infinite_depth.kernel_flow import SOLVERS
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
+from dnntk.networks.random_units import FEATURES
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
 from dnntk.runtime.progress import SafeStream
@@ -52,10 +53,8 @@ REPORT = re.compile(
 HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 # The values of fields that are a choice, whatever the configuration.
 CHOICES: dict[str, Sequence[str]] = {
-    "arch": ARCHITECTURES,
-    "dataset": DATASETS,
-    "dtype": DTYPES,
-    "init": INITS,
+    **{"arch": ARCHITECTURES, "dataset": DATASETS, "dtype": DTYPES},
+    **{"features": FEATURES, "init": INITS},
     "optimizer": OPTIMIZERS,
     "parametrization": PARAMETRIZATIONS,
     "schedule": SCHEDULES,

@@ -42,8 +42,9 @@ from dnntk.errors import InputError
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.kernel import limit_ntk
 from dnntk.kernel.limit import shifts_inside
-from dnntk.networks.initializers import Layer, gaussian_features
+from dnntk.networks.initializers import Layer
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
+from dnntk.networks.random_units import random_units
 from dnntk.ntk.random_features import RandomFeatures
 
 __all__ = ["Spread", "initialization_spread", "linear_predictions"]
@@ -235,8 +236,8 @@ class _Problem:
         window = (self.kernel_size,) * 2 if self.train.ndim == 4 else ()
         d_in = self.train.shape[-1]
         with jax.enable_x64(True):
-            drawn = gaussian_features(
-                key, depth, d_in, window, self.rho, self.beta, np.dtype(float)
+            drawn = random_units(
+                key, "gaussian", depth, d_in, window, self.rho, self.beta, np.dtype(float)
             )
         return jax.tree.map(np.asarray, drawn)
 

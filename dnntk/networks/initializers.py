@@ -1,4 +1,4 @@
-"""Initial values of a deep narrow network: deterministic blocks plus Gaussian features.
+"""Initial values of a deep narrow network: deterministic blocks around its random units.
 
 Everything here is in flax's shapes, ``kernel`` [in, out] or [q, q, in, out] and ``bias`` [out],
 hidden units in the thesis's order [d_in | 1 | d_out]. Middle layers are stacked on a leading axis
@@ -21,7 +21,6 @@ __all__ = [
     "baseline",
     "check_init",
     "deep_narrow",
-    "gaussian_features",
     "layer_shapes",
     "zeros",
 ]
@@ -57,32 +56,6 @@ def zeros(shapes: dict[str, tuple], dtype: jnp.dtype) -> Layers:
     }
 
 
-def gaussian_features(
-    key: jax.Array,
-    depth: int,
-    d_in: int,
-    window: tuple[int, ...],
-    rho: float,
-    beta: float,
-    dtype: jnp.dtype,
-) -> Layers:
-    """The random rows: u in ``kernel`` [(depth-2,) (q, q,) d_in], v / C in ``bias`` [(depth-2)].
-
-    u has standard deviation rho / sqrt(d_in) in an MLP and rho in a CNN; v / C has beta.
-    """
-    deviation = rho if window else rho / math.sqrt(d_in)
-    features = {}
-    for name, lead, layer_key in zip(
-        ("first", "middle"), ((), (depth - 2,)), jax.random.split(key), strict=True
-    ):
-        key_u, key_v = jax.random.split(layer_key)
-        features[name] = {
-            "kernel": deviation * jax.random.normal(key_u, (*lead, *window, d_in), dtype),
-            "bias": beta * jax.random.normal(key_v, lead, dtype),
-        }
-    return features
-
-
 def identity_filter(size: int, window: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """[(q, q,) size, size]: the identity map, for a CNN a filter that changes no image."""
     eye = jnp.eye(size, dtype=dtype)
@@ -92,10 +65,10 @@ def identity_filter(size: int, window: tuple[int, ...], dtype: jnp.dtype) -> jax
 
 
 def deep_narrow(
-    features: Layers, depth: int, d_in: int, d_out: int, window: tuple[int, ...], scale: float
+    units: Layers, depth: int, d_in: int, d_out: int, window: tuple[int, ...], scale: float
 ) -> Layers:
-    """The thesis's literal matrices, from the Gaussian features of `gaussian_features`."""
-    dtype = features["first"]["kernel"].dtype
+    """The thesis's literal matrices, from the random units u and v / C of `random_units`."""
+    dtype = units["first"]["kernel"].dtype
     layers = zeros(layer_shapes(depth, d_in, d_out, window), dtype)
     identity = identity_filter(d_in + 1 + d_out, window, dtype)
     random, output_units = d_in, slice(d_in + 1, None)
@@ -110,16 +83,16 @@ def deep_narrow(
             .at[..., :d_in]
             .set(scale * identity[..., :d_in, :d_in])
             .at[..., random]
-            .set(features["first"]["kernel"]),
+            .set(units["first"]["kernel"]),
             "bias": first["bias"]
             .at[random]
-            .set(scale * features["first"]["bias"])
+            .set(scale * units["first"]["bias"])
             .at[output_units]
             .set(scale),
         },
         "middle": {
-            "kernel": middle.at[..., :d_in, random].set(features["middle"]["kernel"]),
-            "bias": layers["middle"]["bias"].at[:, random].set(scale * features["middle"]["bias"]),
+            "kernel": middle.at[..., :d_in, random].set(units["middle"]["kernel"]),
+            "bias": layers["middle"]["bias"].at[:, random].set(scale * units["middle"]["bias"]),
         },
         "last": {
             "kernel": last["kernel"]

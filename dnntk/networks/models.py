@@ -10,12 +10,13 @@ map of a layer. Two parametrizations of the same function:
   Gradient flow of the thesis, at rate 1 / (depth C^2), is plain gradient flow of D.
 
 Variables: ``params`` (the standard matrices, or D) and, in the ``ntk`` form, ``initial`` (the
-Gaussian features u and v / C, or a baseline's initial matrices). Both hold ``first``, ``middle``
+random units u and v / C, or a baseline's initial matrices). Both hold ``first``, ``middle``
 (stacked on a leading axis of depth - 2) and ``last``, each with ``kernel`` and ``bias``.
 
 Memory: activations of O(sqrt(depth)) layers; the backward pass recomputes the others.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import brief, common_dtype, integer, real_array, real_number
 from dnntk.errors import InputError
-from dnntk.networks import convolution, initializers
+from dnntk.networks import convolution, initializers, random_units
 from dnntk.networks.layers import (
     Affine,
     Convolution,
@@ -80,6 +81,7 @@ class _DeepNarrow(nn.Module):
     initialization: str = "deep_narrow"
     parametrization: str = "ntk"
     segment: int | None = None
+    features: str = dataclasses.field(default="gaussian", kw_only=True)
 
     def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
         """As `network_of`."""
@@ -117,6 +119,7 @@ class _DeepNarrow(nn.Module):
         if self.segment is not None and self.segment < 1:
             raise InputError(f"segment: expected None or at least 1 layer, got {self.segment}")
         initializers.check_init(self.initialization, self.scale, self.parametrization)
+        random_units.check_features(self.features, self.initialization)
 
     def _convert(self, *names: str, to: Callable[[str, Any], Any]) -> None:
         """Make fields Python's own numbers, so that equal modules have equal hashes."""
@@ -136,8 +139,8 @@ class _DeepNarrow(nn.Module):
         if self.parametrization == "standard":
             _check_representable(self.scale, dtype)
         if self.initialization == "deep_narrow":
-            start = initializers.gaussian_features(
-                key, self.depth, d_in, window, self.rho, self.beta, dtype
+            start = random_units.random_units(
+                key, self.features, self.depth, d_in, window, self.rho, self.beta, dtype
             )
             if self.parametrization == "standard":
                 literal = initializers.deep_narrow(
@@ -219,6 +222,9 @@ class DeepNarrowMLP(_DeepNarrow):
         parametrization: "ntk" or "standard"; see the module's docstring.
         segment: layers recomputed together in the backward pass; None is about sqrt(depth), the
             least memory. ``segment=depth`` recomputes once and stores every layer on the way.
+        features: how a ``deep_narrow`` initialization draws the layers' random units: "gaussian",
+            independently, or "antithetic", "orthogonal", "sobol", whose kernel is nearer to the
+            limit at the same depth; see `dnntk.networks.random_units`. By keyword only.
 
     Apply it to x [n, d_in]; the result is [n, d_out] in x's dtype, float32 for half precision and
     JAX's default float for integers, and exactly 0 at a ``deep_narrow`` initialization. Cost: O(n

@@ -61,6 +61,8 @@ class TrainConfig:
         scale: C; None is depth^2.2, the theorems' regime. May be infinite in the ntk form.
         rho, beta: standard deviations of the random weights and biases.
         init: initialization, "deep_narrow", "he_uniform" or "torch_default".
+        features: draw of the layers' random units, "gaussian" (independent), "antithetic",
+            "orthogonal" or "sobol"; a network of the others is nearer to the infinitely deep one.
         parametrization: form to compute in, "ntk" or "standard".
         optimizer: one of `OPTIMIZERS`; all but sgd need ``lr`` and have no kernel time.
         momentum: momentum of sgd, in [0, 1).
@@ -108,6 +110,7 @@ class TrainConfig:
     rho: float = 1.0
     beta: float = 1.0
     init: str = "deep_narrow"
+    features: str = "gaussian"
     parametrization: str = "ntk"
     optimizer: str = "sgd"
     momentum: float = 0.0
@@ -245,6 +248,7 @@ class TrainConfig:
             beta=self.beta,
             initialization=self.init,
             parametrization=self.parametrization,
+            features=self.features,
             **extra,
         )
 
@@ -266,7 +270,8 @@ class TrainConfig:
                 "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
             )
         # Fields that earlier versions did not have.
-        content = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0, **content}
+        added = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0}
+        content = {**added, "features": "gaussian", **content}
         try:
             values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
             if values["scale"] is not None:

@@ -35,10 +35,11 @@ def verdict(loss: float, y: np.ndarray, y_train: np.ndarray) -> dict[str, Any]:
 
 def say_network(config: TrainConfig, width: int, parameters: int) -> None:
     """The run's first line."""
+    drawn = "" if config.features == "gaussian" else f", {config.features} units"
     log.info(
-        "network: %d-layer %s of width %d, %s initialization, %s form, C = %.4g, rho = %g, "
+        "network: %d-layer %s of width %d, %s initialization%s, %s form, C = %.4g, rho = %g, "
         "beta = %g; %s parameters",
-        *(config.depth, config.arch.upper(), width, config.init, config.parametrization),
+        *(config.depth, config.arch.upper(), width, config.init, drawn, config.parametrization),
         *(config.scale_or_default, config.rho, config.beta, f"{parameters:,}"),
     )
 

@@ -14,6 +14,12 @@ def test_configurations_survive_json(value):
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
+def test_runs_of_earlier_versions_have_gaussian_units():
+    content = TrainConfig(depth=7).to_json()
+    del content["features"]
+    assert TrainConfig.from_json(content) == TrainConfig(depth=7, features="gaussian")
+
+
 @pytest.mark.parametrize(
     "fields",
     [
