@@ -34,7 +34,6 @@ __all__ = [
     "host_targets",
     "host_times",
     "integer",
-    "is_number",
     "native_numbers",
     "number_within",
     "real_array",
@@ -319,11 +318,6 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """One of a few words."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {brief(value)}")
-
-
-def is_number(value: object) -> bool:
-    """A real number, and no bool."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def number_within(name: str, value: Any, valid: Callable[[float], bool], expected: str) -> float:

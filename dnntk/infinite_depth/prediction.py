@@ -277,7 +277,7 @@ class Prediction:
         compared = [] if self.trained is None else self.trained.times
         last = max(finite + compared, default=1e5)
         first = min([last / CURVE_SPAN, *finite, *compared])
-        return list(np.geomspace(first, last, CURVE_POINTS))
+        return np.geomspace(first, last, CURVE_POINTS).tolist()
 
     def _summary(
         self,
