@@ -9,6 +9,7 @@ included, and for any kernel: `limit_ntk` for the infinitely deep network, a net
 NTK for its linearization.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -238,6 +239,20 @@ class KernelFlow:
             for t in missing:
                 self._solutions[t] = self._solution_at(solver, t)
         return [self._solutions[t] for t in times]
+
+    def for_targets(self, y_train: ArrayLike, *, ridge: float) -> "KernelFlow":
+        """The flow from 0 to other targets [n, d_out], by the same kernel on the same examples.
+
+        The Gram matrix and an eigendecomposition are shared.
+        """
+        other = copy.copy(self)
+        other.ridge, other._y = ridge, host_targets("y_train", y_train, len(self._x))
+        other._residual, other._solutions = other._y, {}
+        if isinstance(self._solver, Eigendecomposition):
+            other._solver = self._solver.for_targets(other._by_kernel_row(other._y))
+        else:
+            other._gram, other._solver = self.gram, None
+        return other
 
     @property
     def gram(self) -> SymmetricGram:

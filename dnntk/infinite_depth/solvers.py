@@ -16,6 +16,7 @@ a matrix function: Botchev, Grimm & Hochbruck (2013).
 """
 
 import contextlib
+import copy
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,12 @@ class Eigendecomposition:
         self.smallest_eigenvalue = float(values[0])
         self.values = np.maximum(values, 0)
         self.targets = self._vectors.T @ targets
+
+    def for_targets(self, targets: Array) -> "Eigendecomposition":
+        """The same eigenvectors for other targets."""
+        other = copy.copy(self)
+        other.targets = self._vectors.T @ targets
+        return other
 
     def refine(self, filters: list[SpectralFilter], tolerance: float) -> None:
         """Do nothing: every function is exact to rounding."""

@@ -22,7 +22,7 @@ __all__ = [
 ARCHITECTURES = ("mlp", "cnn")
 OPTIMIZERS = (
     *("sgd", "adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief", "adamax"),
-    *("yogi", "rmsprop", "adagrad", "lamb", "lion"),
+    *("yogi", "rmsprop", "adagrad", "lamb", "lion", "kernel"),
 )
 # Optimizers with weight decay apart from the gradient.
 DECAYING = ("adamw", "nadamw", "lamb", "lion")
@@ -38,11 +38,18 @@ LEAST = {
     **{"warmup": 0, "seed": 0, "steps": 1, "epochs": 1, "pool": 1},
 }
 DEFAULT_STEPS = 300
+DEFAULT_KERNEL_TIME = 1e4
+# What has no meaning where no steps of gradient descent are taken.
+_OF_DESCENT = (
+    *("momentum", "weight_decay", "sam_radius", "time_step", "lr", "schedule", "warmup", "steps"),
+    *("epochs", "batch_size", "shift", "eval_every", "checkpoint_every"),
+)
 EVALUATIONS = 20
 EVALUATED_ON_THE_WAY = 2048
 
 # What a resumed run may change: its length, how often it evaluates and saves, its devices.
 RESUMABLE = ("steps", "epochs", "time", "eval_every", "eval_examples", "checkpoint_every", "mesh")
+KERNEL_RESUMABLE = ("eval_examples", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +71,9 @@ class TrainConfig:
         features: draw of the layers' random units, "gaussian" (independent), "antithetic",
             "orthogonal" or "sobol"; a network of the others is nearer to the infinitely deep one.
         parametrization: form to compute in, "ntk" or "standard".
-        optimizer: one of `OPTIMIZERS`; all but sgd need ``lr`` and have no kernel time.
+        optimizer: one of `OPTIMIZERS`. "kernel" finds the weights of gradient flow at ``time`` in
+            closed form, as `dnntk.solve` does; sgd follows kernel time in steps; the others need
+            ``lr`` and have no kernel time.
         momentum: momentum of sgd, in [0, 1).
         weight_decay: share of its value, times the learning rate, that a parameter loses in a step:
             towards the initial network in the ntk parametrization, towards 0 in the standard one.
@@ -81,7 +90,9 @@ class TrainConfig:
         warmup: steps at the start over which the step size rises from 0.
         steps: steps to train; None is `DEFAULT_STEPS`, unless ``epochs`` or ``time`` is given.
         epochs: passes over the data to train for, instead of ``steps``.
-        time: kernel time to train for, instead of ``steps``.
+        time: kernel time to train for, instead of ``steps``. With optimizer=kernel it may be
+            infinite, and None is infinite with a ridge and `DEFAULT_KERNEL_TIME` without.
+        ridge: weight decay of optimizer=kernel, in units of the eigenvalues of K/N.
         batch_size: examples a step, at most; 0 is all of them.
         shift: largest shift of a training image, in pixels before the average pool: every image of
             a step is moved at random (data augmentation); evaluations do not move images. 0 turns
@@ -123,6 +134,7 @@ class TrainConfig:
     steps: int | None = None
     epochs: int | None = None
     time: float | None = None
+    ridge: float = 0.0
     batch_size: int = 512
     shift: int = 0
     eval_every: int = 0
@@ -144,12 +156,20 @@ class TrainConfig:
                 raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
         for name in ("time_step", "lr", "time"):
             value = getattr(self, name)
+            if name == "time" and value == math.inf and self.optimizer == "kernel":
+                continue
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"{name}: expected a finite number above 0, got {value}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum: expected a number in [0, 1), got {self.momentum}")
         self._check_data()
-        self._check_optimizer()
+        if self.optimizer == "kernel":
+            self._check_kernel()
+        else:
+            fields.without_effect(
+                self, ["ridge"], f"on optimizer={self.optimizer}, give optimizer=kernel"
+            )
+            self._check_optimizer()
         if sum(value is not None for value in (self.steps, self.epochs, self.time)) > 1:
             raise InputError("steps, epochs, time: expected at most one of them, got several")
         pipeline.parse_mesh(self.mesh)
@@ -179,6 +199,16 @@ class TrainConfig:
             fields.without_effect(
                 self, ["rho", "beta"], f"on init={self.init}, which has a deviation of its own"
             )
+
+    def _check_kernel(self) -> None:
+        fields.without_effect(
+            self, _OF_DESCENT, "on optimizer=kernel, which takes no steps of descent"
+        )
+        for name, needed in (("init", "deep_narrow"), ("parametrization", "ntk")):
+            if (value := getattr(self, name)) != needed:
+                raise InputError(f"{name}: optimizer=kernel needs {needed}, got {value}")
+        if not 0 <= self.ridge < math.inf:
+            raise InputError(f"ridge: expected a finite number >= 0, got {self.ridge}")
 
     def _check_optimizer(self) -> None:
         if self.lr is not None and self.time_step is not None:
@@ -223,6 +253,18 @@ class TrainConfig:
     def scheduled(self) -> bool:
         """Do the steps change in the course of the run?"""
         return self.schedule != "constant" or self.warmup > 0
+
+    @property
+    def time_or_default(self) -> float:
+        """Kernel time of a run in closed form."""
+        if self.time is not None:
+            return self.time
+        return math.inf if self.ridge else DEFAULT_KERNEL_TIME
+
+    @property
+    def resumable(self) -> tuple[str, ...]:
+        """The fields that a resumed run may change."""
+        return KERNEL_RESUMABLE if self.optimizer == "kernel" else RESUMABLE
 
     @property
     def scale_or_default(self) -> float:
@@ -270,12 +312,13 @@ class TrainConfig:
                 "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
             )
         # Fields that earlier versions did not have.
-        added = {"schedule": "constant", "warmup": 0, "mesh": "", "shift": 0}
-        content = {**added, "features": "gaussian", **content}
+        added = ("schedule", "warmup", "mesh", "shift", "features", "ridge")
+        content = {name: getattr(cls, name) for name in added} | content
         try:
             values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
-            if values["scale"] is not None:
-                values["scale"] = float(values["scale"])
+            for name in ("scale", "time"):  # infinity is text
+                if values[name] is not None:
+                    values[name] = float(values[name])
             if not isinstance(values["classes"], str):
                 values["classes"] = tuple(int(c) for c in values["classes"])
             return cls(**values)

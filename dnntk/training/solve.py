@@ -17,15 +17,17 @@ GMRES if the network is linear.
 import dataclasses
 import logging
 import math
+import os
 import time as clock
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
 from dnntk.checks import check_count, host_examples, host_targets, number_within
-from dnntk.errors import Diverged
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.random_features import RandomFeatures
@@ -33,10 +35,16 @@ from dnntk.training import gradient_flow, placement
 from dnntk.training.engine import engine_for
 from dnntk.training.gradient_flow import TrainState
 
-__all__ = ["SolveReport", "solve"]
+__all__ = ["KernelSolver", "SolveReport", "solve"]
 
+TOLERANCE = 1e-4
 WINDOW = 10  # steps that Anderson's method combines
 MOST_DAMPING = 1e6  # times the first one, where the solver gives up
+DAMPING_FACTOR = 3.0
+# The residual of `STALL` iterations ago over the present one, below which the solver gives up.
+STALL, LEAST_PROGRESS = 8, 1.5
+# Parameters that are copied before a step, which may have to be taken back.
+MOST_COPIED_BYTES = 1 << 31
 
 log = logging.getLogger("dnntk")
 
@@ -51,7 +59,8 @@ class SolveReport:
         iterations: gradient passes over the training examples.
         seconds: of all of it, the kernel's solution included.
         history: a dict an iteration: iteration, residual, loss, damping (in units of K / N),
-            seconds since the start.
+            seconds since the start. A step that brings the outputs no nearer is taken back, and
+            the next one is damped more.
     """
 
     converged: bool
@@ -69,7 +78,7 @@ def solve(
     *,
     time: float = math.inf,
     ridge: float = 0.0,
-    tolerance: float = 1e-4,
+    tolerance: float = TOLERANCE,
     max_iterations: int = 100,
     memory: float | None = None,
     progress: bool = True,
@@ -97,132 +106,204 @@ def solve(
         InputError: an argument is not as above; or the time is infinite, there is no ridge, and
             the kernel is singular.
     """
+    begun = clock.perf_counter()
     kernel = RandomFeatures(model, variables)
-    problem = _Problem(model, variables, x, y, tolerance, max_iterations)
-    flow = KernelFlow(
-        kernel,
-        problem.x,
-        problem.y,
-        ridge=ridge,
-        initial=problem.outputs,
-        tolerance=problem.tolerance / 10,
-        memory=memory,
-        progress=progress,
+    number_within("tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1")
+    check_count("max_iterations", max_iterations)
+    params = variables["params"]
+    inputs = host_examples("x", x).astype(jax.tree.leaves(params)[0].dtype)
+    targets = host_targets("y", y, len(inputs))
+    bytes_held = sum(p.nbytes for p in jax.tree.leaves(params))
+    threaded = engine_for(model, params, inputs).threaded
+    mesh = placement.data_mesh(len(inputs), bytes_held, threaded)
+    frozen = placement.put_state({"initial": variables["initial"]}, mesh)
+    # A step overwrites its state, so it starts from a copy of the caller's parameters.
+    restart = lambda: jax.tree.map(lambda p: p.copy(), placement.put_state(params, mesh))  # noqa: E731
+    solver = KernelSolver(
+        *(model, mesh, restart(), frozen, inputs, targets), restart=restart, tolerance=tolerance
     )
-    problem.step(flow.solution(time).coefficients, flow.train_predictions(time))
-    if not problem.converged:
-        problem.iterate(flow, max(flow.ridge, 1 / time, 1e-7 * float(flow.eigenvalues[-1])))
-    return problem.result()
+    start = solver.evaluate()
+    solver.prepare(kernel, time, ridge, start, memory=memory, progress=progress)
+    while len(solver.history) < max_iterations and not solver.ended:
+        solver.iterate(begun)
+    report = SolveReport(
+        solver.converged,
+        solver.residual,
+        len(solver.history),
+        clock.perf_counter() - begun,
+        solver.history,
+    )
+    if not report.converged:
+        solver.warn()
+    return {"params": solver.state.params, **frozen}, report
 
 
-class _Problem:
-    """The network between steps, and how far its outputs are from the targets of the flow."""
+class KernelSolver:
+    """A network between two iterations, and how far its outputs are from the flow's.
+
+    Attributes:
+        state: parameters, with the state of the optimizer that changes them.
+        history: as in `SolveReport`.
+        flow: gradient flow by the network's own kernel; `prepare` makes it.
+    """
 
     def __init__(
         self,
         model: DeepNarrow,
-        variables: Any,
-        x: ArrayLike,
-        y: ArrayLike,
-        tolerance: float,
-        max_iterations: int,
+        mesh: Mesh,
+        params: Any,
+        frozen: Any,
+        x: np.ndarray,
+        y: np.ndarray,
+        *,
+        restart: Callable[[], Any],
+        tolerance: float = TOLERANCE,
     ) -> None:
-        self._start = clock.perf_counter()
-        self.tolerance = number_within(
-            "tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1"
-        )
-        self._max_iterations = check_count("max_iterations", max_iterations)
-        params = variables["params"]
-        dtype = jax.tree.leaves(params)[0].dtype
-        self.x = host_examples("x", x).astype(dtype)
-        self.y = host_targets("y", y, len(self.x))
-        bytes_held = sum(p.nbytes for p in jax.tree.leaves(params))
-        threaded = engine_for(model, params, self.x).threaded
-        self.mesh = placement.data_mesh(len(self.x), bytes_held, threaded)
-        self._frozen = placement.put_state({"initial": variables["initial"]}, self.mesh)
-        optimizer = gradient_flow.sgd(gradient_flow.learning_rate(model, 1.0))
-        # A step overwrites its state, so it starts from a copy of the caller's parameters.
-        params = jax.tree.map(lambda p: p.copy(), placement.put_state(params, self.mesh))
-        self._state = TrainState(params, optimizer.init(params))
-        self._sgd_step = gradient_flow.make_step(model, optimizer, self.mesh)
-        self._predict = gradient_flow.make_predict(model, self.mesh)
-        self.outputs = self._outputs()
-        self._size = float(np.linalg.norm(self.y - self.outputs)) or 1.0
-        self.history: list[dict[str, float]] = []
+        """Take ``params`` and ``frozen`` as `placement.put_state` lays them out on ``mesh``.
 
-    def step(self, coefficients: np.ndarray, targets: np.ndarray, damping: float = 0.0) -> None:
-        """D + J^T coefficients, by a step of gradient descent with step 1."""
-        self.targets = targets
-        aim = (self.outputs + len(self.x) * coefficients).astype(self.x.dtype)
-        batch = placement.put_batch(self.x, aim, self.mesh)
-        self._state, _ = self._sgd_step(self._state, self._frozen, batch)
-        self.outputs = self._outputs()
-        self.residual = float(np.linalg.norm(targets - self.outputs)) / self._size
-        loss = 0.5 * float(np.sum((self.outputs - self.y) ** 2)) / len(self.x)
-        seconds = clock.perf_counter() - self._start
-        made = (len(self.history) + 1, self.residual, loss, damping, seconds)
+        A step overwrites ``params``; ``restart`` makes the first ones again.
+        """
+        self.tolerance = tolerance
+        self.history: list[dict[str, float]] = []
+        self._x, self._y, self._mesh, self._frozen = x, y, mesh, frozen
+        optimizer = gradient_flow.sgd(gradient_flow.learning_rate(model, 1.0))
+        self.state = TrainState(params, optimizer.init(params))
+        self._sgd_step = gradient_flow.make_step(model, optimizer, mesh)
+        self._predict = gradient_flow.make_predict(model, mesh)
+        # Coefficients of the last steps that were kept, and the change of the outputs by each.
+        self._steps: list[tuple[np.ndarray, np.ndarray]] = []
+        self._restart, self._failed = restart, False
+        self._level = 0  # the damping is the first one times `DAMPING_FACTOR` to this power
+
+    def prepare(
+        self,
+        kernel: RandomFeatures,
+        time: float,
+        ridge: float,
+        start: np.ndarray | None = None,
+        *,
+        memory: float | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Solve the flow; ``start`` [n, d_out] are the first outputs, None is 0.
+
+        The other arguments and the errors are those of `KernelFlow`.
+        """
+        self.flow = KernelFlow(
+            kernel,
+            self._x,
+            self._y,
+            ridge=ridge,
+            initial=start,
+            tolerance=self.tolerance / 10,
+            memory=memory,
+            folder=folder,
+            progress=progress,
+        )
+        self._first = self.flow.solution(time).coefficients
+        self._targets = self.flow.train_predictions(time)
+        self._least = max(ridge, 1 / time, 1e-7 * float(self.flow.eigenvalues[-1]))
+        self._size = float(np.linalg.norm(self._y - (0.0 if start is None else start))) or 1.0
+        self._look(self.evaluate() if start is None else start)
+
+    def evaluate(self) -> np.ndarray:
+        """The network's outputs at the training examples, [n, d_out] float64."""
+        found = self._predict(self.state.params, self._frozen, self._x)
+        return np.asarray(found, np.float64)
+
+    @property
+    def converged(self) -> bool:
+        """Are the outputs those of the flow, within the tolerance?"""
+        return self.residual <= self.tolerance
+
+    @property
+    def ended(self) -> bool:
+        """Is there nothing more to gain?"""
+        before = [line["residual"] for line in self.history[-STALL - 1 : -1]]
+        stalled = len(before) == STALL and before[0] < LEAST_PROGRESS * self.residual
+        damped = DAMPING_FACTOR**self._level > MOST_DAMPING
+        return self.converged or stalled or damped or self._failed
+
+    def iterate(self, begun: float) -> None:
+        """One gradient pass; ``begun`` is the `time.perf_counter` of the start."""
+        damping = self._least * DAMPING_FACTOR**self._level if self.history else 0.0
+        before, found = self.outputs, self.residual
+        take_back = self._way_back()
+        coefficients = self._coefficients(damping).astype(self._x.dtype)
+        aim = before.astype(self._x.dtype) + len(self._x) * coefficients
+        batch = placement.put_batch(self._x, aim, self._mesh)
+        self.state, _ = self._sgd_step(self.state, self._frozen, batch)
+        self._look(self.evaluate())
+        if self.residual < found:
+            change = (self.outputs - before).astype(self._x.dtype)
+            if self.history:  # the first step is far longer than the others
+                self._steps = [*self._steps, (coefficients, change)][-WINDOW:]
+            self._level = max(self._level - 1, 0)
+        elif take_back is None:
+            self._failed = True
+        else:
+            self.state = self.state._replace(params=take_back())
+            self._look(before)
+            self._steps, self._level = [], self._level + 2
+        loss = 0.5 * float(np.sum((self.outputs - self._y) ** 2)) / len(self._x)
+        made = (len(self.history) + 1, self.residual, loss, damping, clock.perf_counter() - begun)
         names = ("iteration", "residual", "loss", "damping", "seconds")
         self.history.append(dict(zip(names, made, strict=True)))
         log.info("solve: iteration %d: residual %.2g, loss %.4g, damping %.2g", *made[:4])
 
-    @property
-    def converged(self) -> bool:
-        return self.residual <= self.tolerance
+    def memory(self) -> dict[str, np.ndarray]:
+        """What the next iterations depend on beside the parameters: arrays of fixed shapes."""
+        count, shape, dtype = len(self._steps), (WINDOW, *self._y.shape), self._x.dtype
+        held = np.zeros(shape, dtype), np.zeros(shape, dtype)
+        for number, pair in enumerate(self._steps):
+            for array, values in zip(held, pair, strict=True):
+                array[number] = values
+        numbers = np.array([count, self._level], np.int32)
+        return {"coefficients": held[0], "changes": held[1], "numbers": numbers}
 
-    def iterate(self, flow: KernelFlow, damping: float) -> None:
-        """Take damped Gauss-Newton steps until the outputs are the targets.
+    def remember(self, memory: dict[str, np.ndarray], history: list[dict[str, float]]) -> None:
+        """Go on from another solver's `memory` and ``history``, with its parameters in `state`."""
+        count, self._level = map(int, memory["numbers"])
+        pairs = zip(memory["coefficients"][:count], memory["changes"][:count], strict=True)
+        self._steps, self.history = list(pairs), history
 
-        ``steps`` holds (coefficients, change of the outputs) of the last ones.
-        """
-        best, first = self._kept(), damping
-        steps: list[tuple[np.ndarray, np.ndarray]] = []
-        while not self.converged and len(self.history) < self._max_iterations:
-            before, left = self.outputs, self.targets - self.outputs
-            gamma = np.zeros(len(steps))
-            if steps:
-                changes = np.stack([change.ravel() for _, change in steps], 1)
-                gamma = np.linalg.lstsq(changes, left.ravel(), rcond=1e-6)[0]
-            rest = left - sum(g * change for g, (_, change) in zip(gamma, steps, strict=True))
-            solved = KernelFlow(
-                flow.gram.cross.kernel, self.x, rest, ridge=damping, gram=flow.gram, progress=False
-            )
-            combined = solved.solution().coefficients
-            combined = combined + sum(g * c for g, (c, _) in zip(gamma, steps, strict=True))
-            self.step(combined, self.targets, damping)
-            if self.residual < best[0]:
-                steps = [*steps, (combined, self.outputs - before)][-WINDOW:]
-                best, damping = self._kept(), max(damping / 3, first)
-                continue
-            damping, steps = 10 * damping, []
-            self._return_to(best)
-            if damping > MOST_DAMPING * first:
-                break
-
-    def result(self) -> tuple[dict[str, Any], SolveReport]:
-        seconds = clock.perf_counter() - self._start
-        if not np.isfinite(self.residual):
-            raise Diverged(
-                "solve: the outputs are not finite; give a shorter time or a ridge", self.history
-            )
-        report = SolveReport(
-            self.converged, self.residual, len(self.history), seconds, self.history
+    def warn(self) -> None:
+        """Log that the tolerance was not reached."""
+        log.warning(
+            "solve: residual %.2g after %d iterations, tolerance %.2g; the outputs are those of "
+            "the weights that were found; a larger scale, a shorter time or a ridge may help",
+            *(self.residual, len(self.history), self.tolerance),
         )
-        if not self.converged:
-            log.warning(
-                "solve: residual %.2g after %d iterations, tolerance %.2g",
-                self.residual,
-                report.iterations,
-                self.tolerance,
-            )
-        return {"params": self._state.params, **self._frozen}, report
 
-    def _outputs(self) -> np.ndarray:
-        found = self._predict(self._state.params, self._frozen, self.x)
-        return np.asarray(found, np.float64)
+    def _way_back(self) -> Callable[[], Any] | None:
+        """Makes the present parameters again, after a step from them; None if that is too much."""
+        if not self.history:
+            return self._restart
+        params = self.state.params
+        if sum(p.nbytes for p in jax.tree.leaves(params)) > MOST_COPIED_BYTES:
+            return None
+        copies = jax.tree.map(lambda p: p.copy(), params)
+        return lambda: copies
 
-    def _kept(self) -> tuple[float, Any, np.ndarray]:
-        return self.residual, jax.tree.map(lambda p: p.copy(), self._state), self.outputs
+    def _look(self, outputs: np.ndarray) -> None:
+        self.outputs = outputs
+        self.residual = float(np.linalg.norm(self._targets - outputs)) / self._size
 
-    def _return_to(self, kept: tuple[float, Any, np.ndarray]) -> None:
-        self.residual, state, self.outputs = kept
-        self._state = jax.tree.map(lambda p: p.copy(), state)
+    def _coefficients(self, damping: float) -> np.ndarray:
+        """The step's coefficients [n, d_out]: of the flow at first, then of Gauss-Newton.
+
+        Anderson's method takes from the last steps what they bring, and the damped kernel from
+        what then is left.
+        """
+        if not self.history:
+            return self._first
+        left = self._targets - self.outputs
+        gamma = np.zeros(len(self._steps))
+        if self._steps:
+            changes = np.stack([change.ravel() for _, change in self._steps], 1)
+            gamma = np.linalg.lstsq(changes.astype(np.float64), left.ravel(), rcond=1e-6)[0]
+        pairs = list(zip(gamma, self._steps, strict=True))
+        rest = left - sum(g * change for g, (_, change) in pairs)
+        solved = self.flow.for_targets(rest, ridge=damping).solution().coefficients
+        return solved + sum(g * coefficients for g, (coefficients, _) in pairs)
