@@ -234,7 +234,7 @@ def _plain(text: str, name: str, module: ModuleType) -> str:
 
     def value(constant: re.Match[str]) -> str:
         held = getattr(module, constant[1])
-        return f"{held}" if isinstance(held, int) else ", ".join(words(held))
+        return f"{held:.12g}" if isinstance(held, int | float) else ", ".join(words(held))
 
     text = re.sub(r"`([A-Z_]+)`", value, text).replace("`", "")
     return text[0].upper() + text[1:]

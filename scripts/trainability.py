@@ -15,10 +15,11 @@ from absl import flags
 
 from dnntk.experiments.trainability import trainability
 from dnntk.experiments.trainability_config import FIGURE, PRESETS, TrainabilityConfig
+from dnntk.training.config import DESCENTS
 
 FLAGS = flags.FLAGS
 
-command_line.define(TrainabilityConfig, preset=(FIGURE, *PRESETS))
+command_line.define(TrainabilityConfig, preset=(FIGURE, *PRESETS), optimizer=DESCENTS)
 flags.DEFINE_bool("resume", False, "Go on with the run in the workdir.")
 flags.DEFINE_string("workdir", None, "Folder for all results. None: runs/trainability-PRESET.")
 

@@ -9,7 +9,7 @@ from dnntk.checks import check_choice, check_count
 from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_at_least, check_positive
 from dnntk.networks.initializers import INITS
-from dnntk.training.config import ARCHITECTURES, OPTIMIZERS, TrainConfig
+from dnntk.training.config import ARCHITECTURES, DESCENTS, TrainConfig
 
 __all__ = ["Preset", "TrainabilityConfig", "row_of", "runs_of"]
 
@@ -151,7 +151,7 @@ class TrainabilityConfig:
         """Check everything that needs no data."""
         fields.convert(self)
         check_choice("preset", self.preset, (FIGURE, *PRESETS))
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("optimizer", self.optimizer, DESCENTS)
         for name, values, allowed in (
             ("archs", self.archs, ARCHITECTURES),
             ("inits", self.inits, INITS),

@@ -5,7 +5,13 @@ of an experiment or a script are in the module of its name.
 """
 
 from dnntk.figures.drawing import BLACK, BLUE, GREEN, ORANGE, draw, new_figure, plain
-from dnntk.figures.training import arc_figure, confusion_figure, loss_figure, prediction_figure
+from dnntk.figures.training import (
+    arc_figure,
+    closed_form_figure,
+    confusion_figure,
+    loss_figure,
+    prediction_figure,
+)
 
 __all__ = [
     "BLACK",
@@ -13,6 +19,7 @@ __all__ = [
     "GREEN",
     "ORANGE",
     "arc_figure",
+    "closed_form_figure",
     "confusion_figure",
     "draw",
     "loss_figure",

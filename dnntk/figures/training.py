@@ -10,7 +10,10 @@ from dnntk.figures.drawing import BLACK, BLUE, ORANGE, log_scale, new_figure, pa
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["arc_figure", "confusion_figure", "loss_figure", "prediction_figure"]
+__all__ = [
+    *("arc_figure", "closed_form_figure", "confusion_figure", "loss_figure"),
+    "prediction_figure",
+]
 
 LOSS = r"loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$"
 # Most classes for which a confusion matrix shows its counts, and the names of all classes.
@@ -41,6 +44,41 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
     log_scale(panels[0], "y")
     if classified:
         panels[1].set_ylabel("accuracy (%)")
+    figure.suptitle(title, wrap=True)
+    return figure
+
+
+def closed_form_figure(
+    curve: Sequence[dict[str, Any]], history: Sequence[dict[str, Any]], title: str
+) -> "Figure":
+    """The flow's loss over time with the trained network in it, and the residual by iteration.
+
+    ``history`` holds a line before the first iteration and one after each.
+    """
+    figure = panels_figure(2)
+    left, right = figure.subplots(1, 2)
+    left.plot(_numbers(curve, "time"), _numbers(curve, "train_loss"), color=BLUE)
+    last, end = history[-1], curve[-1]["time"]
+    when = float(last["time"])
+    for key, split, mark, color in (
+        ("train_loss", "training", "o", BLUE),
+        ("test_loss", "test", "s", ORANGE),
+    ):
+        if last[key] is not None:
+            label = f"network, {split}" + (r", $t = \infty$" if np.isinf(when) else "")
+            left.plot(min(when, end), last[key], mark, color=color, label=label)
+    log_scale(left, "x")
+    log_scale(left, "y")
+    left.set(xlabel="kernel time $t$", ylabel=LOSS, title="training loss of the flow")
+    iterations = [line for line in history if "residual" in line]
+    steps, residuals = _numbers(iterations, "step"), _numbers(iterations, "residual")
+    right.plot(np.append(0, steps), np.append(1.0, residuals), "o-", color=BLACK)
+    right.xaxis.get_major_locator().set_params(integer=True)
+    log_scale(right, "y")
+    right.set(xlabel="gradient pass", ylabel="distance of the outputs from the flow's")
+    left.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     figure.suptitle(title, wrap=True)
     return figure
 

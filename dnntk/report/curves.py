@@ -20,9 +20,10 @@ Scale = tuple[Callable[[float], float], list[tuple[float, str]]]
 
 def course(lines: Sequence[dict[str, Any]]) -> Html | None:
     """Learning curves from the lines of metrics.jsonl, or None if no curve has two points."""
-    timed = all(number(line.get("time")) is not None for line in lines)
+    in_closed_form = any("residual" in line for line in lines)
+    timed = not in_closed_form and all(number(line.get("time")) is not None for line in lines)
     across = "time" if timed else "step"
-    label = "kernel time t" if timed else "step"
+    label = "kernel time t" if timed else "gradient pass" if in_closed_form else "step"
     panels = [
         _panel(_series(lines, across, LOSSES), label, "loss ½ E ‖f(x) − y‖²", log=True),
         _panel(_series(lines, across, ACCURACIES, 100), label, "accuracy (%)", log=False),

@@ -20,10 +20,12 @@ __all__ = [
 ]
 
 ARCHITECTURES = ("mlp", "cnn")
-OPTIMIZERS = (
+# Those that take steps, and the one that does not.
+DESCENTS = (
     *("sgd", "adam", "adamw", "nadam", "nadamw", "radam", "amsgrad", "adabelief", "adamax"),
-    *("yogi", "rmsprop", "adagrad", "lamb", "lion", "kernel"),
+    *("yogi", "rmsprop", "adagrad", "lamb", "lion"),
 )
+OPTIMIZERS = (*DESCENTS, "kernel")
 # Optimizers with weight decay apart from the gradient.
 DECAYING = ("adamw", "nadamw", "lamb", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -340,7 +342,8 @@ def evaluation_steps(config: TrainConfig, steps: int) -> list[int]:
 
 def evaluated_examples(config: TrainConfig, last: bool) -> int | None:
     """Most examples of each split in an evaluation, in the ``last`` one or another; None is all."""
-    return config.eval_examples or (None if last else EVALUATED_ON_THE_WAY)
+    every = last or config.optimizer == "kernel"
+    return config.eval_examples or (None if every else EVALUATED_ON_THE_WAY)
 
 
 def checkpoint_interval(config: TrainConfig, steps: int) -> int:

@@ -20,8 +20,11 @@ from dnntk import figures
 from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import own_dataset
 from dnntk.errors import InputError
+from dnntk.infinite_depth.cost import EIGH_MATRICES
+from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
 from dnntk.native.blocks import THREAD_STATE_BYTES
 from dnntk.networks.initializers import layer_shapes
+from dnntk.ntk.random_features import RandomFeatures
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import resident_bytes
 from dnntk.runtime import processes
@@ -48,6 +51,8 @@ CALIBRATION_SECONDS = 0.3
 # Steps are timed for this long, but at least and at most this many.
 SECONDS_TIMED = 0.2
 STEPS_TIMED, MOST_STEPS_TIMED = 3, 40
+KERNEL_PASSES = 2  # of a run in closed form, at large C
+KERNEL_ROWS, EIGH_ROWS = 256, 512  # examples of a timed kernel, rows of a timed matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +144,8 @@ class _Calibration:
         first, second = self._timed_pair()
         times = _Times.at(self.model.depth, first, second)
         plan = self.planner.plan(lambda: second.eigenvalue)
+        if self.config.optimizer == "kernel":
+            plan = dataclasses.replace(plan, steps=KERNEL_PASSES)
         total = (
             self.reading
             + times.initialization
@@ -151,6 +158,8 @@ class _Calibration:
         )
         if self.planner.chooses_step:
             total += times.compiling + second.eigenvalue.iterations * times.product
+        if self.config.optimizer == "kernel":
+            total += times.kernel_entry * self.batch_size**2 / 2 + _eigh_seconds(self.batch_size)
         step_bytes, peak_bytes = self._memory()
         return Forecast(
             parameters=sum(p.size for p in jax.tree.leaves(self.shapes["params"])),
@@ -218,7 +227,22 @@ class _Calibration:
             initialization=initialization,
             checkpoint=_checkpoint_seconds({"state": state._asdict(), "frozen": frozen}),
             eigenvalue=found,
+            kernel_entry=self._kernel_entry_seconds(model, frozen),
         )
+
+    def _kernel_entry_seconds(self, model: Any, frozen: Any) -> float:
+        """Seconds for an entry of the network's own kernel, which a run in closed form computes."""
+        if self.config.optimizer != "kernel":
+            return 0.0
+        kernel, x = RandomFeatures(model, frozen), self.data.x_train[:KERNEL_ROWS]
+        x = np.resize(x, (KERNEL_ROWS, *x.shape[1:])).astype(np.float64)
+        seconds = []
+        with jax.enable_x64(True):
+            for _ in range(3):
+                begun = time.perf_counter()
+                kernel(x, x).block_until_ready()
+                seconds.append(time.perf_counter() - begun)
+        return min(seconds[1:]) / KERNEL_ROWS**2
 
     def _step_seconds(self, step: Any, evaluate: Any, state: Any) -> tuple[Any, float, float]:
         """The state after some steps, and the mean seconds of a step and of an evaluation."""
@@ -274,6 +298,11 @@ class _Calibration:
         if self.planner.chooses_step:
             product = kernel_product(self.model, params, frozen, self.mesh)
             peak_bytes = max(peak_bytes, bytes_of(product, params, frozen, *self.batch))
+        if self.config.optimizer == "kernel":
+            # The kernel, and what its eigendecomposition holds beside it.
+            rows = self.batch_size
+            matrices = EIGH_MATRICES if rows <= MAX_EIGH_ROWS else 0
+            peak_bytes = max(peak_bytes, kept) + int((4 + 8 * matrices) * rows**2)
         return step_bytes, peak_bytes
 
     def _evaluation_batches(self, steps: int) -> int:
@@ -297,6 +326,7 @@ class _Times:
     initialization: float
     checkpoint: float
     eigenvalue: Eigenvalue
+    kernel_entry: float
 
     @classmethod
     def at(cls, depth: int, first: "_Times", second: "_Times") -> "_Times":
@@ -307,7 +337,10 @@ class _Times:
         grown = {
             name: getattr(second, name)
             + far * max(getattr(second, name) - getattr(first, name), 0.0)
-            for name in ("step", "evaluation", "product", "initialization", "checkpoint")
+            for name in (
+                *("step", "evaluation", "product", "initialization", "checkpoint"),
+                "kernel_entry",
+            )
         }
         return dataclasses.replace(second, depth=depth, **grown)
 
@@ -317,6 +350,14 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def _eigh_seconds(rows: int) -> float:
+    """Seconds to diagonalize a matrix as a whole, or at most what is diagonalized as a whole."""
+    matrix = np.random.default_rng(0).normal(size=(EIGH_ROWS, EIGH_ROWS))
+    begun = time.perf_counter()
+    np.linalg.eigh(matrix)
+    return (time.perf_counter() - begun) * (min(rows, MAX_EIGH_ROWS) / EIGH_ROWS) ** 3
 
 
 def _checkpoint_seconds(tree: Any) -> float:

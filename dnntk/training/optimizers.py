@@ -29,7 +29,7 @@ def optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.Gradient
 
 
 def _optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.GradientTransformation:
-    if config.optimizer == "sgd" and not config.momentum and not config.scheduled:
+    if config.optimizer in ("sgd", "kernel") and not config.momentum and not config.scheduled:
         return gradient_flow.sgd(rate)
     over_time: Any = rate
     if config.scheduled:

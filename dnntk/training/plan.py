@@ -24,6 +24,7 @@ __all__ = ["Plan", "Planner", "kernel_times", "schedule_of"]
 # amplified in the top mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of it, once at half.
 FULL_BATCH_FRACTION = 0.9
 MINI_BATCH_FRACTION = 0.5
+MOST_ITERATIONS = 100  # of a run in closed form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Plan:
     Attributes:
         steps: their number.
         rate: learning rate for optax.
-        time_step: kernel time of a step without momentum; None for optimizers without kernel time.
+        time_step: kernel time of a step without momentum; None for optimizers without kernel time
+            and in closed form.
         time_per_step: kernel time of a step, momentum included. A schedule multiplies this,
             ``time_step`` and ``rate``.
         lambda_max: the eigenvalue that the step was chosen from; None if it was given.
@@ -63,6 +65,8 @@ def schedule_of(config: TrainConfig, steps: int) -> Callable[[Any], Any]:
 
 def kernel_times(config: TrainConfig, plan: Plan) -> np.ndarray | None:
     """Kernel time [steps + 1] before the first step and after each; None without kernel time."""
+    if config.optimizer == "kernel":
+        return np.append(0.0, np.full(plan.steps, config.time_or_default))
     if plan.time_per_step is None:
         return None
     factors = np.ones(plan.steps)
@@ -84,6 +88,8 @@ class Planner:
     @property
     def batch_size(self) -> int:
         """Examples a step."""
+        if self.config.optimizer == "kernel":
+            return self.examples
         return min(self.config.batch_size or self.examples, self.examples)
 
     def mesh(self, params: Any, x: Any) -> Mesh:
@@ -107,6 +113,10 @@ class Planner:
             InputError: the kernel vanishes, so that no step can be chosen.
         """
         config = self.config
+        if config.optimizer == "kernel":
+            reason = f"none, in closed form to t = {config.time_or_default:g}"
+            rate = gradient_flow.learning_rate(self.model, 1.0)
+            return Plan(MOST_ITERATIONS, rate, None, None, None, reason)
         if config.optimizer != "sgd":
             assert config.lr is not None
             reason = f"none with {config.optimizer}, whose learning rate is {config.lr:g}"
@@ -129,6 +139,8 @@ class Planner:
             plan = Plan(**saved)
         except TypeError:
             raise InputError(f"resume: expected a plan in config.json, got {saved!r:.80}") from None
+        if self.config.optimizer == "kernel":
+            return plan
         steps = self._steps(plan.time_per_step)
         if self.config.scheduled and steps != plan.steps:
             raise InputError(

@@ -69,6 +69,8 @@ def say_done(summary: dict[str, Any], config: TrainConfig) -> None:
     """The run's last lines."""
     if not summary["learned"]:
         larger = "a larger step or momentum" if config.optimizer == "sgd" else "another lr"
+        if config.optimizer == "kernel":
+            larger = "less ridge"
         start = "" if config.init == "deep_narrow" else ", and init=deep_narrow"
         log.warning(
             "nothing learned: the training loss %.4g is no better than the best constant's, %.4g; "
@@ -85,6 +87,7 @@ def draw_run(
     data: Dataset,
     outputs: np.ndarray,
     targets: np.ndarray | None,
+    curve: list[dict[str, float]],
 ) -> None:
     """Draw all figures of a run into its folder ``path``.
 
@@ -92,7 +95,10 @@ def draw_run(
     in `dnntk.data.labels.decide`.
     """
     title = f"{config.depth:,}-layer {config.arch.upper()}, {figures.plain(data.name)}"
-    figures.draw(path / "loss", figures.loss_figure, history, title)
+    if curve:
+        figures.draw(path / "loss", figures.closed_form_figure, curve, history, title)
+    else:
+        figures.draw(path / "loss", figures.loss_figure, history, title)
     count = len(outputs)
     if data.name == "toy" and data.x_test.shape[1:] == (2,) and count:
         x, y = data.x_test[:count], data.y_test[:count]

@@ -17,7 +17,8 @@ from dnntk.runs.folder import DIVERGED, RunFolder
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime import processes
 from dnntk.runtime.log_lines import printed_lines
-from dnntk.training.config import RESUMABLE, TrainConfig
+from dnntk.training.config import TrainConfig
+from dnntk.training.kernel_run import KernelRun
 from dnntk.training.trainer import Run, TrainResult
 
 __all__ = ["check_compiles", "load_dataset_for", "train", "train_on"]
@@ -108,7 +109,8 @@ def _trained(
         resume = folder is not None and _claimed(folder, config, recorded, resume)
         data = load_dataset_for(config) if dataset is None else dataset
         try:
-            return Run(config, data, recorded, folder, resume, progress).result()
+            kind = KernelRun if config.optimizer == "kernel" else Run
+            return kind(config, data, recorded, folder, resume, progress).result()
         except Diverged as diverged:
             if folder is not None:
                 folder.write_json(DIVERGED, {"message": str(diverged)})
@@ -126,7 +128,7 @@ def _claimed(
             saved = saved | {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
         TrainConfig.from_json({name: saved[name] for name in saved if name != "own"})
     data = {name: value for name, value in recorded.items() if name != "own"}
-    return folder.claim(config.to_json() | data, resume, free=RESUMABLE)
+    return folder.claim(config.to_json() | data, resume, free=config.resumable)
 
 
 def load_dataset_for(config: TrainConfig) -> Dataset:

@@ -262,11 +262,19 @@ class KernelSolver:
         numbers = np.array([count, self._level], np.int32)
         return {"coefficients": held[0], "changes": held[1], "numbers": numbers}
 
-    def remember(self, memory: dict[str, np.ndarray], history: list[dict[str, float]]) -> None:
-        """Go on from another solver's `memory` and ``history``, with its parameters in `state`."""
+    def take(
+        self,
+        state: TrainState,
+        frozen: Any,
+        memory: dict[str, np.ndarray],
+        history: list[dict[str, float]],
+    ) -> None:
+        """Go on from the state, `memory` and ``history`` of another solver of the same problem."""
+        self.state, self._frozen, self.history = state, frozen, history
         count, self._level = map(int, memory["numbers"])
         pairs = zip(memory["coefficients"][:count], memory["changes"][:count], strict=True)
-        self._steps, self.history = list(pairs), history
+        self._steps = list(pairs)
+        self.residual = history[-1]["residual"] if history else math.inf
 
     def warn(self) -> None:
         """Log that the tolerance was not reached."""

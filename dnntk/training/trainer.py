@@ -130,13 +130,13 @@ class Run:
         self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
         state = placement.put_state(flax.core.pop(self.variables, "params"), self.mesh)
         self.frozen, params = state
-        shapes = jax.eval_shape(self.optimizer.init, params)
-        where = placement.shardings(shapes, self.mesh)
+        where = placement.shardings(jax.eval_shape(self.optimizer.init, params), self.mesh)
         opt_state = jax.jit(self.optimizer.init, out_shardings=where)(params)
         self.state = gradient_flow.TrainState(params, opt_state)
         self.predict = gradient_flow.make_predict(self.model, self.mesh)
         self.history: list[dict[str, Any]] = []
         self.test_outputs: np.ndarray | None = None
+        self.curve: list[dict[str, float]] = []  # of the flow, where it is known in closed form
         self.resume = resume
 
     def result(self) -> TrainResult:
@@ -185,7 +185,8 @@ class Run:
                 settled = {"plan": dataclasses.asdict(plan)}
                 content = self.config.to_json() | self.recorded | settled
                 self.folder.write_config("train", content)
-        log.info("time_step: %s; %d steps", plan.reason, plan.steps)
+        most = "at most " if self.config.optimizer == "kernel" else ""
+        log.info("time_step: %s; %s%d steps", plan.reason, most, plan.steps)
         if self.eigenvalue is not None:
             warn_of_vanished(self.config, plan, self.eigenvalue)
         return plan
@@ -208,19 +209,27 @@ class Run:
 
     def _restore(self, checkpoints: Checkpoints) -> int:
         assert self.folder is not None
-        held = {"state": self.state._asdict(), "frozen": self.frozen}
+        held = self._held()
         like = jax.eval_shape(lambda held: pipeline.unpadded(held, self.model), held)
         if checkpoints.kept():  # free the initial values before the restored ones are read
-            for array in jax.tree.leaves((held, self.variables)):
+            for array in jax.tree.leaves((self.state, self.frozen, self.variables)):
                 array.delete()
         found = checkpoints.restore(like)
         step = found[0] if found else 0
         self.history = self.folder.keep_metrics_to(step if found else -1)
         if found:
-            tree = placement.put_state(found[1], self.mesh)
-            self.state, self.frozen = gradient_flow.TrainState(**tree["state"]), tree["frozen"]
+            self._take(found[1])
         log.info("resume: from step %d", step)
         return step
+
+    def _held(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {"state": self.state._asdict(), "frozen": self.frozen}
+
+    def _take(self, held: dict[str, Any]) -> None:
+        """Go on from what a checkpoint held."""
+        tree = placement.put_state({name: held[name] for name in ("state", "frozen")}, self.mesh)
+        self.state, self.frozen = gradient_flow.TrainState(**tree["state"]), tree["frozen"]
 
     def _compile(self) -> None:
         begun = time.perf_counter()
@@ -291,8 +300,7 @@ class Run:
                 elif save:
                     self._check(self._losses(step)["train_loss"], step)
                 if save and checkpoints:
-                    tree = {"state": self.state._asdict(), "frozen": self.frozen}
-                    checkpoints.save(step, self._whole(tree))
+                    checkpoints.save(step, self._whole(self._held()))
                 if stop:
                     raise self._stopped(step, termination_requested())
         return stepping
@@ -338,17 +346,20 @@ class Run:
         ):
             if not len(x):
                 continue
-            outputs = self.predict(self.state.params, self.frozen, x, self.batch_size)
+            outputs = self._outputs(x)
             labelled, right = data.labels_train is not None, labels if self.recorded else None
             right = None if right is None else right[:limit]
             found |= split_scores(name, outputs, y, labelled, self.targets, right)
         self.test_outputs = outputs if len(data.x_test) else data.y_test
         return found
 
-    def _evaluate(self, step: int) -> None:
+    def _outputs(self, x: np.ndarray) -> np.ndarray:
+        return self.predict(self.state.params, self.frozen, x, self.batch_size)
+
+    def _evaluate(self, step: int, **more: float) -> None:
         reached = None if self.times is None else float(self.times[step])
         line: dict[str, Any] = {"step": step, "time": reached}
-        line |= self._losses(step)
+        line |= self._losses(step) | more
         line["seconds"] = round(time.perf_counter() - self.begun, 3)
         self.history.append(line)
         self._check(line["train_loss"], step)
@@ -386,4 +397,4 @@ class Run:
         assert self.test_outputs is not None
         if processes.is_primary():
             held = self.history, self.dataset, self.test_outputs, self.targets
-            draw_run(self.folder.path, self.config, *held)
+            draw_run(self.folder.path, self.config, *held, curve=self.curve)
