@@ -23,6 +23,7 @@ import command_line
 import jax
 import jax.numpy as jnp
 import numpy as np
+import solve_checks
 from absl import flags
 
 from dnntk import DeepNarrowMLP, Diverged, InputError, TrainConfig, load_dataset, to_standard, train
@@ -293,6 +294,7 @@ def prepared_mnist(folder: Path) -> dict[str, Any]:
 CHECKS: dict[str, Check] = {
     "default": default_run,
     "precision": precision,
+    "solve": solve_checks.solved,
     "kill": kill,
     "mnist_mlp": mnist_mlp,
     "baselines": baselines,
