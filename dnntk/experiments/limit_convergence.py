@@ -8,48 +8,63 @@ without training: to first order, and from networks that are linear in their par
 """
 
 import dataclasses
-import itertools
 import logging
 import math
-import operator
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dnntk import fields, figures
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.experiments import rates
-from dnntk.experiments.chunked_steps import chunked_steps
+from dnntk.experiments.compared_networks import ComparedNetworks
 from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.limit_convergence_config import LimitConfig
-from dnntk.figures.limit_convergence import limit_figure
+from dnntk.figures.limit_convergence import limit_figure, scores_figure
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
 from dnntk.kernel import limit_ntk
-from dnntk.networks.models import DeepNarrow
 from dnntk.runs.locks import freeing_folders
-from dnntk.runtime.progress import progress_bar
-from dnntk.training import engine
-from dnntk.training.ensemble import Ensemble
-from dnntk.training.evaluation import as_trained
+from dnntk.training.evaluation import as_trained, scores
 from dnntk.training.run import load_dataset_for
-from dnntk.training.solve import solve
 
-__all__ = ["Comparison", "converge_to_limit", "stepped"]
+__all__ = ["Comparison", "Scores", "converge_to_limit", "stepped"]
 
 log = logging.getLogger("dnntk")
 
 # Time step over the largest stable one. The fastest mode decays in a few steps, and the slow modes,
 # still learning at the times compared, have small errors: `Comparison.discretization`.
 STABLE_FRACTION = 0.5
-# Most bytes of parameters and gradients of networks trained together; one alone may exceed it.
-GROUP_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """A loss or an accuracy of networks and of their limit.
+
+    Attributes:
+        trained: [D, trials, T], of the trained networks.
+        linear: [D, T], of networks linear in their parameters: the mean over the draws.
+        limit: [T].
+    """
+
+    trained: np.ndarray
+    linear: np.ndarray
+    limit: np.ndarray
+
+    __repr__ = fields.short_repr
+
+    def summary(self, depths: np.ndarray, i: int) -> dict[str, Any]:
+        """The entry of summary.json for time i: means over the trials, by depth."""
+        return {
+            "trained": _by_depth(depths, np.mean(self.trained[:, :, i], axis=1)),
+            "linear": _by_depth(depths, self.linear[:, i]),
+            "limit": float(self.limit[i]) if math.isfinite(self.limit[i]) else None,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +81,9 @@ class Comparison:
         first_order: [D, T], the same to first order in the change of the kernel.
         discretization: [T], the same for the limit itself, trained in steps of ``time_step``.
         time_step: kernel time of a step; 0 for networks trained in closed form.
+        examples: number of training examples.
+        train_loss: the loss 1/2 E ||f - y||^2 on the training examples.
+        test_accuracy: on the held-out examples; NaN for targets without classes.
         fits: T fitted powers of depth, ``exponent``, ``low``, ``high`` (95%), ``factor``; None
             for fewer than three depths.
     """
@@ -79,6 +97,9 @@ class Comparison:
     first_order: np.ndarray
     discretization: np.ndarray
     time_step: float
+    examples: int
+    train_loss: Scores
+    test_accuracy: Scores
     fits: list[dict[str, float] | None]
 
     __repr__ = fields.short_repr
@@ -94,6 +115,8 @@ class Comparison:
                 "measured": _by_depth(self.depths, measured[:, i]),
                 "linear": _by_depth(self.depths, self.linear[:, i]),
                 "first_order": _by_depth(self.depths, self.first_order[:, i]),
+                "train_loss": self.train_loss.summary(self.depths, i),
+                "test_accuracy": self.test_accuracy.summary(self.depths, i),
             }
             for i, t in enumerate(self.times)
         ]
@@ -137,6 +160,7 @@ def converge_to_limit(
     folder.finish(summary | {"data": dataset.description})
     title = f"{figures.plain(dataset.name)}, held-out examples"
     folder.draw("limit_convergence", limit_figure, found, title)
+    folder.draw("scores", scores_figure, found, figures.plain(dataset.name))
     return found
 
 
@@ -173,7 +197,8 @@ class _Arch:
         train, test = _counts(config, dataset)
         arrays = as_trained(dataset, arch == "mlp", config.dtype)
         self.x, self.y = arrays["x_train"][:train], arrays["y_train"][:train]
-        self.held_out = arrays["x_test"][:test]
+        self.held_out, self.y_test = arrays["x_test"][:test], arrays["y_test"][:test]
+        self.labelled = dataset.labels_train is not None
         self.kernel: Callable[..., jax.Array] = partial(
             limit_ntk, d_out=self.y.shape[1], **config.kernel_options
         )
@@ -188,39 +213,69 @@ class _Arch:
         x, y, held_out = (np.asarray(a, np.float64) for a in (self.x, self.y, self.held_out))
         times = [float(t) for t in self.times]
         key = jax.random.key(config.seed)
-        limit = self.flow.predict(self.held_out, times)
-        discretization = self._discretization(limit)
+        limit, found = self.flow.predict(np.concatenate([x, held_out]), times), []
+        discretization = self._discretization(limit[:, len(x) :])
         self._log_time_step(discretization)
         spread = initialization_spread(x, y, held_out, times, key=key, **config.kernel_options)
-        outputs, linear, first_order = [], [], []
+        first_order = [_rms(spread.std(depth)) / _rms(spread.prediction) for depth in config.depths]
         for depth in config.depths:
             drawn = linear_predictions(
                 x,
                 y,
-                held_out,
+                np.concatenate([x, held_out]),
                 times,
                 depth=depth,
                 draws=config.draws,
                 key=jax.random.fold_in(key, depth),
                 **config.kernel_options,
             )
-            linear.append(np.sqrt(np.mean(_relative(drawn, limit) ** 2, axis=0)))
-            first_order.append(_rms(spread.std(depth)) / _rms(limit))
-            outputs.append(self._trained(depth))
-            self._log_depth(depth, _relative(outputs[-1], limit), linear[-1])
-        differences = _relative(np.stack(outputs), limit)
+            found.append((self._trained(depth), drawn))
+            self._log_depth(depth, *(_relative(f, limit, len(x)) for f in found[-1]))
+        return self._comparison(limit, found, discretization, np.stack(first_order))
+
+    def _comparison(
+        self,
+        limit: np.ndarray,
+        found: list[tuple[np.ndarray, np.ndarray]],
+        discretization: np.ndarray,
+        first_order: np.ndarray,
+    ) -> Comparison:
+        """``found`` holds (trained, linear) outputs of each depth, training examples first."""
+        n = len(self.x)
+        outputs = np.stack([trained for trained, _ in found])
+        differences = _relative(outputs, limit, n)
+        linear = [np.sqrt(np.mean(_relative(f, limit, n) ** 2, axis=0)) for _, f in found]
+        loss, accuracy = (
+            Scores(
+                np.stack([self._scores(trained)[i] for trained, _ in found]),
+                np.stack([np.mean(self._scores(drawn)[i], axis=0) for _, drawn in found]),
+                self._scores(limit)[i],
+            )
+            for i in range(2)
+        )
         return Comparison(
             self.times,
-            np.array(config.depths),
-            limit,
-            np.stack(outputs),
+            np.array(self.config.depths),
+            limit[:, n:],
+            outputs[..., n:, :],
             differences,
             np.stack(linear),
-            np.stack(first_order),
+            first_order,
             discretization,
             self.time_step,
-            [self._fit(differences[:, :, i]) for i in range(len(times))],
+            n,
+            loss,
+            accuracy,
+            [self._fit(differences[:, :, i]) for i in range(len(self.times))],
         )
+
+    def _scores(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(training loss, held-out accuracy), each [...], of outputs [..., n + m, d_out]."""
+        n, each = len(self.x), outputs.reshape(-1, *outputs.shape[-2:])
+        losses = [scores(f[:n], self.y, False)[0] for f in each]
+        accuracies = [scores(f[n:], self.y_test, self.labelled)[1] for f in each]
+        shape = outputs.shape[:-2]
+        return np.reshape(losses, shape), np.array(accuracies, float).reshape(shape)
 
     def _discretization(self, limit: np.ndarray) -> np.ndarray:
         if not self.time_step:
@@ -245,9 +300,10 @@ class _Arch:
         return time_step, [round(t / time_step) for t in config.times]
 
     def _trained(self, depth: int) -> np.ndarray:
-        """Outputs [trials, T, m, d_out] of the trained networks, read from files that exist."""
+        """Outputs [trials, T, n + m, d_out] of the networks, read from files that exist."""
         model = self.config.network(self.arch, depth).model(self.y.shape[1])
-        run = _Networks(model, self.x, self.y, self.held_out, self.config.seed)
+        inputs = np.concatenate([self.x, self.held_out])
+        run = ComparedNetworks(model, self.x, self.y, inputs, self.config.seed)
         trials = self.config.trials
         size = min(trials, run.at_once)
         starts = range(0, trials, size)
@@ -255,7 +311,7 @@ class _Arch:
             [self._group(run, depth, range(i, min(i + size, trials))) for i in starts]
         )
 
-    def _group(self, run: "_Networks", depth: int, trials: range) -> np.ndarray:
+    def _group(self, run: ComparedNetworks, depth: int, trials: range) -> np.ndarray:
         label = f"{self.arch}-depth{depth}-trials{trials[0]}-{trials[-1]}"
 
         def train() -> dict[str, np.ndarray]:
@@ -285,72 +341,15 @@ class _Arch:
         )
 
     def _log_depth(self, depth: int, differences: np.ndarray, linear: np.ndarray) -> None:
-        measured = ", ".join(f"{d:.2e}" for d in np.sqrt(np.mean(differences**2, axis=0)))
-        theory = ", ".join(f"{d:.2e}" for d in linear)
+        measured, theory = (
+            ", ".join(f"{d:.2e}" for d in np.sqrt(np.mean(each**2, axis=0)))
+            for each in (differences, linear)
+        )
         fate = "" if np.isfinite(differences).all() else "; some trials diverged"
         log.info(
             "%s depth %d: relative difference %s (linear theory %s), %d trials%s",
             *(self.arch, depth, measured, theory, self.config.trials, fate),
         )
-
-
-class _Networks:
-    """Networks of one depth, trained in groups. Trial i does not depend on the group it is in."""
-
-    def __init__(
-        self, model: DeepNarrow, x: np.ndarray, y: np.ndarray, held_out: np.ndarray, seed: int
-    ) -> None:
-        self.model, self.x, self.y, self.held_out, self.seed = model, x, y, held_out, seed
-
-    @property
-    def at_once(self) -> int:
-        """Networks to train together, the same on all machines: a resumed run finds its files."""
-        variables = jax.eval_shape(self.model.init, jax.random.key(0), self.x[:1])
-        weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-        return max(1, GROUP_BYTES // (2 * weights * self.x.itemsize))
-
-    def train(
-        self,
-        trials: range,
-        time_step: float,
-        steps: Sequence[int],
-        label: str,
-        progress: bool,
-    ) -> np.ndarray:
-        """Outputs [trials, T, m, d_out] on the held-out examples after each of ``steps``."""
-        ensemble = Ensemble(self.model, len(trials), self.x, self.y)
-        params, frozen = ensemble.init(self.seed, first=trials.start)
-        train_steps, held_out = ensemble.descent(time_step), jnp.asarray(self.held_out)
-        predict = ensemble.measure(lambda p, f: engine.apply(self.model, p, f, held_out))
-
-        def take_steps(count: int) -> float:
-            nonlocal params
-            params, losses = train_steps(params, frozen, count)
-            return float(np.mean(losses))
-
-        outputs = {
-            step: np.asarray(predict(params, frozen), np.float64)
-            for step, _ in chunked_steps(take_steps, steps, label, progress)
-            if step in steps
-        }
-        return np.stack([outputs[step] for step in steps], axis=1)
-
-    def solve(
-        self, trials: range, times: Sequence[float], label: str, progress: bool
-    ) -> np.ndarray:
-        """Outputs [trials, T, m, d_out] on the held-out examples at each of ``times``."""
-        ensemble = Ensemble(self.model, len(trials), self.x, self.y)
-        starts = jax.device_get(ensemble.init(self.seed, first=trials.start))
-        predict = jax.jit(lambda p, f: engine.apply(self.model, p, f, jnp.asarray(self.held_out)))
-        pairs = list(itertools.product(range(len(trials)), times))
-        outputs = []
-        for trial, time in progress_bar(pairs, desc=label, unit="network", disable=not progress):
-            params, frozen = jax.tree.map(operator.itemgetter(trial), starts)
-            start = {"params": params, **frozen}
-            trained, _ = solve(self.model, start, self.x, self.y, time=time, progress=False)
-            outputs.append(np.asarray(predict(trained["params"], frozen), np.float64))
-        found = np.stack(outputs)
-        return found.reshape(len(trials), len(times), *found.shape[1:])
 
 
 def _counts(config: LimitConfig, dataset: Dataset) -> tuple[int, int]:
@@ -366,8 +365,12 @@ def _rms(outputs: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(outputs**2, axis=(-2, -1)))
 
 
-def _relative(outputs: np.ndarray, limit: np.ndarray) -> np.ndarray:
-    """RMS of the difference over the limit's: [..., T, m, d_out], [T, m, d_out] -> [..., T]."""
+def _relative(outputs: np.ndarray, limit: np.ndarray, first: int = 0) -> np.ndarray:
+    """RMS of the difference over the limit's, from example ``first`` on.
+
+    [..., T, m, d_out], [T, m, d_out] -> [..., T].
+    """
+    outputs, limit = outputs[..., first:, :], limit[..., first:, :]
     return _rms(outputs - limit) / _rms(limit)
 
 

@@ -33,6 +33,7 @@ CAPTIONS = {
     "shares": "Shares that layers have in the output",
     "rates": "Rates of convergence with depth",
     "limit_convergence": "Distance of trained networks from their limit against depth",
+    "scores": "Training loss and held-out accuracy against depth, beside the limit",
     "parallel_depth": "Modelled time of all layers at once, and layer by layer",
 }
 # Settings that only one experiment has: older runs do not say which experiment they are.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ import processes
 import pytest
 
 from dnntk import KernelFlow, figures, kernel, load_dataset
-from dnntk.experiments import limit_convergence
+from dnntk.experiments.compared_networks import ComparedNetworks
 from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit, stepped
 from dnntk.training.ensemble import Ensemble
 
@@ -95,6 +94,18 @@ def test_steps_have_the_closed_form_of_gradient_descent():
     np.testing.assert_allclose(finer, limit.predict(features[5:], 2.0), atol=2e-3)
 
 
+def test_scores_are_those_of_the_outputs_and_of_linear_networks_without_noise(small):
+    _, found = small
+    assert found.train_loss.trained.shape == (3, 3, 2) and found.examples == 6
+    data = load_dataset("toy")
+    flow = KernelFlow(kernel.limit_ntk, data.x_train[:6], data.y_train[:6], progress=False)
+    np.testing.assert_allclose(found.train_loss.limit, flow.loss(found.times.tolist()), rtol=1e-6)
+    # Networks of depth 40 are near their limit; linear ones are as near.
+    for values in (found.train_loss.trained[-1].mean(0), found.train_loss.linear[-1]):
+        np.testing.assert_allclose(values, found.train_loss.limit, rtol=0.5)
+    assert np.isnan(found.test_accuracy.limit).all()  # no classes
+
+
 def test_a_run_that_was_cut_off_keeps_its_finished_networks(small, tmp_path, monkeypatch):
     _, whole = small
     monkeypatch.setattr(figures, "draw", lambda *_: None)
@@ -108,7 +119,7 @@ def test_a_run_that_was_cut_off_keeps_its_finished_networks(small, tmp_path, mon
         return descent(self, time_step)
 
     # A group of two networks and one of one: a trial does not depend on the group it is in.
-    monkeypatch.setattr(limit_convergence._Networks, "at_once", 2)
+    monkeypatch.setattr(ComparedNetworks, "at_once", 2)
     with monkeypatch.context() as patch:
         patch.setattr(Ensemble, "descent", cut)
         with pytest.raises(KeyboardInterrupt):
@@ -142,15 +153,6 @@ def test_a_finished_run_is_read_and_not_run_again(small, monkeypatch):
     again = converge_to_limit(SMALL, folder, resume=True, progress=False)["mlp"]
     np.testing.assert_array_equal(again.outputs, whole.outputs)
     assert again.fits == whole.fits
-
-
-def test_networks_side_by_side_fit_into_memory():
-    config = LimitConfig()
-    x = np.zeros((1, 784), np.float32)
-    wide = config.network("mlp", 1000).model(10)
-    networks = partial(limit_convergence._Networks, y=x[:, :1], held_out=x, seed=0)
-    assert networks(wide, x).at_once == 1
-    assert networks(config.network("mlp", 1000).model(1), x[:, :4]).at_once > 1000
 
 
 @pytest.fixture(scope="module")
