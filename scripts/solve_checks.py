@@ -65,8 +65,8 @@ def _against_descent() -> list[dict[str, Any]]:
     rows = []
     for dataset, arch, t, steps in (
         ("toy", "mlp", 100.0, 4000),
-        ("digits", "mlp", 50.0, 4000),
-        ("digits", "cnn", 50.0, 4000),
+        ("digits", "mlp", 20.0, 1000),
+        ("digits", "cnn", 20.0, 1000),
     ):
         model, variables, (x, y, held_out) = _problem(TrainConfig(arch=arch, dataset=dataset))
         trained, _ = solve(model, variables, x, y, time=t, progress=False)
@@ -87,7 +87,7 @@ def _against_descent() -> list[dict[str, Any]]:
     return rows
 
 
-def _seconds_against_descent(measured_steps: int = 2000) -> dict[str, Any]:
+def _seconds_against_descent(measured_steps: int = 300) -> dict[str, Any]:
     """Digits 0/1, depth 1000, t = 10,000; descent's seconds are those of its rate of steps."""
     t, config = 1e4, TrainConfig(steps=measured_steps, eval_every=measured_steps)
     model, variables, (x, y, _) = _problem(config)
