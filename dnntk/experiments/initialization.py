@@ -30,11 +30,6 @@ __all__ = ["InitializationConfig", "Initialized", "activations", "initialize"]
 log = logging.getLogger("dnntk")
 
 FIGURES = {"mlp": "figure_3_1", "cnn": "figure_3_2"}
-TITLES = {
-    "deep_narrow": "Initialization",
-    "he_uniform": "He uniform initialization",
-    "torch_default": "PyTorch's default initialization",
-}
 D_OUT = {"mlp": 2, "cnn": 1}
 THEOREMS_EXPONENT = 2.2
 # More units, channels or pixels per side would not be legible on a page.
@@ -272,7 +267,7 @@ def _diagram(
         boxes=boxes,
         activations=shades,
         pooled=states[-1].mean((0, 1)) if arch == "cnn" else None,
-        title=f"{TITLES[config.init]} of a deep {arch.upper()}: {sizes[arch]},\n"
+        title=f"{config.init} initialization of a deep {arch.upper()}: {sizes[arch]},\n"
         f"$L$ = {config.depth:,}, $C_L$ = {config.c:.4g}{deviations}",
         line_meanings=line_meanings,
         box_meanings=box_meanings,

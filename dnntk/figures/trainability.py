@@ -1,5 +1,6 @@
 """Figures of section 5.2: figure 4.2, and a row of table 4.1 beside its limit."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["row_figure", "trainability_figure"]
 
 # Line styles show initializations; colours and markers show learning rates.
-LINES = {"deep_narrow": "-", "he_uniform": "--", "torch_default": ":"}
+LINES = "-", "--", ":", "-."
 MARKERS = "osD^vP"
 # Top of the figure, in losses of the best constant answer; diverging losses go beyond.
 HIGHEST = 3.0
@@ -28,6 +29,7 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
         chance: {architecture: loss of the best constant answer}.
     """
     figure = new_figure(5.6 * len(chance), 5.4)
+    lines = dict(zip(dict.fromkeys(row["init"] for row in rows), itertools.cycle(LINES)))
     rates = sorted({row["lr"] for row in rows if row["lr"] is not None})
     shades = dict(zip(rates, viridis(len(rates), 0.92), strict=True))
     for axes, (arch, constant) in zip(
@@ -35,7 +37,7 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
     ):
         mine = [row for row in rows if row["arch"] == arch and row["history"]]
         for row in mine:
-            _run(axes, row, shades, rates)
+            _run(axes, row, lines, shades, rates)
         axes.axhline(constant, color="gray", linewidth=0.8, zorder=0)
         axes.annotate(
             "best constant answer",
@@ -57,14 +59,20 @@ def trainability_figure(rows: Sequence[dict[str, Any]], chance: dict[str, float]
         axes.set_ylabel(r"training loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$")
         axes.set_title(arch.upper())
         axes.grid(alpha=0.3)
-    _legend(figure, rows, shades, rates)
+    _legend(figure, rows, lines, shades, rates)
     return figure
 
 
-def _run(axes: "Axes", row: dict[str, Any], shades: dict[float, Any], rates: list[float]) -> None:
+def _run(
+    axes: "Axes",
+    row: dict[str, Any],
+    lines: dict[str, str],
+    shades: dict[float, Any],
+    rates: list[float],
+) -> None:
     steps = [line["step"] for line in row["history"]]
     losses = [line["train_loss"] for line in row["history"]]
-    style: dict[str, Any] = {"linestyle": LINES[row["init"]], "linewidth": 1.1}
+    style: dict[str, Any] = {"linestyle": lines[row["init"]], "linewidth": 1.1}
     if row["lr"] is None:
         style |= {"color": BLACK, "linewidth": 2.4, "zorder": 3}
     else:
@@ -79,7 +87,11 @@ def _run(axes: "Axes", row: dict[str, Any], shades: dict[float, Any], rates: lis
 
 
 def _legend(
-    figure: "Figure", rows: Sequence[dict[str, Any]], shades: dict[float, Any], rates: list[float]
+    figure: "Figure",
+    rows: Sequence[dict[str, Any]],
+    lines: dict[str, str],
+    shades: dict[float, Any],
+    rates: list[float],
 ) -> None:
     """Draw one legend for all panels: lines of initializations, marks of learning rates."""
     axes = figure.axes[0]
@@ -87,7 +99,7 @@ def _legend(
     if any(row["lr"] is None for row in rows):
         named = "deep_narrow, step from its kernel"
         handles += axes.plot([], [], "-", color=BLACK, linewidth=2.4, label=named)
-    for init, line in LINES.items():
+    for init, line in lines.items():
         if any(row["init"] == init and row["lr"] is not None for row in rows):
             handles += axes.plot([], [], line, color="gray", label=init)
     for i, rate in enumerate(rates):

@@ -22,6 +22,14 @@ def test_the_legend_fits_the_picture(archs):
     assert 0 <= box.x0 and box.x1 <= whole.x1 and 0 <= box.y0 and box.y1 <= whole.y1
 
 
+def test_an_initialization_of_ones_own_has_a_line_style_too():
+    history = [{"step": step, "train_loss": 0.5} for step in range(2)]
+    row = {"arch": "mlp", "lr": 0.1, "ended": "finished", "history": history}
+    rows = [row | {"init": init} for init in ("deep_narrow", "mine", "he_uniform", "other")]
+    axes = trainability_figure(rows, {"mlp": 0.4}).axes[0]
+    assert len({line.get_linestyle() for line in axes.lines[:4]}) == 4
+
+
 def test_a_row_is_in_the_thesis_s_units():
     line = {"step": 4, "time": 2.0, "train_loss": 0.5, "test_accuracy": 0.75}
     start = line | {"step": 0, "time": 0.0, "train_loss": 9.0}
