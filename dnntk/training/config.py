@@ -77,7 +77,7 @@ class TrainConfig:
             closed form, as `dnntk.solve` does; sgd follows kernel time in steps; the others need
             ``lr`` and have no kernel time.
         momentum: momentum of sgd, in [0, 1).
-        weight_decay: share of its value, times the learning rate, that a parameter loses in a step:
+        weight_decay: part of its value, times the learning rate, that a parameter loses in a step:
             towards the initial network in the ntk parametrization, towards 0 in the standard one.
             Only for `DECAYING`; None is the optimizer's own default.
         sam_radius: radius of sharpness-aware minimization (Foret et al. 2021), for any optimizer

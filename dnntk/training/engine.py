@@ -61,7 +61,7 @@ class PlainEngine:
         return jax.jvp(outputs, (params,), (direction,))[1]
 
     def recomputed(self, x: Any) -> float:
-        """The share of the layers whose forward pass is recomputed for a gradient."""
+        """The fraction of the layers whose forward pass is recomputed for a gradient."""
         del x
         return 1.0
 

@@ -25,7 +25,6 @@ from dnntk.runtime.devices import on_cpu
 __all__ = [
     "DATA",
     "DEPTH",
-    "idle_share",
     "make_mesh",
     "microbatch_of",
     "microbatches",
@@ -146,12 +145,6 @@ def microbatches(examples: int, stages: int) -> int:
 def microbatch_of(stage: Any, tick: Any) -> Any:
     """The micro-batch that a stage has at a tick; none if it is negative or too large."""
     return tick - stage
-
-
-def idle_share(stages: int, count: int) -> float:
-    """The share of ticks at which a stage has no micro-batch."""
-    number = microbatch_of(np.arange(stages)[:, None], np.arange(stages + count - 1)[None])
-    return float(np.mean((number < 0) | (number >= count)))
 
 
 def psum_gradient(gradient: Layers) -> Layers:

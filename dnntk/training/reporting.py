@@ -18,10 +18,10 @@ __all__ = ["draw_run", "say_done", "say_network", "verdict", "warn_of_vanished"]
 
 log = logging.getLogger("dnntk")
 
-# A network has learned if its training loss is below the best constant's by this share, which is
-# the share of the targets' variance that it explains. Smaller shares may be rounding or chance.
+# A network has learned if its training loss is below the best constant's by this fraction, which
+# is that of the targets' variance that it explains. Smaller ones may be rounding or chance.
 LEAST_LEARNED = 0.05
-# Share of the largest eigenvalue that float32 cannot tell from 0.
+# Fraction of the largest eigenvalue that float32 cannot tell from 0.
 VANISHED = 1e-7
 
 
@@ -47,20 +47,20 @@ def say_network(config: TrainConfig, width: int, parameters: int) -> None:
 def warn_of_vanished(config: TrainConfig, plan: Plan, found: Eigenvalue) -> None:
     """Warn if the network can learn little but a constant in the run's time t.
 
-    With a constant kernel it learns at most the share 1 - exp(-rate t) of the targets' deviation
+    With a constant kernel it learns at most the fraction 1 - exp(-rate t) of the targets' deviation
     from their mean, see `Eigenvalue`.
     """
     if found.targets_rate is None or plan.time_per_step is None:
         return
-    share = -math.expm1(-found.targets_rate * plan.time_per_step * plan.steps)
-    if 2 * share < LEAST_LEARNED:  # the loss is a square
+    fraction = -math.expm1(-found.targets_rate * plan.time_per_step * plan.steps)
+    if 2 * fraction < LEAST_LEARNED:  # the loss is a square
         gone = found.targets_rate < VANISHED * found.value
         start = "" if config.init == "deep_narrow" else "init=deep_narrow, "
         log.warning(
             "kernel: it %s its constant part: %d steps of %.3g learn at most %.2g%% of what tells "
             "the examples apart; give %s%s",
             "has vanished but for" if gone else "is small beyond",
-            *(plan.steps, plan.time_step, 100 * share, start),
+            *(plan.steps, plan.time_step, 100 * fraction, start),
             "fewer layers or another lr" if gone else "more steps or momentum",
         )
 

@@ -32,7 +32,7 @@ class Eigenvalue(NamedTuple):
     """A power iteration's result: the eigenvalue, whether it converged, and its iterations.
 
     ``targets_rate`` is v^T (K/N) v, v the targets less their mean, at norm 1: the rate at which
-    gradient flow begins to learn more than a constant. With a constant kernel a share of at least
+    gradient flow begins to learn more than a constant. With a constant kernel at least the fraction
     exp(-targets_rate t) of v is left at time t (Jensen's inequality).
     """
 

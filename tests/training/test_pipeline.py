@@ -120,7 +120,6 @@ def test_stages_hold_their_own_layers_and_rest_only_where_they_must(tmp_path):
     )
     idle = 1 - len(found["worked"]) / (stages * ticks)
     assert idle == pytest.approx((stages - 1) / (count + stages - 1))
-    assert idle == pytest.approx(pipeline.idle_share(stages, count))
 
 
 @pytest.mark.parametrize(
