@@ -20,7 +20,7 @@ from dnntk.training.step_size import Eigenvalue
 
 __all__ = ["Plan", "Planner", "kernel_times", "schedule_of"]
 
-# Fractions of the stable step. Full batches converge anywhere below it. The noise of mini-batches is
+# Parts of the stable step. Full batches converge anywhere below it. The noise of mini-batches is
 # amplified in the top mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of it, once at half.
 FULL_BATCH_FRACTION = 0.9
 MINI_BATCH_FRACTION = 0.5
