@@ -3,6 +3,9 @@
 An architecture is an affine map (`Dense`, `Convolution`), a parametrization is a `Form`, and
 `forward` scans over depth for any pair of the two. Activations of O(sqrt(depth)) layers are stored;
 the backward pass recomputes the others, a segment at a time.
+
+This is the reference. On CPU the C++ of `dnntk.native` does most of the same, so that a change here
+shows only with ``DNNTK_NATIVE=0``, until it is made there too (``native/cpp/problem.h``).
 """
 
 import dataclasses
