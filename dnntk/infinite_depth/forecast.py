@@ -30,6 +30,7 @@ from dnntk.runs.folder import resident_bytes
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
 from dnntk.runtime.devices import COMPILING, HOST_FRACTION, on_cpu, worth
+from dnntk.runtime.progress import duration
 from dnntk.runtime.threads import one_blas_thread
 
 __all__ = ["PredictForecast", "forecast"]
@@ -110,7 +111,7 @@ class PredictForecast:
                 f"arithmetic:  {sum(c.operations.values()) / 1e9:.3g} Gflop a process ({work})",
                 f"traffic:     {c.traffic / 1e9:.3g} GB received by a process{each}",
                 f"disk:        {c.disk / 1e9:.3g} GB a process",
-                f"time:        {_duration(self.total_seconds)} until the pictures (s: {times})",
+                f"time:        {duration(self.total_seconds)} until the pictures (s: {times})",
                 f"calibrated:  {r.entries / 1e6:.3g} M kernel entries/s, products "
                 f"{r.product / 1e9:.3g} GB/s, basis {r.basis / 1e9:.3g} GB/s, matrices "
                 f"{r.matrix / 1e9:.3g} Gflop/s, {self.device}",
@@ -385,10 +386,3 @@ def _together(work: Callable[[], object]) -> float:
     """The mean of some trials, at the same time in every process."""
     processes.barrier("calibration")
     return sum(_seconds(work) for _ in range(TRIALS)) / TRIALS
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"

@@ -27,6 +27,7 @@ from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import CrossKernel, balanced, check_finite
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runs.folder import parsed, replace_json
+from dnntk.runs.paths import make_folder
 from dnntk.runtime import processes
 from dnntk.runtime.devices import on_cpu
 from dnntk.runtime.progress import progress_bar
@@ -274,13 +275,7 @@ class SymmetricGram:
             InputError: the file holds another matrix, or is damaged.
         """
         folder = file.parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"folder: expected a folder that can be made, got {folder} ({error.strerror}); "
-                "give another"
-            ) from None
+        make_folder("folder", folder)
         if not file.exists() or not note.exists():
             return []
         advice = "remove both files, or give another folder"

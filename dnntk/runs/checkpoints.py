@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from dnntk.errors import InputError
 from dnntk.runs.folder import parsed, replace_json
+from dnntk.runs.paths import make_folder
 from dnntk.runtime import processes
 
 __all__ = ["CHECKSUMS", "Checkpoints", "memory_to_write"]
@@ -75,12 +76,7 @@ class Checkpoints:
             multiprocessing_options=alone,
         )
         if processes.is_primary():
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"workdir: expected a folder that can be made, got {folder} ({error.strerror})"
-                ) from None
+            make_folder("workdir", folder)
         processes.barrier("checkpoints")
         self._folder = folder.absolute()
         self._resources = contextlib.ExitStack()

@@ -17,7 +17,7 @@ import jax
 
 from dnntk.errors import InputError
 from dnntk.runs.locks import LOCK, FolderLock
-from dnntk.runs.paths import as_path
+from dnntk.runs.paths import as_path, make_folder
 from dnntk.runtime import processes
 
 __all__ = [
@@ -51,13 +51,8 @@ class RunFolder:
         Raises:
             InputError: it cannot be made, or is not a folder that can be written to.
         """
-        try:
-            self._made = [p for p in (self.path, *self.path.parents) if not os.path.lexists(p)]
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"workdir: expected a folder that can be made, got {self.path} ({error.strerror})"
-            ) from None
+        self._made = [p for p in (self.path, *self.path.parents) if not os.path.lexists(p)]
+        make_folder("workdir", self.path)
         if not os.access(self.path, os.W_OK):
             raise InputError(f"workdir: expected a folder that can be written to, got {self.path}")
 

@@ -8,7 +8,7 @@ from typing import Any
 from dnntk.checks import brief
 from dnntk.errors import InputError
 
-__all__ = ["as_path"]
+__all__ = ["as_path", "make_folder"]
 
 
 def as_path(name: str, value: Any) -> Path:
@@ -46,3 +46,18 @@ def as_path(name: str, value: Any) -> Path:
                 "give a shorter one"
             ) from None
     return path
+
+
+def make_folder(name: str, folder: Path) -> None:
+    """Make ``folder``, the value of argument ``name``, and those above it, if they are missing.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{name}: expected a folder that can be made, got {folder} ({error.strerror}); give "
+            "another"
+        ) from None

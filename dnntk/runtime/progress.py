@@ -1,4 +1,4 @@
-"""Progress bars on standard error.
+"""Progress bars on standard error, and durations in words.
 
 If standard error is closed or None, nothing is drawn; if writing to it fails later (its reader has
 gone), only the bar ends, never the work.
@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-__all__ = ["SafeStream", "progress_bar"]
+__all__ = ["SafeStream", "duration", "progress_bar"]
 
 
 def progress_bar(
@@ -30,6 +30,14 @@ def progress_bar(
     missing = stream is None or getattr(stream, "closed", False)
     file = None if missing else SafeStream(stream)
     return tqdm(iterable, disable=disable or missing, file=file, dynamic_ncols=True, **options)
+
+
+def duration(seconds: float) -> str:
+    """``90 s``, ``2 min`` or ``2.5 days``: in the largest unit of which there are two."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 class SafeStream:

@@ -28,6 +28,7 @@ from dnntk.ntk.random_features import RandomFeatures
 from dnntk.runs.checkpoints import Checkpoints, memory_to_write
 from dnntk.runs.folder import resident_bytes
 from dnntk.runtime import processes
+from dnntk.runtime.progress import duration
 from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import (
     DEFAULT_STEPS,
@@ -90,7 +91,7 @@ class Forecast:
             f"memory:      {self.memory_bytes / 1e9:.2f} GB at the peak; on each device "
             f"{self.step_bytes / 1e9:.2f} GB for the step\n"
             f"arithmetic:  {self.step_operations / 1e9:.4g} Gflop a step ({rate:.3g} Gflop/s)\n"
-            f"time:        {self.step_seconds:.3g} s a step; {_duration(self.total_seconds)} for "
+            f"time:        {self.step_seconds:.3g} s a step; {duration(self.total_seconds)} for "
             f"{self.steps:,} steps, their evaluations and checkpoints\n"
             "calibrated:  on depths {:,} and {:,}, {}".format(*self.calibrated_at, self.device)
         )
@@ -343,13 +344,6 @@ class _Times:
             )
         }
         return dataclasses.replace(second, depth=depth, **grown)
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 def _eigh_seconds(rows: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dnntk.runtime.progress import progress_bar
+from dnntk.runtime.progress import duration, progress_bar
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,3 +77,8 @@ def test_no_other_module_makes_a_bar():
     sources = [*ROOT.glob("dnntk/**/*.py"), *ROOT.glob("scripts/*.py")]
     using = {file.name for file in sources if re.search(r"\btqdm\b", file.read_text())}
     assert using == {"progress.py"}
+
+
+def test_a_duration_is_in_the_largest_unit_of_which_there_are_two():
+    said = {0.0123: "0.0123 s", 119: "119 s", 120: "2 min", 7199: "120 min", 3 * 86400: "3 days"}
+    assert {seconds: duration(seconds) for seconds in said} == said
