@@ -1,5 +1,6 @@
 """A kernel between rows of two host arrays, evaluated block by block as plain float64 matrices."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runtime.devices import Devices
 from dnntk.runtime.progress import progress_bar
 
-__all__ = ["CrossKernel", "Kernel", "balanced", "check_finite", "padded_rows"]
+__all__ = ["CrossKernel", "Kernel", "balanced", "check_finite", "padded", "padded_rows"]
+
+PROBES = 8  # examples on which the kernel of a stored matrix is compared with this one
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -80,7 +83,7 @@ class CrossKernel:
     def evaluate_async(self, x1: np.ndarray, x2: np.ndarray) -> jax.Array:
         """The kernel's values on padded inputs; the device may still be computing them."""
         with jax.enable_x64(self.dtype == "float64"):
-            return self.kernel(jnp.asarray(_padded(x1)), jnp.asarray(_padded(x2)))
+            return self.kernel(jnp.asarray(padded(x1)), jnp.asarray(padded(x2)))
 
     def as_matrix(self, values: jax.Array, rows: int, cols: int) -> NDArray[np.float64]:
         """The values of `evaluate_async` -> [rows k, cols k], checked to be finite."""
@@ -90,6 +93,16 @@ class CrossKernel:
             block = block.reshape(block.shape[0] * block.shape[1], -1)
         check_finite(block.sum())
         return block
+
+    def identity(self) -> dict[str, Any]:
+        """A description of these examples and this kernel only."""
+        x = np.ascontiguousarray(self.x)
+        probes = x[np.linspace(0, len(x) - 1, PROBES).astype(int)]
+        return {
+            "inputs": hashlib.sha256(x.tobytes()).hexdigest(),
+            "dtype": self.dtype,
+            "probes": self.block(probes, probes).ravel().tolist(),
+        }
 
     def _shape_of_one(self) -> tuple[int, ...]:
         one = self.x[:1]
@@ -125,7 +138,7 @@ def padded_rows(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length()) if n <= 128 else -(-n // 128) * 128
 
 
-def _padded(x: np.ndarray) -> np.ndarray:
+def padded(x: np.ndarray) -> np.ndarray:
     """The rows, and copies of the last one, `padded_rows` in all."""
     extra = padded_rows(len(x)) - len(x)
     return np.concatenate([x, np.repeat(x[-1:], extra, 0)]) if extra else x

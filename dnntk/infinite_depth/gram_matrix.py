@@ -8,7 +8,6 @@ With n processes (`dnntk.runtime.processes`), each stores every n-th tile; only 
 exchanged. The devices of one process take its tiles in turn (`dnntk.runtime.devices`).
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -37,7 +36,6 @@ __all__ = ["SymmetricGram", "keeps_tiles", "usual_memory"]
 
 TILES, PROGRESS = "gram.npy", "gram.json"
 BASIS_FRACTION = 0.2  # of the memory stays free for the Krylov basis
-PROBES = 8  # examples on which the kernel of a stored matrix is compared with this one
 
 log = logging.getLogger("dnntk")
 
@@ -51,6 +49,7 @@ class SymmetricGram:
         cross: the kernel and its examples.
         shape: (m, m).
         stored: are the tiles kept, or evaluated for every product?
+        where: its size and place, for the log.
     """
 
     def __init__(
@@ -77,7 +76,10 @@ class SymmetricGram:
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(int)
         self.shape = (n * k, n * k)
         self._data: np.ndarray | None = None
+        gigabytes = f"{8 * int(self._starts[-1]) / 1e9:.2g} GB of it"
+        self.where = f"{gigabytes} evaluated for every product, as memory is short"
         if stored:
+            self.where = f"{gigabytes} in {folder or 'memory'}"
             self._store(folder)
 
     @property
@@ -169,16 +171,9 @@ class SymmetricGram:
         return processes.all_reduce(full)
 
     def identity(self) -> dict[str, Any]:
-        """A description of this matrix only: inputs, tiling, the kernel on a few examples."""
-        x = np.ascontiguousarray(self.cross.x)
-        probes = x[np.linspace(0, len(x) - 1, PROBES).astype(int)]
-        identity = {
-            "inputs": hashlib.sha256(x.tobytes()).hexdigest(),
-            "shape": list(self.shape),
-            "tiles": [piece.stop - piece.start for piece in self._examples],
-            "dtype": self.cross.dtype,
-            "probes": self.cross.block(probes, probes).ravel().tolist(),
-        }
+        """A description of this matrix only: inputs, the kernel on a few examples, tiling."""
+        tiles = [piece.stop - piece.start for piece in self._examples]
+        identity = {**self.cross.identity(), "shape": list(self.shape), "tiles": tiles}
         if processes.is_multiprocess():
             identity["process"] = [processes.index(), processes.count()]
         return identity

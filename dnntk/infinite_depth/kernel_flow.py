@@ -32,7 +32,8 @@ from dnntk.checks import (
 )
 from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel
-from dnntk.infinite_depth.gram_matrix import SymmetricGram, keeps_tiles, usual_memory
+from dnntk.infinite_depth.feature_gram import FeatureEigendecomposition, FeatureGram, Gram, gram_of
+from dnntk.infinite_depth.gram_matrix import usual_memory
 from dnntk.infinite_depth.solvers import (
     BLOCK,
     SOLVERS,
@@ -99,7 +100,8 @@ class KernelFlow:
         block_size: examples along a side of a tile of the Gram matrix.
         memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
             If half the Gram matrix does not fit, it is evaluated again for every product,
-            unless it is saved in a folder.
+            unless it is saved in a folder. A kernel with known features needs neither where
+            `dnntk.infinite_depth.feature_gram` finds products by features faster.
         dtype: type in which the kernel is evaluated; everything after it is float64. "float32"
             costs half the time and adds an error of 1e-7 to every entry, too small to matter for
             times up to about 1e6 / k(x, x).
@@ -126,7 +128,7 @@ class KernelFlow:
         block_size: int = 1024,
         memory: float | None = None,
         dtype: str = "float64",
-        gram: SymmetricGram | None = None,
+        gram: Gram | None = None,
         folder: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> None:
@@ -255,20 +257,18 @@ class KernelFlow:
         return other
 
     @property
-    def gram(self) -> SymmetricGram:
+    def gram(self) -> Gram:
         """The Gram matrix, computed at its first use.
 
         Raises:
             InputError: the kernel is not finite or not symmetric, or the folder holds another one.
         """
         if self._gram is None:
-            k = self._cross.matrix_size
-            rows, side = len(self._x) * k, self._block_size * k
-            kept = self._direct or self._folder is not None or keeps_tiles(rows, side, self._memory)
-            self._gram = SymmetricGram(
+            self._gram = gram_of(
                 self._cross,
+                method=self._method,
                 block_size=self._block_size,
-                stored=kept,
+                memory=self._memory,
                 folder=self._folder,
                 progress=self._progress,
             )
@@ -341,24 +341,25 @@ class KernelFlow:
         rows, columns = n * k, max(self._y.size // (n * k), BLOCK)
         gram, folder = self.gram, self._folder
         targets = self._by_kernel_row(self._residual)
-        if self._direct:
+        if isinstance(gram, FeatureGram):
+            if gram.diagonalized:
+                return FeatureEigendecomposition(gram, targets)
+        elif uses_eigh(self._method, rows):
             log.info("solver: eigendecomposition of the %d x %d Gram matrix", rows, rows)
             return Eigendecomposition(gram.dense(rows) / n, targets)
         own = processes.Rows(rows)
         block_bytes = 8 * -(-rows // processes.count()) * columns
         left = self._memory - (gram.nbytes if gram.stored and folder is None else 0)
         most = processes.broadcast(max(1, min(self._max, int(left // block_bytes))))
-        where = "in memory" if gram.stored else "evaluated for every product, as memory is short"
         if folder is not None:
-            where = f"in {folder}"
             # The name is that of this matrix and these targets.
             key = hashlib.sha256(json.dumps(gram.identity()).encode())
             key.update(np.ascontiguousarray(targets).tobytes())
             folder = folder / f"krylov-{key.hexdigest()[:16]}"
         log.info(
-            "solver: block Krylov on the %d x %d Gram matrix, %.2g GB of it %s; at most %d "
-            "iterations of %d vectors, %.2g GB",
-            *(rows, rows, gram.nbytes / 1e9, where, most, columns, most * block_bytes / 1e9),
+            "solver: block Krylov on the %d x %d Gram matrix, %s; at most %d iterations of %d "
+            "vectors, %.2g GB",
+            *(rows, rows, gram.where, most, columns, most * block_bytes / 1e9),
         )
         return Krylov(
             lambda v: gram.product(v, own) / n,
@@ -367,10 +368,6 @@ class KernelFlow:
             progress=self._progress,
             folder=folder,
         )
-
-    @property
-    def _direct(self) -> bool:
-        return uses_eigh(self._method, len(self._x) * self._cross.matrix_size)
 
     def _by_kernel_row(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """[n, c d_out]: unchanged for a scalar kernel, else [n d_out, c]."""

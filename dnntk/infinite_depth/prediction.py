@@ -26,7 +26,7 @@ from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negativ
 from dnntk.errors import InputError
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.cross_kernel import Kernel
-from dnntk.infinite_depth.gram_matrix import SymmetricGram
+from dnntk.infinite_depth.feature_gram import Gram
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.selection import Selection, solvable_times
 from dnntk.infinite_depth.trained_run import SCORES, TrainedRun, log_comparison
@@ -225,7 +225,7 @@ class Prediction:
         beta: float,
         examples: int,
         folder: Path | None = None,
-        gram: SymmetricGram | None = None,
+        gram: Gram | None = None,
     ) -> KernelFlow:
         """The flow of one kernel on the first training examples."""
         config = self.config

@@ -31,7 +31,10 @@ from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import by_rows, one_blas_thread
 
-__all__ = ["SOLVERS", "Eigendecomposition", "Krylov", "Solver", "residual", "uses_eigh"]
+__all__ = [
+    *("MAX_EIGH_ROWS", "SOLVERS", "Eigendecomposition", "Krylov", "Solver", "residual"),
+    "uses_eigh",
+]
 
 SOLVERS = ("auto", "eigh", "krylov")
 MAX_EIGH_ROWS = 4096  # that "auto" diagonalizes as a whole

@@ -31,6 +31,8 @@ __all__ = ["RandomFeatures"]
 
 # Array elements of one block of units on one batch of inputs: 32 MB in float64.
 BLOCK_ELEMENTS = 1 << 22
+RELU_OPERATIONS = 16  # multiplications that take as long as a relu, its bias and its memory
+PART_BLOCKS = 64  # of one call of `product`
 
 
 class RandomFeatures:
@@ -61,34 +63,128 @@ class RandomFeatures:
     def __call__(self, x1: ArrayLike, x2: ArrayLike) -> jax.Array:
         """K between two batches, in their dtype."""
         x1, x2 = jnp.asarray(x1), jnp.asarray(x2)
-        maps = max(len(x1), len(x2)) * math.prod(x1.shape[1:-1])
-        count = len(self._middle["bias"])
-        block = min(max(1, BLOCK_ELEMENTS // maps), max(1, count))
-        extra = -count % block  # units of zeros add nothing
-
-        def blocks(units: np.ndarray) -> np.ndarray:
-            padded = np.pad(units, ((0, extra), *((0, 0),) * (units.ndim - 1)))
-            return padded.reshape(-1, block, *units.shape[1:]).astype(x1.dtype)
-
-        middle = jax.tree.map(blocks, self._middle)
-        first = jax.tree.map(lambda u: u.astype(x1.dtype), self._first)
+        block = max(1, min(self._block(x1.shape), self._block(x2.shape), self._layers))
+        first, middle = self._units(x1.dtype, 0, block, -(-self._layers // block))
         return _kernel(self._model, first, middle, x1, x2)
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """The features m of an example, for a batch of this shape; K has a rank of at most m."""
+        return self._shifts * (2 * shape[-1] + 1 + self._layers) + 1
+
+    def operations(self, shape: tuple[int, ...]) -> float:
+        """Arithmetic operations for all features of a batch of this shape."""
+        window = math.prod(self._middle["kernel"].shape[1:])
+        each = window + RELU_OPERATIONS + (self._shifts if self._shifts > 1 else 0)
+        return 2.0 * shape[0] * self._positions(shape) * each * self._layers
+
+    def features(self, x: ArrayLike) -> jax.Array:
+        """Phi(x) [n, m] in the dtype of x, with K(x, x') = Phi(x) Phi(x')^T."""
+        x = jnp.asarray(x)
+        first, middle = self._units(x.dtype, 0, self._layers, 1)
+        return _features(self._model, first, middle, x)
+
+    def parts(self, shape: tuple[int, ...]) -> int:
+        """The number of terms of `product` for a batch of this shape."""
+        return max(1, -(-self._layers // (PART_BLOCKS * self._block(shape))))
+
+    def product(self, x: ArrayLike, vectors: ArrayLike, part: int) -> jax.Array:
+        """A term of K(x, x) @ vectors [n, c]; K is the sum over `parts` parts of the layers.
+
+        K is not formed. All terms take O(depth n c) operations and those of the features, of
+        which one block of units is in memory. Features are computed in the dtype of x, their
+        products in that of ``vectors``: float32 products would add 3e-7 of K's largest eigenvalue.
+        """
+        x, vectors = jnp.asarray(x), jnp.asarray(vectors)
+        blocks = max(1, min(PART_BLOCKS, -(-self._layers // self._block(x.shape))))
+        block = max(1, -(-self._layers // (self.parts(x.shape) * blocks)))
+        first, middle = self._units(x.dtype, part * blocks * block, block, blocks)
+        return _product(self._model, first, middle, x, vectors, part == 0)
+
+    @property
+    def _layers(self) -> int:
+        """The middle layers."""
+        return len(self._middle["bias"])
+
+    @property
+    def _shifts(self) -> int:
+        """The features of a unit: the shifts of a CNN's filter."""
+        return self._model.kernel_size**2 if isinstance(self._model, DeepNarrowCNN) else 1
+
+    def _positions(self, shape: tuple[int, ...]) -> int:
+        pool = self._model.pool if isinstance(self._model, DeepNarrowCNN) else 1
+        return math.prod(side // pool for side in shape[1:-1])
+
+    def _block(self, shape: tuple[int, ...]) -> int:
+        """The units whose maps on a batch of this shape fit into a block."""
+        return max(1, BLOCK_ELEMENTS // (shape[0] * self._positions(shape)))
+
+    def _units(self, dtype: Any, start: int, block: int, blocks: int) -> tuple[Layer, Layer]:
+        """The first layer's unit, and others from ``start`` on in blocks: [blocks, block, ...]."""
+
+        def of_middle(units: np.ndarray) -> np.ndarray:
+            units = units[start : start + blocks * block]
+            extra = blocks * block - len(units)  # units of zeros add nothing
+            padded = np.pad(units, ((0, extra), *((0, 0),) * (units.ndim - 1)))
+            return padded.reshape(blocks, block, *units.shape[1:]).astype(dtype)
+
+        first = jax.tree.map(lambda u: u.astype(dtype), self._first)
+        return first, jax.tree.map(of_middle, self._middle)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _kernel(model: DeepNarrow, first: Layer, middle: Layer, x1: jax.Array, x2: jax.Array) -> Any:
-    left, right = _Batch.of(model, x1), _Batch.of(model, x2)
-    above = left.after_relu(), right.after_relu()
-    inverse, others = model.scale**-2, model.depth - 1
-
-    def units(batches: tuple[_Batch, _Batch], layer: Layer) -> jax.Array:
-        return _products(*(batch.units(layer) for batch in batches))
-
-    total = inverse * _products(left.inputs(), right.inputs()) + units((left, right), first)
-    total += others * _products(*(batch.inputs() for batch in above))
-    total += others * model.d_out * _products(left.ones(), right.ones()) + model.depth * inverse
-    add = lambda total, layers: (total + units(above, layers), None)  # noqa: E731
+    batches = _Batch.of(model, x1), _Batch.of(model, x2)
+    total = _products(*(_fixed(model, first, batch) for batch in batches))
+    above = tuple(batch.after_relu() for batch in batches)
+    add = lambda total, units: (total + _products(*(b.units(units) for b in above)), None)  # noqa: E731
     return jax.lax.scan(add, total, middle)[0] / model.depth
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(model: DeepNarrow, first: Layer, middle: Layer, x: jax.Array) -> jax.Array:
+    batch, units = _Batch.of(model, x), jax.tree.map(lambda u: u[0], middle)
+    parts = _fixed(model, first, batch), batch.after_relu().units(units)
+    return jnp.concatenate(parts, 1) / math.sqrt(model.depth)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _product(
+    model: DeepNarrow,
+    first: Layer,
+    middle: Layer,
+    x: jax.Array,
+    vectors: jax.Array,
+    with_fixed: jax.Array,
+) -> jax.Array:
+    batch = _Batch.of(model, x)
+    above = batch.after_relu()
+
+    def term(features: jax.Array) -> jax.Array:
+        features = features.astype(vectors.dtype)
+        inner = jnp.matmul(features.T, vectors, precision="highest")
+        return jnp.matmul(features, inner, precision="highest")
+
+    add = lambda total, units: (total + term(above.units(units)), None)  # noqa: E731
+    total = with_fixed * term(_fixed(model, first, batch))
+    return jax.lax.scan(add, total, middle)[0] / model.depth
+
+
+def _fixed(model: DeepNarrow, first: Layer, batch: "_Batch") -> jax.Array:
+    """sqrt(depth) times the features beside those of the middle layers' units: [n, features]."""
+    others, above = model.depth - 1, batch.after_relu()
+    ones = above.ones()
+    constant = jnp.sqrt(
+        others * model.d_out * jnp.sum(ones[:1] ** 2, 1) + model.depth / model.scale**2
+    )
+    return jnp.concatenate(
+        [
+            batch.inputs() / model.scale,
+            batch.units(first),
+            math.sqrt(others) * above.inputs(),
+            jnp.broadcast_to(constant, (len(ones), 1)),
+        ],
+        1,
+    )
 
 
 class _Batch(NamedTuple):
@@ -129,7 +225,7 @@ class _Batch(NamedTuple):
 
     def units(self, layer: Layer) -> jax.Array:
         """The means of relu(u x + v) of some units: [n, features]."""
-        weights = layer["kernel"].reshape(len(layer["bias"]), -1).T
+        weights = layer["kernel"].reshape(len(layer["bias"]), self.patches.shape[-1]).T
         maps = jnp.einsum("npi,iu->npu", self.patches, weights, precision="highest")
         return self._means(jax.nn.relu(maps + layer["bias"][None, None]))
 

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 
 from dnntk.checks import check_count, host_examples, host_targets, number_within
 from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.training import gradient_flow, placement
@@ -38,6 +39,7 @@ from dnntk.training.gradient_flow import TrainState
 __all__ = ["KernelSolver", "SolveReport", "solve"]
 
 TOLERANCE = 1e-4
+FLOAT32_ERROR = 1e-8  # of the flow's outputs by tiles, relative to the targets and its time
 WINDOW = 10  # steps that Anderson's method combines
 MOST_DAMPING = 1e6  # times the first one, where the solver gives up
 DAMPING_FACTOR = 3.0
@@ -138,6 +140,12 @@ def solve(
     return {"params": solver.state.params, **frozen}, report
 
 
+def _kernel_dtype(rows: int, time: float, ridge: float, tolerance: float) -> str:
+    """float32 for many rows, where it takes half the time, if the tolerance bears its rounding."""
+    longest = min(time, 1 / ridge) if ridge else time
+    return "float32" if rows > MAX_EIGH_ROWS and FLOAT32_ERROR * longest <= tolerance else "float64"
+
+
 class KernelSolver:
     """A network between two iterations, and how far its outputs are from the flow's.
 
@@ -198,6 +206,7 @@ class KernelSolver:
             initial=start,
             tolerance=self.tolerance / 10,
             memory=memory,
+            dtype=_kernel_dtype(len(self._x), time, ridge, self.tolerance),
             folder=folder,
             progress=progress,
         )

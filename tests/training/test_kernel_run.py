@@ -11,6 +11,7 @@ import pytest
 
 import dnntk
 from dnntk import InputError, TrainConfig, train
+from dnntk.infinite_depth import feature_gram
 from dnntk.training.forecast import forecast
 from dnntk.training.solve import KernelSolver
 
@@ -19,9 +20,11 @@ SMALL = TrainConfig(depth=20, optimizer="kernel", time=20.0, scale=2.0)
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
-    """(workdir, result) of a run of several iterations."""
+    """(workdir, result) of a run of several iterations, which keeps its kernel's tiles."""
     workdir = tmp_path_factory.mktemp("kernel") / "run"
-    return workdir, train(SMALL, workdir, progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_gram, "MAX_EIGH_ROWS", 0)
+        yield workdir, train(SMALL, workdir, progress=False)
 
 
 def test_a_run_leaves_what_other_runs_leave(whole_run):
