@@ -28,7 +28,7 @@ ARGUMENTS = {
 # A module imports from its own layer and those before alone. Training and the infinitely deep
 # network share one: a `KernelFlow` solves a network, a prediction is compared with a trained run.
 LAYERS = (
-    *("errors", "checks", "fields", "runtime", "runs", "data", "kernel", "networks", "native"),
+    *("errors", "checks", "runtime", "runs", "data", "kernel", "networks", "native"),
     *("ntk", "figures", "infinite_depth training", "lyapunov parallel shares"),
     "experiments report estimators",
 )
@@ -130,3 +130,8 @@ def test_every_module_has_a_test_file_of_its_name():
         folder = tests / path.relative_to(package).parent
         own = [*folder.glob(f"test_{path.stem}.py"), *folder.glob(f"test_{path.stem}_*.py")]
         assert own, f"{path}: expected {folder}/test_{path.stem}.py"
+
+
+def test_the_package_is_read_at_a_glance():
+    shown = [p for p in Path(dnntk.__file__).parent.iterdir() if p.name != "__pycache__"]
+    assert len(shown) <= 20, sorted(p.name for p in shown)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dnntk.data.mnist import CLASS_NAMES, LabelledImages, read_images
 from dnntk.errors import InputError
-from dnntk.fields import converted, short_repr
+from dnntk.runs.fields import converted, short_repr
 
 __all__ = ["DATASETS", "Dataset", "Unpooled", "load_dataset", "targets_of"]
 

@@ -19,7 +19,7 @@ from dnntk.checks import brief, native_numbers
 from dnntk.data.datasets import Dataset, Unpooled, targets_of
 from dnntk.data.labels import checked_classes, class_targets, decide, index_labels, label_values
 from dnntk.errors import InputError
-from dnntk.fields import without_effect
+from dnntk.runs.fields import without_effect
 
 __all__ = ["check_same", "own_dataset", "record", "warn_of_inputs", "warn_of_negative"]
 

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields
 from dnntk.checks import check_count
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
@@ -29,6 +28,7 @@ from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.empirical import empirical_ntk
+from dnntk.runs import fields
 from dnntk.runs.folder import as_json
 from dnntk.runs.locks import freeing_folders
 from dnntk.shares import accumulated, coefficients, layer_shares

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields
 from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_at_least
 from dnntk.experiments.experiment_folder import ExperimentFolder
@@ -22,6 +21,7 @@ from dnntk.figures.errata import errata_figure
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
+from dnntk.runs import fields
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
 

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnntk import fields
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_at_least
@@ -22,6 +21,7 @@ from dnntk.experiments.parameter_styles import network_styles
 from dnntk.figures.initialization import Diagram, Style, initialization_figure
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP, Variables, to_standard
+from dnntk.runs import fields
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.config import ARCHITECTURES
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnntk import fields, figures
+from dnntk import figures
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
 from dnntk.experiments import rates
@@ -29,6 +29,7 @@ from dnntk.figures.limit_convergence import limit_figure, scores_figure
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
 from dnntk.kernel import limit_ntk
+from dnntk.runs import fields
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.evaluation import as_trained, scores
 from dnntk.training.run import load_dataset_for

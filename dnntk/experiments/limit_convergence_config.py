@@ -4,10 +4,10 @@ import dataclasses
 import os
 from typing import Any
 
-from dnntk import fields
 from dnntk.checks import check_choice, check_count
 from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_depths, check_each_once, check_positive
+from dnntk.runs import fields
 from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
 __all__ = ["LimitConfig"]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields, kernel, lyapunov
+from dnntk import kernel, lyapunov
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data.datasets import load_dataset
 from dnntk.experiments import rates
@@ -28,6 +28,7 @@ from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.figures.ntk_convergence import convergence_figure, rates_figure
 from dnntk.networks.models import DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
+from dnntk.runs import fields
 from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import metrics_line
 from dnntk.runs.locks import freeing_folders

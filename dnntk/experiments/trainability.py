@@ -13,7 +13,6 @@ import os
 import time
 from typing import Any
 
-from dnntk import fields
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
 from dnntk.experiments.experiment_folder import ExperimentFolder
@@ -29,6 +28,7 @@ from dnntk.experiments.trainability_config import (
 from dnntk.figures.trainability import row_figure, trainability_figure
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.prediction import predict
+from dnntk.runs import fields
 from dnntk.runs.folder import RunFolder, as_json, metrics_line
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar

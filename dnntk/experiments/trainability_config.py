@@ -4,11 +4,11 @@ import dataclasses
 import os
 from typing import Any
 
-from dnntk import fields
 from dnntk.checks import check_choice, check_count
 from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_at_least, check_positive
 from dnntk.networks.initializers import INITS
+from dnntk.runs import fields
 from dnntk.training.config import ARCHITECTURES, DESCENTS, TrainConfig
 
 __all__ = ["Preset", "TrainabilityConfig", "row_of", "runs_of"]

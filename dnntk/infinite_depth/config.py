@@ -5,10 +5,10 @@ import math
 import os
 from typing import Any
 
-from dnntk import fields
 from dnntk.checks import check_choice, check_deviation
 from dnntk.errors import InputError
 from dnntk.infinite_depth.kernel_flow import SOLVERS
+from dnntk.runs import fields
 from dnntk.runs.folder import as_json
 from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dnntk import fields, figures
+from dnntk import figures
 from dnntk.data.datasets import Dataset
 from dnntk.data.labels import class_targets
 from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
@@ -31,6 +31,7 @@ from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.selection import Selection, solvable_times
 from dnntk.infinite_depth.trained_run import SCORES, TrainedRun, log_comparison
 from dnntk.kernel import limit_ntk
+from dnntk.runs import fields
 from dnntk.runs.folder import SUMMARY, RunFolder, as_json, peak_memory_bytes, versions
 from dnntk.runs.locks import freeing_folders
 from dnntk.runs.paths import as_path

@@ -29,7 +29,6 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from dnntk import fields
 from dnntk.checks import (
     check_count,
     check_deviation,
@@ -46,6 +45,7 @@ from dnntk.networks.initializers import Layer
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.networks.random_units import random_units
 from dnntk.ntk.random_features import RandomFeatures
+from dnntk.runs import fields
 
 __all__ = ["Spread", "initialization_spread", "linear_predictions"]
 

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its folder, checkpoints, locks; and how it is interrupted."""
+"""A run's configuration fields, and what it leaves on disk: folder, checkpoints, locks."""

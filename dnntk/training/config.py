@@ -5,12 +5,12 @@ import math
 import os
 from typing import Any
 
-from dnntk import fields
 from dnntk.checks import brief
 from dnntk.data.datasets import DATASETS
 from dnntk.data.mnist import CLASS_NAMES
 from dnntk.errors import InputError
 from dnntk.networks import models
+from dnntk.runs import fields
 from dnntk.runs.folder import as_json
 from dnntk.training import pipeline
 

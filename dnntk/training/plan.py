@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from dnntk.errors import InputError
-from dnntk.fields import LARGEST
 from dnntk.networks.models import DeepNarrow
+from dnntk.runs.fields import LARGEST
 from dnntk.training import gradient_flow, pipeline, placement
 from dnntk.training.config import DEFAULT_STEPS, TrainConfig
 from dnntk.training.engine import engine_for

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from dnntk import fields
 from dnntk.checks import check_choice, check_count, check_deviation
 from dnntk.data.datasets import DATASETS
 from dnntk.data.mnist import CLASS_NAMES
 from dnntk.errors import InputError
 from dnntk.experiments.config_checks import check_at_least, check_each_once, check_positive
+from dnntk.runs import fields
 from dnntk.training.config import DTYPES, TrainConfig
 
 __all__ = ["DepthOrWidthConfig", "NetworkSetting"]

@@ -20,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dnntk import fields
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.depth_or_width.findings import points, statements
 from dnntk.experiments.depth_or_width.runs import ImageData, Row, run
@@ -30,6 +29,7 @@ from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.kernel import limit_ntk
+from dnntk.runs import fields
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.evaluation import split_scores
 
