@@ -144,14 +144,14 @@ class Run:
         with self._checkpoints() as checkpoints:
             start = self._restore(checkpoints) if self.resume and checkpoints else 0
             self._compile()
-            seconds = self.history[-1]["seconds"] if self.history else 0.0
-            self.begun = time.perf_counter() - seconds
+            self.begun = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0)
             if not self.history:
                 self._evaluate(0)
             stepping = self._train(start, checkpoints)
         summary = self._summary(stepping, self.plan.steps - start)
         variables = {"params": self.state.params, **self.frozen}
-        variables = jax.device_put(self._whole(variables), jax.local_devices()[0])
+        if self.mesh.size > 1:
+            variables = jax.device_put(self._whole(variables), jax.local_devices()[0])
         if self.folder:
             self.folder.write_json(SUMMARY, summary)
             self._draw()
