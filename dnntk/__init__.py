@@ -16,12 +16,19 @@ from dnntk.training.run import TrainResult, train
 from dnntk.training.solve import SolveReport, solve
 
 if TYPE_CHECKING:
-    from dnntk.estimators.infinite_depth import InfiniteDepthClassifier, InfiniteDepthRegressor
+    from dnntk.estimators import (
+        DeepNarrowClassifier,
+        DeepNarrowRegressor,
+        InfiniteDepthClassifier,
+        InfiniteDepthRegressor,
+    )
 
 __all__ = [
     "Dataset",
     "DeepNarrowCNN",
+    "DeepNarrowClassifier",
     "DeepNarrowMLP",
+    "DeepNarrowRegressor",
     "Diverged",
     "InfiniteDepthClassifier",
     "InfiniteDepthRegressor",
@@ -47,10 +54,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the estimators on first use: scikit-learn takes long to import."""
-    if name in ("InfiniteDepthClassifier", "InfiniteDepthRegressor"):
-        from dnntk.estimators import infinite_depth
+    if name in __all__ and name.endswith(("Classifier", "Regressor")):
+        from dnntk import estimators
 
-        return getattr(infinite_depth, name)
+        return getattr(estimators, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -33,7 +33,8 @@ LAYERS = (
     "experiments report estimators",
 )
 OTHERS = {
-    *("Dataset", "Diverged", "InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
+    *("Dataset", "DeepNarrowClassifier", "DeepNarrowRegressor", "Diverged"),
+    *("InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
     *(
         "PredictConfig",
         "SolveReport",

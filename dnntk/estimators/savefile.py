@@ -1,4 +1,4 @@
-"""A file of float64 arrays and a description, without code, with a checksum of every byte.
+"""A file of floating-point arrays and a description, without code, with a checksum of every byte.
 
 The layout is that of safetensors (https://github.com/huggingface/safetensors), which other programs
 read: the length of the header as a 64-bit little-endian number, the header in JSON, then the bytes
@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,11 @@ from dnntk.runs.paths import as_path
 __all__ = ["read", "write"]
 
 FORMAT, VERSION = "dnntk", "1"
-_DTYPE, _WIDTH = "F64", 8
+_DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 _PREFIX = 8  # bytes of the header's length, which is a multiple of 8
 _MAX_HEADER = 1 << 26
 _CHUNK = 1 << 20
+_MOST_NUMBERS = 1 << 59  # of an array, for NumPy
 _METADATA = ("about", "format", "kind", "sha256", "version")
 
 PathLike = str | os.PathLike[str]
@@ -42,18 +43,18 @@ def write(path: PathLike, kind: str, arrays: Mapping[str, Any], about: dict[str,
     Args:
         path: the file; an older one is replaced.
         kind: name of the content; `read` must be called with the same.
-        arrays: float64, any shape, by name.
+        arrays: by name, any shape; float32, and float64 for every other type.
         about: a description that JSON can hold.
 
     Raises:
         InputError: the file cannot be written.
     """
     path = as_path("path", path)
-    exact = {name: np.ascontiguousarray(arrays[name], "<f8") for name in sorted(arrays)}
-    header = _header({name: a.shape for name, a in exact.items()}, kind, json.dumps(about))
+    exact = {name: _exact(arrays[name]) for name in sorted(arrays)}
+    header = _header({name: _Layout.of(a) for name, a in exact.items()}, kind, json.dumps(about))
     digest = hashlib.sha256(_encoded(header))
     for array in exact.values():
-        digest.update(array.data)
+        digest.update(array.ravel().data)
     header["__metadata__"]["sha256"] = digest.hexdigest()
     start = _encoded(header)
     partial = path.with_name(f".{path.name}.partial")
@@ -61,7 +62,7 @@ def write(path: PathLike, kind: str, arrays: Mapping[str, Any], about: dict[str,
         with partial.open("wb") as stream:
             stream.write(len(start).to_bytes(_PREFIX, "little") + start)
             for array in exact.values():
-                stream.write(array.data)
+                stream.write(array.ravel().data)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -74,7 +75,7 @@ def write(path: PathLike, kind: str, arrays: Mapping[str, Any], about: dict[str,
         ) from None
 
 
-def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray], dict[str, Any]]:
     """Read a file that `write` wrote.
 
     Args:
@@ -102,14 +103,14 @@ def read(path: PathLike, kind: str) -> tuple[dict[str, NDArray[np.float64]], dic
 
 def _read(
     stream: BinaryIO, path: Path, size: int, kind: str
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+) -> tuple[dict[str, NDArray], dict[str, Any]]:
     length = int.from_bytes(stream.read(_PREFIX), "little")
     if not 0 < length <= min(size - _PREFIX, _MAX_HEADER):
         raise _damage(path, kind, f"a header of {length} bytes in a file of {size}")
     start = stream.read(length)
     try:
         header = json.loads(start)
-        metadata, shapes = header["__metadata__"], _shapes(header)
+        metadata, layouts = header["__metadata__"], _layouts(header)
         if not all(isinstance(metadata[name], str) for name in _METADATA):
             raise TypeError
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
@@ -120,10 +121,10 @@ def _read(
             f"{metadata['version']!r:.20} of {metadata['format']!r:.20}; read it with the dnntk "
             "that wrote it, and fit and save again"
         )
-    expected = _PREFIX + length + sum(_WIDTH * math.prod(shape) for shape in shapes.values())
+    expected = _PREFIX + length + sum(layout.bytes for layout in layouts.values())
     if size != expected:
         raise _damage(path, kind, f"{size} bytes where the header promises {expected}")
-    canonical = _header(shapes, metadata["kind"], metadata["about"])
+    canonical = _header(layouts, metadata["kind"], metadata["about"])
     digest = hashlib.sha256(_encoded(canonical))
     left = size - _PREFIX - length
     while left and (chunk := stream.read(min(_CHUNK, left))):
@@ -146,22 +147,52 @@ def _read(
         raise _damage(path, kind, "no description")
     stream.seek(_PREFIX + length)
     arrays = {}
-    for name, shape in shapes.items():
-        values = np.fromfile(stream, "<f8", math.prod(shape))
-        if values.size != math.prod(shape):
+    for name, layout in layouts.items():
+        values = np.fromfile(stream, layout.dtype, math.prod(layout.shape))
+        if values.nbytes != layout.bytes:
             raise _damage(path, kind, "a file that another process changes")
-        arrays[name] = values.reshape(shape).astype(np.float64, copy=False)
+        own = layout.dtype.newbyteorder("=")
+        arrays[name] = values.reshape(layout.shape).astype(own, copy=False)
     return arrays, about
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]], kind: str, about: str) -> dict[str, Any]:
+class _Layout(NamedTuple):
+    """One array of a file."""
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "_Layout":
+        return cls("F32" if array.itemsize == 4 else "F64", array.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return _DTYPES[self.kind]
+
+    @property
+    def bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+def _exact(array: Any) -> np.ndarray:
+    """In the byte order and layout of a file."""
+    array = np.asarray(array)
+    return np.asarray(array, _DTYPES["F32" if array.dtype == np.float32 else "F64"], order="C")
+
+
+def _header(layouts: Mapping[str, _Layout], kind: str, about: str) -> dict[str, Any]:
     """The header without the checksum."""
     metadata = {"about": about, "format": FORMAT, "kind": kind, "version": VERSION}
     header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + _WIDTH * math.prod(shape)
-        header[name] = {"dtype": _DTYPE, "shape": list(shape), "data_offsets": [begin, end]}
+    for name, layout in layouts.items():
+        begin, end = end, end + layout.bytes
+        header[name] = {
+            "dtype": layout.kind,
+            "shape": list(layout.shape),
+            "data_offsets": [begin, end],
+        }
     return header
 
 
@@ -170,15 +201,19 @@ def _encoded(header: dict[str, Any]) -> bytes:
     return text + b" " * (-len(text) % _PREFIX)
 
 
-def _shapes(header: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The arrays' shapes by name; errors of many types for what is no such header."""
-    shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    for shape in shapes.values():
-        if not 0 < len(shape) <= 8 or not all(
-            type(side) is int and 0 < side < 2**63 for side in shape
-        ):
-            raise ValueError
-    return {name: tuple(shape) for name, shape in shapes.items()}
+def _layouts(header: dict[str, Any]) -> dict[str, _Layout]:
+    """The arrays' layouts by name; errors of many types for what is no such header."""
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            shape, kind = entry["shape"], entry["dtype"]
+            sides = all(type(side) is int and side >= 0 for side in shape)
+            if kind not in _DTYPES or len(shape) > 8 or not sides:
+                raise ValueError
+            if math.prod(side or 1 for side in shape) > _MOST_NUMBERS:
+                raise ValueError
+            found[name] = _Layout(kind, tuple(shape))
+    return found
 
 
 def _damage(path: Path, kind: str, found: str) -> InputError:
