@@ -15,6 +15,7 @@ GMRES if the network is linear.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -146,6 +147,18 @@ def _kernel_dtype(rows: int, time: float, ridge: float, tolerance: float) -> str
     return "float32" if rows > MAX_EIGH_ROWS and FLOAT32_ERROR * longest <= tolerance else "float64"
 
 
+def _optimizer(model: DeepNarrow) -> gradient_flow.PlainSGD:
+    """Steps of kernel time 1."""
+    return gradient_flow.sgd(gradient_flow.learning_rate(model, 1.0))
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(model: DeepNarrow, mesh: Mesh) -> tuple[Any, Any]:
+    """A step and a prediction, compiled once for all networks of a kind, as a search has."""
+    step = gradient_flow.make_step(model, _optimizer(model), mesh)
+    return step, gradient_flow.make_predict(model, mesh)
+
+
 class KernelSolver:
     """A network between two iterations, and how far its outputs are from the flow's.
 
@@ -174,10 +187,8 @@ class KernelSolver:
         self.tolerance = tolerance
         self.history: list[dict[str, float]] = []
         self._x, self._y, self._mesh, self._frozen = x, y, mesh, frozen
-        optimizer = gradient_flow.sgd(gradient_flow.learning_rate(model, 1.0))
-        self.state = TrainState(params, optimizer.init(params))
-        self._sgd_step = gradient_flow.make_step(model, optimizer, mesh)
-        self._predict = gradient_flow.make_predict(model, mesh)
+        self.state = TrainState(params, _optimizer(model).init(params))
+        self._sgd_step, self._predict = _programs(model, mesh)
         # Coefficients of the last steps that were kept, and the change of the outputs by each.
         self._steps: list[tuple[np.ndarray, np.ndarray]] = []
         self._restart, self._failed = restart, False
