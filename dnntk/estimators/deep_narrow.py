@@ -36,7 +36,8 @@ from dnntk.training.solve import SolveReport, solve
 
 __all__ = ["DeepNarrowClassifier", "DeepNarrowRegressor"]
 
-_NETWORK = {"depth": int, "d_out": int, "scale": float, "rho": float, "beta": float}
+_NETWORK = {"depth": int, "d_out": int, "features": str}
+_NETWORK |= dict.fromkeys(("scale", "rho", "beta"), float)
 _REPORT: dict[str, type] = {
     name: typing.get_origin(kind) or kind
     for name, kind in typing.get_type_hints(SolveReport).items()
@@ -62,6 +63,7 @@ class DeepNarrowEstimator(NarrowEstimator):
         arch: str = "mlp",
         image_shape: tuple[int, ...] | None = None,
         kernel_size: int = 3,
+        features: str = "gaussian",
         dtype: str = "float32",
         tolerance: float = 1e-3,
         max_iterations: int = 100,
@@ -85,6 +87,9 @@ class DeepNarrowEstimator(NarrowEstimator):
             image_shape: (H, W) or (H, W, channels) of the rows of X, channels innermost, for a CNN;
                 None is square with one channel. Without effect on an MLP.
             kernel_size: side of the CNN's filters, odd.
+            features: draw of the random features, "gaussian" (independent), "antithetic",
+                "orthogonal" or "sobol", with which the network is nearer to its limit of great
+                depth; see `dnntk.networks.random_units`.
             dtype: of the network, "float32" or "float64".
             tolerance: of the outputs at the training examples, relative to the targets; `fit` warns
                 if it is not reached.
@@ -103,6 +108,7 @@ class DeepNarrowEstimator(NarrowEstimator):
         self.arch = arch
         self.image_shape = image_shape
         self.kernel_size = kernel_size
+        self.features = features
         self.dtype = dtype
         self.tolerance = tolerance
         self.max_iterations = max_iterations
@@ -143,7 +149,7 @@ class DeepNarrowEstimator(NarrowEstimator):
         )
 
     def _model(self, image_shape: tuple[int, int, int] | None, d_out: int) -> DeepNarrow:
-        names = ["arch", "depth", "scale", "rho", "beta", "dtype"]
+        names = ["arch", "depth", "scale", "rho", "beta", "features", "dtype"]
         if image_shape:
             check_filter(self.kernel_size, image_shape)
             names.append("kernel_size")

@@ -18,7 +18,7 @@ from dnntk.ntk.random_features import RandomFeatures
 from dnntk.training import gradient_flow
 
 SMALL = {"depth": 20, "scale": 1e6}  # what C is by default at depth 500
-CONVOLUTIONAL = {"arch": "cnn", "image_shape": (4, 2), "kernel_size": 5}
+CONVOLUTIONAL = {"arch": "cnn", "image_shape": (4, 2), "kernel_size": 5, "features": "sobol"}
 # The regressor's other checks concern what it shares with the classifier.
 CHECKS = [
     *estimator_checks_generator(DeepNarrowClassifier(**SMALL)),
@@ -166,6 +166,7 @@ def _set(*keys, to):
         _set("network", "scale", to=-1.0),
         _set("network", "rho", to="1"),
         _set("network", "d_out", to=2),
+        _set("network", "features", to="uniform"),
         _set("image_shape", to=[4, 2, 1]),
         _set("report", to={}),
         _set("report", "iterations", to=1.5),
@@ -209,6 +210,7 @@ def _forgeable(rows):
         ({"arch": "cnn", "image_shape": (3, 3)}, "image_shape"),
         ({"arch": "cnn", "image_shape": (4, 2), "kernel_size": 2}, "kernel_size"),
         ({"arch": "cnn", "image_shape": (4, 2), "kernel_size": 11}, "kernel_size"),
+        ({"features": "uniform"}, "features"),
         ({"dtype": "float16"}, "dtype"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"max_iterations": 0}, "max_iterations"),
