@@ -24,7 +24,7 @@ def limit_figure(comparisons: dict[str, Any], title: str) -> "Figure":
     for axes, (arch, found) in zip(panels, comparisons.items(), strict=True):
         for i, color in enumerate(colors(len(found.times))):
             values = found.differences[:, :, i]
-            name, fit = f"$t = {found.times[i]:g}$", found.fits[i]
+            name, fit = f"$t$ = {found.times[i]:g}", found.fits[i]
             if fit is not None:
                 fitted = fit["factor"] * found.depths ** fit["exponent"]
                 axes.plot(found.depths, fitted, color=color)
@@ -59,7 +59,7 @@ def scores_figure(comparisons: dict[str, Any], title: str) -> "Figure":
         for axes, name, unit in zip(panels, ("train_loss", "test_accuracy"), (1, 100), strict=True):
             values = getattr(found, name)
             for i, color in enumerate(colors(len(found.times))):
-                label = f"$t = {found.times[i]:g}$"
+                label = f"$t$ = {found.times[i]:g}"
                 each = unit * values.trained[:, :, i]
                 depths = np.broadcast_to(found.depths[:, None], each.shape)
                 axes.plot(depths.ravel(), each.ravel(), "o", color=color, ms=4, label=label)
@@ -75,7 +75,7 @@ def scores_figure(comparisons: dict[str, Any], title: str) -> "Figure":
         panels[1].set_ylabel("held-out accuracy (%)")
         panels[0].plot([], [], "+-", color=BLACK, ms=9, label="linear networks")
         panels[0].plot([], [], "--", color=BLACK, linewidth=1.0, label="limit")
-        panels[0].plot([], [], ":", color=BLACK, linewidth=1.0, label="training examples")
+        panels[0].plot([], [], ":", color=BLACK, linewidth=1.0, label="a layer an example")
         panels[0].legend(fontsize="small")
     figure.suptitle(title)
     return figure

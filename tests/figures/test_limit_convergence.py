@@ -20,7 +20,7 @@ def test_trials_fits_and_theory_are_drawn_per_time():
     for axes in figure.axes:
         trials = [line for line in axes.lines if line.get_marker() == "o"]
         assert [line.get_label() for line in trials] == [
-            *("$t = 1$: $L^{-0.50}$ [-0.60, -0.40]", "$t = 2$")
+            *("$t$ = 1: $L^{-0.50}$ [-0.60, -0.40]", "$t$ = 2")
         ]
         for i, line in enumerate(trials):
             assert line.get_ydata().tolist() == differences[:, :, i].ravel().tolist()
