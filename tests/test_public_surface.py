@@ -133,6 +133,16 @@ def test_every_module_has_a_test_file_of_its_name():
         assert own, f"{path}: expected {folder}/test_{path.stem}.py"
 
 
+def test_no_file_or_function_is_long():
+    root = Path(__file__).parents[1]
+    for path in (p for part in ("dnntk", "scripts", "tests") for p in (root / part).rglob("*.py")):
+        text = path.read_text()
+        assert text.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
 def test_the_package_is_read_at_a_glance():
     shown = [p for p in Path(dnntk.__file__).parent.iterdir() if p.name != "__pycache__"]
     assert len(shown) <= 20, sorted(p.name for p in shown)

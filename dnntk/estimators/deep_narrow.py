@@ -74,29 +74,25 @@ class DeepNarrowEstimator(NarrowEstimator):
         """Store the parameters; `fit` checks them.
 
         Args:
-            depth: weight layers, at least 2. The network is a linear map plus one random feature a
-                layer, so more examples need more layers.
-            scale: C; None is depth^2.2, where the network is nearly linear in its parameters. May
-                be infinite. At a small C, as 2, the fit takes more passes.
+            depth: weight layers, at least 2. Each has one random feature: more examples need more.
+            scale: C, perhaps infinite; None is depth^2.2, where the network is nearly linear in its
+                parameters. At a small C, as 2, the fit takes more passes.
             rho: standard deviation of the Gaussian weights (the MLP's times sqrt(d_in)).
             beta: standard deviation of the Gaussian biases over the scale.
             time: kernel time of the training, t >= 0, as for `dnntk.InfiniteDepthClassifier`; may
                 be infinite, which needs a ridge if there are more examples than features.
             ridge: weight decay, in units of the eigenvalues of K/N.
             arch: "mlp", or "cnn" with a global average pool, on images that are rows of X.
-            image_shape: (H, W) or (H, W, channels) of the rows of X, channels innermost, for a CNN;
-                None is square with one channel. Without effect on an MLP.
+            image_shape: as for `dnntk.InfiniteDepthClassifier`.
             kernel_size: side of the CNN's filters, odd.
-            features: draw of the random features, "gaussian" (independent), "antithetic",
-                "orthogonal" or "sobol", with which the network is nearer to its limit of great
-                depth; see `dnntk.networks.random_units`.
+            features: draw of the random features, "gaussian" (independent), or "antithetic",
+                "orthogonal" or "sobol", nearer to the limit: see `dnntk.networks.random_units`.
             dtype: of the network, "float32" or "float64".
-            tolerance: of the outputs at the training examples, relative to the targets; `fit` warns
-                if it is not reached.
+            tolerance: of the training outputs, relative to the targets; `fit` warns beyond it.
             max_iterations: gradient passes over the training examples, at most.
             memory: bytes for the kernel of the training examples; None is 3/4 of this machine's.
-            random_state: seed of the initialization, an integer; a RandomState draws another one
-                in every fit, and None too, from NumPy's global one.
+            random_state: seed of the initialization, an integer; a RandomState, or None (NumPy's
+                global one), draws another in every fit.
             verbose: show progress bars on standard error for what takes longer than five seconds.
         """
         self.depth = depth

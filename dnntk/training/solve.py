@@ -101,9 +101,8 @@ def solve(
         progress: show bars for what takes longer than five seconds.
 
     Returns:
-        (variables, report). At large C the first pass is the last. At a C so small that the
-        network is not linear, its outputs at the training examples are brought to those of the
-        linear network's flow.
+        (variables, report). At large C the first pass is the last. At small C, where the network
+        is not linear, its outputs at the training examples become those of the linear one's flow.
 
     Raises:
         InputError: an argument is not as above; or the time is infinite, there is no ridge, and
@@ -117,28 +116,22 @@ def solve(
     inputs = host_examples("x", x).astype(jax.tree.leaves(params)[0].dtype)
     targets = host_targets("y", y, len(inputs))
     bytes_held = sum(p.nbytes for p in jax.tree.leaves(params))
-    threaded = engine_for(model, params, inputs).threaded
-    mesh = placement.data_mesh(len(inputs), bytes_held, threaded)
+    mesh = placement.data_mesh(len(inputs), bytes_held, engine_for(model, params, inputs).threaded)
     frozen = placement.put_state({"initial": variables["initial"]}, mesh)
     # A step overwrites its state, so it starts from a copy of the caller's parameters.
     restart = lambda: jax.tree.map(lambda p: p.copy(), placement.put_state(params, mesh))  # noqa: E731
     solver = KernelSolver(
         *(model, mesh, restart(), frozen, inputs, targets), restart=restart, tolerance=tolerance
     )
-    start = solver.evaluate()
-    solver.prepare(kernel, time, ridge, start, memory=memory, progress=progress)
+    solver.prepare(kernel, time, ridge, solver.evaluate(), memory=memory, progress=progress)
     while len(solver.history) < max_iterations and not solver.ended:
         solver.iterate(begun)
-    report = SolveReport(
-        solver.converged,
-        solver.residual,
-        len(solver.history),
-        clock.perf_counter() - begun,
-        solver.history,
-    )
-    if not report.converged:
+    if not solver.converged:
         solver.warn()
-    return {"params": solver.state.params, **frozen}, report
+    return {"params": solver.state.params, **frozen}, SolveReport(
+        *(solver.converged, solver.residual, len(solver.history)),
+        *(clock.perf_counter() - begun, solver.history),
+    )
 
 
 def _kernel_dtype(rows: int, time: float, ridge: float, tolerance: float) -> str:
