@@ -4,14 +4,16 @@ The kernel of a deep network is an average over its layers' random units, so the
 samples of an expectation: the limit kernel. Every draw makes each unit exactly Gaussian, and so
 has the same limit; they differ in how fast depth approaches it:
 
-* ``gaussian``: independent units; the distance from the limit falls as depth^-1/2.
+* ``gaussian``: independent units; the kernel's distance from the limit falls as depth^-1/2.
 * ``antithetic``: each unit is followed by its negative.
 * ``orthogonal``: blocks of as many orthogonal units as a unit has numbers (Yu et al. 2016,
   "Orthogonal random features"), uniformly rotated, with a Gaussian vector's lengths; each block is
   followed by its negative.
-* ``sobol``: a scrambled Sobol sequence (Joe & Kuo 2008) through the normal quantile, for
-  distances of nearly depth^-1. Scrambled by a random lower triangular matrix of bits and a digital
-  shift (Matousek 1998).
+* ``sobol``: a scrambled Sobol sequence (Joe & Kuo 2008) through the normal quantile: depth^-1 for
+  units of 3 and of 10 numbers, depth^-0.8 for 65. Scrambled by a random lower triangular matrix of
+  bits and a digital shift (Matousek 1998).
+
+The rest of the kernel, without random units, is 1 / depth from its limit whatever the draw.
 
 The middle layers have the first depth - 2 points of a draw, in its order, and the first layer has
 the next one. No point is skipped (Owen 2020, "On dropping the first Sobol' point"). Sobol points
