@@ -8,18 +8,18 @@ for the n^2 entries of K. `FeatureGram` needs O(n), in one of two ways:
 `FeatureGram.product`  With more, a Krylov method takes products Phi (Phi^T v), of a block of
     features at a time: O(n m) operations each, of which it needs 10 to 20.
 
-`gram_of` chooses by counting operations.
+`choose` counts operations.
 """
 
 import copy
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from dnntk.infinite_depth.cross_kernel import CrossKernel, balanced, check_finite, padded
 from dnntk.infinite_depth.gram_matrix import SymmetricGram, keeps_tiles
@@ -28,7 +28,10 @@ from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
 
-__all__ = ["FeatureEigendecomposition", "FeatureGram", "FeatureKernel", "Gram", "gram_of"]
+__all__ = [
+    *("Choice", "FeatureEigendecomposition", "FeatureGram", "FeatureKernel", "Gram", "choose"),
+    "gram_of",
+]
 
 EXPECTED_PRODUCTS = 20  # of a Krylov method
 BLOCK_ROWS = 1024  # whose features are in memory together
@@ -42,22 +45,19 @@ Array = NDArray[np.float64]
 class FeatureKernel(Protocol):
     """A kernel with known features, as `dnntk.ntk.random_features.RandomFeatures`."""
 
-    def __call__(self, x1: ArrayLike, x2: ArrayLike) -> jax.Array:
-        """K between two batches."""
-
     def count(self, shape: tuple[int, ...]) -> int:
         """The features m of an example, for a batch of this shape."""
 
     def operations(self, shape: tuple[int, ...]) -> float:
         """Arithmetic operations for all features of a batch of this shape."""
 
-    def features(self, x: ArrayLike) -> jax.Array:
+    def features(self, x: np.ndarray) -> jax.Array:
         """Phi(x) [n, m]."""
 
     def parts(self, shape: tuple[int, ...]) -> int:
         """The number of terms of `product` for a batch of this shape."""
 
-    def product(self, x: ArrayLike, vectors: ArrayLike, part: int) -> jax.Array:
+    def product(self, x: np.ndarray, vectors: np.ndarray, part: int) -> jax.Array:
         """A term of K(x, x) @ vectors, in their dtype."""
 
 
@@ -193,6 +193,43 @@ class FeatureEigendecomposition(Eigendecomposition):
         return self.from_eigenbasis(self.values[:, None] * components)
 
 
+class Choice(NamedTuple):
+    """How the flow of a kernel with known features is solved.
+
+    Attributes:
+        way: "matrix", which is formed; "products" of features, for a Krylov method; "features",
+            whose products with each other are diagonalized.
+        operations: of this way, without those of an eigendecomposition.
+        of_matrix: operations that form the matrix.
+    """
+
+    way: str
+    operations: float
+    of_matrix: float
+
+
+def choose(
+    kernel: FeatureKernel,
+    shape: tuple[int, ...],
+    method: str = "auto",
+    block_size: int = 1024,
+    fits: bool = True,
+) -> Choice:
+    """The way of the fewest operations for examples of this shape.
+
+    Other arguments are as in `KernelFlow`; ``fits`` is whether the matrix fits into memory.
+    """
+    rows, m, features = shape[0], kernel.count(shape), kernel.operations(shape)
+    # A tile of the matrix needs the features of its rows and of its columns.
+    of_matrix = float(rows) ** 2 * m + rows / block_size * features
+    if method != "krylov" and m < min(rows, MAX_EIGH_ROWS + 1):
+        return Choice("features", features + float(rows) * m**2, of_matrix)
+    products = EXPECTED_PRODUCTS * (features + 4.0 * rows * m * BLOCK)
+    if not uses_eigh(method, rows) and (products < of_matrix or not fits):
+        return Choice("products", products, of_matrix)
+    return Choice("matrix", of_matrix, of_matrix)
+
+
 Gram = SymmetricGram | FeatureGram
 
 
@@ -205,28 +242,27 @@ def gram_of(
     folder: Path | None,
     progress: bool,
 ) -> Gram:
-    """The Gram matrix in the form that takes the fewest operations; arguments as in `KernelFlow`.
+    """The Gram matrix in the form that `choose` says; arguments are as in `KernelFlow`.
 
     A kernel without known features has a `SymmetricGram`, in ``folder`` if one is given.
     """
     shape, kernel = cross.x.shape, cross.kernel
-    rows, direct = shape[0] * cross.matrix_size, uses_eigh(method, shape[0] * cross.matrix_size)
-    fits = folder is not None or keeps_tiles(rows, block_size * cross.matrix_size, memory)
+    rows, side = (count * cross.matrix_size for count in (shape[0], block_size))
+    fits = folder is not None or keeps_tiles(rows, side, memory)
     if isinstance(kernel, FeatureKernel):
-        m, operations = kernel.count(shape), kernel.operations(shape)
-        if method != "krylov" and m < min(rows, MAX_EIGH_ROWS + 1):
-            log.info("gram: %d features are fewer than %d rows: their products instead", m, rows)
-            return FeatureGram(cross, kernel, diagonalized=True, progress=progress)
-        # A tile of the matrix needs the features of its rows and of its columns.
-        whole = float(rows) ** 2 * m + rows / block_size * operations
-        products = EXPECTED_PRODUCTS * (operations + 4.0 * rows * m * BLOCK)
-        if not direct and (products < whole or not fits):
-            log.info(
-                "gram: not formed: it takes %.2g operations, %d products of its %d features %.2g%s",
-                *(whole, EXPECTED_PRODUCTS, m, products),
-                "" if fits else ", and memory is short",
-            )
-            return FeatureGram(cross, kernel, diagonalized=False, progress=progress)
+        choice = choose(kernel, shape, method, block_size, fits)
+        log.info(
+            "gram: %s of %d features and %d examples, for %.2g operations; the matrix takes %.2g%s",
+            *(choice.way, kernel.count(shape), rows, choice.operations, choice.of_matrix),
+            "" if fits else " and does not fit into memory",
+        )
+        if choice.way != "matrix":
+            diagonalized = choice.way == "features"
+            return FeatureGram(cross, kernel, diagonalized=diagonalized, progress=progress)
     return SymmetricGram(
-        cross, block_size=block_size, stored=direct or fits, folder=folder, progress=progress
+        cross,
+        block_size=block_size,
+        stored=fits or uses_eigh(method, rows),
+        folder=folder,
+        progress=progress,
     )

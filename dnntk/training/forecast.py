@@ -21,6 +21,7 @@ from dnntk.data.datasets import Dataset
 from dnntk.data.own_data import own_dataset
 from dnntk.errors import InputError
 from dnntk.infinite_depth.cost import EIGH_MATRICES
+from dnntk.infinite_depth.feature_gram import Choice, choose
 from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
 from dnntk.native.blocks import THREAD_STATE_BYTES
 from dnntk.networks.initializers import layer_shapes
@@ -160,7 +161,9 @@ class _Calibration:
         if self.planner.chooses_step:
             total += times.compiling + second.eigenvalue.iterations * times.product
         if self.config.optimizer == "kernel":
-            total += times.kernel_entry * self.batch_size**2 / 2 + _eigh_seconds(self.batch_size)
+            choice, rows = self._kernel_choice()
+            entries = self.batch_size**2 / 2 * choice.operations / choice.of_matrix
+            total += times.kernel_entry * entries + _eigh_seconds(rows)
         step_bytes, peak_bytes = self._memory()
         return Forecast(
             parameters=sum(p.size for p in jax.tree.leaves(self.shapes["params"])),
@@ -230,6 +233,14 @@ class _Calibration:
             eigenvalue=found,
             kernel_entry=self._kernel_entry_seconds(model, frozen),
         )
+
+    def _kernel_choice(self) -> tuple[Choice, int]:
+        """How a run in closed form solves its kernel, and the rows of what it diagonalizes."""
+        shapes, zeros = self.shapes["initial"], lambda a: np.broadcast_to(a.dtype.type(0), a.shape)
+        kernel = RandomFeatures(self.model, {"initial": jax.tree.map(zeros, shapes)})
+        choice = choose(kernel, self.x.shape)
+        rows = {"matrix": self.batch_size, "features": kernel.count(self.x.shape)}
+        return choice, min(rows.get(choice.way, 0), MAX_EIGH_ROWS)
 
     def _kernel_entry_seconds(self, model: Any, frozen: Any) -> float:
         """Seconds for an entry of the network's own kernel, which a run in closed form computes."""
@@ -301,9 +312,9 @@ class _Calibration:
             peak_bytes = max(peak_bytes, bytes_of(product, params, frozen, *self.batch))
         if self.config.optimizer == "kernel":
             # The kernel, and what its eigendecomposition holds beside it.
-            rows = self.batch_size
-            matrices = EIGH_MATRICES if rows <= MAX_EIGH_ROWS else 0
-            peak_bytes = max(peak_bytes, kept) + int((4 + 8 * matrices) * rows**2)
+            choice, rows = self._kernel_choice()
+            tiles = 4 * self.batch_size**2 if choice.way == "matrix" else 0
+            peak_bytes = max(peak_bytes, kept) + tiles + 8 * EIGH_MATRICES * rows**2
         return step_bytes, peak_bytes
 
     def _evaluation_batches(self, steps: int) -> int:
@@ -347,11 +358,11 @@ class _Times:
 
 
 def _eigh_seconds(rows: int) -> float:
-    """Seconds to diagonalize a matrix as a whole, or at most what is diagonalized as a whole."""
+    """Seconds to diagonalize a matrix as a whole."""
     matrix = np.random.default_rng(0).normal(size=(EIGH_ROWS, EIGH_ROWS))
     begun = time.perf_counter()
     np.linalg.eigh(matrix)
-    return (time.perf_counter() - begun) * (min(rows, MAX_EIGH_ROWS) / EIGH_ROWS) ** 3
+    return (time.perf_counter() - begun) * (rows / EIGH_ROWS) ** 3
 
 
 def _checkpoint_seconds(tree: Any) -> float:
