@@ -8,11 +8,13 @@ import pytest
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, KernelFlow
 from dnntk.infinite_depth import feature_gram
+from dnntk.infinite_depth.cross_kernel import CrossKernel
 from dnntk.infinite_depth.feature_gram import FeatureGram
 from dnntk.infinite_depth.gram_matrix import SymmetricGram
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.ntk import random_features
 from dnntk.ntk.random_features import RandomFeatures
+from dnntk.runtime import processes
 
 FLOWS = [(1.0, 0.0), (1e2, 0.0), (1e4, 0.0), (1e3, 1e-4), (np.inf, 1e-4)]
 
@@ -58,6 +60,22 @@ def test_flows_are_those_of_the_dense_matrix(model, shape, solver, x64, monkeypa
         np.testing.assert_allclose(flow.train_predictions(time), outputs, atol=1e-9)
         expected = 0.5 * np.sum((y - outputs) ** 2) / len(x)
         np.testing.assert_allclose(flow.loss(time), expected, rtol=1e-7)
+
+
+def test_processes_share_the_layers(x64, monkeypatch):
+    monkeypatch.setattr(random_features, "BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr(random_features, "PART_BLOCKS", 2)
+    kernel, x, y = problem(DeepNarrowMLP(40, 2, np.inf), (30, 2))
+    gram = FeatureGram(
+        CrossKernel(kernel, x, "float64"), kernel, diagonalized=False, progress=False
+    )
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    shares = []
+    for index in range(3):
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        shares.append(gram.product(y))
+    assert all(np.linalg.norm(share) > 0 for share in shares)
+    np.testing.assert_allclose(sum(shares), kernel(x, x) @ y, rtol=1e-12)
 
 
 def test_float32_features_keep_long_times(monkeypatch):
