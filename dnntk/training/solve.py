@@ -216,7 +216,8 @@ class KernelSolver:
         )
         self._first = self.flow.solution(time).coefficients
         self._targets = self.flow.train_predictions(time)
-        self._least = max(ridge, 1 / time, 1e-7 * float(self.flow.eigenvalues[-1]))
+        learnt = 1 / time if time else math.inf  # eigenvalues above this one are learnt
+        self._least = max(ridge, learnt, 1e-7 * float(self.flow.eigenvalues[-1]))
         self._size = float(np.linalg.norm(self._y - (0.0 if start is None else start))) or 1.0
         self._look(self.evaluate() if start is None else start)
 

@@ -75,6 +75,14 @@ def test_a_network_that_is_not_linear_is_brought_to_the_flow_by_more_passes():
     assert np.linalg.norm(model.apply(trained, x) - expected) < 2e-3 * np.linalg.norm(y / 4)
 
 
+def test_at_time_zero_the_network_is_the_initial_one():
+    model = DeepNarrowMLP(30, 1, np.inf)
+    x, y, variables = problem(model, (10, 3), dtype=np.float32)
+    trained, report = solve(model, variables, x, y, time=0.0, progress=False)
+    assert report.converged and report.iterations == 0
+    jax.tree.map(np.testing.assert_array_equal, trained["params"], variables["params"])
+
+
 def test_another_form_is_refused_in_one_line():
     model = DeepNarrowMLP(5, 1, 30.0, parametrization="standard")
     x, y, variables = problem(model, (4, 2), dtype=np.float32)
