@@ -12,13 +12,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from dnntk import DeepNarrowClassifier, DeepNarrowRegressor, InputError, KernelFlow
+from dnntk import (
+    DeepNarrowClassifier,
+    DeepNarrowCNN,
+    DeepNarrowMLP,
+    DeepNarrowRegressor,
+    InputError,
+    KernelFlow,
+)
 from dnntk.estimators import savefile
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.training import gradient_flow
 
 SMALL = {"depth": 20, "scale": 1e6}  # what C is by default at depth 500
 CONVOLUTIONAL = {"arch": "cnn", "image_shape": (4, 2), "kernel_size": 5, "features": "sobol"}
+CONVOLUTIONAL |= {"rho": 0.7, "beta": 0.9}
 # The regressor's other checks concern what it shares with the classifier.
 CHECKS = [
     *estimator_checks_generator(DeepNarrowClassifier(**SMALL)),
@@ -51,6 +59,14 @@ def rows():
 def fitted(request, rows):
     more = CONVOLUTIONAL if request.param == "cnn" else {}
     return DeepNarrowClassifier(**SMALL, time=50.0, random_state=3, **more).fit(*rows[:2])
+
+
+def test_the_network_is_the_one_of_the_parameters(fitted):
+    if fitted.image_shape_:
+        units = {"rho": 0.7, "beta": 0.9, "features": "sobol"}
+        assert fitted.model_ == DeepNarrowCNN(20, 3, 1e6, kernel_size=5, **units)
+    else:
+        assert fitted.model_ == DeepNarrowMLP(20, 3, 1e6)
 
 
 def test_outputs_are_the_flow_of_the_networks_own_kernel(fitted, rows):
