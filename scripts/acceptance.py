@@ -295,6 +295,7 @@ CHECKS: dict[str, Check] = {
     "default": default_run,
     "precision": precision,
     "solve": solve_checks.solved,
+    "solve_many": lambda folder: solve_checks.many_examples(folder, FLAGS.data_dir),
     "kill": kill,
     "mnist_mlp": mnist_mlp,
     "baselines": baselines,
