@@ -18,6 +18,9 @@ from dnntk.training.placement import Batch
 
 __all__ = ["NativeEngine", "PlainEngine", "apply", "engine_for", "residual_loss"]
 
+# For the states of a part of a large batch: MNIST's 60,000 examples of 28 x 28 would take 16 GB.
+PART_SCRATCH_BYTES = 1 << 32
+
 
 def apply(model: nn.Module, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
     """Outputs [n, d_out] at ``params``; ``frozen`` holds the collections beside them."""
@@ -89,7 +92,7 @@ class NativeEngine(PlainEngine):
 
     def outputs_and_gradient(self, params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
         """As `PlainEngine.outputs_and_gradient`."""
-        return ops.gradient(self.model, params, frozen, *_affine(batch), self.budget)
+        return self._gradient(params, frozen, *_affine(batch))
 
     def sgd_step(
         self, params: Any, frozen: Any, batch: Batch, rate: jax.Array, keep: jax.Array
@@ -108,7 +111,7 @@ class NativeEngine(PlainEngine):
     def vjp(self, params: Any, frozen: Any, x: jax.Array, v: jax.Array) -> Any:
         """As `PlainEngine.vjp`."""
         factor = jnp.zeros(len(x), v.dtype)
-        return ops.gradient(self.model, params, frozen, x, factor, v, self.budget)[1]
+        return self._gradient(params, frozen, x, factor, v)[1]
 
     def jvp(self, params: Any, frozen: Any, x: jax.Array, direction: Any) -> jax.Array:
         """As `PlainEngine.jvp`."""
@@ -121,16 +124,51 @@ class NativeEngine(PlainEngine):
 
     def scratch_bytes(self, x: Any) -> int:
         """As `PlainEngine.scratch_bytes`."""
-        blocks = Blocks.for_batch(self.model, x, self.budget)
-        return blocks.scratch_bytes(self.model.depth - 2, self.budget.threads)
+        return self._whole_scratch_bytes(_first_part(x, self._parts(x)))
 
     def supports_sgd_step(self, x: Any) -> bool:
         """Does `sgd_step` save the gradient's memory on a batch like ``x``?"""
-        return ops.supports_sgd_step(self.model, x)
+        return self._parts(x) == 1 and ops.supports_sgd_step(self.model, x)
 
     def supports_sgd_steps(self, x: Any) -> bool:
         """Does `sgd_steps` take a batch like ``x``?"""
         return ops.supports_sgd_steps(self.model, x)
+
+    def _gradient(
+        self, params: Any, frozen: Any, x: jax.Array, factor: jax.Array, shift: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """As `ops.gradient`; of a part of the examples at a time, if memory for states is short."""
+        parts = self._parts(x)
+        if parts == 1:
+            return ops.gradient(self.model, params, frozen, x, factor, shift, self.budget)
+
+        def split(a: jax.Array) -> jax.Array:
+            extra = -len(a) % parts  # such examples have no factor and no shift
+            padded = jnp.pad(a, ((0, extra), *((0, 0),) * (a.ndim - 1)))
+            return padded.reshape(parts, -1, *a.shape[1:])
+
+        def add(total: Any, part: Any) -> tuple[Any, jax.Array]:
+            x, factor, shift = part
+            f, gradient = ops.gradient(self.model, params, frozen, x, factor, shift, self.budget)
+            return jax.tree.map(jnp.add, total, gradient), f
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        total, f = jax.lax.scan(add, zeros, tuple(map(split, (x, factor, shift))))
+        return f.reshape(-1, f.shape[-1])[: len(x)], total
+
+    def _parts(self, x: Any) -> int:
+        """Into how many parts a batch like ``x`` is split, one after the other, to save memory.
+
+        Parts need the gradient two times more than a batch as a whole.
+        """
+        needed = self._whole_scratch_bytes(x)
+        if needed <= 2 * PART_SCRATCH_BYTES:
+            return 1
+        return min(x.shape[0], -(-needed // PART_SCRATCH_BYTES))
+
+    def _whole_scratch_bytes(self, x: Any) -> int:
+        blocks = Blocks.for_batch(self.model, x, self.budget)
+        return blocks.scratch_bytes(self.model.depth - 2, self.budget.threads)
 
 
 def engine_for(
@@ -147,6 +185,11 @@ def engine_for(
     if ops.supports(model, params, x):
         return NativeEngine(model, CpuBudget.of(devices, state_bytes))
     return PlainEngine(model)
+
+
+def _first_part(x: Any, parts: int) -> Any:
+    """The shape of one of some parts of a batch."""
+    return jax.ShapeDtypeStruct((-(-x.shape[0] // parts), *x.shape[1:]), x.dtype)
 
 
 def _affine(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

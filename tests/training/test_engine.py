@@ -7,14 +7,23 @@ from reference import Reference, assert_close, moved_network, tree_map
 
 from dnntk.native import build
 from dnntk.native.blocks import CpuBudget
+from dnntk.training import engine as engines
 from dnntk.training import gradient_flow, placement
-from dnntk.training.engine import NativeEngine, PlainEngine, engine_for
+from dnntk.training.engine import PART_SCRATCH_BYTES, NativeEngine, PlainEngine, engine_for
 
 needs_a_compiler = pytest.mark.skipif(not build.available(), reason="needs a C++ compiler")
 
 
-@pytest.mark.parametrize("native", [False, pytest.param(True, marks=needs_a_compiler)])
-def test_an_engine_computes_what_the_reference_does(native, monkeypatch, x64):
+@pytest.mark.parametrize(
+    ("native", "part_bytes"),
+    [
+        (False, PART_SCRATCH_BYTES),
+        pytest.param(True, PART_SCRATCH_BYTES, marks=needs_a_compiler),
+        pytest.param(True, 30_000, marks=needs_a_compiler),
+    ],
+)
+def test_an_engine_computes_what_the_reference_does(native, part_bytes, monkeypatch, x64):
+    monkeypatch.setattr(engines, "PART_SCRATCH_BYTES", part_bytes)
     model, params, frozen, x, y = moved_network((20, 4, 4, 1), 2, 9, "float64", {})
     monkeypatch.setattr(build, "available", lambda: native)
     engine = engine_for(model, params, x, devices=1)
