@@ -188,11 +188,11 @@ def _fixed(model: DeepNarrow, first: Layer, batch: "_Batch") -> jax.Array:
 
 
 class _Batch(NamedTuple):
-    """Inputs as a layer sees them: maps [n, positions, channels] and their means over the image.
+    """Inputs as a layer sees them: maps and their means over the image.
 
     Attributes:
-        maps: [n, positions, channels]; one position in an MLP.
-        patches: [n, positions, inputs of a unit].
+        maps: [positions, n, channels]; one position in an MLP.
+        patches: [positions, n, inputs of a unit and a 1 for its bias].
         windows: [positions, shifts]: which pixels a shift leaves inside, over their number.
     """
 
@@ -203,13 +203,13 @@ class _Batch(NamedTuple):
     @classmethod
     def of(cls, model: DeepNarrow, x: jax.Array) -> "_Batch":
         """Inputs [n, d_in] or [n, H, W, c], pooled."""
-        if not isinstance(model, DeepNarrowCNN):
-            return cls(x[:, None], x[:, None], jnp.ones((1, 1), x.dtype))
-        x, size = average_pool(x, model.pool), model.kernel_size
-        inside = [shifts_inside(side, size) for side in x.shape[1:3]]
-        windows = jnp.asarray(np.kron(*inside) / math.prod(x.shape[1:3]), x.dtype)
-        maps = x.reshape(len(x), -1, x.shape[-1])
-        return cls(maps, padded_patches(x, size).swapaxes(0, 1), windows)
+        maps, patches, windows = x[None], x[None], jnp.ones((1, 1), x.dtype)
+        if isinstance(model, DeepNarrowCNN):
+            x, size = average_pool(x, model.pool), model.kernel_size
+            inside = [shifts_inside(side, size) for side in x.shape[1:3]]
+            windows = jnp.asarray(np.kron(*inside) / math.prod(x.shape[1:3]), x.dtype)
+            maps, patches = padded_patches(x, 1), padded_patches(x, size)
+        return cls(maps, jnp.concatenate([patches, jnp.ones_like(patches[:, :, :1])], 2), windows)
 
     def after_relu(self) -> "_Batch":
         """What the layers after the first one see."""
@@ -225,13 +225,17 @@ class _Batch(NamedTuple):
 
     def units(self, layer: Layer) -> jax.Array:
         """The means of relu(u x + v) of some units: [n, features]."""
-        weights = layer["kernel"].reshape(len(layer["bias"]), self.patches.shape[-1]).T
-        maps = jnp.einsum("npi,iu->npu", self.patches, weights, precision="highest")
-        return self._means(jax.nn.relu(maps + layer["bias"][None, None]))
+        bias = layer["bias"][:, None]
+        weights = layer["kernel"].reshape(len(bias), self.patches.shape[2] - 1)
+        weights = jnp.concatenate([weights, bias], 1).T
+        maps = jnp.einsum("pni,iu->pnu", self.patches, weights, precision="highest")
+        return self._means(jax.nn.relu(maps))
 
     def _means(self, maps: jax.Array) -> jax.Array:
-        found = jnp.einsum("npu,ps->nus", maps, self.windows, precision="highest")
-        return found.reshape(len(maps), -1)
+        if self.windows.size == 1:
+            return maps[0]
+        found = jnp.einsum("pnu,ps->snu", maps, self.windows, precision="highest")
+        return found.swapaxes(0, 1).reshape(maps.shape[1], -1)
 
 
 def _products(left: jax.Array, right: jax.Array) -> jax.Array:
