@@ -34,7 +34,8 @@ __all__ = [
 ]
 
 EXPECTED_PRODUCTS = 20  # of a Krylov method
-BLOCK_ROWS = 1024  # whose features are in memory together
+BLOCK_ROWS = 1024  # whose features are evaluated together
+HELD_BYTES = 1 << 30  # of all features, which then are evaluated once
 
 log = logging.getLogger("dnntk")
 
@@ -69,7 +70,7 @@ class FeatureGram:
     Attributes:
         cross: the kernel and its examples.
         shape: (n, n).
-        stored, nbytes, where: False, 0 and that for the log, as nothing is kept.
+        stored, nbytes, where: False, 0 and a word for the log, as no entry is kept.
         diagonalized: is it solved by a `FeatureEigendecomposition`?
     """
 
@@ -82,6 +83,7 @@ class FeatureGram:
         self.cross, self.progress, self.diagonalized = cross, progress, diagonalized
         self._kernel = kernel
         self.shape = (len(cross.x), len(cross.x))
+        self._held: dict[tuple[int, int], Array] = {}
 
     def product(self, vectors: Array, rows: processes.Rows | None = None) -> Array:
         """The leading n' rows and columns of the matrix times vectors: [n', c] -> [n', c].
@@ -140,12 +142,17 @@ class FeatureGram:
 
     def _blocks(self, rows: processes.Rows) -> Iterator[tuple[slice, Array]]:
         """The features of this process's rows, a block of rows at a time."""
+        hold = 8 * len(self.cross.x) * self._count <= HELD_BYTES
         for start, stop in balanced(rows.stop - rows.start, BLOCK_ROWS):
-            block = slice(rows.start + start, rows.start + stop)
-            with jax.enable_x64(True):
-                x = padded(self.cross.x[block]).astype(np.float64)
-                features = np.asarray(self._kernel.features(x))
-            yield block, features[: stop - start]
+            block = rows.start + start, rows.start + stop
+            features = self._held.get(block)
+            if features is None:
+                with jax.enable_x64(True):
+                    x = padded(self.cross.x[slice(*block)]).astype(np.float64)
+                    features = np.asarray(self._kernel.features(x))[: stop - start]
+                if hold:
+                    self._held[block] = features
+            yield slice(*block), features
 
 
 class FeatureEigendecomposition(Eigendecomposition):
