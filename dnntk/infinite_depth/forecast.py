@@ -301,7 +301,7 @@ class _Calibration:
 
         def grow() -> None:
             solver = Krylov(lambda v: scale * v, targets, max_iterations=ITERATIONS, progress=False)
-            solver.refine([], 0.5)
+            solver.refine([], 0.0)
 
         own = rows.local(targets)
         before = BASIS_PASSES * own.nbytes * ITERATIONS * (ITERATIONS - 1) / 2

@@ -45,7 +45,6 @@ BLOCK = 8  # vectors: a product with fewer takes as long, and more iterations ar
 CHUNK = 128  # vectors of the basis in one array, so that products with them are few
 CHECK_GROWTH = 1.2  # convergence is checked whenever the basis has grown by this factor
 FIRST_CHECK = 2
-ITERATIONS_FOR_LARGEST = 12  # then the largest eigenvalue has converged
 SMALL = 512  # rows
 
 
@@ -169,7 +168,10 @@ class Krylov:
         return self._new.shape[1] == 0
 
     def refine(self, filters: list[SpectralFilter], tolerance: float) -> None:
-        """Grow the basis until every filter's residual is within the tolerance, or at the limit."""
+        """Grow the basis until every filter's residual is within the tolerance, or at the limit.
+
+        Without filters, until the largest eigenvalue's is.
+        """
         bar = progress_bar(
             desc="solve",
             unit="iteration",
@@ -177,15 +179,15 @@ class Krylov:
             delay=PROGRESS_DELAY,
             disable=not self._progress,
         )
-        check = max(FIRST_CHECK if filters else ITERATIONS_FOR_LARGEST, self.iterations)
+        check = max(FIRST_CHECK, self.iterations)
         with bar:
             while True:
                 ended = self._exhausted or self.iterations >= self._max
                 if self.iterations >= check or ended:
                     if len(self._vectors) < len(self._small):
                         self._diagonalize()
-                    found = [residual(self, each) for each in filters]
-                    worst = max((size for size, _ in found), default=0.0)
+                    found = [residual(self, each) for each in filters] or [self._largest()]
+                    worst = max(size for size, _ in found)
                     bar.set_postfix(residual=f"{worst:.1e}", refresh=False)
                     if ended or all(size <= max(tolerance, error) for size, error in found):
                         return
@@ -208,6 +210,12 @@ class Krylov:
         """The part of ``apply_matrix(components)`` outside of the basis, by next block: [e, c]."""
         last = self._below.shape[1]
         return self._below @ (self._vectors[len(self._vectors) - last :] @ components)
+
+    def _largest(self) -> tuple[float, float]:
+        """The relative residual of the largest eigenvalue, and its rounding error."""
+        unit = np.zeros((len(self.values), 1))
+        unit[-1] = 1
+        return float(np.linalg.norm(self.residual_part(unit)) / (self.values[-1] or 1.0)), EPS
 
     def _grow(self) -> None:
         """Add a block to the basis: one product with A, or an iteration from a file."""
