@@ -34,6 +34,11 @@ __all__ = [
 ]
 
 EXPECTED_PRODUCTS = 20  # of a Krylov method
+WAYS = {
+    "matrix": "formed",
+    "products": "multiplied with by its features",
+    "features": "its features diagonalized instead",
+}
 BLOCK_ROWS = 1024  # whose features are evaluated together
 HELD_BYTES = 1 << 30  # of all features, which then are evaluated once
 
@@ -259,8 +264,8 @@ def gram_of(
     if isinstance(kernel, FeatureKernel):
         choice = choose(kernel, shape, method, block_size, fits)
         log.info(
-            "gram: %s of %d features and %d examples, for %.2g operations; the matrix takes %.2g%s",
-            *(choice.way, kernel.count(shape), rows, choice.operations, choice.of_matrix),
+            "gram: %s, %.2g operations; the matrix of %d examples with %d features takes %.2g%s",
+            *(WAYS[choice.way], choice.operations, rows, kernel.count(shape), choice.of_matrix),
             "" if fits else " and does not fit into memory",
         )
         if choice.way != "matrix":

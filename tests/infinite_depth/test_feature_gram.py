@@ -107,11 +107,13 @@ def test_the_choice_is_by_operations_and_said(caplog, monkeypatch):
             return type(KernelFlow(kernel, x, y, **options).gram), caplog.text
 
     kind, said = chosen(1e9)
-    assert kind is SymmetricGram and "gram: matrix of 44 features and 30 examples" in said
+    assert (
+        kind is SymmetricGram and "gram: formed" in said and "30 examples with 44 features" in said
+    )
     kind, said = chosen(1e9, memory=10.0)
-    assert kind is FeatureGram and "gram: products" in said and "not fit into memory" in said
+    assert kind is FeatureGram and "gram: multiplied" in said and "not fit into memory" in said
     kind, said = chosen(0.0)
-    assert kind is FeatureGram and "gram: products" in said and "memory" not in said
+    assert kind is FeatureGram and "gram: multiplied" in said and "memory" not in said
     assert chosen(0.0, solver="eigh")[0] is SymmetricGram
 
 
