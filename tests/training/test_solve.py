@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import dnntk
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, empirical_ntk, solve
+from dnntk import DeepNarrowCNN, DeepNarrowMLP, solve
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.training.gradient_flow import TrainState, make_steps, sgd
 from dnntk.training.placement import data_mesh, put_batch
@@ -19,13 +19,12 @@ def problem(model, shape, seed=0, dtype=np.float64):
 
 
 def flow_of_its_own_kernel(model, variables, x, y, time, ridge):
-    """f_t(X) by the dense kernel, outputs innermost."""
-    kernel = np.asarray(empirical_ntk(model, variables, x)).transpose(0, 2, 1, 3)
-    matrix = kernel.reshape(y.size, y.size) / len(x)
+    """f_t(X) by the dense kernel, which tests/ntk/test_random_features.py compares."""
+    matrix = np.asarray(RandomFeatures(model, variables)(x, x)) / len(x)
     values, vectors = np.linalg.eigh(matrix)
     s = np.maximum(values, 0) + ridge
     gain = np.maximum(values, 0) * -np.expm1(-time * s) / s
-    return (vectors @ (gain * (vectors.T @ y.ravel()))).reshape(y.shape)
+    return vectors @ (gain[:, None] * (vectors.T @ y))
 
 
 @pytest.mark.parametrize(
