@@ -47,7 +47,7 @@ from dnntk.networks.random_units import random_units
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.runs import fields
 
-__all__ = ["Spread", "initialization_spread", "linear_predictions"]
+__all__ = ["MatrixFlow", "Spread", "initialization_spread", "linear_predictions"]
 
 # Array elements of one block of random units on all inputs: 130 MB.
 BLOCK_ELEMENTS = 1 << 24
@@ -122,7 +122,7 @@ def initialization_spread(
     problem = _Problem(x_train, y_train, x, rho, beta, kernel_size)
     samples, times = check_count("samples", samples), host_times(time)
     key = jax.random.key(0) if key is None else key
-    flow = _Flow(problem.limit_kernel(), problem.y)
+    flow = MatrixFlow(problem.limit_kernel(), problem.y)
     filters = [flow.filters(t) for t in times]
     first = np.stack([flow.changes(problem.sums(problem.ones), f)[0] for f in filters])
     totals = np.zeros((2, *first.shape))
@@ -189,7 +189,7 @@ def linear_predictions(
     found = []
     for draw_key in jax.random.split(key, draws):
         drawn = problem.draw(draw_key, depth)
-        flow = _Flow(problem.network_kernel(drawn, depth, scale), problem.y)
+        flow = MatrixFlow(problem.network_kernel(drawn, depth, scale), problem.y)
         found.append(np.stack([flow.predict(t) for t in times]))
     predictions = np.stack(found)
     return predictions if np.ndim(time) else predictions[:, 0]
@@ -287,11 +287,11 @@ class _Problem:
         return np.asarray(kernel)
 
 
-class _Flow:
-    """Kernel gradient flow in the eigenvectors of A = K / N."""
+class MatrixFlow:
+    """Kernel gradient flow from 0 in the eigenvectors of A = K / N, of a kernel in memory."""
 
     def __init__(self, kernel: np.ndarray, y: np.ndarray) -> None:
-        """``kernel`` [N + n, N], of all inputs by the training ones, the training ones first."""
+        """``kernel`` [N + n, N] of all inputs by the training ones, these first; y [N, d_out]."""
         count = len(y)
         self.values, self.vectors = np.linalg.eigh(kernel[:count] / count)
         self.values = np.maximum(self.values, 0)

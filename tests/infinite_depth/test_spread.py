@@ -61,12 +61,12 @@ def test_a_units_change_is_the_derivative_by_the_kernel(arch, time):
     held = checked(arch)
     gram = limit_gram(held)
     g = held.sums(held.maps(held.draw(jax.random.key(1), 4)["middle"]))
-    unperturbed = spread._Flow(gram, held.y)
+    unperturbed = spread.MatrixFlow(gram, held.y)
     found = unperturbed.changes(g, unperturbed.filters(time))
     assert found.shape == (2, 3, 2)
     for unit, expected in enumerate(found):
         change, size = g[:, unit] @ g[: len(held.y), unit].T, 1e-5
-        ends = [spread._Flow(gram + s * change, held.y).predict(time) for s in (size, -size)]
+        ends = [spread.MatrixFlow(gram + s * change, held.y).predict(time) for s in (size, -size)]
         np.testing.assert_allclose(expected, (ends[0] - ends[1]) / (2 * size), atol=1e-5, rtol=1e-4)
 
 

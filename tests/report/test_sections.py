@@ -14,6 +14,7 @@ from dnntk import TrainConfig
 from dnntk.experiments.accumulation import AccumulationConfig
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.errata import ErrataConfig
+from dnntk.experiments.features_config import FeaturesConfig
 from dnntk.experiments.initialization import InitializationConfig
 from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.ntk_convergence import ConvergenceConfig
@@ -28,6 +29,7 @@ CONFIGS = {
     "accumulation": AccumulationConfig,
     "depth_or_width": DepthOrWidthConfig,
     "errata": ErrataConfig,
+    "features": FeaturesConfig,
     "initialization": InitializationConfig,
     "limit_convergence": LimitConfig,
     "ntk_convergence": ConvergenceConfig,

@@ -14,6 +14,7 @@ from dnntk import InputError, TrainConfig, load_dataset
 from dnntk.experiments.accumulation import AccumulationConfig
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.errata import ErrataConfig
+from dnntk.experiments.features_config import FeaturesConfig
 from dnntk.experiments.initialization import InitializationConfig
 from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.ntk_convergence import ConvergenceConfig
@@ -22,6 +23,7 @@ from dnntk.infinite_depth.config import PredictConfig
 
 CONFIGS = (
     *(TrainConfig, PredictConfig, AccumulationConfig, DepthOrWidthConfig, ErrataConfig),
+    FeaturesConfig,
     *(InitializationConfig, LimitConfig, ConvergenceConfig, TrainabilityConfig),
 )
 

@@ -27,6 +27,7 @@ WRONG = {
     "benchmark.py": "--benchmarks=none",
     "depth_or_width.py": "--data_dir=nowhere --datasets=mnist",
     "errata.py": "--depth=1",
+    "features.py": "--trained=20",
     "initialization.py": "--kernel_size=2",
     "limit_convergence.py": "--dataset=mnist --data_dir=nowhere",
     "ntk_convergence.py": "--depths=1",
@@ -116,7 +117,7 @@ def test_a_full_help_is_there_too(tmp_path):
 
 
 def test_without_flags_a_configuration_has_its_own_defaults(tmp_path):
-    configured = "accumulation depth_or_width errata initialization limit_convergence"
+    configured = "accumulation depth_or_width errata features initialization limit_convergence"
     scripts = f"{configured} ntk_convergence predict train trainability".split()
     cases = {script: [f"{script}.py"] for script in scripts}
     for script, done in command_lines.outcomes(None, cases, tmp_path, DEFAULTS).items():
