@@ -37,7 +37,7 @@ class FeaturesConfig:
     trials: int = 10
     examples: int = 60
     time: float = 100.0
-    trained_depths: tuple[int, ...] = (66, 258)
+    trained_depths: tuple[int, ...] = (66,)
     trained: int = 2
     seed: int = 0
 
