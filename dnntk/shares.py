@@ -45,9 +45,9 @@ def accumulated(
 
     Returns:
         [depth, n, d_out]: sigma(f^(l))_{d_in+1+k} - C for 1 <= l < depth, in a CNN its mean over
-        the image, and f^(depth); and [depth - 1, n]: the share of positions (one in an MLP) where
-        the random unit is 0. In x's dtype. The standard form adds outputs to C, which rounds them;
-        the ntk form does not.
+        the image, and f^(depth); and [depth - 1, n]: the share of positions (one in an MLP) and
+        random units where the unit is 0. In x's dtype. The standard form adds outputs to C, which
+        rounds them; the ntk form does not.
 
     Raises:
         InputError: the model has another initialization, or x is no array of numbers.
@@ -66,8 +66,8 @@ def _accumulated(
     def observe(network: Network, h: jax.Array) -> tuple[jax.Array, jax.Array]:
         scale = model.scale if network.form.literal else 0.0
         outputs = network.affine.read_out(h[-model.d_out :]) - scale
-        off = h[-model.d_out - 1][None] <= 0
-        return outputs, network.affine.read_out(off.astype(h.dtype))[:, 0]
+        off = h[-model.d_out - model.random_units : -model.d_out] <= 0
+        return outputs, jnp.mean(network.affine.read_out(off.astype(h.dtype)), 1)
 
     network, params, initial = network_of(model, variables, x)
     z, (curve, off) = _observed(network, params, initial, model.layers_a_segment, observe)
@@ -113,7 +113,8 @@ def _layer_shares(
     coefficients = coefficients.astype(seeds.dtype)
 
     def share(name: str, q: jax.Array) -> jax.Array:
-        slope, ratio = network.form.slope(name, len(network.packed) + 1 + model.d_out)
+        width = len(network.packed) + model.random_units + model.d_out
+        slope, ratio = network.form.slope(name, width)
         rows = float(np.asarray(slope)[-1]) * network.affine.by_weight(ratio, q, seeds)[:, 0]
         learnt = jnp.matmul(rows[:, : len(x_train)], coefficients, precision="highest")
         return jnp.matmul(rows[:, len(x_train) :].T, learnt, precision="highest")

@@ -30,13 +30,20 @@ def literal_curve(model, variables, x):
     for kernel, bias in [(p["first"]["kernel"], p["first"]["bias"]), *middle]:
         h = np.maximum(h @ kernel + bias, 0)
         curve.append(h[:, -model.d_out :] - model.scale)
-        off.append(h[:, -model.d_out - 1] == 0)
+        random = slice(-model.d_out - model.random_units, -model.d_out)
+        off.append(np.mean(h[:, random] == 0, 1))
     curve.append(h @ p["last"]["kernel"] + p["last"]["bias"])
     return np.stack(curve), np.stack(off)
 
 
-def test_the_curve_is_that_of_the_literal_matrices(x64):
+def test_the_curve_is_that_of_the_literal_matrices_with_several_random_units_too(x64):
     x = np.random.default_rng(0).uniform(0.1, 1, (5, 3))
+    several = MLP.clone(random_units=3)
+    variables = moved(several, x)
+    curve, off = accumulated(several, variables, x)
+    expected, expected_off = literal_curve(several, variables, x)
+    np.testing.assert_allclose(curve, expected, atol=1e-12 * MLP.scale)
+    np.testing.assert_allclose(off, expected_off, atol=1e-12)
     variables = moved(MLP, x)
     expected, expected_off = literal_curve(MLP, variables, x)
     assert 0.1 < expected_off.mean() < 0.9 and np.abs(expected).max() > 0.1

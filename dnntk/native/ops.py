@@ -49,6 +49,7 @@ def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
         on_cpu()
         and isinstance(model, DeepNarrow)
         and model.depth > 2
+        and model.random_units == 1
         and (x.ndim == 2 or x.shape[-1] + 1 + model.d_out <= MAX_CHANNELS)
         and getattr(model, "kernel_size", 1) in FILTER_SIDES
         and x.dtype in (np.float32, np.float64)

@@ -1,9 +1,9 @@
 """Initial values of a deep narrow network: deterministic blocks around its random units.
 
 Everything here is in flax's shapes, ``kernel`` [in, out] or [q, q, in, out] and ``bias`` [out],
-hidden units in the thesis's order [d_in | 1 | d_out]. Middle layers are stacked on a leading axis
-of ``depth - 2``. Sources: thesis sections 3.1 (MLP) and 4.0.1 (CNN); He et al. 2015 for
-``he_uniform``.
+hidden units in the thesis's order [d_in | 1 | d_out], with M random units [d_in | M | d_out].
+Middle layers are stacked on a leading axis of ``depth - 2``. Sources: thesis sections 3.1
+(MLP) and 4.0.1 (CNN); He et al. 2015 for ``he_uniform``.
 """
 
 import math
@@ -32,12 +32,14 @@ BASELINES = {"he_uniform": 6.0, "torch_default": 1.0}
 INITS = ("deep_narrow", *BASELINES)
 
 
-def layer_shapes(depth: int, d_in: int, d_out: int, window: tuple[int, ...]) -> dict[str, tuple]:
+def layer_shapes(
+    depth: int, d_in: int, d_out: int, window: tuple[int, ...], random_units: int = 1
+) -> dict[str, tuple]:
     """Kernel shapes of the first, the stacked middle and the last layer.
 
     ``window`` is () for an MLP and (q, q) for a CNN, where d_in counts channels.
     """
-    width = d_in + 1 + d_out
+    width = d_in + random_units + d_out
     return {
         "first": (*window, d_in, width),
         "middle": (depth - 2, *window, width, width),
@@ -69,10 +71,11 @@ def deep_narrow(
 ) -> Layers:
     """The thesis's literal matrices, from the random units u and v / C of `random_units`."""
     dtype = units["first"]["kernel"].dtype
-    layers = zeros(layer_shapes(depth, d_in, d_out, window), dtype)
-    identity = identity_filter(d_in + 1 + d_out, window, dtype)
-    random, output_units = d_in, slice(d_in + 1, None)
-    # Each layer computes the random unit anew from the input copy, so its identity is cleared.
+    count = units["first"]["bias"].size
+    layers = zeros(layer_shapes(depth, d_in, d_out, window, count), dtype)
+    identity = identity_filter(d_in + count + d_out, window, dtype)
+    random, output_units = slice(d_in, d_in + count), slice(d_in + count, None)
+    # Each layer computes the random units anew from the input copy, so their identity is cleared.
     middle = jnp.broadcast_to(
         identity.at[..., random, random].set(0.0), layers["middle"]["kernel"].shape
     )
@@ -83,7 +86,7 @@ def deep_narrow(
             .at[..., :d_in]
             .set(scale * identity[..., :d_in, :d_in])
             .at[..., random]
-            .set(units["first"]["kernel"]),
+            .set(units["first"]["kernel"].reshape(*window, d_in, count)),
             "bias": first["bias"]
             .at[random]
             .set(scale * units["first"]["bias"])
@@ -91,8 +94,12 @@ def deep_narrow(
             .set(scale),
         },
         "middle": {
-            "kernel": middle.at[..., :d_in, random].set(units["middle"]["kernel"]),
-            "bias": layers["middle"]["bias"].at[:, random].set(scale * units["middle"]["bias"]),
+            "kernel": middle.at[..., :d_in, random].set(
+                units["middle"]["kernel"].reshape(depth - 2, *window, d_in, count)
+            ),
+            "bias": layers["middle"]["bias"]
+            .at[:, random]
+            .set(scale * units["middle"]["bias"].reshape(depth - 2, count)),
         },
         "last": {
             "kernel": last["kernel"]

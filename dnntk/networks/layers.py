@@ -126,7 +126,7 @@ Affine = Dense | Convolution
 class Form:
     """A layer in one form: h' = max(carry h + W q + b, floor) with q = base + column h.
 
-    With f the thesis's pre-activations (section 3) and units [d_in | 1 | d_out]:
+    With f the thesis's pre-activations (section 3) and units [d_in | 1 | d_out] (or M for the 1):
 
     ========  =============  ==========================  ==========================================
     field     literal form   ntk form                    meaning
@@ -188,7 +188,13 @@ def literal_form(factor: float | None) -> Form:
 
 
 def ntk_form(
-    packed: jax.Array, depth: int, d_in: int, d_out: int, scale: float, mask: np.ndarray | bool
+    packed: jax.Array,
+    depth: int,
+    d_in: int,
+    d_out: int,
+    scale: float,
+    mask: np.ndarray | bool,
+    random_units: int = 1,
 ) -> Form:
     """State (alpha, m, r) of deviations: f_in = C x + alpha, f_mid = C m, f_out = C + r.
 
@@ -197,7 +203,7 @@ def ntk_form(
     r' = r + (D_r q + d_r/C) / sqrt L. No effect of D is added to a number of the size of x or C,
     where float32 would round it away: over 10,000 layers these errors would add up.
     """
-    root, random = math.sqrt(depth), d_in
+    root, random = math.sqrt(depth), slice(d_in, d_in + random_units)
     dtype = packed.dtype
 
     def slope(name: str, units: int) -> tuple[np.ndarray, float]:
@@ -214,19 +220,22 @@ def ntk_form(
         bias = bias * _last_axis(by_unit * ratio, bias)
         if initial is not None:
             u = initial["kernel"] / scale if name == "first" else initial["kernel"]
+            u = u.reshape(*kernel.shape[:-2], d_in, random_units)
             kernel = kernel.at[..., :d_in, random].add(u)
-            bias = bias.at[..., random].add(initial["bias"])
+            v = initial["bias"].reshape(*bias.shape[:-1], random_units)
+            bias = bias.at[..., random].add(v)
         return {"kernel": kernel, "bias": bias}
 
     def by_unit(inputs: float, middle: float, outputs: float) -> np.ndarray:
-        values = [inputs] * d_in + [middle] + [outputs] * d_out
+        values = [inputs] * d_in + [middle] * random_units + [outputs] * d_out
         return np.array(values, dtype)[:, None, None]
 
     # The thesis assumes positive inputs. A negative one starts below its ReLU's kink, at C x.
     ones = jnp.broadcast_to(jnp.asarray(mask, dtype), (d_out, *packed.shape[1:]))
-    base = jnp.concatenate([jnp.maximum(packed, 0), jnp.zeros_like(packed[:1]), ones])
+    zeros = jnp.zeros((random_units, *packed.shape[1:]), dtype)
+    base = jnp.concatenate([jnp.maximum(packed, 0), zeros, ones])
     below = jnp.where(packed < 0, packed * min(scale, float(jnp.finfo(dtype).max)), 0)
-    start = jnp.concatenate([below, jnp.zeros((1 + d_out, *packed.shape[1:]), dtype)])
+    start = jnp.concatenate([below, zeros, jnp.zeros_like(ones)])
     return Form(
         weights,
         slope,

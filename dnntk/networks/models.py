@@ -82,6 +82,7 @@ class _DeepNarrow(nn.Module):
     parametrization: str = "ntk"
     segment: int | None = None
     features: str = dataclasses.field(default="gaussian", kw_only=True)
+    random_units: int = dataclasses.field(default=1, kw_only=True)
 
     def network(self, x: jax.Array) -> tuple[Network, initializers.Layers, initializers.Layers]:
         """As `network_of`."""
@@ -92,7 +93,7 @@ class _DeepNarrow(nn.Module):
         cls.__init__ = _with_init_argument(cls.__init__)  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
-        self._convert("depth", "d_out", to=integer)
+        self._convert("depth", "d_out", "random_units", to=integer)
         self._convert("scale", "rho", "beta", to=real_number)
         if self.segment is not None:
             self._convert("segment", to=integer)
@@ -119,7 +120,7 @@ class _DeepNarrow(nn.Module):
         if self.segment is not None and self.segment < 1:
             raise InputError(f"segment: expected None or at least 1 layer, got {self.segment}")
         initializers.check_init(self.initialization, self.scale, self.parametrization)
-        random_units.check_features(self.features, self.initialization)
+        random_units.check_features(self.features, self.random_units, self.initialization)
 
     def _convert(self, *names: str, to: Callable[[str, Any], Any]) -> None:
         """Make fields Python's own numbers, so that equal modules have equal hashes."""
@@ -131,16 +132,20 @@ class _DeepNarrow(nn.Module):
         """1 / (C sqrt(depth)): a weight is its initial value + ``parameter_scale`` D."""
         return 1 / (self.scale * math.sqrt(self.depth))
 
+    def _shapes(self, d_in: int, window: tuple[int, ...]) -> dict[str, tuple]:
+        return initializers.layer_shapes(self.depth, d_in, self.d_out, window, self.random_units)
+
     def _initialize(
         self, key: jax.Array, d_in: int, window: tuple[int, ...], dtype: jnp.dtype
     ) -> tuple[initializers.Layers, initializers.Layers]:
         """(params, initial); the same key gives the same network in either parametrization."""
-        shapes = initializers.layer_shapes(self.depth, d_in, self.d_out, window)
+        shapes = self._shapes(d_in, window)
         if self.parametrization == "standard":
             _check_representable(self.scale, dtype)
         if self.initialization == "deep_narrow":
             start = random_units.random_units(
-                key, self.features, self.depth, d_in, window, self.rho, self.beta, dtype
+                *(key, self.features, self.depth, d_in, window, self.rho, self.beta, dtype),
+                self.random_units,
             )
             if self.parametrization == "standard":
                 literal = initializers.deep_narrow(
@@ -156,7 +161,7 @@ class _DeepNarrow(nn.Module):
     def _variables(
         self, d_in: int, window: tuple[int, ...], dtype: jnp.dtype
     ) -> tuple[initializers.Layers, initializers.Layers]:
-        shapes = initializers.layer_shapes(self.depth, d_in, self.d_out, window)
+        shapes = self._shapes(d_in, window)
         if self.is_initializing():
             params, initial = self._initialize(self.make_rng("params"), d_in, window, dtype)
             for name in shapes:
@@ -192,7 +197,8 @@ class _DeepNarrow(nn.Module):
         if self.parametrization == "standard":
             form = literal_form(None)
         elif self.initialization == "deep_narrow":
-            form = ntk_form(packed, self.depth, d_in, self.d_out, self.scale, affine.mask)
+            sizes = self.depth, d_in, self.d_out, self.scale, affine.mask, self.random_units
+            form = ntk_form(packed, *sizes)
         else:
             form = literal_form(self.parameter_scale)
         return Network(affine, form, packed), params, initial
@@ -225,6 +231,9 @@ class DeepNarrowMLP(_DeepNarrow):
         features: how a ``deep_narrow`` initialization draws the layers' random units: "gaussian",
             independently, or "antithetic", "orthogonal", "sobol", whose kernel is nearer to the
             limit at the same depth; see `dnntk.networks.random_units`. By keyword only.
+        random_units: M >= 1 random units a layer, width d_in + M + d_out, with rho and beta over
+            sqrt(M): the limit is the same, and the distance from it that of M times the layers, but
+            for a part of 1 / depth. More than one is computed in plain JAX. By keyword only.
 
     Apply it to x [n, d_in]; the result is [n, d_out] in x's dtype, float32 for half precision and
     JAX's default float for integers, and exactly 0 at a ``deep_narrow`` initialization. Cost: O(n

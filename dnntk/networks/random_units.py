@@ -16,8 +16,8 @@ has the same limit; they differ in how fast depth approaches it:
 The rest of the kernel, without random units, is 1 / depth from its limit whatever the draw.
 
 The middle layers have the first depth - 2 points of a draw, in its order, and the first layer has
-the next one. No point is skipped (Owen 2020, "On dropping the first Sobol' point"). Sobol points
-are most even in powers of two: at depths of 2^k + 2.
+the next one; with M units a layer each has M points. No point is skipped (Owen 2020, "On dropping
+the first Sobol' point"). Sobol points are most even in powers of two: at depths of 2^k + 2.
 """
 
 import functools
@@ -39,8 +39,13 @@ FEATURES = ("gaussian", "antithetic", "orthogonal", "sobol")
 BITS = 32
 
 
-def check_features(features: str, init: str) -> None:
-    """Raise `InputError` for an unknown draw, or one of units that ``init`` does not have."""
+def check_features(features: str, count: int, init: str) -> None:
+    """Raise `InputError` for an unknown draw, or of units that ``init`` does not have."""
+    if count < 1 or (count > 1 and init != "deep_narrow"):
+        raise InputError(
+            f"random_units: expected 1, or more of init='deep_narrow', got {count} with "
+            f"init={init!r}; leave it out"
+        )
     if not isinstance(features, str) or features not in FEATURES:
         raise InputError(f"features: expected one of {', '.join(FEATURES)}, got {brief(features)}")
     if features != "gaussian" and init != "deep_narrow":
@@ -59,26 +64,31 @@ def random_units(
     rho: float,
     beta: float,
     dtype: jnp.dtype,
+    count: int = 1,
 ) -> Layers:
     """The random rows: u in ``kernel`` [(depth-2,) (q, q,) d_in], v / C in ``bias`` [(depth-2)].
 
-    u has standard deviation rho / sqrt(d_in) in an MLP and rho in a CNN; v / C has beta.
+    ``count`` > 1 units a layer are a last axis of both. u has standard deviation rho / sqrt(d_in)
+    in an MLP and rho in a CNN, v / C has beta; both over sqrt(count).
 
     Raises:
         InputError: ``features="sobol"``, and a unit has more numbers than the sequence.
     """
     deviation = rho if window else rho / math.sqrt(d_in)
+    deviation, beta = deviation / math.sqrt(count), beta / math.sqrt(count)
+    each = (count,) if count > 1 else ()
     if features == "gaussian":
-        drawn = _independent(key, depth, d_in, window, dtype)
+        drawn = _independent(key, depth, (*window, d_in), each, dtype)
     else:
-        points = POINTS[features](key, depth - 1, math.prod(window) * d_in + 1, dtype)
-        u, v = points[:, 1:].reshape(-1, *window, d_in), points[:, 0]
+        points = POINTS[features](key, (depth - 1) * count, math.prod(window) * d_in + 1, dtype)
+        points = jnp.moveaxis(points.reshape(-1, *each, points.shape[1]), -1, 1)
+        u, v = points[:, 1:].reshape(-1, *window, d_in, *each), points[:, 0]
         drawn = {"first": (u[-1], v[-1]), "middle": (u[:-1], v[:-1])}
     return {name: {"kernel": deviation * u, "bias": beta * v} for name, (u, v) in drawn.items()}
 
 
 def _independent(
-    key: jax.Array, depth: int, d_in: int, window: tuple[int, ...], dtype: jnp.dtype
+    key: jax.Array, depth: int, shape: tuple[int, ...], each: tuple[int, ...], dtype: jnp.dtype
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Independent (u, v) of unit variance."""
     drawn = {}
@@ -87,8 +97,8 @@ def _independent(
     ):
         key_u, key_v = jax.random.split(layer_key)
         drawn[name] = (
-            jax.random.normal(key_u, (*lead, *window, d_in), dtype),
-            jax.random.normal(key_v, lead, dtype),
+            jax.random.normal(key_u, (*lead, *shape, *each), dtype),
+            jax.random.normal(key_v, (*lead, *each), dtype),
         )
     return drawn
 

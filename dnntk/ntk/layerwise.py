@@ -48,7 +48,7 @@ def choose_segments(model: DeepNarrow, shape: tuple[int, ...]) -> Segments:
         window = model.kernel_size**2
     else:
         positions = window = 1
-    width = shape[-1] + 1 + model.d_out
+    width = shape[-1] + model.random_units + model.d_out
     state, weights = width * positions, (window * width + 1) * width
     by_weight = isinstance(model, DeepNarrowCNN) or weights <= FEW_WEIGHTS
     inside = state * (2 + 2 * model.d_out) + (weights * model.d_out if by_weight else 0)

@@ -56,53 +56,58 @@ class RandomFeatures:
         if "initial" not in variables:
             raise InputError("variables: expected the collection 'initial', as model.init gives")
         self._model = model
-        units = jax.tree.map(np.asarray, variables["initial"])
-        first, self._middle = units["first"], units["middle"]
-        self._first = {"kernel": first["kernel"][None] / model.scale, "bias": first["bias"][None]}
+        layers = jax.tree.map(np.asarray, variables["initial"])
+        if model.random_units == 1:
+            layers = jax.tree.map(lambda u: u[..., None], layers)
+        first = jax.tree.map(lambda u: np.moveaxis(u, -1, 0), layers["first"])
+        self._first = {"kernel": first["kernel"] / model.scale, "bias": first["bias"]}
+        self._middle = jax.tree.map(
+            lambda u: np.moveaxis(u, -1, 1).reshape(-1, *u.shape[1:-1]), layers["middle"]
+        )
 
     def __call__(self, x1: ArrayLike, x2: ArrayLike) -> jax.Array:
         """K between two batches, in their dtype."""
         x1, x2 = jnp.asarray(x1), jnp.asarray(x2)
-        block = max(1, min(self._block(x1.shape), self._block(x2.shape), self._layers))
-        first, middle = self._units(x1.dtype, 0, block, -(-self._layers // block))
+        block = max(1, min(self._block(x1.shape), self._block(x2.shape), self._middle_units))
+        first, middle = self._units(x1.dtype, 0, block, -(-self._middle_units // block))
         return _kernel(self._model, first, middle, x1, x2)
 
     def count(self, shape: tuple[int, ...]) -> int:
         """The features m of an example, for a batch of this shape; K has a rank of at most m."""
-        return self._shifts * (2 * shape[-1] + 1 + self._layers) + 1
+        return self._shifts * (2 * shape[-1] + self._model.random_units + self._middle_units) + 1
 
     def operations(self, shape: tuple[int, ...]) -> float:
         """Arithmetic operations for all features of a batch of this shape."""
         window = math.prod(self._middle["kernel"].shape[1:])
         each = window + RELU_OPERATIONS + (self._shifts if self._shifts > 1 else 0)
-        return 2.0 * shape[0] * self._positions(shape) * each * self._layers
+        return 2.0 * shape[0] * self._positions(shape) * each * self._middle_units
 
     def features(self, x: ArrayLike) -> jax.Array:
         """Phi(x) [n, m] in the dtype of x, with K(x, x') = Phi(x) Phi(x')^T."""
         x = jnp.asarray(x)
-        first, middle = self._units(x.dtype, 0, self._layers, 1)
+        first, middle = self._units(x.dtype, 0, self._middle_units, 1)
         return _features(self._model, first, middle, x)
 
     def parts(self, shape: tuple[int, ...]) -> int:
         """The number of terms of `product` for a batch of this shape."""
-        return max(1, -(-self._layers // (PART_BLOCKS * self._block(shape))))
+        return max(1, -(-self._middle_units // (PART_BLOCKS * self._block(shape))))
 
     def product(self, x: ArrayLike, vectors: ArrayLike, part: int) -> jax.Array:
-        """A term of K(x, x) @ vectors [n, c]; K is the sum over `parts` parts of the layers.
+        """A term of K(x, x) @ vectors [n, c]; K is the sum over `parts` parts of the units.
 
         K is not formed. All terms take O(depth n c) operations and those of the features, of
         which one block of units is in memory. Features are computed in the dtype of x, their
         products in that of ``vectors``: float32 products would add 3e-7 of K's largest eigenvalue.
         """
         x, vectors = jnp.asarray(x), jnp.asarray(vectors)
-        blocks = max(1, min(PART_BLOCKS, -(-self._layers // self._block(x.shape))))
-        block = max(1, -(-self._layers // (self.parts(x.shape) * blocks)))
+        blocks = max(1, min(PART_BLOCKS, -(-self._middle_units // self._block(x.shape))))
+        block = max(1, -(-self._middle_units // (self.parts(x.shape) * blocks)))
         first, middle = self._units(x.dtype, part * blocks * block, block, blocks)
         return _product(self._model, first, middle, x, vectors, part == 0)
 
     @property
-    def _layers(self) -> int:
-        """The middle layers."""
+    def _middle_units(self) -> int:
+        """The random units of the middle layers."""
         return len(self._middle["bias"])
 
     @property
@@ -119,7 +124,7 @@ class RandomFeatures:
         return max(1, BLOCK_ELEMENTS // (shape[0] * self._positions(shape)))
 
     def _units(self, dtype: Any, start: int, block: int, blocks: int) -> tuple[Layer, Layer]:
-        """The first layer's unit, and others from ``start`` on in blocks: [blocks, block, ...]."""
+        """The first layer's units, and others from ``start`` on in blocks: [blocks, block, ...]."""
 
         def of_middle(units: np.ndarray) -> np.ndarray:
             units = units[start : start + blocks * block]

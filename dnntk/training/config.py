@@ -72,6 +72,7 @@ class TrainConfig:
         init: initialization, "deep_narrow", "he_uniform" or "torch_default".
         features: draw of the layers' random units, "gaussian" (independent), "antithetic",
             "orthogonal" or "sobol"; a network of the others is nearer to the infinitely deep one.
+        random_units: random units a layer, with rho and beta over the root of their number.
         parametrization: form to compute in, "ntk" or "standard".
         optimizer: one of `OPTIMIZERS`. "kernel" finds the weights of gradient flow at ``time`` in
             closed form, as `dnntk.solve` does; sgd follows kernel time in steps; the others need
@@ -124,6 +125,7 @@ class TrainConfig:
     beta: float = 1.0
     init: str = "deep_narrow"
     features: str = "gaussian"
+    random_units: int = 1
     parametrization: str = "ntk"
     optimizer: str = "sgd"
     momentum: float = 0.0
@@ -293,6 +295,7 @@ class TrainConfig:
             initialization=self.init,
             parametrization=self.parametrization,
             features=self.features,
+            random_units=self.random_units,
             **extra,
         )
 
@@ -314,7 +317,7 @@ class TrainConfig:
                 "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
             )
         # Fields that earlier versions did not have.
-        added = ("schedule", "warmup", "mesh", "shift", "features", "ridge")
+        added = ("schedule", "warmup", "mesh", "shift", "features", "random_units", "ridge")
         content = {name: getattr(cls, name) for name in added} | content
         try:
             values = {field.name: content[field.name] for field in dataclasses.fields(cls)}

@@ -281,7 +281,8 @@ class _Calibration:
         """Two for every weight, position and example, forward once and backward twice."""
         side = getattr(self.model, "kernel_size", 1)
         window = (side, side) if self.config.arch == "cnn" else ()
-        shapes = layer_shapes(self.model.depth, self.x.shape[-1], self.model.d_out, window)
+        sizes = self.model.depth, self.x.shape[-1], self.model.d_out
+        shapes = layer_shapes(*sizes, window, self.model.random_units)
         products = sum(math.prod(shape) for shape in shapes.values())
         positions = math.prod(self.x.shape[1:-1]) / getattr(self.model, "pool", 1) ** 2
         engine = engine_for(self.model, self.shapes["params"], self.x)

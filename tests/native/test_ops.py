@@ -189,6 +189,8 @@ def test_what_the_library_has_no_code_for_runs_in_the_plain_code():
     for shape, options in (((4, 3, 3, 260), {}), ((4, 9, 9, 1), {"kernel_size": 7})):
         model, params, _, x, _ = moved_network(shape, 1, 4, "float32", options)
         assert not ops.supports(model, params, x)
+    model, params, _, x, _ = moved_network((4, 3), 1, 4, "float32", {"random_units": 2})
+    assert not ops.supports(model, params, x)
     model, params, _, x, _ = moved_network((4, 3), 1, 2, "float32", {})  # no middle layers
     assert not ops.supports(model, params, x)
     model, params, _, x, _ = moved_network((4, 3), 1, 4, "float32", {})

@@ -16,6 +16,8 @@ CASES = {
     "cnn": (DeepNarrowCNN, (3, 5, 5, 1), {}),
     "cnn 4 x 6, two channels, 5 x 5 filters": (DeepNarrowCNN, (3, 4, 6, 2), {"kernel_size": 5}),
     "cnn of one pixel": (DeepNarrowCNN, (2, 1, 1, 1), {"kernel_size": 3}),
+    "mlp, three random units": (DeepNarrowMLP, (3, 2), {"random_units": 3}),
+    "cnn, two random units": (DeepNarrowCNN, (2, 3, 3, 2), {"random_units": 2}),
     "cnn with 1 x 1 filters": (DeepNarrowCNN, (2, 3, 2, 2), {"kernel_size": 1}),
 }
 

@@ -99,6 +99,28 @@ def test_normal_quantiles_are_finite_and_symmetric():
 
 
 @pytest.mark.parametrize("features", QUASI_RANDOM)
+def test_layers_of_several_units_have_the_points_of_as_many_layers(features):
+    draw = functools.partial(random_units.random_units, jax.random.key(3), features)
+    wide = draw(5, 2, (3, 3), 0.5, 0.7, np.float32, 4)
+    deep = draw(17, 2, (3, 3), 0.5, 0.7, np.float32)["middle"]
+    for name, shape in (("kernel", (3, 3, 2)), ("bias", ())):
+        assert wide["first"][name].shape == (*shape, 4)
+        assert wide["middle"][name].shape == (3, *shape, 4)
+        units = np.concatenate([wide["middle"][name], wide["first"][name][None]])
+        units = np.moveaxis(units, -1, 1).reshape(16, *shape)
+        np.testing.assert_allclose(units[:15], deep[name] / 2, rtol=1e-6)  # over sqrt(4)
+
+
+def test_several_independent_units_have_the_stated_deviation():
+    units = random_units.random_units(
+        jax.random.key(0), "gaussian", 402, 4, (), 2.0, 0.5, np.float32, 4
+    )["middle"]
+    assert units["kernel"].shape == (400, 4, 4) and units["bias"].shape == (400, 4)
+    for values, deviation in ((units["kernel"], 0.5), (units["bias"], 0.25)):
+        assert abs(np.std(values) / deviation - 1) < 5 / np.sqrt(2 * values.size)
+
+
+@pytest.mark.parametrize("features", QUASI_RANDOM)
 def test_a_seed_gives_one_draw_also_beside_others(features):
     model, x = DeepNarrowMLP(12, 1, 2.0, features=features), np.ones((1, 2), np.float32)
     keys = jax.random.split(jax.random.key(0), 2)
@@ -133,6 +155,8 @@ def test_sobol_layers_stand_nearer_to_the_limit(x64):
     [
         ({"features": "halton"}, "features: expected one of gaussian, .*, got 'halton'$"),
         ({"features": "sobol", "init": "he_uniform"}, "features: expected 'gaussian' with init="),
+        ({"random_units": 0}, "random_units: expected 1, or more .*, got 0 with"),
+        ({"random_units": 2, "init": "he_uniform"}, "random_units: expected 1, .* got 2 with"),
     ],
 )
 def test_other_draws_are_refused(fields, message):

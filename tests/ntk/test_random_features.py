@@ -12,6 +12,8 @@ MLP, CNN = (7, 3), (5, 6, 4, 2)
 NETWORKS = [
     (DeepNarrowMLP(9, 2, 2.0, rho=1.5, beta=0.3), MLP),
     (DeepNarrowCNN(7, 3, 3.0, kernel_size=3, pool=2), CNN),
+    (DeepNarrowMLP(6, 2, 2.0, features="sobol", random_units=3), MLP),
+    (DeepNarrowCNN(4, 1, 3.0, random_units=2), (5, 2, 3, 1)),
 ]
 
 

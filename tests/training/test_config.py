@@ -14,10 +14,11 @@ def test_configurations_survive_json(value):
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_runs_of_earlier_versions_have_gaussian_units():
+def test_runs_of_earlier_versions_have_a_gaussian_unit_a_layer():
     content = TrainConfig(depth=7).to_json()
-    del content["features"]
-    assert TrainConfig.from_json(content) == TrainConfig(depth=7, features="gaussian")
+    del content["features"], content["random_units"]
+    earlier = TrainConfig(depth=7, features="gaussian", random_units=1)
+    assert TrainConfig.from_json(content) == earlier
 
 
 @pytest.mark.parametrize(
