@@ -29,6 +29,8 @@ def main() -> None:
         for draw, distances in draws.items():
             for quantity in QUANTITIES:
                 print(f"{case:10} {draw:10} {quantity:11} {distances.described(quantity)}")
+            if (difference := distances.training_difference()) is not None:
+                print(f"{case:10} {draw:10} training     changes a distance by {difference:.1e}")
     print(f"results: {FLAGS.workdir}")
 
 

@@ -31,7 +31,6 @@ from dnntk.experiments.features_config import CASES, FeaturesConfig
 from dnntk.figures.features import features_figure
 from dnntk.infinite_depth.spread import MatrixFlow
 from dnntk.kernel import limit_ntk
-from dnntk.networks.initializers import layer_shapes, zeros
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.networks.random_units import random_units
 from dnntk.ntk.random_features import RandomFeatures
@@ -96,6 +95,15 @@ class Distances:
             text += f"  depth^{fit['exponent']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
         return text if near is None else f"{text}  {NEAR:.0%} at depth {near:,.0f}"
 
+    def training_difference(self) -> float | None:
+        """The largest one by training instead of the kernel's flow; None if none was trained."""
+        differences = [
+            np.abs(distances[how] - distances["kernel flow"]).max()
+            for distances in self.trained.values()
+            for how in ("solve", "sgd")
+        ]
+        return float(max(differences)) if differences else None
+
     def summary(self) -> dict[str, Any]:
         """The entry of summary.json."""
         found: dict[str, Any] = {
@@ -112,6 +120,7 @@ class Distances:
             str(depth): {how: each.tolist() for how, each in distances.items()}
             for depth, distances in self.trained.items()
         }
+        found["training_difference"] = self.training_difference()
         return found
 
 
@@ -181,9 +190,9 @@ class _Case:
         """
         window = (DeepNarrowCNN.kernel_size,) * 2 if self.arch == "cnn" else ()
         deepest = 1 + max(self.config.depths + self.config.trained_depths)
-        shape = (deepest, self.x.shape[-1], window)
+        sizes = (deepest, self.x.shape[-1], window, 1.0, 1.0, np.dtype(float))
         return jax.jit(
-            jax.vmap(lambda key: random_units(key, draw, *shape, 1.0, 1.0, np.dtype(float)))
+            jax.vmap(lambda key: random_units(key, draw, *sizes, self.config.random_units))
         )
 
     def _some(self, rows: np.ndarray) -> np.ndarray:
@@ -193,7 +202,7 @@ class _Case:
     def network(self, depth: int, scale: float) -> DeepNarrow:
         """The network, whatever its draw: its units are in ``variables["initial"]``."""
         kind = DeepNarrowMLP if self.arch == "mlp" else DeepNarrowCNN
-        return kind(depth, self.y.shape[1], scale)
+        return kind(depth, self.y.shape[1], scale, random_units=self.config.random_units)
 
     def result(self, progress: bool) -> dict[str, Distances]:
         """The distances of every draw."""
@@ -244,7 +253,7 @@ class _Case:
         model, rows = self.network(depth, math.inf), []
         for units in self._units(depth, draw):
             own = np.asarray(RandomFeatures(model, {"initial": units})(self.all, self.all))
-            first = np.maximum(units["first"]["bias"], 0) ** 2 * self.one
+            first = np.sum(np.maximum(units["first"]["bias"], 0) ** 2) * self.one
             average = (depth * own - (depth - 1) * self.inputs - first) / (depth - 2)
             rows.append(
                 [
@@ -276,9 +285,8 @@ class _Case:
 
         def train(draw: str) -> dict[str, np.ndarray]:
             units = self._units(depth, draw)[:count]
-            window = units[0]["middle"]["kernel"].shape[1:-1]
-            shapes = layer_shapes(depth, self.x.shape[-1], self.y.shape[1], window)
-            start = zeros(shapes, np.dtype(float))
+            shapes = jax.eval_shape(model.init, jax.random.key(0), self.x[:1])["params"]
+            start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
             stack = lambda trees: jax.tree.map(lambda *a: jnp.stack(a), *trees)  # noqa: E731
             frozen = {"initial": stack(units)}
             descended, _ = descend(stack([start] * count), frozen, steps)

@@ -23,6 +23,7 @@ class FeaturesConfig:
         features: draw of the layers' random units, "gaussian", "antithetic", "orthogonal",
             "sobol" or "all".
         depths: depths of the networks, ascending. Sobol points are most even at 2^k + 2.
+        random_units: random units of a layer, M: a kernel averages over about depth times M.
         trials: independent networks of each depth and draw.
         examples: largest number of training examples, and of held-out ones.
         time: kernel time at which predictions are compared.
@@ -34,6 +35,7 @@ class FeaturesConfig:
     case: str = "all"
     features: str = "all"
     depths: tuple[int, ...] = (18, 34, 66, 130, 258, 514, 1026, 2050, 4098)
+    random_units: int = 1
     trials: int = 10
     examples: int = 60
     time: float = 100.0
@@ -57,7 +59,7 @@ class FeaturesConfig:
                 )
         if list(self.depths) != sorted(self.depths):
             raise InputError(f"depths: expected ascending numbers, got {self.depths}")
-        for name in ("trials", "examples", "trained"):
+        for name in ("random_units", "trials", "examples", "trained"):
             check_count(name, getattr(self, name))
         check_positive(self, "time")
         check_at_least(self, 0, "seed")

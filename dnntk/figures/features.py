@@ -17,31 +17,26 @@ STYLES = {
 }
 ROWS = {
     "kernel": r"$\|\Theta^L - \Theta\| \,/\, \|\Theta\|$",
-    "random": "its part by the draw",
+    "random": "its random part",
     "predictions": r"$\|f_t^L - f_t\| \,/\, \|f_t\|$",
 }
 TITLES = {"toy": "toy, MLP", "digits": "digits, MLP", "digits_cnn": "digits, CNN"}
 
 
 def features_figure(found: dict[str, dict[str, Any]], near: float) -> "Figure":
-    """A column a case, a row a quantity: root mean squares over the trials, with fitted powers.
+    """A column a case, a row a quantity: root mean squares over the trials.
 
-    ``found``: {case: {draw: `dnntk.experiments.features.Distances`}}. Open diamonds and circles are
-    of networks that were trained; the dotted line is at the distance ``near``.
+    ``found``: {case: {draw: `dnntk.experiments.features.Distances`}}. The dotted line is at the
+    distance ``near``.
     """
-    figure = new_figure(1.6 + 2.5 * len(found), 7.2)
+    figure = new_figure(1.3 + 2.1 * len(found), 6.6)
     panels = figure.subplots(len(ROWS), len(found), squeeze=False, sharex=True, sharey="row")
     for column, (case, draws) in enumerate(found.items()):
         for axes, (quantity, label) in zip(panels[:, column], ROWS.items(), strict=True):
             for draw, distances in draws.items():
                 color, marker, line, name = STYLES[draw]
-                style = {"color": color, "marker": marker, "linestyle": line, "ms": 4.5}
+                style = {"color": color, "marker": marker, "linestyle": line, "ms": 4}
                 axes.plot(distances.depths, distances.mean(quantity), **style, label=name)
-                if quantity == "predictions":
-                    for depth, trained in distances.trained.items():
-                        each = trained["sgd"]
-                        hollow = {"color": color, "mfc": "none", "linestyle": "", "ms": 9}
-                        axes.plot([depth] * len(each), each, marker, **hollow)
             axes.axhline(near, linestyle=":", color=BLACK, linewidth=1.0)
             log_scale(axes, "x", "y")
             axes.grid(alpha=0.3)

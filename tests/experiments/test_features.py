@@ -1,5 +1,6 @@
 """Distances from the limit are those of the definition; Sobol's fall; a run can be resumed."""
 
+import dataclasses
 import json
 
 import jax
@@ -52,6 +53,8 @@ def test_the_script_leaves_a_picture_and_powers(scripted, found):
     assert kept["random"]["fit"] == found.fit("random")
     assert kept["kernel"]["distance"]["66"] == found.mean("kernel")[2]
     assert "toy        sobol      random" in outcome.stdout
+    difference = found.trained[18]["sgd"] - found.trained[18]["kernel flow"]
+    assert kept["training_difference"] >= np.abs(difference).max()
 
 
 def test_sobol_units_come_nearer_faster_than_independent_ones(found):
@@ -71,13 +74,15 @@ def test_trained_networks_predict_what_their_kernel_says(found):
 
 def test_distances_are_those_of_the_definition():
     with jax.enable_x64(True):
-        case = features._Case("toy", SMALL, ExperimentFolder("features", {}, None))
+        config = dataclasses.replace(SMALL, random_units=3)
+        case = features._Case("toy", config, ExperimentFolder("features", {}, None))
         measured = case._measure(6, "sobol")
         units = case._units(6, "sobol")[1]
         x, n = case.all, len(case.x)
-        relu = np.maximum(x @ units["middle"]["kernel"].T + units["middle"]["bias"], 0)
-        assert relu.shape == (len(x), 4)
-        first = max(units["first"]["bias"], 0) ** 2
+        relu = np.einsum("xi,lim->xlm", x, units["middle"]["kernel"]) + units["middle"]["bias"]
+        relu = np.maximum(relu, 0).reshape(len(x), -1)
+        assert relu.shape == (len(x), 4 * 3)
+        first = np.sum(np.maximum(units["first"]["bias"], 0) ** 2)
         kernel = (relu @ relu.T + 5 * (np.maximum(x, 0) @ np.maximum(x, 0).T + 1) + first) / 6
         even = relu @ relu.T / 4 + x @ x.T + 1
         for name, other in (("kernel", kernel), ("random", even)):
