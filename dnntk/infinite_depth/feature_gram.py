@@ -233,7 +233,7 @@ def choose(
     """
     rows, m, features = shape[0], kernel.count(shape), kernel.operations(shape)
     # A tile of the matrix needs the features of its rows and of its columns.
-    of_matrix = float(rows) ** 2 * m + rows / block_size * features
+    of_matrix = float(rows) ** 2 * m + (1 + rows / block_size) * features
     if method != "krylov" and m < min(rows, MAX_EIGH_ROWS + 1):
         return Choice("features", features + float(rows) * m**2, of_matrix)
     products = EXPECTED_PRODUCTS * (features + 4.0 * rows * m * BLOCK)

@@ -162,8 +162,7 @@ class _Calibration:
             total += times.compiling + second.eigenvalue.iterations * times.product
         if self.config.optimizer == "kernel":
             choice, rows = self._kernel_choice()
-            entries = self.batch_size**2 / 2 * choice.operations / choice.of_matrix
-            total += times.kernel_entry * entries + _eigh_seconds(rows)
+            total += choice.operations / times.kernel_rate + _eigh_seconds(rows)
         step_bytes, peak_bytes = self._memory()
         return Forecast(
             parameters=sum(p.size for p in jax.tree.leaves(self.shapes["params"])),
@@ -231,7 +230,7 @@ class _Calibration:
             initialization=initialization,
             checkpoint=_checkpoint_seconds({"state": state._asdict(), "frozen": frozen}),
             eigenvalue=found,
-            kernel_entry=self._kernel_entry_seconds(model, frozen),
+            kernel_rate=self._kernel_rate(model, frozen),
         )
 
     def _kernel_choice(self) -> tuple[Choice, int]:
@@ -242,19 +241,20 @@ class _Calibration:
         rows = {"matrix": self.batch_size, "features": kernel.count(self.x.shape)}
         return choice, min(rows.get(choice.way, 0), MAX_EIGH_ROWS)
 
-    def _kernel_entry_seconds(self, model: Any, frozen: Any) -> float:
-        """Seconds for an entry of the network's own kernel, which a run in closed form computes."""
+    def _kernel_rate(self, model: Any, frozen: Any) -> float:
+        """Operations a second on the network's own kernel, which a run in closed form computes."""
         if self.config.optimizer != "kernel":
-            return 0.0
+            return math.inf
         kernel, x = RandomFeatures(model, frozen), self.data.x_train[:KERNEL_ROWS]
         x = np.resize(x, (KERNEL_ROWS, *x.shape[1:])).astype(np.float64)
+        operations = 2 * (KERNEL_ROWS**2 * kernel.count(x.shape) + kernel.operations(x.shape))
         seconds = []
         with jax.enable_x64(True):
             for _ in range(3):
                 begun = time.perf_counter()
                 kernel(x, x).block_until_ready()
                 seconds.append(time.perf_counter() - begun)
-        return min(seconds[1:]) / KERNEL_ROWS**2
+        return operations / min(seconds[1:])
 
     def _step_seconds(self, step: Any, evaluate: Any, state: Any) -> tuple[Any, float, float]:
         """The state after some steps, and the mean seconds of a step and of an evaluation."""
@@ -339,7 +339,7 @@ class _Times:
     initialization: float
     checkpoint: float
     eigenvalue: Eigenvalue
-    kernel_entry: float
+    kernel_rate: float
 
     @classmethod
     def at(cls, depth: int, first: "_Times", second: "_Times") -> "_Times":
@@ -350,10 +350,7 @@ class _Times:
         grown = {
             name: getattr(second, name)
             + far * max(getattr(second, name) - getattr(first, name), 0.0)
-            for name in (
-                *("step", "evaluation", "product", "initialization", "checkpoint"),
-                "kernel_entry",
-            )
+            for name in ("step", "evaluation", "product", "initialization", "checkpoint")
         }
         return dataclasses.replace(second, depth=depth, **grown)
 
