@@ -350,13 +350,15 @@ def host_examples(name: str, value: HostArrayLike) -> NDArray[np.float64]:
     return array
 
 
-def host_targets(name: str, value: HostArrayLike, n: int) -> NDArray[np.float64]:
-    """Targets [n, d_out]; [n] is one output."""
+def host_targets(
+    name: str, value: HostArrayLike, n: int, *, examples: str = "x_train"
+) -> NDArray[np.float64]:
+    """Targets [n, d_out] of n ``examples``; [n] is one output."""
     array = host_numbers(name, value)
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or len(array) != n or array.shape[1] == 0:
         raise InputError(
-            f"{name}: expected [n, d_out] with n = {n}, as x_train has, got shape "
+            f"{name}: expected [n, d_out] with n = {n}, as {examples} has, got shape "
             f"{list(np.shape(value))}"
         )
     return array

@@ -32,12 +32,16 @@ from dnntk.runtime.devices import on_cpu
 from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import cores, on_cores, one_blas_thread
 
-__all__ = ["SymmetricGram", "keeps_tiles", "usual_memory"]
+__all__ = ["SymmetricGram", "UnusableTiles", "keeps_tiles", "usual_memory"]
 
 TILES, PROGRESS = "gram.npy", "gram.json"
 BASIS_FRACTION = 0.2  # of the memory stays free for the Krylov basis
 
 log = logging.getLogger("dnntk")
+
+
+class UnusableTiles(InputError):
+    """A folder's tiles are damaged, or those of another matrix."""
 
 
 class SymmetricGram:
@@ -274,7 +278,9 @@ class SymmetricGram:
         if not file.exists() or not note.exists():
             return []
         advice = "remove both files, or give another folder"
-        damaged = InputError(f"gram: expected a stored matrix in {folder}, found damage; {advice}")
+        damaged = UnusableTiles(
+            f"gram: expected a stored matrix in {folder}, found damage; {advice}"
+        )
         try:
             content = parsed(note.read_bytes())
             probes = np.array(content.pop("probes"), np.float64)
@@ -295,7 +301,7 @@ class SymmetricGram:
         own = np.array(identity["probes"])
         same = probes.shape == own.shape and np.allclose(probes, own, rtol=1e-6, atol=0)
         if content != expected or not same:
-            raise InputError(
+            raise UnusableTiles(
                 f"gram: expected the matrix of these inputs and this kernel in {folder}, found "
                 f"another; {advice}"
             )

@@ -164,6 +164,7 @@ class KernelFlow:
                 f"{self._y.shape[1]}"
             )
         self._solver: Solver | None = None
+        self._quiet = False
         self._solutions: dict[float, Solution] = {}
 
     def predict(
@@ -245,11 +246,11 @@ class KernelFlow:
     def for_targets(self, y_train: ArrayLike, *, ridge: float) -> "KernelFlow":
         """The flow from 0 to other targets [n, d_out], by the same kernel on the same examples.
 
-        The Gram matrix and an eigendecomposition are shared.
+        The Gram matrix and an eigendecomposition are shared; what has not converged is not logged.
         """
         other = copy.copy(self)
         other.ridge, other._y = ridge, host_targets("y_train", y_train, len(self._x))
-        other._residual, other._solutions = other._y, {}
+        other._residual, other._solutions, other._quiet = other._y, {}, True
         if isinstance(self._solver, Eigendecomposition):
             other._solver = self._solver.for_targets(other._by_kernel_row(other._y))
         else:
@@ -293,7 +294,7 @@ class KernelFlow:
             condition=float(gains[1] / gains[0]) if time > 0 else 1.0,
             solver=solver.name,
         )
-        if not found.converged:
+        if not found.converged and not self._quiet:
             log.warning(
                 "solver: not converged at t = %g: residual %.2g, tolerance %.2g, %d iterations, "
                 "effective condition %.2g; add a ridge, or take a shorter time%s",

@@ -14,6 +14,7 @@ network of large C is linear in its parameters, so this is its kernel at any tim
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from dnntk.checks import brief
 from dnntk.errors import InputError
 from dnntk.kernel.limit import padded_patches, shifts_inside
 from dnntk.networks.convolution import average_pool
@@ -48,13 +50,22 @@ class RandomFeatures:
         Raises:
             InputError: the network is not ``deep_narrow`` in the ntk form, or "initial" is missing.
         """
+        if not isinstance(model, DeepNarrow):
+            raise InputError(
+                f"model: expected a DeepNarrowMLP or DeepNarrowCNN, got {brief(model)}; for others "
+                "there is dnntk.empirical_ntk_fn"
+            )
         if model.parametrization != "ntk" or model.initialization != "deep_narrow":
             raise InputError(
                 "model: expected a deep_narrow initialization in the ntk form, got "
                 f"init={model.initialization!r}, parametrization={model.parametrization!r}"
             )
-        if "initial" not in variables:
-            raise InputError("variables: expected the collection 'initial', as model.init gives")
+        initial = variables.get("initial") if isinstance(variables, Mapping) else None
+        if not isinstance(initial, Mapping) or not initial.keys() >= {"first", "middle"}:
+            raise InputError(
+                "variables: expected the collection 'initial', as model.init gives, got "
+                f"{brief(variables)}"
+            )
         self._model = model
         layers = jax.tree.map(np.asarray, variables["initial"])
         if model.random_units == 1:

@@ -34,7 +34,7 @@ FIGURE_BYTES, FIGURE_PIXELS = 16 << 20, 50_000_000
 FOLDERS, ENTRIES = 20_000, 20_000
 SUFFIXES = (".json", ".jsonl", ".png", ".pdf")
 # Folders that may have thousands of files, none of interest to a reader.
-SKIPPED = ("checkpoints", "node_modules", "__pycache__")
+SKIPPED = ("checkpoints", "kernel", "node_modules", "__pycache__")
 RESULT = re.compile(rb'"(benchmark|promised|rows)"\s*:')
 PNG_HEADER = struct.Struct(">8sI4sII")
 

@@ -163,7 +163,10 @@ class TrainConfig:
             if name == "time" and value == math.inf and self.optimizer == "kernel":
                 continue
             if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name}: expected a finite number above 0, got {value}")
+                kind = (
+                    "number" if name == "time" and self.optimizer == "kernel" else "finite number"
+                )
+                raise InputError(f"{name}: expected a {kind} above 0, got {value}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum: expected a number in [0, 1), got {self.momentum}")
         self._check_data()
@@ -210,7 +213,9 @@ class TrainConfig:
         )
         for name, needed in (("init", "deep_narrow"), ("parametrization", "ntk")):
             if (value := getattr(self, name)) != needed:
-                raise InputError(f"{name}: optimizer=kernel needs {needed}, got {value}")
+                raise InputError(
+                    f"{name}: optimizer=kernel needs {needed}, got {value}; leave {name} out"
+                )
         if not 0 <= self.ridge < math.inf:
             raise InputError(f"ridge: expected a finite number >= 0, got {self.ridge}")
 

@@ -5,6 +5,7 @@ training examples. The kernel's tiles lie in the folder ``kernel`` of the workdi
 ends, so that a killed run does not compute them again.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dnntk.infinite_depth.gram_matrix import UnusableTiles
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.runs.checkpoints import Checkpoints
@@ -59,18 +61,14 @@ class KernelRun(Run):
 
     def _take(self, held: dict[str, Any]) -> None:
         super()._take(held)
-        names = {"step": "iteration", "train_loss": "loss"}
-        lines = [{names.get(name, name): line[name] for name in line} for line in self.history[1:]]
-        self.solver.take(self.state, self.frozen, held["solver"], lines)
+        self.solver.take(self.state, self.frozen, held["solver"])
         assert self.folder is not None
-        written = (self.folder.path / SUMMARY).exists()
-        self._finished = written and bool(lines) and self.solver.ended
+        self._finished = (self.folder.path / SUMMARY).exists() and self.solver.ended
 
     def result(self) -> TrainResult:
         """Train, write the results, and remove the kernel's tiles."""
         found = super().result()
-        if self.folder and processes.is_primary():
-            shutil.rmtree(self.folder.path / KERNEL, ignore_errors=True)
+        self._remove_tiles()
         return found
 
     def _compile(self) -> None:
@@ -78,15 +76,33 @@ class KernelRun(Run):
         if self._finished:
             return
         begun = time.perf_counter()
-        self.solver.prepare(
-            RandomFeatures(self.model, self._whole(self.frozen)),
+        try:
+            self._prepare()
+        except UnusableTiles:
+            log.warning("kernel: the tiles of the workdir are damaged: computed again")
+            self._remove_tiles()
+            self._prepare()
+        if self.folder is not None:  # a resumed run that had no iteration may have another time
+            content = self.config.to_json() | self.recorded
+            self.folder.write_config("train", content | {"plan": dataclasses.asdict(self.plan)})
+        self.curve = self._curve()
+        self.kernel_seconds = time.perf_counter() - begun
+        log.info("kernel: its flow solved, %.1f s", self.kernel_seconds)
+
+    def _prepare(self) -> None:
+        kernel = RandomFeatures(self.model, self._whole(self.frozen))
+        flow = self.solver.flow_of(
+            kernel,
             *(self.config.time_or_default, self.config.ridge),
             folder=None if self.folder is None else self.folder.path / KERNEL,
             progress=self.progress,
         )
-        self.curve = self._curve()
-        self.kernel_seconds = time.perf_counter() - begun
-        log.info("kernel: its flow solved, %.1f s", self.kernel_seconds)
+        self.solver.prepare(flow, self.config.time_or_default)
+
+    def _remove_tiles(self) -> None:
+        if self.folder and processes.is_primary():
+            shutil.rmtree(self.folder.path / KERNEL, ignore_errors=True)
+        processes.barrier("tiles")
 
     def _curve(self) -> list[dict[str, float]]:
         """The training loss of the flow at many times."""
@@ -118,9 +134,9 @@ class KernelRun(Run):
                 solver.iterate(self.begun)
                 stepping, step = stepping + time.perf_counter() - begun, step + 1
                 self.state, line = solver.state, solver.history[-1]
-                bar.set_postfix(residual=f"{line['residual']:.2g}", refresh=False)
+                bar.set_postfix(residual=f"{solver.residual:.2g}", refresh=False)
                 bar.update()
-                self._evaluate(step, residual=line["residual"], damping=line["damping"])
+                self._evaluate(step, residual=solver.residual, damping=line["damping"])
                 if checkpoints:
                     checkpoints.save(step, self._whole(self._held()))
                 if processes.any_process(termination_requested() > 0 and not solver.ended):
@@ -137,7 +153,7 @@ class KernelRun(Run):
     def _summary(self, stepping: float, steps: int) -> dict[str, Any]:
         if self._finished and self.folder:
             return parsed((self.folder.path / SUMMARY).read_bytes())
-        iterations = len(self.solver.history)
+        iterations = self.solver.iterations
         summary = super()._summary(stepping, iterations) | {
             "steps": iterations,
             "lambda_max": float(self.solver.flow.eigenvalues[-1]),

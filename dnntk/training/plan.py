@@ -114,9 +114,7 @@ class Planner:
         """
         config = self.config
         if config.optimizer == "kernel":
-            reason = f"none, in closed form to t = {config.time_or_default:g}"
-            rate = gradient_flow.learning_rate(self.model, 1.0)
-            return Plan(MOST_ITERATIONS, rate, None, None, None, reason)
+            return self._closed_form()
         if config.optimizer != "sgd":
             assert config.lr is not None
             reason = f"none with {config.optimizer}, whose learning rate is {config.lr:g}"
@@ -129,6 +127,11 @@ class Planner:
             return self._sgd(time_step, None, reason)
         return self._stable(lambda_max())
 
+    def _closed_form(self) -> Plan:
+        reason = f"none, in closed form to t = {self.config.time_or_default:g}"
+        rate = gradient_flow.learning_rate(self.model, 1.0)
+        return Plan(MOST_ITERATIONS, rate, None, None, None, reason)
+
     def resume(self, saved: Any) -> Plan:
         """The ``saved`` plan of a run, for the number of steps that the configuration now has.
 
@@ -140,7 +143,7 @@ class Planner:
         except TypeError:
             raise InputError(f"resume: expected a plan in config.json, got {saved!r:.80}") from None
         if self.config.optimizer == "kernel":
-            return plan
+            return self._closed_form()
         steps = self._steps(plan.time_per_step)
         if self.config.scheduled and steps != plan.steps:
             raise InputError(

@@ -128,7 +128,10 @@ def _claimed(
             saved = saved | {"dataset": TrainConfig.dataset, "classes": TrainConfig.classes}
         TrainConfig.from_json({name: saved[name] for name in saved if name != "own"})
     data = {name: value for name, value in recorded.items() if name != "own"}
-    return folder.claim(config.to_json() | data, resume, free=config.resumable)
+    free = config.resumable
+    if config.optimizer == "kernel" and not any((folder.path / "checkpoints").glob("[0-9]*")):
+        free += ("time", "ridge")  # a refused time is mended in the same folder: its kernel stands
+    return folder.claim(config.to_json() | data, resume, free=free)
 
 
 def load_dataset_for(config: TrainConfig) -> Dataset:

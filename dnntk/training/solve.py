@@ -28,7 +28,8 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
-from dnntk.checks import check_count, host_examples, host_targets, number_within
+from dnntk.checks import brief, check_count, host_examples, host_targets, number_within
+from dnntk.errors import InputError
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
 from dnntk.networks.models import DeepNarrow
@@ -63,7 +64,8 @@ class SolveReport:
         seconds: of all of it, the kernel's solution included.
         history: a dict an iteration: iteration, residual, loss, damping (in units of K / N),
             seconds since the start. A step that brings the outputs no nearer is taken back, and
-            the next one is damped more.
+            the next one is damped more; but parameters of more than `MOST_COPIED_BYTES` are kept
+            as they are, and the solver ends.
     """
 
     converged: bool
@@ -90,7 +92,8 @@ def solve(
 
     Args:
         model: a ``deep_narrow`` network in the ntk form, of any depth and C.
-        variables: its ``params`` and ``initial``; training starts at these ``params``.
+        variables: its ``params`` and ``initial``; training starts at these ``params``. The kernel
+            is that of ``initial``, from which trained ones differ at small C.
         x: [n, ...] training inputs.
         y: [n, d_out] targets, or [n] for one output.
         time: kernel time of gradient flow on 1/2 mean ||f - y||^2; may be infinite.
@@ -110,11 +113,8 @@ def solve(
     """
     begun = clock.perf_counter()
     kernel = RandomFeatures(model, variables)
-    number_within("tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1")
-    check_count("max_iterations", max_iterations)
-    params = variables["params"]
-    inputs = host_examples("x", x).astype(jax.tree.leaves(params)[0].dtype)
-    targets = host_targets("y", y, len(inputs))
+    _check_numbers(time, ridge, tolerance, max_iterations)
+    params, inputs, targets = _checked_problem(model, variables, x, y)
     bytes_held = sum(p.nbytes for p in jax.tree.leaves(params))
     mesh = placement.data_mesh(len(inputs), bytes_held, engine_for(model, params, inputs).threaded)
     frozen = placement.put_state({"initial": variables["initial"]}, mesh)
@@ -123,15 +123,58 @@ def solve(
     solver = KernelSolver(
         *(model, mesh, restart(), frozen, inputs, targets), restart=restart, tolerance=tolerance
     )
-    solver.prepare(kernel, time, ridge, solver.evaluate(), memory=memory, progress=progress)
-    while len(solver.history) < max_iterations and not solver.ended:
+    start = solver.evaluate()
+    flow = solver.flow_of(kernel, time, ridge, start, memory=memory, progress=progress)
+    solver.prepare(flow, time, start)
+    while solver.iterations < max_iterations and not solver.ended:
         solver.iterate(begun)
     if not solver.converged:
         solver.warn()
     return {"params": solver.state.params, **frozen}, SolveReport(
-        *(solver.converged, solver.residual, len(solver.history)),
+        *(solver.converged, solver.residual, solver.iterations),
         *(clock.perf_counter() - begun, solver.history),
     )
+
+
+def _check_numbers(time: float, ridge: float, tolerance: float, max_iterations: int) -> None:
+    number_within("time", time, lambda t: t >= 0, "a number >= 0, or infinity")
+    number_within("ridge", ridge, lambda r: 0 <= r < math.inf, "a finite number >= 0")
+    number_within("tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1")
+    check_count("max_iterations", max_iterations)
+
+
+def _checked_problem(
+    model: DeepNarrow, variables: Any, x: ArrayLike, y: ArrayLike
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """(parameters, inputs in their dtype, targets)."""
+    params = _checked_parameters(variables)
+    dtype = jax.tree.leaves(params)[0].dtype
+    inputs = host_examples("x", x)
+    targets = host_targets("y", y, len(inputs), examples="x")
+    if targets.shape[1] != model.d_out:
+        raise InputError(
+            f"y: expected {model.d_out} outputs, as the network has, got {targets.shape[1]}"
+        )
+    for name, array in (("x", inputs), ("y", targets)):
+        if (largest := float(np.abs(array).max())) > float(np.finfo(dtype).max):
+            raise InputError(
+                f"{name}: expected numbers within {dtype}, got {largest:.3g}; scale it to size 1"
+            )
+    return params, inputs.astype(dtype), targets
+
+
+def _checked_parameters(variables: Any) -> Any:
+    """The ``params`` of variables, which must hold finite numbers."""
+    params = variables.get("params")
+    leaves = jax.tree.leaves(params)
+    if not leaves or not all(hasattr(p, "dtype") for p in leaves):
+        raise InputError(
+            f"variables: expected the collection 'params', as model.init gives, got {brief(params)}"
+        )
+    for p in (*leaves, *jax.tree.leaves(variables["initial"])):
+        if not np.isfinite(p.sum()):
+            raise InputError("variables: expected finite numbers, got NaN or infinity")
+    return params
 
 
 def _kernel_dtype(rows: int, time: float, ridge: float, tolerance: float) -> str:
@@ -185,9 +228,10 @@ class KernelSolver:
         # Coefficients of the last steps that were kept, and the change of the outputs by each.
         self._steps: list[tuple[np.ndarray, np.ndarray]] = []
         self._restart, self._failed = restart, False
+        self.iterations, self._residuals = 0, list[float]()  # the last `STALL` + 1 of them
         self._level = 0  # the damping is the first one times `DAMPING_FACTOR` to this power
 
-    def prepare(
+    def flow_of(
         self,
         kernel: RandomFeatures,
         time: float,
@@ -197,12 +241,12 @@ class KernelSolver:
         memory: float | None = None,
         folder: str | os.PathLike[str] | None = None,
         progress: bool = True,
-    ) -> None:
-        """Solve the flow; ``start`` [n, d_out] are the first outputs, None is 0.
+    ) -> KernelFlow:
+        """Gradient flow by the network's own kernel, for times up to ``time``.
 
-        The other arguments and the errors are those of `KernelFlow`.
+        ``start`` [n, d_out] are the first outputs, None is 0; the rest is as in `KernelFlow`.
         """
-        self.flow = KernelFlow(
+        return KernelFlow(
             kernel,
             self._x,
             self._y,
@@ -214,10 +258,14 @@ class KernelSolver:
             folder=folder,
             progress=progress,
         )
-        self._first = self.flow.solution(time).coefficients
-        self._targets = self.flow.train_predictions(time)
+
+    def prepare(self, flow: KernelFlow, time: float, start: np.ndarray | None = None) -> None:
+        """Solve ``flow`` at ``time``, before the first iteration or after `take`."""
+        self.flow = flow
+        self._first = flow.solution(time).coefficients
+        self._targets = flow.train_predictions(time)
         learnt = 1 / time if time else math.inf  # eigenvalues above this one are learnt
-        self._least = max(ridge, learnt, 1e-7 * float(self.flow.eigenvalues[-1]))
+        self._least = max(flow.ridge, learnt, 1e-7 * float(flow.eigenvalues[-1]))
         self._size = float(np.linalg.norm(self._y - (0.0 if start is None else start))) or 1.0
         self._look(self.evaluate() if start is None else start)
 
@@ -234,14 +282,15 @@ class KernelSolver:
     @property
     def ended(self) -> bool:
         """Is there nothing more to gain?"""
-        before = [line["residual"] for line in self.history[-STALL - 1 : -1]]
-        stalled = len(before) == STALL and before[0] < LEAST_PROGRESS * self.residual
+        before = self._residuals[-STALL - 1 : -1]
+        stalled = len(before) == STALL and before[0] < LEAST_PROGRESS * self._residuals[-1]
         damped = DAMPING_FACTOR**self._level > MOST_DAMPING
         return self.converged or stalled or damped or self._failed
 
     def iterate(self, begun: float) -> None:
         """One gradient pass; ``begun`` is the `time.perf_counter` of the start."""
-        damping = self._least * DAMPING_FACTOR**self._level if self.history else 0.0
+        first = self.iterations == 0
+        damping = 0.0 if first else self._least * DAMPING_FACTOR**self._level
         before, found = self.outputs, self.residual
         take_back = self._way_back()
         coefficients = self._coefficients(damping).astype(self._x.dtype)
@@ -251,7 +300,7 @@ class KernelSolver:
         self._look(self.evaluate())
         if self.residual < found:
             change = (self.outputs - before).astype(self._x.dtype)
-            if self.history:  # the first step is far longer than the others
+            if not first:  # which is far longer than the others
                 self._steps = [*self._steps, (coefficients, change)][-WINDOW:]
             self._level = max(self._level - 1, 0)
         elif take_back is None:
@@ -261,7 +310,9 @@ class KernelSolver:
             self._look(before)
             self._steps, self._level = [], self._level + 2
         loss = 0.5 * float(np.sum((self.outputs - self._y) ** 2)) / len(self._x)
-        made = (len(self.history) + 1, self.residual, loss, damping, clock.perf_counter() - begun)
+        self.iterations += 1
+        self._residuals = [*self._residuals, float(np.float32(self.residual))][-STALL - 1 :]
+        made = (self.iterations, self.residual, loss, damping, clock.perf_counter() - begun)
         names = ("iteration", "residual", "loss", "damping", "seconds")
         self.history.append(dict(zip(names, made, strict=True)))
         log.info("solve: iteration %d: residual %.2g, loss %.4g, damping %.2g", *made[:4])
@@ -273,34 +324,32 @@ class KernelSolver:
         for number, pair in enumerate(self._steps):
             for array, values in zip(held, pair, strict=True):
                 array[number] = values
-        numbers = np.array([count, self._level], np.int32)
-        return {"coefficients": held[0], "changes": held[1], "numbers": numbers}
+        residuals = np.zeros(STALL + 1, np.float32)
+        residuals[: len(self._residuals)] = self._residuals
+        numbers = np.array([count, self._level, self.iterations], np.int32)
+        named = {"coefficients": held[0], "changes": held[1], "residuals": residuals}
+        return {**named, "numbers": numbers}
 
-    def take(
-        self,
-        state: TrainState,
-        frozen: Any,
-        memory: dict[str, np.ndarray],
-        history: list[dict[str, float]],
-    ) -> None:
-        """Go on from the state, `memory` and ``history`` of another solver of the same problem."""
-        self.state, self._frozen, self.history = state, frozen, history
-        count, self._level = map(int, memory["numbers"])
+    def take(self, state: TrainState, frozen: Any, memory: dict[str, np.ndarray]) -> None:
+        """Go on from the state and the `memory` of another solver of the same problem."""
+        self.state, self._frozen = state, frozen
+        count, self._level, self.iterations = map(int, memory["numbers"])
         pairs = zip(memory["coefficients"][:count], memory["changes"][:count], strict=True)
         self._steps = list(pairs)
-        self.residual = history[-1]["residual"] if history else math.inf
+        self._residuals = memory["residuals"][: self.iterations].tolist()
+        self.residual = self._residuals[-1] if self._residuals else math.inf
 
     def warn(self) -> None:
         """Log that the tolerance was not reached."""
         log.warning(
-            "solve: residual %.2g after %d iterations, tolerance %.2g; the outputs are those of "
-            "the weights that were found; a larger scale, a shorter time or a ridge may help",
-            *(self.residual, len(self.history), self.tolerance),
+            "solve: residual %.2g after %d iterations, tolerance %.2g; a larger scale, a shorter "
+            "time, a ridge or smaller targets may help",
+            *(self.residual, self.iterations, self.tolerance),
         )
 
     def _way_back(self) -> Callable[[], Any] | None:
         """Makes the present parameters again, after a step from them; None if that is too much."""
-        if not self.history:
+        if self.iterations == 0:
             return self._restart
         params = self.state.params
         if sum(p.nbytes for p in jax.tree.leaves(params)) > MOST_COPIED_BYTES:
@@ -318,7 +367,7 @@ class KernelSolver:
         Anderson's method takes from the last steps what they bring, and the damped kernel from
         what then is left.
         """
-        if not self.history:
+        if self.iterations == 0:
             return self._first
         left = self._targets - self.outputs
         gamma = np.zeros(len(self._steps))

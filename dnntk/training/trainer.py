@@ -89,11 +89,9 @@ class TrainResult:
 
 
 class Run:
-    """One call of `dnntk.train`: a run, or the rest of one.
+    """One call of `dnntk.train`; ``recorded`` describes the user's own data in config.json."""
 
-    ``recorded`` are the entries of config.json on the user's own data, see
-    `dnntk.data.own_data.record`.
-    """
+    kernel_seconds = 0.0  # before the first step, to be counted
 
     def __init__(
         self,
@@ -115,8 +113,8 @@ class Run:
         arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
         self.given, self.dataset = dataset, dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
-        self.planner = Planner(config, self.model, len(self.dataset.x_train))
-        self.batch_size = self.planner.batch_size
+        self.planner = planner = Planner(config, self.model, len(self.dataset.x_train))
+        self.batch_size, self.resume = planner.batch_size, resume
         key, one = jax.random.key(config.seed), jnp.asarray(self.dataset.x_train[:1])
         shapes = jax.eval_shape(self.model.init, key, one)
         self.parameters = sum(p.size for p in jax.tree.leaves(shapes["params"]))
@@ -128,8 +126,8 @@ class Run:
         self.plan = self._settle(resume)
         self.times = kernel_times(config, self.plan)
         self.optimizer = optimizer_of(config, self.plan.rate, self.plan.steps)
-        state = placement.put_state(flax.core.pop(self.variables, "params"), self.mesh)
-        self.frozen, params = state
+        popped = flax.core.pop(self.variables, "params")
+        self.frozen, params = placement.put_state(popped, self.mesh)
         where = placement.shardings(jax.eval_shape(self.optimizer.init, params), self.mesh)
         opt_state = jax.jit(self.optimizer.init, out_shardings=where)(params)
         self.state = gradient_flow.TrainState(params, opt_state)
@@ -137,14 +135,14 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.test_outputs: np.ndarray | None = None
         self.curve: list[dict[str, float]] = []  # of the flow, where it is known in closed form
-        self.resume = resume
 
     def result(self) -> TrainResult:
         """Train, and write the results."""
         with self._checkpoints() as checkpoints:
             start = self._restore(checkpoints) if self.resume and checkpoints else 0
             self._compile()
-            self.begun = time.perf_counter() - (self.history[-1]["seconds"] if self.history else 0)
+            counted = self.history[-1]["seconds"] if self.history else self.kernel_seconds
+            self.begun = time.perf_counter() - counted
             if not self.history:
                 self._evaluate(0)
             stepping = self._train(start, checkpoints)

@@ -80,6 +80,35 @@ def test_a_finished_run_is_not_solved_again(whole_run, tmp_path, monkeypatch):
         train(dataclasses.replace(SMALL, time=30.0), workdir, resume=True, progress=False)
 
 
+def test_a_refused_time_is_mended_in_the_same_folder(tmp_path):
+    endless = dataclasses.replace(SMALL, depth=4, time=math.inf)
+    with pytest.raises(InputError, match="^time: expected a finite one, or a ridge"):
+        train(endless, tmp_path, progress=False)
+    mended = dataclasses.replace(endless, ridge=1e-2)
+    summary = train(mended, tmp_path, resume=True, progress=False).summary
+    assert summary["time"] == "inf" and summary["seconds"] > summary["kernel_seconds"]
+    assert TrainConfig.from_json(json.loads((tmp_path / "config.json").read_text())) == mended
+
+
+def test_damaged_files_of_a_stopped_run_do_no_harm(whole_run, tmp_path, monkeypatch):
+    calls, iterate = [], KernelSolver.iterate
+
+    def killed(solver, begun):
+        calls.append(iterate(solver, begun))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(KernelSolver, "iterate", killed)
+        train(SMALL, tmp_path, progress=False)
+    (tmp_path / "kernel/gram.json").write_bytes(b"\0damaged")
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], "{damaged", *lines[2:]]) + "\n")
+    resumed = train(SMALL, tmp_path, resume=True, progress=False)
+    jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole_run[1].variables)
+    assert resumed.summary["steps"] == whole_run[1].summary["steps"]
+
+
 def test_several_devices_give_the_same_network(whole_run):
     config = dataclasses.replace(SMALL, mesh="data:2")
     found, expected = train(config, progress=False), whole_run[1]
@@ -106,7 +135,7 @@ def test_the_default_time_is_infinite_with_a_ridge_only():
         ({"init": "he_uniform"}, "^init: optimizer=kernel needs deep_narrow"),
         ({"parametrization": "standard"}, "^parametrization: optimizer=kernel needs ntk"),
         ({"ridge": -1.0}, "^ridge: expected a finite number"),
-        ({"time": 0.0}, "^time: expected a finite number above 0"),
+        ({"time": 0.0}, "^time: expected a number above 0"),
         ({"optimizer": "sgd", "ridge": 0.1}, "^ridge: no effect on optimizer=sgd"),
         ({"optimizer": "sgd", "time": math.inf}, "^time: expected a finite number"),
     ],

@@ -108,11 +108,28 @@ def test_training_goes_on_from_trained_weights():
         ({"tolerance": 0.0}, "tolerance:"),
         ({"max_iterations": 0}, "max_iterations"),
         ({"x": np.full((4, 2), np.nan)}, "x:"),
+        ({"x": np.full((4, 2), 1e39)}, "^x: expected numbers within float32"),
+        ({"y": np.ones((4, 2))}, "^y: expected 1 outputs"),
+        ({"ridge": "a"}, "^ridge:"),
+        ({"variables": None}, "^variables:"),
+        ({"variables": {"initial": {}}}, "^variables: expected the collection 'initial'"),
+        ({"model": None}, "^model: expected a DeepNarrowMLP"),
     ],
 )
 def test_a_bad_argument_is_named(change, said):
     model = DeepNarrowMLP(5, 1, 30.0)
     x, y, variables = problem(model, (4, 2), dtype=np.float32)
-    given = {"x": x, "y": y} | change
+    given = {"model": model, "variables": variables, "x": x, "y": y} | change
+    first = [given.pop(name) for name in ("model", "variables", "x", "y")]
     with pytest.raises(dnntk.InputError, match=said):
-        solve(model, variables, given.pop("x"), given.pop("y"), progress=False, **given)
+        solve(*first, progress=False, **given)
+
+
+def test_a_parameter_that_is_no_number_is_refused():
+    model = DeepNarrowMLP(5, 1, 30.0)
+    x, y, variables = problem(model, (4, 2), dtype=np.float32)
+    with pytest.raises(dnntk.InputError, match="^variables: expected the collection 'params'"):
+        solve(model, {"initial": variables["initial"]}, x, y, progress=False)
+    variables = jax.tree.map(lambda p: p.at[...].set(np.nan), variables)
+    with pytest.raises(dnntk.InputError, match="^variables: expected finite numbers"):
+        solve(model, variables, x, y, progress=False)
