@@ -54,6 +54,7 @@ CALIBRATION_SECONDS = 0.3
 SECONDS_TIMED = 0.2
 STEPS_TIMED, MOST_STEPS_TIMED = 3, 40
 KERNEL_PASSES = 2  # of a run in closed form, at large C
+IN_CLOSED_FORM = "gradient passes, as at large C, with the kernel and all else"
 KERNEL_ROWS, EIGH_ROWS = 256, 512  # examples of a timed kernel, rows of a timed matrix
 
 
@@ -72,6 +73,7 @@ class Forecast:
             step, compilation, steps, evaluations, checkpoints and pictures.
         calibrated_at: depths of the two networks that were timed.
         device: devices that they were timed on.
+        counted: what ``total_seconds`` is the time of, after the number of steps.
     """
 
     parameters: int
@@ -83,6 +85,7 @@ class Forecast:
     total_seconds: float
     calibrated_at: tuple[int, int]
     device: str
+    counted: str = "steps, their evaluations and checkpoints"
 
     def __str__(self) -> str:
         """The forecast in five lines."""
@@ -93,7 +96,7 @@ class Forecast:
             f"{self.step_bytes / 1e9:.2f} GB for the step\n"
             f"arithmetic:  {self.step_operations / 1e9:.4g} Gflop a step ({rate:.3g} Gflop/s)\n"
             f"time:        {self.step_seconds:.3g} s a step; {duration(self.total_seconds)} for "
-            f"{self.steps:,} steps, their evaluations and checkpoints\n"
+            f"{self.steps:,} {self.counted}\n"
             "calibrated:  on depths {:,} and {:,}, {}".format(*self.calibrated_at, self.device)
         )
 
@@ -174,6 +177,7 @@ class _Calibration:
             total_seconds=total,
             calibrated_at=(first.depth, second.depth),
             device=f"{self.mesh.size} x {jax.devices()[0].device_kind}",
+            counted=IN_CLOSED_FORM if self.config.optimizer == "kernel" else Forecast.counted,
         )
 
     def _timed_pair(self) -> tuple["_Times", "_Times"]:
