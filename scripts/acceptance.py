@@ -294,6 +294,7 @@ def prepared_mnist(folder: Path) -> dict[str, Any]:
 CHECKS: dict[str, Check] = {
     "default": default_run,
     "precision": precision,
+    "estimators": solve_checks.estimators,
     "solve": solve_checks.solved,
     "solve_many": lambda folder: solve_checks.many_examples(folder, FLAGS.data_dir),
     "kill": kill,

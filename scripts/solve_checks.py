@@ -3,14 +3,24 @@
 import dataclasses
 import math
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from sklearn.utils.estimator_checks import check_estimator
 
-from dnntk import KernelFlow, TrainConfig, empirical_ntk, solve, train
+from dnntk import (
+    DeepNarrowClassifier,
+    DeepNarrowRegressor,
+    KernelFlow,
+    TrainConfig,
+    empirical_ntk,
+    solve,
+    train,
+)
 from dnntk.networks.models import DeepNarrow
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.runs.folder import peak_memory_bytes
@@ -19,7 +29,7 @@ from dnntk.training.evaluation import as_trained
 from dnntk.training.gradient_flow import TrainState
 from dnntk.training.run import load_dataset_for
 
-__all__ = ["many_examples", "solved"]
+__all__ = ["estimators", "many_examples", "solved"]
 
 # Training and held-out examples of the dense solution.
 TRAINING, HELD_OUT = 200, 100
@@ -35,6 +45,27 @@ def solved(folder: Path) -> dict[str, Any]:
         "descent": _against_descent(),
         "promised": "dense: 1e-4, 8 iterations; descent: 1e-3; at least 300 times faster",
     }
+
+
+def estimators(folder: Path) -> dict[str, Any]:
+    """Every check of scikit-learn on the estimators of a real network."""
+    del folder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # inputs of size 100, and negative ones
+        found = {
+            kind.__name__: [
+                (result["check_name"], result["status"])
+                for result in check_estimator(kind(depth=20, scale=1e6), on_fail=None)
+            ]
+            for kind in (DeepNarrowClassifier, DeepNarrowRegressor)
+        }
+    return {
+        name: {
+            "passed": sum(status == "passed" for _, status in results),
+            "failed": [check for check, status in results if status == "failed"],
+        }
+        for name, results in found.items()
+    } | {"promised": "none fails"}
 
 
 def many_examples(folder: Path, data_dir: str | None) -> dict[str, Any]:

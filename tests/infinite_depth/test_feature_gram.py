@@ -34,12 +34,12 @@ def dense(kernel, x, y, time, ridge):
     return coefficients / len(x), matrix @ coefficients
 
 
-@pytest.mark.parametrize("solver", ["auto", "krylov"])
 @pytest.mark.parametrize(
-    ("model", "shape"),
+    ("model", "shape", "solver"),
     [
-        (DeepNarrowMLP(20, 3, np.inf), (70, 4)),
-        (DeepNarrowCNN(4, 2, 30.0, pool=2), (90, 4, 6, 1)),
+        (DeepNarrowMLP(20, 3, np.inf), (70, 4), "auto"),
+        (DeepNarrowMLP(20, 3, np.inf), (70, 4), "krylov"),
+        (DeepNarrowCNN(4, 2, 30.0, pool=2), (90, 4, 6, 1), "krylov"),
     ],
 )
 def test_flows_are_those_of_the_dense_matrix(model, shape, solver, x64, monkeypatch):

@@ -24,7 +24,7 @@ RUNS = {
     "mlp": ("--dataset=digits", "--batch_size=100", "--time_step=0.09"),
     "cnn": ("--dataset=digits", "--arch=cnn", "--optimizer=adam", "--lr=1e-2", "--batch_size=64"),
 }
-MESHES = {"mlp": ("data:8", "depth:4"), "cnn": ("data:2,depth:4",)}
+MESHES = {"mlp": ("depth:4",), "cnn": ("data:2,depth:4",)}
 
 
 @pytest.fixture(scope="module")

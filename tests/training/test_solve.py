@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import dnntk
-from dnntk import DeepNarrowCNN, DeepNarrowMLP, solve
+from dnntk import DeepNarrowMLP, solve
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.training.gradient_flow import TrainState, make_steps, sgd
 from dnntk.training.placement import data_mesh, put_batch
@@ -27,15 +27,10 @@ def flow_of_its_own_kernel(model, variables, x, y, time, ridge):
     return vectors @ (gain[:, None] * (vectors.T @ y))
 
 
-@pytest.mark.parametrize(
-    ("model", "shape", "time", "ridge"),
-    [
-        (DeepNarrowMLP(60, 2, np.inf), (12, 3), np.inf, 1e-3),
-        (DeepNarrowCNN(40, 2, 40**2.2), (8, 5, 4, 1), 1e3, 0.0),
-    ],
-)
-def test_outputs_are_those_of_the_flow_after_a_few_passes(model, shape, time, ridge, x64):
-    x, y, variables = problem(model, shape)
+@pytest.mark.parametrize(("time", "ridge"), [(np.inf, 1e-3), (1e3, 0.0)])
+def test_outputs_are_those_of_the_flow_after_a_few_passes(time, ridge, x64):
+    model = DeepNarrowMLP(60, 2, np.inf)  # the estimators' tests have a CNN
+    x, y, variables = problem(model, (12, 3))
     trained, report = solve(model, variables, x, y, time=time, ridge=ridge, progress=False)
     expected = flow_of_its_own_kernel(model, variables, x, y, time, ridge)
     error = np.linalg.norm(model.apply(trained, x) - expected) / np.linalg.norm(y)
