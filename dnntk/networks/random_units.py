@@ -41,10 +41,12 @@ BITS = 32
 
 def check_features(features: str, count: int, init: str) -> None:
     """Raise `InputError` for an unknown draw, or of units that ``init`` does not have."""
-    if count < 1 or (count > 1 and init != "deep_narrow"):
+    if count < 1:
+        raise InputError(f"random_units: expected an integer of at least 1, got {count}")
+    if count > 1 and init != "deep_narrow":
         raise InputError(
-            f"random_units: expected 1, or more of init='deep_narrow', got {count} with "
-            f"init={init!r}; leave it out"
+            f"random_units: expected 1 with init={init!r}, which draws no random units, got "
+            f"{count}; leave it out"
         )
     if not isinstance(features, str) or features not in FEATURES:
         raise InputError(f"features: expected one of {', '.join(FEATURES)}, got {brief(features)}")
