@@ -67,7 +67,7 @@ def own_dataset(data: Dataset, config: _Config) -> Dataset:
             f"dataset: expected a dnntk.Dataset, got {brief(data)}; make one by "
             "dnntk.Dataset(x_train=..., y_train=..., x_test=..., y_test=...)"
         )
-    of_data = ("dataset", "classes", "data_dir", "pool")
+    of_data = ("dataset", "classes", "data_dir", "pool", "offset")
     without_effect(config, of_data, "beside data of your own, given as dataset")
     x_train = _inputs("x_train", data.x_train, config)
     x_test = _test_inputs(data.x_test, x_train, config)
@@ -236,7 +236,7 @@ def _unpooled(given: Any, x_train: np.ndarray, config: _Config) -> Unpooled | No
     if given is None or not config.shift:
         return None
     try:
-        found = Unpooled(np.array(given.images), given.maximum, given.pool)
+        found = dataclasses.replace(given, images=np.array(given.images))
         same = np.array_equal(found.pooled(), x_train.astype(np.float32))
     except (AttributeError, TypeError, ValueError) as error:
         raise InputError(

@@ -57,6 +57,10 @@ PRESETS = {
     "cnn-20000-binary": Preset(
         _row(1e-8, 1, 20.0, arch="cnn", depth=20_000, rho=3**-0.5, epochs=1000), 0.031257, 0.9887
     ),
+    # From the published code's README; its rho is 1/3.
+    "cnn-12000-binary": Preset(
+        _row(1e-8, 1, 12.0, arch="cnn", depth=12_000, rho=1 / 3, epochs=1000)
+    ),
     "mlp-4000-small-c": Preset(
         dataclasses.replace(
             _SMALL_C,
@@ -95,7 +99,7 @@ class TrainabilityConfig:
     Attributes:
         preset: "figure-4.2", or one of `PRESETS`: a row of table 4.1, or a run at a small C that
             learns features, sized for two cores.
-        dataset, data_dir: as in `TrainConfig`.
+        dataset, data_dir, offset: as in `TrainConfig`.
         pool: side of the average pool over the images; None is the preset's own, which leaves
             28 x 28 pixels to the thesis's MLPs and 7 x 7 to its CNNs.
         depth: weight layers; None is the preset's own, 1000 for the figure.
@@ -128,6 +132,7 @@ class TrainabilityConfig:
     dataset: str = "mnist"
     data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
+    offset: float = 0.0
     depth: int | None = None
     scale: float | None = None
     rho: float | None = None
@@ -177,7 +182,7 @@ def _given(config: TrainabilityConfig, names: tuple[str, ...]) -> dict[str, Any]
     return {name: value for name, value in values.items() if value is not None}
 
 
-_SHARED = ("dataset", "data_dir", "batch_size", "shift", "eval_examples", "dtype", "seed")
+_SHARED = ("dataset", "data_dir", "offset", "batch_size", "shift", "eval_examples", "dtype", "seed")
 _OWN = ("pool", "depth", "scale", "rho", "beta")
 _ROW_FIELDS = ("epochs", "time_step", "limit_examples")
 _FIGURE_FIELDS = ("archs", "inits", "rates", "optimizer", "steps")

@@ -17,7 +17,7 @@ __all__ = ["PredictConfig"]
 DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 # Fields that a run of `dnntk.train` and its prediction must have in common.
-DATA_FIELDS = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "seed")
+DATA_FIELDS = ("arch", "kernel_size", "dataset", "classes", "data_dir", "pool", "offset", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class PredictConfig:
     """An infinitely deep network on a dataset.
 
     Attributes:
-        arch, kernel_size, dataset, classes, data_dir, pool: as in `TrainConfig`.
+        arch, kernel_size, dataset, classes, data_dir, pool, offset: as in `TrainConfig`.
         rho, beta: standard deviations of the random weights and biases; of several, the pair that
             does best on the validation split is taken.
         times: kernel times to report, which may include infinity. With a validation split, the time
@@ -55,6 +55,7 @@ class PredictConfig:
     classes: tuple[int, ...] | str = (0, 1)
     data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
+    offset: float = 0.0
     rho: tuple[float, ...] = (1.0,)
     beta: tuple[float, ...] = (1.0,)
     times: tuple[float, ...] | None = None

@@ -67,6 +67,8 @@ class TrainConfig:
         data_dir: folder of raw IDX files or of prepared tensorflow-datasets.
         pool: side of the average pool over the images; None is 4 for the MNIST sets and 1
             otherwise.
+        offset: in [0, 1): inputs are (1 - offset) x + offset instead of x, strictly positive as
+            the theorems ask.
         scale: C; None is depth^2.2, the theorems' regime. May be infinite in the ntk form.
         rho, beta: standard deviations of the random weights and biases.
         init: initialization, "deep_narrow", "he_uniform" or "torch_default".
@@ -120,6 +122,7 @@ class TrainConfig:
     classes: tuple[int, ...] | str = (0, 1)
     data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
+    offset: float = 0.0
     scale: float | None = None
     rho: float = 1.0
     beta: float = 1.0
@@ -187,6 +190,8 @@ class TrainConfig:
             raise InputError(
                 f"classes: expected 'all' or integers like (0, 1), got {brief(self.classes)}"
             )
+        if not 0 <= self.offset < 1:
+            raise InputError(f"offset: expected a number in [0, 1), got {self.offset:g}")
         if self.arch == "cnn" and self.dataset == "toy":
             raise InputError("dataset: toy has no images for arch=cnn; use arch=mlp")
         if self.shift and self.dataset == "toy":
@@ -322,7 +327,16 @@ class TrainConfig:
                 "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
             )
         # Fields that earlier versions did not have.
-        added = ("schedule", "warmup", "mesh", "shift", "features", "random_units", "ridge")
+        added = (
+            "schedule",
+            "warmup",
+            "mesh",
+            "shift",
+            "features",
+            "random_units",
+            "ridge",
+            "offset",
+        )
         content = {name: getattr(cls, name) for name in added} | content
         try:
             values = {field.name: content[field.name] for field in dataclasses.fields(cls)}

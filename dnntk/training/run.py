@@ -143,4 +143,5 @@ def load_dataset_for(config: TrainConfig) -> Dataset:
         pool=config.pool_or_default,
         seed=config.seed,
         keep_unpooled=config.shift > 0,
+        offset=config.offset,
     )

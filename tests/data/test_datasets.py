@@ -89,6 +89,7 @@ def test_pool_averages_windows(pool):
         ("digits", {"pool": 0}, "pool=0: expected a divisor"),
         ("digits", {"pool": -2}, "choose one of 1, 2, 4, 8"),
         ("digits", {"seed": -1}, "seed=-1: expected a whole number of at least 0"),
+        ("digits", {"offset": 1}, "offset=1: expected a number in [0, 1), found 1"),
         ("toy", {"pool": 2}, "pool=2: expected 1"),
         ("mnist", {"data_dir": "/no/such/folder"}, "data_dir=/no/such/folder: expected a folder"),
     ],
@@ -125,6 +126,22 @@ def test_shifted_images_are_the_pooled_ones_of_moved_pixels(tmp_path):
     np.testing.assert_array_equal(
         data.shifted(chosen, 0, np.random.default_rng(5)), data.x_train[chosen]
     )
+
+
+def test_an_offset_makes_inputs_strictly_positive():
+    plain = load_dataset("digits", keep_unpooled=True)
+    data = load_dataset("digits", keep_unpooled=True, offset=0.2)
+    assert plain.x_train.min() == 0 and data.x_train.min() == np.float32(0.2)
+    for name in ("x_train", "x_test"):
+        expected = 0.2 + 0.8 * getattr(plain, name).astype(np.float64)
+        np.testing.assert_allclose(getattr(data, name), expected, rtol=1e-6)
+    moved, chosen = np.zeros((2, 40, 8, 8, 1)), np.arange(40)
+    for i, one in enumerate((plain, data)):
+        moved[i] = one.shifted(chosen, 2, np.random.default_rng(0))
+    np.testing.assert_allclose(moved[1], 0.2 + 0.8 * moved[0], rtol=1e-6)
+    toy = load_dataset("toy", offset=0.5)
+    np.testing.assert_allclose(toy.x_test, 0.5 + 0.5 * load_dataset("toy").x_test, rtol=1e-6)
+    np.testing.assert_array_equal(toy.y_test, load_dataset("toy").y_test)
 
 
 def test_images_of_ones_own_are_shifted_as_they_are():

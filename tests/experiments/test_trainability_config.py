@@ -22,7 +22,7 @@ def test_another_optimizer_has_the_rates_alone():
     assert {run.lr for run in runs.values()} == set(config.rates)
 
 
-@pytest.mark.parametrize("preset", ["mlp-4000", "cnn-4000", "cnn-20000-binary"])
+@pytest.mark.parametrize("preset", ["mlp-4000", "cnn-4000", "cnn-20000-binary", "cnn-12000-binary"])
 def test_a_row_is_the_thesis_s(preset):
     config = row_of(TrainabilityConfig(preset=preset))
     d_out = 10 if config.classes == "all" else 1
