@@ -201,10 +201,13 @@ def _dataset(
 def _with_offset(data: Dataset, offset: float) -> Dataset:
     if not offset:
         return data
-    inputs = {name: _raised(getattr(data, name), offset) for name in ("x_train", "x_test")}
-    said = f"{data.description}; offset {offset:g}"
-    unpooled = data.unpooled and replace(data.unpooled, offset=offset)
-    return replace(data, **inputs, unpooled=unpooled, description=said)
+    return replace(
+        data,
+        x_train=_raised(data.x_train, offset),
+        x_test=_raised(data.x_test, offset),
+        unpooled=data.unpooled and replace(data.unpooled, offset=offset),
+        description=f"{data.description}; offset {offset:g}",
+    )
 
 
 def _raised(x: NDArray[np.float32], offset: float) -> NDArray[np.float32]:
