@@ -36,7 +36,7 @@ from dnntk.training.solve import SolveReport, solve
 
 __all__ = ["DeepNarrowClassifier", "DeepNarrowRegressor"]
 
-_NETWORK = {"depth": int, "d_out": int, "features": str}
+_NETWORK = {"depth": int, "d_out": int, "features": str, "random_units": int}
 _NETWORK |= dict.fromkeys(("scale", "rho", "beta"), float)
 _REPORT: dict[str, type] = {
     name: typing.get_origin(kind) or kind
@@ -64,6 +64,7 @@ class DeepNarrowEstimator(NarrowEstimator):
         image_shape: tuple[int, ...] | None = None,
         kernel_size: int = 3,
         features: str = "gaussian",
+        random_units: int = 1,
         dtype: str = "float32",
         tolerance: float = 1e-3,
         max_iterations: int = 100,
@@ -74,7 +75,8 @@ class DeepNarrowEstimator(NarrowEstimator):
         """Store the parameters; `fit` checks them.
 
         Args:
-            depth: weight layers, at least 2. Each has one random feature: more examples need more.
+            depth: weight layers, at least 2. Each has ``random_units`` random features: more
+                examples need more.
             scale: C, perhaps infinite; None is depth^2.2, where the network is nearly linear in its
                 parameters. At a small C, as 2, the fit takes more passes.
             rho: standard deviation of the Gaussian weights (the MLP's times sqrt(d_in)).
@@ -87,6 +89,7 @@ class DeepNarrowEstimator(NarrowEstimator):
             kernel_size: side of the CNN's filters, odd.
             features: draw of the random features, "gaussian" (independent), or "antithetic",
                 "orthogonal" or "sobol", nearer to the limit: see `dnntk.networks.random_units`.
+            random_units: random features a layer.
             dtype: of the network, "float32" or "float64".
             tolerance: of the training outputs, relative to the targets; `fit` warns beyond it.
             max_iterations: gradient passes over the training examples, at most.
@@ -105,6 +108,7 @@ class DeepNarrowEstimator(NarrowEstimator):
         self.image_shape = image_shape
         self.kernel_size = kernel_size
         self.features = features
+        self.random_units = random_units
         self.dtype = dtype
         self.tolerance = tolerance
         self.max_iterations = max_iterations
@@ -145,7 +149,7 @@ class DeepNarrowEstimator(NarrowEstimator):
         )
 
     def _model(self, image_shape: tuple[int, int, int] | None, d_out: int) -> DeepNarrow:
-        names = ["arch", "depth", "scale", "rho", "beta", "features", "dtype"]
+        names = ["arch", "depth", "scale", "rho", "beta", "features", "random_units", "dtype"]
         if image_shape:
             check_filter(self.kernel_size, image_shape)
             names.append("kernel_size")

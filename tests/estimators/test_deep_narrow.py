@@ -26,7 +26,7 @@ from dnntk.training import gradient_flow
 
 SMALL = {"depth": 20, "scale": 1e6}  # what C is by default at depth 500
 CONVOLUTIONAL = {"arch": "cnn", "image_shape": (4, 2), "kernel_size": 5, "features": "sobol"}
-CONVOLUTIONAL |= {"rho": 0.7, "beta": 0.9}
+CONVOLUTIONAL |= {"rho": 0.7, "beta": 0.9, "random_units": 2}
 # Checks of what they share with `InfiniteDepthClassifier`, each of which compiles networks of
 # another size: scripts/acceptance.py runs them.
 SHARED = {
@@ -75,7 +75,7 @@ def fitted(request, rows):
 
 def test_the_network_is_the_one_of_the_parameters(fitted):
     if fitted.image_shape_:
-        units = {"rho": 0.7, "beta": 0.9, "features": "sobol"}
+        units = {"rho": 0.7, "beta": 0.9, "features": "sobol", "random_units": 2}
         assert fitted.model_ == DeepNarrowCNN(20, 3, 1e6, kernel_size=5, **units)
     else:
         assert fitted.model_ == DeepNarrowMLP(20, 3, 1e6)
@@ -239,6 +239,7 @@ def _forgeable(rows):
         ({"arch": "cnn", "image_shape": (4, 2), "kernel_size": 2}, "kernel_size"),
         ({"arch": "cnn", "image_shape": (4, 2), "kernel_size": 11}, "kernel_size"),
         ({"features": "uniform"}, "features"),
+        ({"random_units": 0}, "random_units"),
         ({"dtype": "float16"}, "dtype"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"max_iterations": 0}, "max_iterations"),
