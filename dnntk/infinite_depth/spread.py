@@ -35,6 +35,7 @@ from dnntk.checks import (
     checked_pair,
     host_targets,
     host_times,
+    number_within,
     real_number,
 )
 from dnntk.errors import InputError
@@ -43,7 +44,7 @@ from dnntk.kernel import limit_ntk
 from dnntk.kernel.limit import shifts_inside
 from dnntk.networks.initializers import Layer
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
-from dnntk.networks.random_units import random_units
+from dnntk.networks.random_units import check_features, random_units
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.runs import fields
 
@@ -51,6 +52,7 @@ __all__ = ["MatrixFlow", "Spread", "initialization_spread", "linear_predictions"
 
 # Array elements of one block of random units on all inputs: 130 MB.
 BLOCK_ELEMENTS = 1 << 24
+MOST_LAYERS = 1 << 53  # beyond it float64 has no odd numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,27 @@ class Spread:
         """
         depth = _checked_depth(depth)
         return np.sqrt((depth - 2) * self.layer_variance + self.first_variance) / depth
+
+    def depth(self, epsilon: float) -> int | np.ndarray:
+        """The depth from which on networks are within ``epsilon`` of the limit.
+
+        The distance is the root mean square of ``std(depth)`` over the examples and outputs,
+        relative to that of ``prediction``. It is what networks' predictions differ from the limit
+        by, as a root mean square over initializations too. The order is that of
+        `initialization_spread`, so a depth of a few layers is no more than a sign that few suffice.
+
+        Returns:
+            An int of at least 2, or [T] integers for T times.
+
+        Raises:
+            InputError: epsilon is not a positive number, or more than 2^53 layers would be needed.
+        """
+        valid = lambda number: 0 < number < math.inf  # noqa: E731
+        epsilon = number_within("epsilon", epsilon, valid, "a finite number above 0")
+        sizes = self.layer_variance, self.first_variance, self.prediction**2
+        each = zip(*(np.atleast_1d(np.mean(size, axis=(-2, -1))) for size in sizes), strict=True)
+        found = [_least_depth(*map(float, one), epsilon) for one in each]
+        return np.array(found) if self.prediction.ndim > 2 else found[0]
 
 
 def initialization_spread(
@@ -151,6 +174,7 @@ def linear_predictions(
     rho: float = 1.0,
     beta: float = 1.0,
     kernel_size: int = 3,
+    features: str = "gaussian",
     draws: int = 16,
     key: jax.Array | None = None,
 ) -> np.ndarray:
@@ -169,6 +193,7 @@ def linear_predictions(
         rho: standard deviation of the random weights (the MLP's times sqrt(d_in)).
         beta: standard deviation of the random biases over C.
         kernel_size: side of the CNN's filters, odd.
+        features: draw of the layers' random units, as in `DeepNarrowMLP`.
         draws: independent networks.
         key: random key of the units; None is ``jax.random.key(0)``.
 
@@ -181,6 +206,7 @@ def linear_predictions(
     """
     problem = _Problem(x_train, y_train, x, rho, beta, kernel_size)
     depth, draws = _checked_depth(depth), check_count("draws", draws)
+    check_features(features, 1, "deep_narrow")
     scale = float(depth) ** 2.2 if scale is None else real_number("scale", scale)
     if not scale > 0:
         raise InputError(f"scale: expected a positive number, got {scale}; leave it out")
@@ -188,7 +214,7 @@ def linear_predictions(
     key = jax.random.key(0) if key is None else key
     found = []
     for draw_key in jax.random.split(key, draws):
-        drawn = problem.draw(draw_key, depth)
+        drawn = problem.draw(draw_key, depth, features)
         flow = MatrixFlow(problem.network_kernel(drawn, depth, scale), problem.y)
         found.append(np.stack([flow.predict(t) for t in times]))
     predictions = np.stack(found)
@@ -231,13 +257,13 @@ class _Problem:
         positions = math.prod(self.train.shape[1:3]) if self.train.ndim == 4 else 1
         return np.ones((len(self.inputs), 1, positions))
 
-    def draw(self, key: jax.Array, depth: int) -> dict[str, Layer]:
+    def draw(self, key: jax.Array, depth: int, features: str = "gaussian") -> dict[str, Layer]:
         """The random units of a network: u in ``kernel``, v / C in ``bias``."""
         window = (self.kernel_size,) * 2 if self.train.ndim == 4 else ()
         d_in = self.train.shape[-1]
         with jax.enable_x64(True):
             drawn = random_units(
-                key, "gaussian", depth, d_in, window, self.rho, self.beta, np.dtype(float)
+                key, features, depth, d_in, window, self.rho, self.beta, np.dtype(float)
             )
         return jax.tree.map(np.asarray, drawn)
 
@@ -356,4 +382,19 @@ def _checked_depth(depth: int) -> int:
     depth = check_count("depth", depth)
     if depth < 2:
         raise InputError(f"depth: expected at least 2 layers, got {depth}")
+    return depth
+
+
+def _least_depth(layer: float, first: float, square: float, epsilon: float) -> int:
+    """The least depth from which on (depth - 2) layer + first <= epsilon^2 square depth^2."""
+    allowed = epsilon**2 * square
+    within = lambda depth: (depth - 2) * layer + first <= allowed * depth**2  # noqa: E731
+    if not within(MOST_LAYERS):
+        raise InputError(f"epsilon: expected one that 2^53 layers reach, got {epsilon:g}; raise it")
+    root = math.sqrt(max(layer**2 - 4 * allowed * (2 * layer - first), 0.0))
+    depth = max(2, math.ceil((layer + root) / (2 * allowed))) if allowed else 2
+    while not within(depth):  # which rounding allows
+        depth += 1
+    while depth > 2 and within(depth - 1):
+        depth -= 1
     return depth

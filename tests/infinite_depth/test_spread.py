@@ -12,7 +12,7 @@ from scipy.linalg import expm
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, kernel
 from dnntk.experiments.limit_convergence import stepped
 from dnntk.infinite_depth import spread
-from dnntk.infinite_depth.spread import initialization_spread, linear_predictions
+from dnntk.infinite_depth.spread import Spread, initialization_spread, linear_predictions
 from dnntk.training import engine
 from dnntk.training.ensemble import Ensemble
 
@@ -104,6 +104,50 @@ def test_predictions_are_the_limits_and_samples_do_not_depend_on_blocks(arch, mo
     np.testing.assert_allclose(ratio, 0.5, rtol=1e-3)  # depth^-1/2, up to the first layer's share
 
 
+def spread_of(layer, first, prediction=1.0):
+    """A spread with these means at T times: three examples and two outputs."""
+    uneven = np.array([0.2, 0.8, 2.0])[:, None] * np.array([0.5, 1.5])  # of mean 1
+    means = np.broadcast_arrays(prediction**2, layer, first)
+    square, *variances = (np.multiply.outer(mean, uneven) for mean in means)
+    return Spread(-np.sqrt(square), *variances)
+
+
+@pytest.mark.parametrize("epsilon", [0.7, 0.3, 0.033, 0.01])
+def test_the_depth_is_the_least_from_which_on_networks_are_within_epsilon(epsilon):
+    # The last two: a first layer that dominates, and a distance that rises from depth 2 to 4.
+    found = spread_of(np.array([1.0, 0.021, 1e-4, 1.0]), np.array([0.8, 0.021, 3.0, 0.0]))
+    least, depths = found.depth(epsilon), np.arange(2, 11_000)
+    rms = lambda values: np.sqrt(np.mean(values**2, axis=(1, 2)))  # noqa: E731
+    distances = np.stack([rms(found.std(depth)) for depth in depths]) / rms(found.prediction)
+    beyond = [depths[far] for far in (distances > epsilon).T]
+    expected = [far[-1] + 1 if far.size else 2 for far in beyond]
+    np.testing.assert_array_equal(least, expected)
+    assert least.shape == (4,) and least.dtype.kind == "i"
+    one = spread_of(0.021, 0.021).depth(epsilon)
+    assert type(one) is int and one == expected[1]
+
+
+def test_the_depth_of_exact_networks_is_two_and_of_others_finite():
+    assert spread_of(0.0, 0.0, prediction=0.0).depth(0.01) == 2  # at t = 0 all outputs are 0
+    assert spread_of(1.0, 1.0).depth(1e-3) == 10**6 - 1  # epsilon^2 L^2 >= L - 1
+    np.testing.assert_allclose(spread_of(1.0, 1.0).depth(1e-7), 1e14)
+    for found, epsilon in (
+        (spread_of(1.0, 1.0), 1e-9),
+        (spread_of(1.0, 1.0, prediction=0.0), 0.1),
+        *((spread_of(1.0, 1.0), bad) for bad in (0.0, -1.0, math.nan, math.inf, True, "1%")),
+    ):
+        with pytest.raises(InputError, match=r"^epsilon: expected .*, got [^\n]*$"):
+            found.depth(epsilon)
+
+
+def test_linear_networks_of_sobol_units_come_nearer():
+    *data, x = problem("mlp")
+    ask = partial(linear_predictions, *data, x, 50.0, depth=34, scale=math.inf, draws=8)
+    limit = initialization_spread(*data, x, 50.0, samples=2).prediction
+    distance = lambda drawn: np.sqrt(np.mean((drawn - limit) ** 2))  # noqa: E731
+    assert distance(ask(features="sobol")) < 0.6 * distance(ask())
+
+
 @pytest.fixture(scope="module", params=["cnn"])  # MLPs: tests/experiments/test_limit_convergence.py
 def trained(request):
     """(problem, drawn units by trial, trained outputs [trials, n, d_out])."""
@@ -164,6 +208,7 @@ def test_bad_arguments_are_named():
         (partial(linear_predictions, x_train, y, x, depth=1), "depth"),
         (partial(linear_predictions, x_train, y, x, depth=5, scale=-1.0), "scale"),
         (partial(linear_predictions, x_train, y, x, depth=5, draws=0), "draws"),
+        (partial(linear_predictions, x_train, y, x, depth=5, features="halton"), "features"),
         (lambda: ask(1.0, samples=50).std(1), "depth"),
     ):
         with pytest.raises(InputError, match=name):
