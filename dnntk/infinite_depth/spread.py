@@ -99,7 +99,7 @@ class Spread:
         epsilon = number_within("epsilon", epsilon, valid, "a finite number above 0")
         sizes = self.layer_variance, self.first_variance, self.prediction**2
         each = zip(*(np.atleast_1d(np.mean(size, axis=(-2, -1))) for size in sizes), strict=True)
-        found = [_least_depth(*map(float, one), epsilon) for one in each]
+        found = [_least_depth(epsilon, *map(float, one)) for one in each]
         return np.array(found) if self.prediction.ndim > 2 else found[0]
 
 
@@ -385,7 +385,7 @@ def _checked_depth(depth: int) -> int:
     return depth
 
 
-def _least_depth(layer: float, first: float, square: float, epsilon: float) -> int:
+def _least_depth(epsilon: float, layer: float, first: float, square: float) -> int:
     """The least depth from which on (depth - 2) layer + first <= epsilon^2 square depth^2."""
     allowed = epsilon**2 * square
     within = lambda depth: (depth - 2) * layer + first <= allowed * depth**2  # noqa: E731
