@@ -38,12 +38,12 @@ def convergence_figure(
         left.plot([], [], color=color, **named)
         right.plot([], [], color=color, linestyle=":", label=named["label"] + ", $t = 0$")
         right.plot([], [], color=color, label=named["label"] + ", trained")
-    left.plot(angles, target, "--", color=BLACK, label="target $x_1 x_2$")
+    left.plot(angles, target, "--", color=BLACK, label=r"target $\cos\gamma\,\sin\gamma$")
     right.plot(angles, limit, "--", color=BLACK, linewidth=1.8, label=r"limit $L = \infty$")
     left.set_ylabel("$f(x)$")
     right.set_ylabel(r"scaled NTK $\tilde\Theta^L(x_0, x)$")
     for axes in (left, right):
-        axes.set_xlabel(r"angle $\gamma$ of $x = (\cos\gamma, \sin\gamma)$ (radians)")
+        axes.set_xlabel(r"angle $\gamma$ of $x$ on the arc (radians)")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     trials = next(iter(runs.values()))["kernel"].shape[1]
@@ -54,17 +54,18 @@ def convergence_figure(
 def rates_figure(
     points: Sequence[tuple[str, int, dict[str, np.ndarray]]],
     fits: dict[str, dict[str, Any]],
-    constant: float,
+    rules: tuple[float, float],
     psi_2_depth: int,
 ) -> "Figure":
     """Rates against depth for both rules of C: every trial, the fitted powers, theory's power.
 
-    ``points``: (rule, depth, {quantity: values [trials]}); ``fits``: {rule: {quantity: fit}}.
+    ``points``: (rule, depth, {quantity: values [trials]}); ``fits``: {rule: {quantity: fit}};
+    ``rules``: the power of depth that C is by the first rule, and C by the second.
     """
     figure = new_figure(10.0, 7.6)
     styles = {
-        "growing": (BLUE, "o", "$C = L^{2.2}$"),
-        "constant": (ORANGE, "s", f"$C = {constant:g}$"),
+        "growing": (BLUE, "o", f"$C = L^{{{rules[0]:g}}}$"),
+        "constant": (ORANGE, "s", f"$C = {rules[1]:g}$"),
     }
     for axes, (quantity, label) in zip(
         figure.subplots(2, 2).flat, RATE_PANELS.items(), strict=True

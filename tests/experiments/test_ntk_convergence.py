@@ -8,14 +8,22 @@ import numpy as np
 import processes
 import pytest
 
-from dnntk import DeepNarrowMLP, InputError, empirical_ntk, figures, kernel, load_dataset
+from dnntk import (
+    DeepNarrowMLP,
+    InputError,
+    empirical_ntk,
+    figures,
+    kernel,
+    load_dataset,
+)
 from dnntk.experiments import ntk_convergence, rates
-from dnntk.experiments.ntk_convergence import ConvergenceConfig, converge, record_steps
+from dnntk.experiments.experiment_folder import ExperimentFolder
+from dnntk.experiments.ntk_convergence import ConvergenceConfig, arc, converge, record_steps
 from dnntk.training.ensemble import Ensemble
 
 SMALL = ConvergenceConfig(
     depths=(6,),
-    scale=20.0,
+    scale=(20.0,),
     trials=2,
     steps=5,
     sweep_depths=(4,),
@@ -72,6 +80,52 @@ def test_records_are_the_networks_own(small):
     assert psi_2.shape == (2, 2) and (psi_2 > 0).all()
 
 
+def image_kernel(units, x0, x, scale):
+    """A CNN's kernel at initialization, layer by layer in NumPy: the output reads sums of images.
+
+    ``units``: filter [3, 3] and bias of each hidden layer's random channel, both over C.
+    """
+
+    def windows(images):
+        padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+        height, width = images.shape[1:]
+        return np.stack([padded[:, i : i + height, j : j + width] for i, j in np.ndindex(3, 3)])
+
+    def sums(images):
+        return windows(images).mean((2, 3))  # [shifts, n]
+
+    total = (sums(x0).T @ sums(x) + 1) / scale**2  # the first layer reads x, not C x
+    for drawn, bias in units:
+        randoms = [
+            np.maximum(np.einsum("s,snhw->nhw", drawn.ravel(), windows(at)) + bias, 0)
+            for at in (x0, x)
+        ]
+        pairs = [(x0, x), randoms, (np.ones_like(x0), np.ones_like(x))]
+        total = total + sum(sums(a).T @ sums(b) for a, b in pairs) + 1 / scale**2
+    return total / (len(units) + 1)
+
+
+def test_a_cnn_s_kernel_is_followed_on_an_arc_of_images():
+    angles, *data = arc("cnn")
+    x0, x, y = (a.astype(float) for a in data)
+    assert (x > 0).all() and x.shape == (len(angles), 4, 4, 1)  # positive, as the theorems ask
+    assert np.abs(x[np.abs(angles - np.pi / 4).argmin()] - x0).max() < 0.05 * x0.max()
+    np.testing.assert_allclose(y[:, 0], np.sin(angles) * np.cos(angles), rtol=1e-6)
+    config = ConvergenceConfig(arch="cnn", depths=(4,), scale=(9.0,), trials=1, sweep_depths=())
+    folder = ExperimentFolder("ntk_convergence", {}, None)
+    with jax.enable_x64(True):
+        run = ntk_convergence._Run(*ntk_convergence.settings(config), config, folder, [x0, x, y], 0)
+        params, frozen = run.ensemble.init(0)
+        records = run._empty()
+        run._record(records, 1, params, params, frozen)
+        first, middle = jax.device_get((frozen["initial"]["first"], frozen["initial"]["middle"]))
+    drawn = [(first["kernel"][0] / 9, first["bias"].item())]
+    drawn += [(middle["kernel"][0, i], middle["bias"][0, i].item()) for i in range(2)]
+    expected = image_kernel(drawn, x0[..., 0], x[..., 0], 9.0)[0]
+    np.testing.assert_allclose(records["kernel"][1, 0], expected, rtol=1e-10)
+    assert records["sign_changes"][1] == 0 < records["gamma"][1]
+
+
 def test_a_run_that_was_cut_off_resumes_to_the_same_bits(small, tmp_path, monkeypatch):
     _, whole = small
     monkeypatch.setattr(ntk_convergence, "SECONDS_A_CHECKPOINT", 0.0)
@@ -116,6 +170,13 @@ def test_records_are_at_powers_of_two_and_the_end():
     assert record_steps(2000)[-2:] == [1024, 2000]
 
 
+def test_c_is_one_for_all_depths_or_one_a_depth_or_a_power_of_depth():
+    config = ConvergenceConfig(depths=(10, 100), sweep_depths=(100,), sweep_power=1.5)
+    assert [s.scale for s in ntk_convergence.settings(config)] == [0.05, 5.0, 1000.0, 5.0]
+    assert dataclasses.replace(config, scale=(7,)).scales == [7.0, 7.0]
+    assert dataclasses.replace(config, scale=(7, 8)).scales == [7.0, 8.0]
+
+
 def test_rates_are_fitted_by_rule_and_only_where_no_value_is_missing():
     config = ConvergenceConfig(sweep_depths=(10, 100, 1000))
     values = {}
@@ -137,7 +198,10 @@ def test_configurations_are_checked():
         ({"sweep_depths": (5, 5)}, "sweep_depths"),
         ({"trials": 0}, "trials must be"),
         ({"steps": 0}, "steps"),
-        ({"scale": -1.0}, "scale"),
+        ({"scale": (-1.0,)}, "scale"),
+        ({"scale": (5.0, 6.0, 7.0)}, "scale"),
+        ({"arch": "rnn"}, "arch"),
+        ({"sweep_power": 0.0}, "sweep_power"),
         ({"sweep_scale": 0.0}, "sweep_scale"),
         ({"rho": -1.0}, "rho"),
         ({"psi_2_depth": -1}, "psi_2_depth"),

@@ -30,7 +30,7 @@ def test_the_legend_counts_what_a_logarithmic_axis_cannot_show():
     fit = {"factor": 1.0, "exponent": -0.5, "low": -0.6, "high": -0.4}
     fits = {rule: dict.fromkeys(RATE_PANELS, fit) for rule in ("growing", "constant")}
     fits["constant"] = fits["constant"] | {"growth": None}
-    figure = rates_figure(points, fits, 5.0, 100)
+    figure = rates_figure(points, fits, (2.2, 5.0), 100)
     names = {
         quantity: [text.get_text() for text in axes.get_legend().get_texts()]
         for quantity, axes in zip(RATE_PANELS, figure.axes, strict=True)
