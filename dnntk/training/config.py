@@ -26,6 +26,8 @@ DESCENTS = (
     *("yogi", "rmsprop", "adagrad", "lamb", "lion"),
 )
 OPTIMIZERS = (*DESCENTS, "kernel")
+# Those whose steps do not depend on the gradient's size, which falls as 1 / sqrt(depth).
+NORMALIZING = tuple(d for d in DESCENTS if d not in ("sgd", "yogi", "adagrad", "lamb"))
 # Optimizers with weight decay apart from the gradient.
 DECAYING = ("adamw", "nadamw", "lamb", "lion")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -43,8 +45,8 @@ DEFAULT_STEPS = 300
 DEFAULT_KERNEL_TIME = 1e4
 # What has no meaning where no steps of gradient descent are taken.
 _OF_DESCENT = (
-    *("momentum", "weight_decay", "sam_radius", "time_step", "lr", "schedule", "warmup", "steps"),
-    *("epochs", "batch_size", "shift", "eval_every", "checkpoint_every"),
+    *("momentum", "weight_decay", "sam_radius", "time_step", "lr", "depth_rate", "schedule"),
+    *("warmup", "steps", "epochs", "batch_size", "shift", "eval_every", "checkpoint_every"),
 )
 EVALUATIONS = 20
 EVALUATED_ON_THE_WAY = 2048
@@ -78,11 +80,11 @@ class TrainConfig:
         parametrization: form to compute in, "ntk" or "standard".
         optimizer: one of `OPTIMIZERS`. "kernel" finds the weights of gradient flow at ``time`` in
             closed form, as `dnntk.solve` does; sgd follows kernel time in steps; the others need
-            ``lr`` and have no kernel time.
+            ``lr`` or ``depth_rate`` and have no kernel time.
         momentum: momentum of sgd, in [0, 1).
-        weight_decay: part of its value, times the learning rate, that a parameter loses in a step:
-            towards the initial network in the ntk parametrization, towards 0 in the standard one.
-            Only for `DECAYING`; None is the optimizer's own default.
+        weight_decay: part of its value, times ``lr`` or ``depth_rate``, that a parameter loses in a
+            step: towards the initial network in the ntk parametrization, towards 0 in the standard
+            one. Only for `DECAYING`; None is the optimizer's own default.
         sam_radius: radius of sharpness-aware minimization (Foret et al. 2021), for any optimizer
             but sgd: a step takes its gradient this far uphill from the parameters, which costs a
             second gradient. Measured in the parametrization's own parameters, over all layers
@@ -90,6 +92,9 @@ class TrainConfig:
         time_step: kernel time of a step; None is a safe fraction of 2 / lambda_max.
         lr: raw learning rate, instead of ``time_step``: on the thesis's matrices for sgd, on the
             parametrization's own parameters for the other optimizers.
+        depth_rate: learning rate times sqrt(depth), instead of ``lr``: one value for all depths at
+            one scale C. Only in the ntk parametrization, and for optimizers that divide a gradient
+            by its size (`NORMALIZING`); sgd's ``time_step`` serves all depths as it is.
         schedule: factor of the step size during the run: "constant" is 1; "cosine" and "linear"
             fall from 1 to 0.
         warmup: steps at the start over which the step size rises from 0.
@@ -136,6 +141,7 @@ class TrainConfig:
     sam_radius: float = 0.0
     time_step: float | None = None
     lr: float | None = None
+    depth_rate: float | None = None
     schedule: str = "constant"
     warmup: int = 0
     steps: int | None = None
@@ -161,7 +167,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
-        for name in ("time_step", "lr", "time"):
+        for name in ("time_step", "lr", "depth_rate", "time"):
             value = getattr(self, name)
             if name == "time" and value == math.inf and self.optimizer == "kernel":
                 continue
@@ -225,8 +231,11 @@ class TrainConfig:
             raise InputError(f"ridge: expected a finite number >= 0, got {self.ridge}")
 
     def _check_optimizer(self) -> None:
-        if self.lr is not None and self.time_step is not None:
-            raise InputError("lr, time_step: expected at most one of them, got both")
+        rates = [name for name in ("lr", "time_step", "depth_rate") if getattr(self, name)]
+        if len(rates) > 1:
+            raise InputError(f"{', '.join(rates)}: expected at most one of them, got several")
+        if self.depth_rate is not None:
+            self._check_depth_rate()
         if self.weight_decay is not None:
             if self.optimizer not in DECAYING:
                 raise InputError(
@@ -249,7 +258,7 @@ class TrainConfig:
         if self.optimizer != "sgd":
             if self.momentum:
                 raise InputError(f"momentum: only optimizer=sgd takes it, got {self.optimizer}")
-            if self.lr is None:
+            if self.lr is None and self.depth_rate is None:
                 raise InputError(f"lr: optimizer={self.optimizer} needs it, got none; try lr=0.001")
             if self.time is not None:
                 raise InputError(
@@ -261,6 +270,19 @@ class TrainConfig:
             raise InputError(
                 f"time: expected schedule=constant without warmup, got schedule={self.schedule}, "
                 f"warmup={self.warmup}; give steps or epochs"
+            )
+
+    def _check_depth_rate(self) -> None:
+        if self.optimizer not in NORMALIZING:
+            instead = "time_step, which serves all depths" if self.optimizer == "sgd" else "lr"
+            raise InputError(
+                f"depth_rate: expected optimizer={'|'.join(NORMALIZING)}, got {self.optimizer}; "
+                f"give {instead}"
+            )
+        if self.parametrization != "ntk":
+            raise InputError(
+                f"depth_rate: expected parametrization=ntk, got {self.parametrization}; give "
+                "lr = depth_rate / (depth C), which is the same step"
             )
 
     @property
@@ -327,16 +349,7 @@ class TrainConfig:
                 "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
             )
         # Fields that earlier versions did not have.
-        added = (
-            "schedule",
-            "warmup",
-            "mesh",
-            "shift",
-            "features",
-            "random_units",
-            "ridge",
-            "offset",
-        )
+        added = "schedule warmup mesh shift features random_units ridge offset depth_rate".split()
         content = {name: getattr(cls, name) for name in added} | content
         try:
             values = {field.name: content[field.name] for field in dataclasses.fields(cls)}

@@ -1,5 +1,7 @@
 """A run's optimizer, from optax."""
 
+import inspect
+import math
 from typing import Any, cast
 
 import jax
@@ -7,7 +9,7 @@ import optax
 import optax.contrib
 
 from dnntk.training import gradient_flow
-from dnntk.training.config import TrainConfig
+from dnntk.training.config import DECAYING, TrainConfig
 from dnntk.training.plan import schedule_of
 
 __all__ = ["optimizer_of"]
@@ -37,8 +39,13 @@ def _optimizer_of(config: TrainConfig, rate: float, steps: int) -> optax.Gradien
         over_time = lambda count: rate * factor(count)  # noqa: E731
     if config.optimizer == "sgd":
         return optax.sgd(over_time, momentum=config.momentum or None)
+    make = getattr(optax, config.optimizer)
     more = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    made = getattr(optax, config.optimizer)(over_time, **more)
+    if config.depth_rate is not None and config.optimizer in DECAYING:
+        # optax multiplies it by the learning rate, the configuration by ``depth_rate``.
+        default = inspect.signature(make).parameters["weight_decay"].default
+        more = {"weight_decay": more.get("weight_decay", default) * math.sqrt(config.depth)}
+    made = make(over_time, **more)
     if not config.sam_radius:
         return cast(optax.GradientTransformation, made)
     # Not `optax.contrib.normalize`, which turns a gradient of 0 into nan.

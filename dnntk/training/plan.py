@@ -116,9 +116,13 @@ class Planner:
         if config.optimizer == "kernel":
             return self._closed_form()
         if config.optimizer != "sgd":
-            assert config.lr is not None
-            reason = f"none with {config.optimizer}, whose learning rate is {config.lr:g}"
-            return Plan(self._steps(None), config.lr, None, None, None, reason)
+            rate, said = config.lr, ""
+            if config.depth_rate is not None:
+                rate = config.depth_rate / math.sqrt(config.depth)
+                said = f" = depth_rate / sqrt(depth), depth_rate = {config.depth_rate:g} as given"
+            assert rate is not None
+            reason = f"none with {config.optimizer}, whose learning rate is {rate:.4g}{said}"
+            return Plan(self._steps(None), rate, None, None, None, reason)
         if config.time_step is not None:
             return self._sgd(config.time_step, None, f"{config.time_step:g} as given")
         if config.lr is not None:

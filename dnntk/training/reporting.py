@@ -68,7 +68,7 @@ def warn_of_vanished(config: TrainConfig, plan: Plan, found: Eigenvalue) -> None
 def say_done(summary: dict[str, Any], config: TrainConfig) -> None:
     """The run's last lines."""
     if not summary["learned"]:
-        larger = "a larger step or momentum" if config.optimizer == "sgd" else "another lr"
+        larger = "a larger step or momentum" if config.optimizer == "sgd" else "another rate"
         if config.optimizer == "kernel":
             larger = "less ridge"
         start = "" if config.init == "deep_narrow" else ", and init=deep_narrow"

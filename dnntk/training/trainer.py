@@ -324,8 +324,9 @@ class Run:
             return
         limit = self.plan.lambda_max
         advice = f"the stable limit was {2 / limit:.3g} at the start; " if limit else ""
-        rate, step_size = self.config.lr, self.plan.time_step
-        used = f"time_step {step_size:.3g}" if rate is None else f"lr {rate:.3g}"
+        given = {name: getattr(self.config, name) for name in ("lr", "depth_rate")}
+        sizes = given | {"time_step": self.plan.time_step}
+        used = next(f"{name} {size:.3g}" for name, size in sizes.items() if size is not None)
         kept = f"; the last good checkpoint stays in {self.folder.path}" if self.folder else ""
         raise Diverged(
             f"the loss went from {first:.3g} to {loss:.3g} at step {step}: lower the {used} "

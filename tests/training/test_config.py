@@ -16,7 +16,7 @@ def test_configurations_survive_json(value):
 
 def test_runs_of_earlier_versions_have_a_gaussian_unit_a_layer():
     content = TrainConfig(depth=7).to_json()
-    del content["features"], content["random_units"]
+    del content["features"], content["random_units"], content["depth_rate"]
     earlier = TrainConfig(depth=7, features="gaussian", random_units=1)
     assert TrainConfig.from_json(content) == earlier
 
@@ -47,4 +47,22 @@ def test_weight_decay_is_for_those_who_have_it(fields):
 def test_a_sharpness_radius_is_a_length_and_not_for_kernel_time(fields):
     with pytest.raises(dnntk.InputError, match="^sam_radius") as error:
         TrainConfig(**fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "^depth_rate: .*adam.*got sgd; give time_step"),
+        ({"optimizer": "yogi"}, "^depth_rate: .*got yogi; give lr"),
+        ({"optimizer": "adam", "lr": 0.1}, "^lr, depth_rate: expected at most one"),
+        ({"optimizer": "adam", "time_step": 0.1}, "^time_step, depth_rate: expected at most one"),
+        ({"optimizer": "adam", "parametrization": "standard"}, "^depth_rate: .*parametrization"),
+        ({"optimizer": "adam", "depth_rate": float("inf")}, "^depth_rate: .*finite"),
+        ({"optimizer": "kernel"}, "^depth_rate: no effect on optimizer=kernel"),
+    ],
+)
+def test_a_rate_for_all_depths_is_for_normalized_gradients(fields, message):
+    with pytest.raises(dnntk.InputError, match=message) as error:
+        TrainConfig(**{"depth_rate": 0.01} | fields)
     assert "\n" not in str(error.value)
