@@ -29,13 +29,13 @@ from dnntk.runtime import processes
 __all__ = ["CHECKSUMS", "Checkpoints", "memory_to_write"]
 
 CHECKSUMS = "checksums.json"
-# Arrays are written and read in pieces of at most this many bytes, in files of at most twice as
-# many: orbax holds a file in memory before it writes it.
-_PIECE = 1 << 26
+# Arrays are written and read in pieces of at most this many bytes, in files of at most two pieces:
+# orbax holds a file in memory before it writes it. Pieces may be smaller by `_MOST_CUTS`.
+_PIECE, _MOST_CUTS = 1 << 26, 64
 # Most bytes of the list of files; most bytes of arrays for each byte in files.
 _MOST_CHECKSUMS, _MOST_EXPANSION = 1 << 22, 1000
 # Bytes that writing takes beside the state, and keeps for the next checkpoint: per byte of the
-# state, and at most. Measured on states of 20 to 1,400 MB.
+# state, and at most with pieces of `_PIECE`. Measured on states of 20 to 1,400 MB.
 _MEMORY_A_BYTE, _MOST_MEMORY = 1.5, 950_000_000
 # Where Linux lists a process's open files and folders.
 _OPEN_FILES = Path("/proc/self/fd")
@@ -43,9 +43,12 @@ _OPEN_FILES = Path("/proc/self/fd")
 _PATTERN = frozenset("*?[]\\")
 
 
-def memory_to_write(state_bytes: int) -> int:
+def memory_to_write(state: Any) -> int:
     """About how many bytes of memory writing a state takes, beside the state itself."""
-    return int(min(_MEMORY_A_BYTE * state_bytes, _MOST_MEMORY))
+    arrays = jax.tree.leaves(state)
+    pieces = max(map(_piece_bytes, arrays)) / _PIECE
+    size = sum(a.size * a.dtype.itemsize for a in arrays)
+    return int(min(_MEMORY_A_BYTE * size, _MOST_MEMORY * pieces))
 
 
 class Checkpoints:
@@ -316,11 +319,25 @@ def _in_pieces(state: Any) -> ocp.args.PyTreeSave:
             return a
         return jax.device_put(a, cpu, may_alias=True)
 
+    pieces = jax.tree.map(_piece_bytes, state)
     return ocp.args.PyTreeSave(
         jax.tree.map(shared, state),
-        save_args=jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_PIECE), state),
-        ocdbt_target_data_file_size=2 * _PIECE,
+        save_args=jax.tree.map(lambda size: ocp.SaveArgs(chunk_byte_size=size), pieces),
+        ocdbt_target_data_file_size=2 * max(jax.tree.leaves(pieces)),
     )
+
+
+def _piece_bytes(a: Any) -> int:
+    """Most bytes of a piece of an array: `_PIECE`, or more if its longest axis cannot be cut so.
+
+    Orbax cuts an axis into equal parts only: 9,999,998 = 2 x 4,999,999 layers, given `_PIECE`, into
+    4,999,999 pieces, which take 20 GB to write. Two are better than pieces of a few bytes.
+    """
+    size = a.size * a.dtype.itemsize
+    fewest = max(1, math.ceil(size / _PIECE))
+    counts = *range(fewest, _MOST_CUTS * fewest), *range(fewest, 0, -1)
+    count = next(count for count in counts if max(a.shape, default=1) % count == 0)
+    return max(_PIECE, int(size // count))
 
 
 def _as_numpy(arrays: Any, like: Any = None) -> ocp.args.PyTreeRestore:

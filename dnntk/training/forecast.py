@@ -311,7 +311,7 @@ class _Calibration:
         step = gradient_flow.make_step(self.model, optimizer, self.mesh)
         step_bytes = bytes_of(step, state, frozen, self.batch)
         kept = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves((state, frozen)))
-        peak_bytes = step_bytes + memory_to_write(kept)
+        peak_bytes = step_bytes + memory_to_write((state, frozen))
         if self.planner.chooses_step:
             product = kernel_product(self.model, params, frozen, self.mesh)
             peak_bytes = max(peak_bytes, bytes_of(product, params, frozen, *self.batch))

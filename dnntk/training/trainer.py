@@ -241,10 +241,10 @@ class Run:
         log.info("compiled: the training step, %.1f s", self.compile_seconds)
         params, x = self.state.params, self.dataset.x_train[: self.batch_size]
         need = gradient_flow.step_bytes(self.step, self.model, params, x, self.mesh)
-        sizes = [a.nbytes for a in jax.tree.leaves((self.state, self.frozen))]
-        total = max(resident_bytes() - sum(sizes), 0) + need
+        kept = self.state, self.frozen
+        total = max(resident_bytes() - sum(a.nbytes for a in jax.tree.leaves(kept)), 0) + need
         if self.folder:
-            total += memory_to_write(sum(sizes))
+            total += memory_to_write(kept)
         log.info("memory: about %.2f GB expected at the peak", total / 1e9)
 
     def _batch(self, chosen: np.ndarray, step: int | None = None) -> placement.Batch:

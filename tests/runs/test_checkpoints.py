@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import random
 import shutil
 import threading
@@ -71,6 +72,17 @@ def test_large_arrays_are_written_in_pieces(tmp_path, monkeypatch):
         assert all(np.array_equal(read[name], state[name]) for name in state)
     largest = max(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file())
     assert largest < state["large"].nbytes / 2
+
+
+def test_layers_in_number_twice_a_prime_are_not_written_in_as_many_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_PIECE", 1 << 14)
+    state = {"layers": np.arange(2 * 1999 * 16, dtype=np.float32).reshape(-1, 4, 4)}
+    with Checkpoints(tmp_path) as kept:
+        kept.save(1, state)
+        np.testing.assert_array_equal(kept.newest()["layers"], state["layers"])
+    (described,) = tmp_path.rglob("array_metadatas/process_0")
+    (entry,) = json.loads(described.read_bytes())["array_metadatas"]
+    assert entry["array_metadata"]["chunk_shape"] == [1999, 4, 4]
 
 
 DAMAGES = ("flip", "cut", "grow", "lose", "add", "link")
