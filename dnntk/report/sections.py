@@ -32,6 +32,8 @@ CAPTIONS = {
     "figure_4_1": "Figure 4.1: trained networks, and their kernels before and after training",
     "shares": "Shares that layers have in the output",
     "rates": "Rates of convergence with depth",
+    "depth_transfer_mlp": "MLPs of many depths at constant C: loss curves, rates, distances",
+    "depth_transfer_cnn": "CNNs of many depths at constant C: loss curves, rates, distances",
     "features": "Distance from the limit against depth for each draw of the random units",
     "limit_convergence": "Distance of trained networks from their limit against depth",
     "scores": "Training loss and held-out accuracy against depth, beside the limit",

@@ -26,6 +26,7 @@ WRONG = {
     "accumulation.py": "--dataset=mnist --data_dir=nowhere",
     "benchmark.py": "--benchmarks=none",
     "depth_or_width.py": "--data_dir=nowhere --datasets=mnist",
+    "depth_transfer.py": "--tune_depth=31",
     "errata.py": "--depth=1",
     "features.py": "--trained=20",
     "initialization.py": "--kernel_size=2",
@@ -117,8 +118,9 @@ def test_a_full_help_is_there_too(tmp_path):
 
 
 def test_without_flags_a_configuration_has_its_own_defaults(tmp_path):
-    configured = "accumulation depth_or_width errata features initialization limit_convergence"
-    scripts = f"{configured} ntk_convergence predict train trainability".split()
+    configured = "accumulation depth_or_width depth_transfer errata features initialization"
+    others = "limit_convergence ntk_convergence predict train trainability"
+    scripts = f"{configured} {others}".split()
     cases = {script: [f"{script}.py"] for script in scripts}
     for script, done in command_lines.outcomes(None, cases, tmp_path, DEFAULTS).items():
         assert done.returncode == 0 and done.stdout.endswith("Config\n"), (script, done.stderr)
