@@ -100,7 +100,7 @@ measured = jax.jit(measure, static_argnums=0)
 
 @pytest.mark.parametrize(
     ("d_out", "parametrization", "arch"),
-    [(1, "ntk", "mlp"), (3, "standard", "mlp"), (2, "ntk", "cnn")],
+    [(3, "standard", "mlp"), (1, "ntk", "cnn")],
 )
 def test_agrees_with_section_3_3_term_by_term(d_out, parametrization, arch, x64):
     model, variables, trained, x = case(d_out, parametrization, arch=arch)

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
-__all__ = ["fit_power", "fit_trials", "fits", "means", "quantities"]
+__all__ = ["fit_counts", "fit_power", "fit_powers", "fit_trials", "fits", "means", "quantities"]
 
+LARGEST_LOG = 300.0  # above this exp would overflow
 QUANTITIES = ("deviation", "movement", "sign_changes", "growth")
 
 
@@ -52,17 +53,76 @@ def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
 
     Ordinary least squares on logarithms, with the 95% interval of Student's t.
     """
-    if len({depth for depth, _ in points}) < 3:
+    depths, values = np.array(points, dtype=float).T
+    found = fit_powers({"depth": depths}, values)
+    return None if found is None else found["depth"] | {"factor": found["factor"]}
+
+
+def fit_powers(variables: dict[str, np.ndarray], values: np.ndarray) -> dict[str, Any] | None:
+    """Fit value = factor * product of powers of the variables, as `fit_power` does for one.
+
+    Args:
+        variables: {name: [n]}, positive numbers.
+        values: [n], positive.
+
+    Returns:
+        {name: {"exponent", "low", "high"}} and "factor"; None if a variable has fewer than three
+        values, or is a product of powers of the others.
+    """
+    if (design := _design(variables)) is None:
         return None
-    depths, values = np.log10(np.array(points, dtype=float)).T
-    line = stats.linregress(depths, values)
-    half_width = stats.t.ppf(0.975, len(points) - 2) * line.stderr
-    return {
-        "exponent": float(line.slope),
-        "low": float(line.slope - half_width),
-        "high": float(line.slope + half_width),
-        "factor": float(10**line.intercept),
+    inverse, logs = np.linalg.pinv(design), np.log(values)
+    powers = inverse @ logs
+    variance = np.sum((logs - design @ powers) ** 2) / (len(values) - design.shape[1])
+    return _with_intervals(variables, powers, variance * np.sum(inverse**2, axis=1), len(values))
+
+
+def fit_counts(variables: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, Any] | None:
+    """As `fit_powers`, of the means of counts, which may be 0.
+
+    Poisson regression; the intervals are for the dispersion that is seen, if it is larger than
+    Poisson's. None also if the counts
+    at all but one value of a variable are 0.
+    """
+    design, seen = _design(variables), counts > 0
+    if design is None or any(len(np.unique(at[seen])) < 2 for at in variables.values()):
+        return None
+
+    def loss(powers: np.ndarray) -> tuple[float, np.ndarray]:
+        logs = design @ powers
+        expected = np.exp(np.minimum(logs, LARGEST_LOG))
+        return float(np.sum(expected - counts * logs)), design.T @ (expected - counts)
+
+    start = np.linalg.lstsq(design, np.log(counts + 0.5), rcond=None)[0]
+    powers = optimize.minimize(loss, start, jac=True, method="BFGS").x
+    expected = np.exp(design @ powers)
+    dispersion = np.sum((counts - expected) ** 2 / expected) / (len(counts) - design.shape[1])
+    covariance = np.linalg.pinv(design.T @ (expected[:, None] * design))
+    variances = max(1.0, dispersion) * np.diag(covariance)
+    return _with_intervals(variables, powers, variances, len(counts))
+
+
+def _design(variables: dict[str, np.ndarray]) -> np.ndarray | None:
+    """[n, 1 + variables], 1 and the logarithms; None if they determine no powers."""
+    columns = [np.log(at.astype(float)) for at in variables.values()]
+    design = np.stack([np.ones_like(columns[0]), *columns], axis=1)
+    few = any(len(np.unique(column)) < 3 for column in columns)
+    return None if few or np.linalg.matrix_rank(design) < design.shape[1] else design
+
+
+def _with_intervals(
+    names: Iterable[str], powers: np.ndarray, variances: np.ndarray, count: int
+) -> dict[str, Any]:
+    half_widths = stats.t.ppf(0.975, count - len(powers)) * np.sqrt(variances)
+    found: dict[str, Any] = {
+        name: {
+            "exponent": float(power),
+            "low": float(power - half_width),
+            "high": float(power + half_width),
+        }
+        for name, power, half_width in zip(names, powers[1:], half_widths[1:], strict=True)
     }
+    return found | {"factor": float(np.exp(powers[0]))}
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, float | None]:

@@ -36,6 +36,7 @@ CAPTIONS = {
     "depth_transfer_cnn": "CNNs of many depths at constant C: loss curves, rates, distances",
     "features": "Distance from the limit against depth for each draw of the random units",
     "limit_convergence": "Distance of trained networks from their limit against depth",
+    "regimes": "What moves in training against C at each depth, with the predicted powers",
     "scores": "Training loss and held-out accuracy against depth, beside the limit",
     "parallel_depth": "Modelled time of all layers at once, and layer by layer",
 }
@@ -50,6 +51,7 @@ OWN_FIELDS = {
     "initialization": {"channels", "d_in", "depth"},
     "limit_convergence": {"draws", "depths"},
     "ntk_convergence": {"sweep_depths", "depths"},
+    "regimes": {"fit_from", "records"},
     "trainability": {"preset", "archs"},
 }
 

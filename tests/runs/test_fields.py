@@ -18,12 +18,13 @@ from dnntk.experiments.features_config import FeaturesConfig
 from dnntk.experiments.initialization import InitializationConfig
 from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.ntk_convergence import ConvergenceConfig
+from dnntk.experiments.regimes_config import RegimesConfig
 from dnntk.experiments.trainability_config import TrainabilityConfig
 from dnntk.infinite_depth.config import PredictConfig
 
 CONFIGS = (
     *(TrainConfig, PredictConfig, AccumulationConfig, DepthOrWidthConfig, ErrataConfig),
-    FeaturesConfig,
+    *(FeaturesConfig, RegimesConfig),
     *(InitializationConfig, LimitConfig, ConvergenceConfig, TrainabilityConfig),
 )
 

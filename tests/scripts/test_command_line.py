@@ -35,6 +35,7 @@ WRONG = {
     "parallel_depth.py": "--scales=few",
     "plan_gram.py": "--nodes=0",
     "predict.py": "--train_examples=999",
+    "regimes.py": "--depths=2",
     "report.py": "--runs=nowhere",
     "soak.py": "--meshes=rows:2",
     "train.py": "--pool=3",
@@ -119,7 +120,7 @@ def test_a_full_help_is_there_too(tmp_path):
 
 def test_without_flags_a_configuration_has_its_own_defaults(tmp_path):
     configured = "accumulation depth_or_width depth_transfer errata features initialization"
-    others = "limit_convergence ntk_convergence predict train trainability"
+    others = "limit_convergence ntk_convergence predict regimes train trainability"
     scripts = f"{configured} {others}".split()
     cases = {script: [f"{script}.py"] for script in scripts}
     for script, done in command_lines.outcomes(None, cases, tmp_path, DEFAULTS).items():
