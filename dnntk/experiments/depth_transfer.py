@@ -76,9 +76,11 @@ class Curves:
     def distances(self) -> dict[int, np.ndarray]:
         """{depth: [trials]}: of outputs from the deepest networks' mean, over the mean's size.
 
-        Of the depths above the last one with as many trials.
+        Of the depths above the last one with as many trials; none of single networks.
         """
         trials = max(map(len, self.outputs.values()))
+        if trials == 1:
+            return {}
         *shallow, deepest = [depth for depth in self.outputs if len(self.outputs[depth]) == trials]
         mean = self.outputs[deepest].mean(axis=0)
         size = np.linalg.norm(mean)
@@ -285,7 +287,7 @@ class _Case:
         found["losses"] = np.stack([self._losses(run) for run in runs])
         return found | {
             "tuned": np.array(tuned),
-            "outputs": np.stack([run[-1, held_out] for run in runs]),
+            "outputs": np.stack([run[-1, held_out] for run in runs]).astype(np.float64),
         }
 
     def _losses(self, outputs: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ OWN: dict[str, dict[str, Any]] = {
         **{"deepest": 10_000, "examples": 64, "held_out": 32, "steps": 60},
         **{"rho": 1.0, "beta": 1.0},
         "time_steps": (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8),
-        "depth_rates": (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16),
+        "depth_rates": (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32),
     },
     "cnn": {
         **{"depths": (10, 18, 30, 56, 100, 300), "sweep_depth": 100, "trial_depth": 100},

@@ -1,4 +1,4 @@
-"""Four panels: curves of all depths, losses by rate, distances, and the deepest network."""
+"""Curves and losses by rate of each optimizer, all distances, and the deepest network."""
 
 from types import SimpleNamespace
 
@@ -28,18 +28,19 @@ def test_panels_show_every_depth_every_rate_and_the_power():
         kind=kinds[1].kind, rate=0.01, depths=(30, 1000), losses=np.ones((2, 5))
     )
     figure = depth_transfer_figure([*kinds, curves("adam", 1.0, "he_uniform")], deepest)
-    loss, sweep, distance, last = figure.axes
+    _, loss, _, sweep, distance, last = figure.axes
     lines = [line for line in loss.lines if line.get_linestyle() != "None"]
-    assert [line.get_ydata()[0] for line in lines] == [0.3, 0.3, 1.0]
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 3
+    assert [line.get_ydata()[0] for line in lines] == [0.3, 1.0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 2
     labels = [text.get_text() for text in sweep.get_legend().get_texts()]
-    assert labels == ["depth 10", "depth 30", "he_uniform, 10", "he_uniform, 30"]
+    assert labels == ["deep narrow, 10", "deep narrow, 30", "he uniform, 10", "he uniform, 30"]
     assert "adam" in sweep.get_title() and "$C$ = 1" in sweep.get_title()
     np.testing.assert_allclose(distance.lines[2].get_ydata(), [0.1, 1 / 30])
     assert any("-1.00" in text.get_text() for text in distance.get_legend().get_texts())
     assert "depth_rate = 0.01" in last.get_title()
 
 
-def test_a_run_without_a_deepest_network_has_three_panels():
+def test_a_run_of_one_optimizer_without_a_deepest_network_has_three_panels():
     figure = depth_transfer_figure([curves("sgd", 1.0)], None)
-    assert "time_step" in figure.axes[1].get_xlabel() and not figure.axes[3].axison
+    assert [axes.axison for axes in figure.axes] == [True, False, True, False, True, False]
+    assert "time_step" in figure.axes[2].get_xlabel()
