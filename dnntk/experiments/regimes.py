@@ -6,7 +6,8 @@ trains networks for a kernel time of order 1 at every depth and C, measures `QUA
 powers of L and C to each, so that one reads off what the kernel's invariance really takes.
 
 Everything is in float64 and the ntk form: a kernel of size 10 that moves by 1 / C = 1e-9 is not
-seen in float32, nor an input unit that moves by 1e-9 from C x in the literal form.
+seen in float32, nor an input unit that moves by 1e-9 from C x in the literal form. A random unit's
+state moves by 1 / C^2, which float64 resolves up to C of about 1e6; above, its movement is NaN.
 """
 
 import dataclasses
@@ -49,6 +50,8 @@ PREDICTED = {
     "gamma": (0, -1),
     "constant": (-1, 0),
 }
+# A random unit moves by less than its state's rounding times this: not a number.
+LEAST_ROUNDINGS = 50
 QUANTITIES = {
     "kernel_train": "largest relative movement of the kernel on the training examples",
     "kernel_test": "the same on held-out examples",
@@ -202,11 +205,14 @@ def quantities(run: dict[str, np.ndarray], depth: int, scale: float) -> dict[str
     areas = np.diff(time)[:, None] * (fourth[1:] + fourth[:-1]) / 2
     growth = gamma[1:] - gamma[0]
     constant = (growth / (depth / scale * np.cumsum(areas, axis=0))).max(0)
+    movement = dict(zip(lyapunov.UNITS, run["movement"].max(0).T, strict=True))
+    resolved = movement["random"] > LEAST_ROUNDINGS * np.finfo(float).eps * scale
+    movement["random"] = np.where(resolved, movement["random"], np.nan)
     return {
         "kernel_train": kernel_movement(slice(None, n)),
         "kernel_test": kernel_movement(slice(n, None)),
         "crossings": np.round(run["sign_changes"].max(0) * run["hidden"]),
-        **dict(zip(lyapunov.UNITS, run["movement"].max(0).T, strict=True)),
+        **movement,
         "distance": run["distance"].min((0, 2)),
         "gamma": (growth / gamma[0]).max(0),
         "constant": constant,

@@ -155,6 +155,9 @@ def test_quantities_are_the_largest_over_times():
     np.testing.assert_allclose(found["kernel_test"], [0.5, 2])
     np.testing.assert_allclose(found["crossings"], [2, 3])
     np.testing.assert_allclose(found["random"], [13, 16])
+    # At C = 1e16 a movement of 13 is one of the state's last digits.
+    np.testing.assert_array_equal(quantities(run, 8, 1e16)["random"], [np.nan, np.nan])
+    np.testing.assert_allclose(quantities(run, 8, 1e16)["input"], [12, 15])
     np.testing.assert_allclose(found["distance"], [4, 1])
     np.testing.assert_allclose(found["gamma"], [2, 0.25])
     # Integrals of Gamma^4 by trapezoids: 8.5, then 57 for the first network.
