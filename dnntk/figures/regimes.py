@@ -1,5 +1,6 @@
 """Figure of ``scripts/regimes.py``: what moves in training against C, a curve a depth."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,19 +13,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ROWS", "regimes_figure"]
 
-# Rows of panels: a label, and {quantity: (line style, its name)}. A title has the first's powers.
+# Rows of panels: a label, and {quantity: line style}. A panel's title has the first's powers.
 ROWS = {
-    "kernel's movement": {
-        "kernel_train": ("-", "training examples"),
-        "kernel_test": (":", "held out"),
-    },
-    "signs that change": {"crossings": ("-", "")},
-    r"$|f_t - f_0|$ and $|f_t|$": {
-        "output": ("-", "output moves"),
-        "random": ("--", "random unit moves"),
-        "distance": ("-.", "least distance to kink"),
-    },
-    r"$A$ of $\Gamma$'s bound": {"constant": ("-", "")},
+    "kernel's movement": {"kernel_train": "-", "kernel_test": ":"},
+    "signs that change": {"crossings": "-"},
+    r"$|f_t - f_0|$ and $|f_t|$": {"output": "-", "random": "--", "distance": "-."},
+    r"$A$ of $\Gamma$'s bound": {"constant": "-"},
+}
+LINES = {
+    "-": "training; output units",
+    ":": "held out",
+    "--": "random units",
+    "-.": "distance to kink",
 }
 SYMBOLS = {"depth": "L", "scale": "C"}
 TITLES = {"mlp": "MLP", "cnn": "CNN"}
@@ -45,23 +45,32 @@ def regimes_figure(found: dict[str, Any]) -> "Figure":
     for column, (arch, plane) in enumerate(found.items()):
         depths = np.unique(plane.depths)
         for axes, (label, quantities) in zip(panels[:, column], ROWS.items(), strict=True):
-            for quantity, (line, _) in quantities.items():
+            for quantity, line in quantities.items():
                 _curves(axes, plane, depths, quantity, line)
             log_scale(axes, "x", "y")
-            if "crossings" in quantities:
-                axes.set_ylim(bottom=LEAST_COUNT)
             axes.grid(alpha=0.3)
             axes.set_title(TITLES[arch] + _powers(plane, next(iter(quantities))), fontsize=11)
             if not column:
                 axes.set_ylabel(label, fontsize=11)
-                _name_lines(axes, quantities)
         _mark_conditions(panels[0, column], depths, plane.scales.max())
         panels[-1, column].set_xlabel("$C$", fontsize=11)
+    for axes, quantities in zip(panels[:, 0], ROWS.values(), strict=True):
+        if "crossings" in quantities:
+            axes.set_ylim(bottom=LEAST_COUNT)
     figure.suptitle("\n".join(_finding(*item) for item in found.items()), fontsize=10)
-    count = len(depths)
-    handles, names = (both[:count] for both in panels[0, 0].get_legend_handles_labels())
-    figure.legend(handles, names, loc="outside lower center", ncols=count, fontsize=10)
+    _legend(figure, panels[0, 0], len(depths))
     return figure
+
+
+def _legend(figure: "Figure", axes: "Axes", depths: int) -> None:
+    """Two rows, which matplotlib fills column by column: the depths, and the line styles."""
+    upper = list(zip(*axes.get_legend_handles_labels(), strict=True))[:depths]
+    lower = [(axes.plot([], [], line, color=BLACK)[0], name) for line, name in LINES.items()]
+    blank = (axes.plot([], [], " ")[0], "")
+    pairs = itertools.zip_longest(upper, lower, fillvalue=blank)
+    handles, names = zip(*itertools.chain.from_iterable(pairs), strict=True)
+    columns = max(len(upper), len(lower))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=8.5)
 
 
 def _curves(axes: "Axes", plane: Any, depths: np.ndarray, quantity: str, line: str) -> None:
@@ -74,13 +83,6 @@ def _curves(axes: "Axes", plane: Any, depths: np.ndarray, quantity: str, line: s
         axes.plot(scales, shown, linestyle=line, **style, label=name)
         if predicted is not None:
             axes.plot(scales, predicted[cells], "-", color=BLACK, linewidth=0.5)
-
-
-def _name_lines(axes: "Axes", quantities: dict[str, tuple[str, str]]) -> None:
-    named = {name: line for line, name in quantities.values() if name}
-    lines = [axes.plot([], [], linestyle=line, color=BLACK)[0] for line in named.values()]
-    if named:
-        axes.legend(lines, named, loc="lower left", fontsize=8, handlelength=2.4)
 
 
 def _mark_conditions(axes: "Axes", depths: np.ndarray, largest: float) -> None:
