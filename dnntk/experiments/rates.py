@@ -1,7 +1,7 @@
 """Section 5.1's test of the theorems: four measured quantities, each fitted as a power of depth."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def fits(runs: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, Any]:
     }
 
 
-def fit_trials(runs: Iterable[tuple[int, np.ndarray]]) -> dict[str, float] | None:
+def fit_trials(runs: Iterable[tuple[float, np.ndarray]]) -> dict[str, float] | None:
     """`fit_power` of runs (depth, a value per trial); None if any value is 0 or has diverged.
 
     Leaving such values out would bias the fit.
@@ -48,7 +48,7 @@ def fit_trials(runs: Iterable[tuple[int, np.ndarray]]) -> dict[str, float] | Non
     return fit_power(points) if all(0 < value < math.inf for _, value in points) else None
 
 
-def fit_power(points: list[tuple[int, float]]) -> dict[str, float] | None:
+def fit_power(points: Sequence[tuple[float, float]]) -> dict[str, float] | None:
     """Fit value = factor * depth^exponent; None for fewer than three depths.
 
     Ordinary least squares on logarithms, with the 95% interval of Student's t.

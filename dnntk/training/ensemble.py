@@ -85,6 +85,20 @@ class Ensemble:
         )
         return jax.jit(sharded, donate_argnums=0)
 
+    def one_by_one(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` of one trial's trees, of all trials, those of a device one after the other.
+
+        Trials may then take different numbers of steps.
+        """
+        mapped = jax.shard_map(
+            lambda *trees: lax.map(lambda args: function(*args), trees),
+            mesh=self.mesh,
+            in_specs=P("trials"),
+            out_specs=P("trials"),
+            check_vma=False,
+        )
+        return jax.jit(mapped)
+
     def measure(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` of one trial's trees, mapped over all trials on one device.
 

@@ -12,6 +12,7 @@ import pytest
 
 from dnntk import InputError, TrainConfig, load_dataset
 from dnntk.experiments.accumulation import AccumulationConfig
+from dnntk.experiments.catapult_config import CatapultConfig
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.errata import ErrataConfig
 from dnntk.experiments.features_config import FeaturesConfig
@@ -24,7 +25,7 @@ from dnntk.infinite_depth.config import PredictConfig
 
 CONFIGS = (
     *(TrainConfig, PredictConfig, AccumulationConfig, DepthOrWidthConfig, ErrataConfig),
-    *(FeaturesConfig, RegimesConfig),
+    *(CatapultConfig, FeaturesConfig, RegimesConfig),
     *(InitializationConfig, LimitConfig, ConvergenceConfig, TrainabilityConfig),
 )
 

@@ -25,6 +25,7 @@ WRONG = {
     "acceptance.py": "--checks=none",
     "accumulation.py": "--dataset=mnist --data_dir=nowhere",
     "benchmark.py": "--benchmarks=none",
+    "catapult.py": "--ratios=2,1",
     "depth_or_width.py": "--data_dir=nowhere --datasets=mnist",
     "depth_transfer.py": "--tune_depth=31",
     "errata.py": "--depth=1",
@@ -119,8 +120,8 @@ def test_a_full_help_is_there_too(tmp_path):
 
 
 def test_without_flags_a_configuration_has_its_own_defaults(tmp_path):
-    configured = "accumulation depth_or_width depth_transfer errata features initialization"
-    others = "limit_convergence ntk_convergence predict regimes train trainability"
+    configured = "accumulation catapult depth_or_width depth_transfer errata features"
+    others = "initialization limit_convergence ntk_convergence predict regimes train trainability"
     scripts = f"{configured} {others}".split()
     cases = {script: [f"{script}.py"] for script in scripts}
     for script, done in command_lines.outcomes(None, cases, tmp_path, DEFAULTS).items():

@@ -47,3 +47,16 @@ def test_an_ensemble_is_its_networks_trained_one_by_one(x64):
     np.testing.assert_allclose(losses[1], value, rtol=1e-10)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(one["params"]), strict=True):
         np.testing.assert_allclose(a[1], b, atol=1e-12)
+
+
+def test_trials_one_by_one_may_take_different_numbers_of_steps():
+    x = np.ones((2, 3), np.float32)
+    ensemble = Ensemble(DeepNarrowMLP(3, 1, 2.0), 4, x, x[:, :1])
+
+    def doubled(value, limit):
+        step = lambda carry: (carry[0] + 1, 2 * carry[1])  # noqa: E731
+        return jax.lax.while_loop(lambda carry: carry[1] < limit, step, (0, value))
+
+    limits = ensemble.put(jnp.array([1.0, 2.0, 9.0, 100.0]))
+    steps, values = ensemble.one_by_one(doubled)(ensemble.put(jnp.ones(4)), limits)
+    assert steps.tolist() == [0, 1, 4, 7] and values.tolist() == [1, 2, 16, 128]
