@@ -6,8 +6,8 @@ and may come back once the kernel is small enough. `catapult` measures this for 
 depths and C: the peak of the loss and its power of C, the steps until the loss is below its start
 again, lambda_max after the last step, and the test accuracy there.
 
-The ReLU of an output unit bounds the network: the unit is off in all hidden layers but the first
-where f = -C. Then only the last layer still learns, and the kernel is of order 1 / depth.
+The ReLU of an output unit bounds the network: where f = -C the unit is off in the last hidden
+layers, on all examples. At first only the last layer then learns, by a kernel of order 1 / depth.
 """
 
 import dataclasses
