@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dnntk.errors import InputError
 
 __all__ = [
+    "all_finite",
     "brief",
     "check_choice",
     "check_count",
@@ -36,6 +37,7 @@ __all__ = [
     "integer",
     "native_numbers",
     "number_within",
+    "on_host",
     "real_array",
     "real_number",
 ]
@@ -127,9 +129,7 @@ def checked_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -
     x = real_array(name, value, keep_integers=keep_integers)
     if isinstance(x, jax.core.Tracer):
         return x
-    with jax.ensure_compile_time_eval():
-        finite = bool(jnp.isfinite(x).all())
-    if not finite:
+    if not all_finite(x):
         from_jax = _any_entry(value, _is_jax_array)
         given = np.asarray(x) if from_jax else native_numbers(name, value)
         bad = given[~np.isfinite(np.asarray(x))][0]
@@ -139,6 +139,22 @@ def checked_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -
             )
         raise InputError(f"{name} must be finite, got {bad}; drop or fill such entries")
     return x
+
+
+def on_host(x: Any) -> Any:
+    """An array that is not traced, as NumPy's if it lies in the host's memory, and else as it is.
+
+    NumPy compiles nothing for the array's shape.
+    """
+    in_memory = isinstance(x, np.ndarray) or all(d.platform == "cpu" for d in x.devices())
+    return np.asarray(x) if in_memory else x
+
+
+def all_finite(x: Any) -> bool:
+    """Does an array that is not traced hold finite numbers only?"""
+    x = on_host(x)
+    with jax.ensure_compile_time_eval():
+        return bool(x.__array_namespace__().isfinite(x).all())
 
 
 def common_dtype(*arrays: Any) -> np.dtype:

@@ -91,6 +91,13 @@ def measure(
         )
     x = checked_inputs("x", x)
     check_rows("x", x)
+    return _measure(model, variables, trained, x, psi_2)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _measure(
+    model: DeepNarrow, variables: Variables, trained: Variables, x: jax.Array, psi_2: bool
+) -> Lyapunov:
     before, after = (_hidden_layers(model, v, x) for v in (variables, trained))
     moved = after.states - before.states
     moved = jnp.where(moved == 0, 0, moved * before.unit)  # a unit may be infinite

@@ -16,6 +16,12 @@ def _initialized(model, shape, dtype, seed, x64):
     return jax.jit(model.init)(jax.random.key(seed), np.ones(shape, dtype))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(model, variables, x):
+    """As ``model.apply``, whose operations would be compiled one by one."""
+    return model.apply(variables, x)
+
+
 def moved(variables, size=3.0):
     """Variables as training might leave them: every D far from 0."""
     rng = np.random.default_rng(7)

@@ -1,4 +1,3 @@
-import functools
 import json
 
 import jax
@@ -7,6 +6,7 @@ import numpy as np
 import processes
 import pytest
 from networks import initialized
+from networks import outputs as apply
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, parallel
 
@@ -26,11 +26,6 @@ def network(kind, depth, scale, shift):
     rng = np.random.default_rng(2)
     made = [leaf + shift * rng.standard_normal(leaf.shape) for leaf in leaves]
     return model, {**variables, "params": jax.tree.unflatten(tree, made)}, x
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(model, variables, x):
-    return model.apply(variables, x)
 
 
 @pytest.mark.parametrize(("kind", "chunk"), [("mlp", 7), ("cnn-5x5", None)])

@@ -62,12 +62,18 @@ def test_every_entry_takes_any_numbers_for_what_they_are_and_no_masked_ones(entr
 def _everything():
     """Results in float32 and in float64 of float32 inputs."""
     cnn = dnntk.DeepNarrowCNN(3, 1, 100.0, pool=2)
+    # Compiled as a whole: one by one, their operations would take longer than all else.
+    networks = jax.jit(
+        lambda x, images: (
+            arccos1(x[:, 0], x[:, 1], 0.0),
+            cnn.init_with_output(jax.random.key(0), images),
+            dnntk.to_standard(MODEL, VARIABLES)[1],
+        )
+    )
     single = (
         limit_ntk(X),
         limit_ntk(X, rho=np.float64(2), beta=jnp.float32(1), d_out=2**40),
-        arccos1(X[:, 0], X[:, 1], 0.0),
-        cnn.init_with_output(jax.random.key(0), IMAGES),
-        dnntk.to_standard(MODEL, VARIABLES)[1],
+        networks(X, IMAGES),
         lyapunov.measure(MODEL, VARIABLES, VARIABLES, X),
         parallel.outputs(MODEL, VARIABLES, X)[0],
         shares.accumulated(MODEL, VARIABLES, X),

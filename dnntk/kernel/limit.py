@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.checks import check_count, check_deviation, checked_pair
+from dnntk.checks import check_count, check_deviation, checked_pair, on_host
 from dnntk.errors import InputError
 from dnntk.kernel.arccos import even, root_and_inverse
 from dnntk.kernel.gram import blockwise
@@ -90,10 +90,11 @@ def _check_squares(name: str, x: jax.Array) -> None:
     """Refuse inputs whose sum of squares is beyond their dtype; traced inputs are not checked."""
     if isinstance(x, jax.core.Tracer):
         return
-    with jax.ensure_compile_time_eval():
-        rows = x.reshape(len(x), math.prod(x.shape[1:]))
-        within = bool(jnp.isfinite(jnp.einsum("ni,ni->n", rows, rows)).all())
-        largest = 0.0 if within else float(jnp.abs(x).max())
+    with jax.ensure_compile_time_eval(), np.errstate(over="ignore"):
+        rows = on_host(x).reshape(len(x), math.prod(x.shape[1:]))
+        xp = rows.__array_namespace__()
+        within = bool(xp.isfinite(xp.einsum("ni,ni->n", rows, rows)).all())
+        largest = 0.0 if within else float(xp.abs(rows).max())
     if not within:
         raise InputError(
             f"{name} must have squares within {x.dtype}, got entries up to {largest:.3g}; scale it "

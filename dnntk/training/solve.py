@@ -28,7 +28,14 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import ArrayLike
 
-from dnntk.checks import brief, check_count, host_examples, host_targets, number_within
+from dnntk.checks import (
+    all_finite,
+    brief,
+    check_count,
+    host_examples,
+    host_targets,
+    number_within,
+)
 from dnntk.errors import InputError
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.solvers import MAX_EIGH_ROWS
@@ -119,7 +126,7 @@ def solve(
     mesh = placement.data_mesh(len(inputs), bytes_held, engine_for(model, params, inputs).threaded)
     frozen = placement.put_state({"initial": variables["initial"]}, mesh)
     # A step overwrites its state, so it starts from a copy of the caller's parameters.
-    restart = lambda: jax.tree.map(lambda p: p.copy(), placement.put_state(params, mesh))  # noqa: E731
+    restart = lambda: _copied(placement.put_state(params, mesh))  # noqa: E731
     solver = KernelSolver(
         *(model, mesh, restart(), frozen, inputs, targets), restart=restart, tolerance=tolerance
     )
@@ -172,7 +179,7 @@ def _checked_parameters(variables: Any) -> Any:
             f"variables: expected the collection 'params', as model.init gives, got {brief(params)}"
         )
     for p in (*leaves, *jax.tree.leaves(variables["initial"])):
-        if not np.isfinite(p.sum()):
+        if not all_finite(p):
             raise InputError("variables: expected finite numbers, got NaN or infinity")
     return params
 
@@ -181,6 +188,11 @@ def _kernel_dtype(rows: int, time: float, ridge: float, tolerance: float) -> str
     """float32 for many rows, where it takes half the time, if the tolerance bears its rounding."""
     longest = min(time, 1 / ridge) if ridge else time
     return "float32" if rows > MAX_EIGH_ROWS and FLOAT32_ERROR * longest <= tolerance else "float64"
+
+
+def _copied(tree: Any) -> Any:
+    """Copies on the same devices; `jax.Array.copy` would be compiled for every shape."""
+    return jax.tree.map(lambda p: jax.device_put(p, p.sharding, may_alias=False), tree)
 
 
 def _optimizer(model: DeepNarrow) -> gradient_flow.PlainSGD:
@@ -354,7 +366,7 @@ class KernelSolver:
         params = self.state.params
         if sum(p.nbytes for p in jax.tree.leaves(params)) > MOST_COPIED_BYTES:
             return None
-        copies = jax.tree.map(lambda p: p.copy(), params)
+        copies = _copied(params)
         return lambda: copies
 
     def _look(self, outputs: np.ndarray) -> None:

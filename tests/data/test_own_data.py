@@ -9,6 +9,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import outputs as apply
 
 import dnntk
 from dnntk import Dataset, InputError, TrainConfig, train
@@ -199,7 +200,7 @@ def test_a_dataset_without_a_test_set_trains(own_run):
     workdir, _, result = own_run
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["test_loss"] is None and summary["test_accuracy"] is None
-    outputs = np.asarray(result.model.apply(result.variables, result.dataset.x_train))
+    outputs = np.asarray(apply(result.model, result.variables, result.dataset.x_train))
     right = np.mean((outputs[:, 0] > 0) == SIDES)
     assert summary["train_accuracy"] == pytest.approx(right)
     assert result.dataset.x_test.shape == (0, 40)

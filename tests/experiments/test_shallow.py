@@ -5,6 +5,8 @@ import math
 import jax
 import numpy as np
 import pytest
+from networks import initialized
+from networks import outputs as apply
 
 import dnntk
 from dnntk import InputError, KernelFlow
@@ -25,8 +27,8 @@ def moved(variables, seed=1):
 def test_the_wide_networks_kernel_is_that_of_its_jacobian(x64):
     model = ShallowMLP(7, 3, rho=0.8, beta=0.6)
     x1, x2 = inputs(4, 5), inputs(3, 5, seed=2)
-    variables = model.init(jax.random.key(0), x1)
-    assert not np.any(model.apply(variables, x1))
+    variables = initialized(model, x1)
+    assert not np.any(apply(model, variables, x1))
     variables = moved(variables)
     expected = dnntk.empirical_ntk_fn(model)(variables, x1, x2)
     np.testing.assert_allclose(shallow_ntk(model, variables, x1, x2), expected, atol=1e-12)
@@ -36,7 +38,7 @@ def test_the_wide_networks_kernel_is_that_of_its_jacobian(x64):
 def test_the_wide_networks_kernel_goes_to_its_limit(rho, beta, x64):
     x1, x2, width = np.abs(inputs(4, 3)), np.abs(inputs(5, 3, seed=2)), 40_000
     model = ShallowMLP(width, 2, rho=rho, beta=beta)
-    ntk = np.asarray(shallow_ntk(model, model.init(jax.random.key(3), x1), x1, x2))
+    ntk = np.asarray(shallow_ntk(model, initialized(model, x1, seed=3), x1, x2))
     limit = np.asarray(shallow_limit_ntk(x1, x2, rho=rho, beta=beta))
     # Averages over the units; a unit's share has a deviation of at most sqrt(3) (S S')^(1/2) by
     # either layer, as E[g^2 g'^2] is at most 3 S S'. Four deviations.
@@ -53,16 +55,16 @@ def test_the_wide_networks_kernel_goes_to_its_limit(rho, beta, x64):
 def test_a_step_is_kernel_time_and_wide_networks_follow_their_limit(x64):
     x, y, width, times = inputs(6, 3), inputs(6, 2, seed=4), 20_000, (1.0, 3.0)
     model = ShallowMLP(width, 2)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = initialized(model, x)
     kernel = np.einsum("nmkk->nm", np.asarray(shallow_ntk(model, variables, x, x))) / 2
     (first,) = descend(model, variables, x, y, 1e-3, [1], "", progress=False)
-    outputs = model.apply({**variables, "params": first.params}, x)
+    outputs = apply(model, {**variables, "params": first.params}, x)
     np.testing.assert_allclose(outputs, 1e-3 * kernel @ y / 6, atol=1e-4)
     assert first.loss == pytest.approx(0.5 * np.mean(np.sum(y**2, 1)))
     limit = KernelFlow(shallow_limit_ntk, x, y, progress=False).train_predictions(times)
     stops = descend(model, variables, x, y, 0.02, [50, 150], "", progress=False)
     for stop, expected in zip(stops, limit, strict=True):
-        outputs = model.apply({**variables, "params": stop.params}, x)
+        outputs = apply(model, {**variables, "params": stop.params}, x)
         # Random features are off by about 1 / sqrt(width) of the kernel, steps by half of one.
         assert np.linalg.norm(outputs - expected) < 0.03 * np.linalg.norm(expected)
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import initialized, moved
+from networks import outputs as apply
 
 import dnntk
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
@@ -44,11 +45,6 @@ def make(case, dtype=jnp.float64, depth=8, d_out=3, scale=7.0, **fields):
     x = np.random.default_rng(1).uniform(0.1, 1.0, shape).astype(dtype)
     model = kind(depth=depth, d_out=d_out, scale=scale, **extra, **fields)
     return model, initialized(model, x), x
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(model, variables, x):
-    return model.apply(variables, x)
 
 
 def _grad(loss):

@@ -1,8 +1,8 @@
 """The network's own kernel at initialization, against its gradients."""
 
-import jax
 import numpy as np
 import pytest
+from networks import initialized
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, empirical_ntk
 from dnntk.ntk import random_features
@@ -21,7 +21,7 @@ NETWORKS = [
 def test_it_is_the_empirical_ntk_at_initialization(model, shape, x64, monkeypatch):
     monkeypatch.setattr(random_features, "BLOCK_ELEMENTS", 150)  # a few units at a time
     x = np.random.default_rng(0).uniform(0, 1, shape)
-    variables = model.init(jax.random.key(1), x)
+    variables = initialized(model, x, seed=1)
     expected = np.asarray(empirical_ntk(model, variables, x[:4], x[2:]))
     found = RandomFeatures(model, variables)(x[:4], x[2:])
     np.testing.assert_allclose(found, expected[:, :, 0, 0], rtol=1e-12)
@@ -31,7 +31,7 @@ def test_it_is_the_empirical_ntk_at_initialization(model, shape, x64, monkeypatc
 @pytest.mark.parametrize("change", [{"parametrization": "standard"}, {"init": "he_uniform"}])
 def test_other_networks_are_refused(change):
     model = DeepNarrowMLP(5, 1, 2.0, **change)
-    variables = model.init(jax.random.key(0), np.ones((1, 2)))
+    variables = initialized(model, np.ones((1, 2), np.float32))
     with pytest.raises(ValueError, match="model: expected a deep_narrow"):
         RandomFeatures(model, variables)
 

@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 import pytest
+from networks import initialized
+from networks import outputs as apply
 
 import dnntk
 from dnntk.training.config import SCHEDULES, TrainConfig
@@ -35,9 +37,9 @@ def test_steps_of_a_schedule_move_a_linear_network_as_its_kernel_says():
     result = dnntk.train(config, progress=False)
     x, y = result.dataset.x_train, result.dataset.y_train
     with jax.enable_x64(True):
-        start = result.model.init(jax.random.key(config.seed), x[:1])
+        start = initialized(result.model, x[:1], config.seed)
         kernel = np.asarray(dnntk.empirical_ntk(result.model, start, x)[:, :, 0, 0])
-        outputs = np.asarray(result.model.apply(result.variables, x))
+        outputs = np.asarray(apply(result.model, result.variables, x))
     rest = y
     steps = 0.05 * np.asarray(schedule_of(config, 8)(np.arange(8)), float)
     for step in steps:
