@@ -146,7 +146,7 @@ def on_host(x: Any) -> Any:
 
     NumPy compiles nothing for the array's shape.
     """
-    in_memory = isinstance(x, np.ndarray) or all(d.platform == "cpu" for d in x.devices())
+    in_memory = not isinstance(x, jax.Array) or all(d.platform == "cpu" for d in x.devices())
     return np.asarray(x) if in_memory else x
 
 

@@ -8,10 +8,9 @@ import math
 
 import jax
 import numpy as np
-from networks import initialized
+from networks import drawn
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP
-from dnntk.networks.initializers import layer_shapes
 
 
 def tree_map(function, *trees):
@@ -19,44 +18,6 @@ def tree_map(function, *trees):
     if not isinstance(trees[0], dict):
         return function(*trees)
     return {name: tree_map(function, *(tree[name] for tree in trees)) for name in trees[0]}
-
-
-def variables(model, d_in, window, rng):
-    """(params, frozen) as ``model.init`` distributes them, drawn by numpy: nothing is compiled.
-
-    Of the ``ntk`` parametrization, or of a baseline's matrices.
-    """
-    shapes = layer_shapes(model.depth, d_in, model.d_out, window)
-
-    def layers(draw):
-        return {
-            name: {
-                "kernel": draw("kernel", name, shape),
-                "bias": draw("bias", name, (*shape[:1], shape[-1])[name != "middle" :]),
-            }
-            for name, shape in shapes.items()
-        }
-
-    def baseline(kind, name, shape):
-        fan_in = math.prod(shapes[name][name == "middle" : -1])
-        he = model.initialization == "he_uniform"
-        bound = math.sqrt((6 if he else 1) / fan_in)
-        return rng.uniform(-bound, bound, shape) * (kind == "kernel" or not he)
-
-    zeros = layers(lambda kind, name, shape: np.zeros(shape))
-    if model.parametrization == "standard":
-        return layers(baseline), {}
-    if model.initialization != "deep_narrow":
-        return zeros, {"initial": layers(baseline)}
-    deviation = model.rho if window else model.rho / math.sqrt(d_in)
-    features = {
-        name: {
-            "kernel": deviation * rng.standard_normal((*lead, *window, d_in)),
-            "bias": np.asarray(model.beta * rng.standard_normal(lead)),
-        }
-        for name, lead in (("first", ()), ("middle", (model.depth - 2,)))
-    }
-    return zeros, {"initial": features}
 
 
 class Reference:
@@ -217,11 +178,8 @@ def moved_network(shape, d_out, depth, dtype, options):
     literal = options.pop("literal", False)
     fields = {"scale": 20.0, "parametrization": "standard" if literal else "ntk"} | options
     model = (DeepNarrowMLP if len(shape) == 2 else DeepNarrowCNN)(depth, d_out, **fields)
-    if literal and model.initialization == "deep_narrow":  # its blocks are built by the model
-        params, frozen = jax.device_get(initialized(model, x[:1]))["params"], {}
-    else:
-        window = (model.kernel_size,) * 2 if x.ndim == 4 else ()
-        params, frozen = variables(model, shape[-1], window, rng)
+    frozen = drawn(model, x, rng)
+    params = frozen.pop("params")
     size = 0.02 if literal else 1.0
     params = tree_map(lambda p: (p + size * rng.standard_normal(p.shape)).astype(dtype), params)
     if dark:
@@ -247,8 +205,8 @@ def drawn_network(arch, depth=6, d_out=2, scale=math.inf, examples=12, **fields)
     shape = (examples, 3) if arch == "mlp" else (examples, 3, 4, 1)
     x, y = rng.uniform(0.1, 1, shape), rng.standard_normal((examples, d_out))
     model = (DeepNarrowMLP if arch == "mlp" else DeepNarrowCNN)(depth, d_out, scale, **fields)
-    window = () if arch == "mlp" else (model.kernel_size,) * 2
-    return model, *variables(model, shape[-1], window, rng), x, y
+    frozen = drawn(model, x, rng)
+    return model, frozen.pop("params"), frozen, x, y
 
 
 def explicit_kernel(model, params, frozen, x):

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import initialized
+from networks import drawn
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, to_standard
 from dnntk.lyapunov import measure
@@ -12,7 +12,7 @@ def case(d_out, parametrization="ntk", depth=6, scale=9.0, arch="mlp"):
     kind, shape = {"mlp": (DeepNarrowMLP, (4, 2)), "cnn": (DeepNarrowCNN, (2, 2, 3, 1))}[arch]
     x = np.random.default_rng(1).uniform(0.1, 1.0, shape)
     model = kind(depth, d_out, scale, parametrization=parametrization)
-    variables = initialized(model, x, seed=3)
+    variables = drawn(model, x, seed=3)
     rng = np.random.default_rng(7)
     size = 6.0 if parametrization == "ntk" else 0.3
     moved = jax.tree.map(lambda p: p + size * rng.standard_normal(p.shape), variables["params"])

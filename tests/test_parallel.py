@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
-from networks import initialized
+from networks import drawn
 from networks import outputs as apply
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, parallel
@@ -21,7 +21,7 @@ def network(kind, depth, scale, shift):
     make, shape, fields = SHAPES[kind]
     model = make(depth, 2, scale, **fields)
     x = np.random.default_rng(1).standard_normal(shape)
-    variables = initialized(model, x, seed=1)
+    variables = drawn(model, x, seed=1)
     leaves, tree = jax.tree.flatten(variables["params"])
     rng = np.random.default_rng(2)
     made = [leaf + shift * rng.standard_normal(leaf.shape) for leaf in leaves]
@@ -85,7 +85,7 @@ def test_where_sweeps_do_not_converge_the_loop_is_run(x64):
 def test_bad_input_is_one_line(fields, given, said):
     model, x = DeepNarrowMLP(5, 1, 2.0, **fields), np.ones((2, 2), np.float32)
     with pytest.raises(InputError, match=said) as error:
-        parallel.outputs(model, initialized(model, x), x, **given)
+        parallel.outputs(model, drawn(model, x), x, **given)
     assert "\n" not in str(error.value)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import initialized
+from networks import drawn
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, InputError, empirical_ntk, to_standard
 from dnntk.shares import accumulated, coefficients, layer_shares
@@ -15,7 +15,7 @@ CNN = DeepNarrowCNN(4, 2, 30.0, rho=0.4, beta=0.7)
 
 def moved(model, x, size=0.3, dtype=np.float64):
     """The model's variables, away from initialization."""
-    variables = jax.tree.map(np.asarray, initialized(model, x, seed=3))
+    variables = drawn(model, x, seed=3)
     rng = np.random.default_rng(4)
     params = jax.tree.map(lambda d: size * rng.standard_normal(d.shape), variables["params"])
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), variables | {"params": params})

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 import pytest
-from networks import initialized
+from networks import drawn
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP, KernelFlow
 from dnntk.infinite_depth import feature_gram
@@ -22,7 +22,7 @@ FLOWS = [(1.0, 0.0), (1e2, 0.0), (1e4, 0.0), (1e3, 1e-4), (np.inf, 1e-4)]
 def problem(model, shape, seed=0):
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(0, 1, shape), rng.normal(size=(shape[0], model.d_out))
-    return RandomFeatures(model, initialized(model, x[:1], seed)), x, y
+    return RandomFeatures(model, drawn(model, x, seed)), x, y
 
 
 def dense(kernel, x, y, time, ridge):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import initialized, moved
+from networks import drawn, moved
 
 from dnntk import DeepNarrowCNN, DeepNarrowMLP
 
@@ -16,7 +16,7 @@ def test_the_segment_changes_memory_alone(case, segment, x64):
     kind, shape = CASES[case]
     model = kind(8, 3, 7.0)
     x = np.random.default_rng(1).uniform(0.1, 1.0, shape)
-    variables = moved(initialized(model, x))
+    variables = moved(drawn(model, x))
 
     def value_and_grad(model):
         loss = lambda p: jnp.sum(model.apply({**variables, "params": p}, x) ** 2)  # noqa: E731

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import initialized, moved
+from networks import drawn, initialized, moved
 from networks import outputs as apply
 
 import dnntk
@@ -40,11 +40,11 @@ def plain_forward(params, x):
     return out if out.ndim == 2 else out.mean((1, 2))
 
 
-def make(case, dtype=jnp.float64, depth=8, d_out=3, scale=7.0, **fields):
+def make(case, dtype=np.float64, depth=8, d_out=3, scale=7.0, **fields):
     kind, shape, extra = CASES[case]
     x = np.random.default_rng(1).uniform(0.1, 1.0, shape).astype(dtype)
     model = kind(depth=depth, d_out=d_out, scale=scale, **extra, **fields)
-    return model, initialized(model, x), x
+    return model, drawn(model, x), x
 
 
 def _grad(loss):
@@ -106,8 +106,8 @@ def test_gradients_equal_the_plain_networks_and_by_d_they_are_scaled(case, x64):
     [*(("mlp", init) for init in INITS), ("cnn 4 x 6, two channels, 5 x 5 filters", INITS[0])],
 )
 def test_one_key_gives_one_network_in_either_form(case, init, x64):
-    model, variables, x = make(case, init=init)
-    standard, converted = to_standard(model, variables)
+    model, _, x = make(case, init=init)
+    standard, converted = to_standard(model, initialized(model, x))
     direct = initialized(standard, x)
     for a, b in zip(jax.tree.leaves(converted), jax.tree.leaves(direct), strict=True):
         np.testing.assert_allclose(a, b, rtol=4 * np.finfo(np.float64).eps)
@@ -124,8 +124,8 @@ def test_one_key_gives_one_network_in_either_form(case, init, x64):
     ],
 )
 def test_output_is_exactly_zero_at_initialization(case, dtype, form, x64):
-    model, variables, x = make(case, jnp.dtype(dtype), parametrization=form, scale=300.0)
-    out = apply(model, variables, x)
+    model, _, x = make(case, jnp.dtype(dtype), parametrization=form, scale=300.0)
+    out = apply(model, initialized(model, x), x)
     assert out.dtype == jnp.promote_types(x.dtype, np.float32) and out.shape == (len(x), 3)
     np.testing.assert_array_equal(np.asarray(out, np.float64), 0)
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import initialized
+from networks import drawn
 
 from dnntk import (
     DeepNarrowCNN,
@@ -30,7 +30,7 @@ def make(case, parametrization="ntk", trained=True, depth=6, scale=6.0, **fields
     rng = np.random.default_rng(0)
     x1, x2 = rng.uniform(0.1, 1, (5, *shape)), rng.uniform(0.1, 1, (3, *shape))
     model = kind(depth=depth, scale=scale, parametrization=parametrization, **extra, **fields)
-    variables = initialized(model, x1, seed=1)
+    variables = drawn(model, x1, seed=1)
     if trained:
         size = 4.0 if parametrization == "ntk" else 0.2
         move = lambda p: np.asarray(p) + size * rng.standard_normal(p.shape)  # noqa: E731

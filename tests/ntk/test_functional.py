@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training.train_state import TrainState
-from networks import initialized
+from networks import drawn
 
 from dnntk import DeepNarrowMLP, InputError, empirical_ntk, empirical_ntk_fn
 
@@ -117,7 +117,7 @@ class Two(nn.Module):
 
 def test_linen_modules_take_collections_and_say_so():
     net = nn.Dense(2)
-    variables = net.init(jax.random.key(0), X)
+    variables = jax.jit(net.init)(jax.random.key(0), X)
     expected = kernel_of_linear(X, X) + np.eye(2)
     bound = net.bind(variables)
     for apply_fn in (net, bound, net.apply, jax.jit(net.apply)):
@@ -126,7 +126,7 @@ def test_linen_modules_take_collections_and_say_so():
     words = r"got TrainState; give \{'params': state.params\}"
     refused(words, empirical_ntk_fn(state.apply_fn), state, X)
     refused(words, empirical_ntk, DeepNarrowMLP(3, 2, 1.0), state, X)
-    refused("got a mapping of kernel, bias", empirical_ntk_fn(net), variables["params"], X)
+    refused("got a mapping of bias, kernel", empirical_ntk_fn(net), variables["params"], X)
     refused("apply_fn must be", empirical_ntk_fn, state)
     refused("class Dense; give an instance", empirical_ntk_fn, nn.Dense)
     refused("got a method of Dense", empirical_ntk_fn, bound.__call__)
@@ -143,7 +143,7 @@ class Pair(nn.Module):
 
 def test_several_arguments_are_taken_by_a_function():
     net = Pair()
-    variables = net.init(jax.random.key(0), X, X)
+    variables = jax.jit(net.init)(jax.random.key(0), X, X)
     found = empirical_ntk_fn(lambda v, x: net.apply(v, *x))(variables, (X, X[::-1]))
     close(found, kernel_of_linear(X - X[::-1], X - X[::-1]))
     refused(r"which needs x, y; give .* net.apply\(m, \*x\)", empirical_ntk_fn, net)
@@ -201,7 +201,7 @@ def test_lists_and_tuples_of_numbers_are_one_array():
 )
 def test_no_examples_give_an_empty_kernel(method, outputs, rest):
     model = DeepNarrowMLP(3, 2, 1.0)
-    variables = initialized(model, X)
+    variables = drawn(model, X)
     for x1, x2, size in ((X[:0], X, None), (X, X[:0], 2), (X[:0], None, None)):
         options = {"method": method, "outputs": outputs, "block_size": size}
         kernels = [empirical_ntk(model, variables, x1, x2, **options)]
@@ -249,7 +249,7 @@ def test_complex_parameters_count_by_both_parts():
     refused("expected real floating-point outputs, got complex64", empirical_ntk_fn(linear), w, X)
     refused("outputs, got int32", empirical_ntk_fn(lambda w, x: (x @ w).argmax(1)), W, X)
     model = DeepNarrowMLP(3, 2, 1.0)
-    variables = jax.tree.map(lambda p: np.asarray(p) + 0j, initialized(model, X))
+    variables = jax.tree.map(lambda p: np.asarray(p) + 0j, drawn(model, X))
     refused(r"variables\['initial'\].* must be real", empirical_ntk, model, variables, X)
 
 
@@ -263,7 +263,7 @@ def test_half_precision_is_accumulated_and_returned_in_float32(dtype):
             assert found.dtype == np.float32
             np.testing.assert_array_equal(found, np.full((2, 2, 1, 1), 256_000))
     model = DeepNarrowMLP(3, 1, 1.0)
-    wide = initialized(model, x[:, :2])
+    wide = drawn(model, x[:, :2])
     half = jax.tree.map(lambda p: np.asarray(p, dtype), wide)
     rounded = jax.tree.map(lambda p: np.asarray(p, np.float32), half)
     expected = empirical_ntk(model, rounded, 16 * x[:, :2])
@@ -284,7 +284,7 @@ def test_integers_are_their_values_or_refused():
     refused(r"variables\['n'\] must be integers", kernel, {"n": np.int64(2**40), "w": W}, X)
     model = DeepNarrowMLP(3, 2, 1.0)
     x = np.array([[2**32, 1, 1]])
-    variables = initialized(model, X)
+    variables = drawn(model, X)
     np.testing.assert_array_equal(
         empirical_ntk(model, variables, x), empirical_ntk(model, variables, x.astype(np.float32))
     )
@@ -292,7 +292,7 @@ def test_integers_are_their_values_or_refused():
 
 def test_dtypes_may_be_mixed_and_promotion_strict():
     model = DeepNarrowMLP(4, 2, 10.0)
-    variables = jax.tree.map(np.asarray, initialized(model, X))
+    variables = jax.tree.map(np.asarray, drawn(model, X))
     expected = empirical_ntk(model, variables, X)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         for x, dtype in ((X, np.float32), (X.astype(np.float64), np.float64)):

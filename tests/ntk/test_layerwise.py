@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from networks import initialized, moved
+from networks import drawn, moved
 
 from dnntk import DeepNarrowMLP, empirical_ntk
 from dnntk.ntk import layerwise
@@ -13,7 +13,7 @@ from dnntk.ntk import layerwise
 def test_the_segment_does_not_change_the_kernel(segment, x64):
     model = DeepNarrowMLP(6, 3, 6.0)
     x = np.random.default_rng(0).uniform(0.1, 1, (5, 4))
-    variables = moved(initialized(model, x), 4.0)
+    variables = moved(drawn(model, x), 4.0)
     expected = np.asarray(empirical_ntk(model, variables, x))
     found = empirical_ntk(model.clone(segment=segment), variables, x)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14 * np.abs(expected).max())

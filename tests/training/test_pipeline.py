@@ -12,7 +12,7 @@ import optax
 import optax.contrib
 import processes
 import pytest
-from networks import initialized
+from networks import drawn
 
 from dnntk import TrainConfig
 from dnntk.errors import InputError
@@ -136,7 +136,7 @@ def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
     dice = np.random.default_rng(examples)
     x = dice.random((examples, *shape), np.float32)
     y = dice.random((examples, model.d_out), np.float32)
-    frozen = jax.device_get(initialized(model, x[:1], seed=1))
+    frozen = drawn(model, x, seed=1)
     params = frozen.pop("params")
     ended = []
     for text in ("data:1", "depth:2"):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from networks import initialized, outputs
+from networks import drawn, outputs
 
 import dnntk
 from dnntk import DeepNarrowMLP, solve
@@ -16,7 +16,7 @@ def problem(model, shape, seed=0, dtype=np.float64):
     rng = np.random.default_rng(seed)
     x = rng.uniform(0.1, 1, shape).astype(dtype)
     y = rng.normal(size=(len(x), model.d_out)).astype(dtype)
-    return x, y, initialized(model, x[:1], seed)
+    return x, y, drawn(model, x, seed)
 
 
 def flow_of_its_own_kernel(model, variables, x, y, time, ridge):
