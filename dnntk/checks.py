@@ -121,7 +121,10 @@ def real_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> j
         array = _cast(array, _floating(array.dtype))
     weak = type(value) in (int, float) and not kept
     with jax.ensure_compile_time_eval():  # inside a traced function, a constant is known
-        return jnp.asarray(float(array) if weak else array)
+        if weak:
+            return jnp.asarray(float(array))
+        # A copy, since callers may change their array; `jnp.asarray` would compile a program.
+        return jax.device_put(array.copy())
 
 
 def checked_array(name: str, value: ArrayLike, *, keep_integers: bool = False) -> jax.Array:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,7 +82,7 @@ class CrossKernel:
     def evaluate_async(self, x1: np.ndarray, x2: np.ndarray) -> jax.Array:
         """The kernel's values on padded inputs; the device may still be computing them."""
         with jax.enable_x64(self.dtype == "float64"):
-            return self.kernel(jnp.asarray(padded(x1)), jnp.asarray(padded(x2)))
+            return self.kernel(*map(jax.device_put, (padded(x1), padded(x2))))
 
     def as_matrix(self, values: jax.Array, rows: int, cols: int) -> NDArray[np.float64]:
         """The values of `evaluate_async` -> [rows k, cols k], checked to be finite."""
