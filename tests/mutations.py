@@ -5,6 +5,17 @@ import random
 INSERTED = (b"9" * 40, b"[" * 3000, b"\0", b"NaN", b"-", b'"', b"}", b"\xff" * 8)
 
 
+def set_entry(*keys, to):
+    """A change of (arrays, about) of a saved estimator: ``about[key][key] ... = to``."""
+
+    def change(arrays, about):
+        for key in keys[:-1]:
+            about = about[key]
+        about[keys[-1]] = to
+
+    return change
+
+
 def mutations(data, count, seed=0):
     """``data`` so many times, each with bytes changed, cut off, put in or repeated."""
     dice = random.Random(seed)

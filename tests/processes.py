@@ -136,6 +136,13 @@ def good_and_bad(script, flags, bad_flags, folder):
     return good, found
 
 
+def check_refusal(outcome, script, part):
+    """Bad input: status 2, and one line that begins with the script's name and holds ``part``."""
+    assert outcome.returncode == 2 and "Traceback" not in outcome.stdout, outcome
+    line = outcome.stderr.strip()
+    assert "\n" not in line and line.startswith(script) and part in line, outcome
+
+
 def outcome(script, *flags, cwd):
     """As `run`, of a forked process."""
     return outcomes(script, {"": flags}, cwd)[""]

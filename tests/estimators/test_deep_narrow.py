@@ -4,6 +4,7 @@ import pickle
 import joblib
 import numpy as np
 import pytest
+from mutations import set_entry
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -176,29 +177,20 @@ def test_a_kept_regressor_of_float64_is_the_same_to_the_bit(rows, tmp_path):
         assert copy.get_params() == model.get_params()
 
 
-def _set(*keys, to):
-    def change(arrays, about):
-        for key in keys[:-1]:
-            about = about[key]
-        about[keys[-1]] = to
-
-    return change
-
-
 @pytest.mark.parametrize(
     "change",
     [
-        _set("network", to=3),
-        _set("network", "depth", to=19),
-        _set("network", "depth", to=2**31 - 1),
-        _set("network", "scale", to=-1.0),
-        _set("network", "rho", to="1"),
-        _set("network", "d_out", to=2),
-        _set("network", "features", to="uniform"),
-        _set("image_shape", to=[4, 2, 1]),
-        _set("report", to={}),
-        _set("report", "iterations", to=1.5),
-        _set("record", "converged_", to=1),
+        set_entry("network", to=3),
+        set_entry("network", "depth", to=19),
+        set_entry("network", "depth", to=2**31 - 1),
+        set_entry("network", "scale", to=-1.0),
+        set_entry("network", "rho", to="1"),
+        set_entry("network", "d_out", to=2),
+        set_entry("network", "features", to="uniform"),
+        set_entry("image_shape", to=[4, 2, 1]),
+        set_entry("report", to={}),
+        set_entry("report", "iterations", to=1.5),
+        set_entry("record", "converged_", to=1),
         lambda arrays, about: arrays.pop("params/first/bias"),
         lambda arrays, about: arrays.__setitem__("params/first/more", np.ones(3)),
         lambda arrays, about: arrays.__setitem__("params/first/bias", np.full(12, np.nan)),

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from mutations import set_entry
 from numpy.testing import assert_array_equal
 
 from dnntk import InputError
@@ -207,15 +208,6 @@ def _forged(saved, path, change):
     return path.read_bytes()
 
 
-def _set(*keys, to):
-    def change(arrays, about):
-        for key in keys[:-1]:
-            about = about[key]
-        about[keys[-1]] = to
-
-    return change
-
-
 def _without(key):
     return lambda arrays, about: about.pop(key)
 
@@ -229,37 +221,37 @@ def _array(name, to):
     [
         *[_without(key) for key in ("parameters", "kernel", "record", "labels", "labels_type")],
         _without("features"),
-        _set("parameters", to=[]),
-        _set("parameters", to={"no_such": 1}),
-        _set("parameters", "rho", to={"nested": 1}),
-        _set("parameters", "rho", to=["a"]),
-        _set("kernel", to=3),
-        _set("kernel", "rho", to="1.0"),
-        _set("kernel", "rho", to=-1.0),
-        _set("kernel", "beta", to=float("nan")),
-        _set("kernel", "beta", to=True),
-        _set("kernel", "d_out", to=7),
-        _set("kernel", "kernel_size", to=4),
-        _set("kernel", "image_shape", to=[10**9, 10**9]),
-        _set("kernel", "image_shape", to=[-2, -2]),
-        _set("kernel", "image_shape", to="22"),
-        _set("record", "n_iter_", to=0.5),
-        _set("record", "converged_", to="yes"),
-        _set("labels", to=[]),
-        _set("labels", to="abc"),
-        _set("labels", to=["a", "b"]),
-        _set("labels", to=["a", "b", "b"]),
-        _set("labels", to=["a", "b", 3]),
-        _set("labels", to=[["a"], ["b"], ["c"]]),
-        _set("labels", to=[None] * 3),
-        _set("labels_type", to="int8"),
-        _set("labels_type", to="U1000000000000"),
-        _set("labels_type", to="V8"),
-        _set("labels_type", to=["str"]),
-        _set("labels_type", to=None),
-        _set("features", to=["a"]),
-        _set("features", to=[1, 2, 3, 4]),
-        _set("features", to=4),
+        set_entry("parameters", to=[]),
+        set_entry("parameters", to={"no_such": 1}),
+        set_entry("parameters", "rho", to={"nested": 1}),
+        set_entry("parameters", "rho", to=["a"]),
+        set_entry("kernel", to=3),
+        set_entry("kernel", "rho", to="1.0"),
+        set_entry("kernel", "rho", to=-1.0),
+        set_entry("kernel", "beta", to=float("nan")),
+        set_entry("kernel", "beta", to=True),
+        set_entry("kernel", "d_out", to=7),
+        set_entry("kernel", "kernel_size", to=4),
+        set_entry("kernel", "image_shape", to=[10**9, 10**9]),
+        set_entry("kernel", "image_shape", to=[-2, -2]),
+        set_entry("kernel", "image_shape", to="22"),
+        set_entry("record", "n_iter_", to=0.5),
+        set_entry("record", "converged_", to="yes"),
+        set_entry("labels", to=[]),
+        set_entry("labels", to="abc"),
+        set_entry("labels", to=["a", "b"]),
+        set_entry("labels", to=["a", "b", "b"]),
+        set_entry("labels", to=["a", "b", 3]),
+        set_entry("labels", to=[["a"], ["b"], ["c"]]),
+        set_entry("labels", to=[None] * 3),
+        set_entry("labels_type", to="int8"),
+        set_entry("labels_type", to="U1000000000000"),
+        set_entry("labels_type", to="V8"),
+        set_entry("labels_type", to=["str"]),
+        set_entry("labels_type", to=None),
+        set_entry("features", to=["a"]),
+        set_entry("features", to=[1, 2, 3, 4]),
+        set_entry("features", to=4),
         _array("x_train", np.ones(6)),
         _array("x_train", np.ones((7, 4))),
         _array("x_train", np.full((6, 4), np.nan)),

@@ -45,10 +45,7 @@ def test_counts_are_those_of_the_run(fields, dataset, soon):
 
 
 def test_depths_that_are_timed_split_into_stages_as_the_runs_own(soon):
-    config = TrainConfig(
-        depth=70, dataset="toy", steps=3, mesh="depth:2", optimizer="adam", lr=1e-3
-    )
-    found = forecast(config)
+    found = forecast(TrainConfig(depth=70, dataset="toy", steps=3, mesh="depth:2", lr=1e-3))
     first, second = found.calibrated_at
     assert first < second < 70 and first % 2 == second % 2 == 0
     assert found.steps == 3

@@ -86,7 +86,7 @@ from dnntk.networks.models import DeepNarrowMLP
 stages, examples = 4, 32
 mesh = pipeline.make_mesh("depth:4")
 model, x = DeepNarrowMLP(400, 1, 5.0), np.random.default_rng(0).random((examples, 20), np.float32)
-variables = model.init(jax.random.key(0), x[:1])
+variables = jax.jit(model.init)(jax.random.key(0), x[:1])
 whole = sum(a.nbytes for a in jax.tree.leaves(variables))
 params = placement.put_state(variables["params"], mesh)
 frozen = placement.put_state({"initial": variables["initial"]}, mesh)

@@ -109,8 +109,4 @@ def test_networks_that_are_done_are_kept_and_the_others_made(scripted, tmp_path,
 
 @pytest.mark.parametrize("name", BAD_FLAGS)
 def test_a_bad_flag_is_one_line_and_status_2(name, scripted):
-    outcome = scripted[2][name]
-    assert outcome.returncode == 2, outcome.stderr
-    line = outcome.stderr.strip()
-    assert "\n" not in line and BAD_FLAGS[name][1] in line
-    assert line.startswith("depth_or_width.py")
+    processes.check_refusal(scripted[2][name], "depth_or_width.py", BAD_FLAGS[name][1])
