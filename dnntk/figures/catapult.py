@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnntk.experiments.catapult_config import CatapultConfig
-from dnntk.figures.drawing import BLACK, BLUE, colors, log_scale, new_figure
+from dnntk.figures.drawing import BLACK, log_scale, new_figure, viridis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def catapult_figure(config: CatapultConfig, found: dict[Any, Any], powers: Any) 
 
 
 def _styles(count: int) -> list[dict[str, Any]]:
-    marks = zip(colors(count), itertools.cycle(LINES), itertools.cycle(MARKERS), strict=False)
+    marks = zip(viridis(count, 0.8), itertools.cycle(LINES), itertools.cycle(MARKERS), strict=False)
     return [{"color": c, "linestyle": line, "marker": mark, "ms": 4} for c, line, mark in marks]
 
 
@@ -96,7 +96,8 @@ def _map(axes: "Axes", config: CatapultConfig, found: dict[Any, Any], depth: int
     x, y = (partial(_position, marks) for marks in (config.ratios, config.scales))
     for name, (ratio, scale) in ROWS.items():
         if np.isfinite(x(ratio) + y(scale)):
-            axes.plot(x(ratio), y(scale), "o", ms=21, mfc="none", mec=BLUE, mew=1.5)
+            for color, width in ((BLACK, 3.5), ("white", 1.2)):  # on light and on dark cells
+                axes.plot(x(ratio), y(scale), "o", ms=21, mfc="none", mec=color, mew=width)
             axes.text(x(ratio), y(scale) + 0.52, name, ha="center", fontsize=6, **WHITE)
     if np.isfinite(x(BOUNDS[0])):
         between = np.searchsorted(config.ratios, BOUNDS[0]) - 0.5
