@@ -80,12 +80,8 @@ class Distances:
 
         None if it is below `NEAR` at the first depth, or above it at all.
         """
-        depths, means = np.log(self.depths), np.log(self.mean(quantity) / NEAR)
-        for i in range(1, len(means)):
-            if means[i] <= 0 < means[i - 1]:
-                weight = means[i - 1] / (means[i - 1] - means[i])
-                return float(np.exp(depths[i - 1] + weight * (depths[i] - depths[i - 1])))
-        return None
+        depth = float(rates.crossing(self.depths, self.mean(quantity), NEAR))
+        return depth if self.depths[0] < depth < math.inf else None
 
     def described(self, quantity: str) -> str:
         """In words: the distance at the last depth, the power of depth, the depth of `NEAR`."""

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-__all__ = ["fit_counts", "fit_power", "fit_powers", "fit_trials", "fits", "means", "quantities"]
+__all__ = [
+    *("crossing", "fit_counts", "fit_power", "fit_powers", "fit_trials", "fits", "means"),
+    "quantities",
+]
 
 LARGEST_LOG = 300.0  # above this exp would overflow
 QUANTITIES = ("deviation", "movement", "sign_changes", "growth")
@@ -123,6 +126,22 @@ def _with_intervals(
         for name, power, half_width in zip(names, powers[1:], half_widths[1:], strict=True)
     }
     return found | {"factor": float(np.exp(powers[0]))}
+
+
+def crossing(depths: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
+    """The depth at which values [D, ...] first fall to ``level``: [...].
+
+    Interpolated on logarithmic scales between two of the ascending ``depths`` [D], where a value
+    counts as at least 1% of the level: it may be 0. The result is the first depth if the values
+    begin at or below the level, and infinity if they never fall to it.
+    """
+    logs = np.log(np.maximum(values / level, 0.01))
+    after = np.argmax(logs <= 0, axis=0)
+    before = np.maximum(after - 1, 0)
+    high, low = (np.take_along_axis(logs, i[None], axis=0)[0] for i in (before, after))
+    weight = np.where(before < after, high / np.where(high > low, high - low, 1), 0)
+    found = depths[before] * (depths[after] / depths[before]) ** weight
+    return np.where((logs > 0).all(axis=0), math.inf, found)
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, float | None]:

@@ -52,6 +52,7 @@ __all__ = ["MatrixFlow", "Spread", "initialization_spread", "linear_predictions"
 
 # Array elements of one block of random units on all inputs: 130 MB.
 BLOCK_ELEMENTS = 1 << 24
+_random_units = jax.jit(random_units, static_argnums=range(1, 8))
 MOST_LAYERS = 1 << 53  # beyond it float64 has no odd numbers
 
 
@@ -260,11 +261,9 @@ class _Problem:
     def draw(self, key: jax.Array, depth: int, features: str = "gaussian") -> dict[str, Layer]:
         """The random units of a network: u in ``kernel``, v / C in ``bias``."""
         window = (self.kernel_size,) * 2 if self.train.ndim == 4 else ()
-        d_in = self.train.shape[-1]
+        sizes = depth, self.train.shape[-1], window, self.rho, self.beta, np.dtype(float)
         with jax.enable_x64(True):
-            drawn = random_units(
-                key, features, depth, d_in, window, self.rho, self.beta, np.dtype(float)
-            )
+            drawn = _random_units(key, features, *sizes)
         return jax.tree.map(np.asarray, drawn)
 
     def maps(self, units: Layer) -> np.ndarray:

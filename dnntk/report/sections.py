@@ -38,6 +38,7 @@ CAPTIONS = {
     "catapult": "Gradient descent at steps too large for the kernel",
     "limit_convergence": "Distance of trained networks from their limit against depth",
     "regimes": "What moves in training against C at each depth, with the predicted powers",
+    "required_depth": "Depth near the limit, predicted and measured, against kernel time",
     "scores": "Training loss and held-out accuracy against depth, beside the limit",
     "parallel_depth": "Modelled time of all layers at once, and layer by layer",
 }
@@ -54,6 +55,7 @@ OWN_FIELDS = {
     "limit_convergence": {"draws", "depths"},
     "ntk_convergence": {"sweep_depths", "depths"},
     "regimes": {"fit_from", "records"},
+    "required_depth": {"epsilons", "depths"},
     "trainability": {"preset", "archs"},
 }
 

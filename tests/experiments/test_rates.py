@@ -60,3 +60,12 @@ def test_quantities_are_relative_to_the_limit_and_the_start():
     fits = rates.fits([(depth, diverged) for depth in (4, 8, 16)])
     assert abs(fits["movement"]["exponent"]) < 1e-12
     assert fits["growth"] is fits["deviation"] is None  # infinite, and 0
+
+
+def test_a_crossing_lies_between_two_depths():
+    depths = np.array([10, 100, 1000])
+    values = np.array([[1.0, 1.0, 0.1, 9.0, 1.0], [0.01, 0.0, 1.0, 9.0, 0.5], [1, 1, 1, 9, 0.1]])
+    found = rates.crossing(depths, values, 0.1)
+    # Halfway; a 0 counts as 1% of the level; below it at once; never; at a depth.
+    np.testing.assert_allclose(found, [10**1.5, 10 ** (4 / 3), 10, np.inf, 1000])
+    assert rates.crossing(depths, values[:, 0], 0.1) == found[0]

@@ -20,6 +20,7 @@ from dnntk.experiments.initialization import InitializationConfig
 from dnntk.experiments.limit_convergence_config import LimitConfig
 from dnntk.experiments.ntk_convergence import ConvergenceConfig
 from dnntk.experiments.regimes_config import RegimesConfig
+from dnntk.experiments.required_depth_config import RequiredDepthConfig
 from dnntk.experiments.trainability_config import TrainabilityConfig
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.report import write_report
@@ -37,6 +38,7 @@ CONFIGS = {
     "limit_convergence": LimitConfig,
     "ntk_convergence": ConvergenceConfig,
     "regimes": RegimesConfig,
+    "required_depth": RequiredDepthConfig,
     "trainability": TrainabilityConfig,
 }
 

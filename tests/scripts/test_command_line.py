@@ -37,6 +37,7 @@ WRONG = {
     "plan_gram.py": "--nodes=0",
     "predict.py": "--train_examples=999",
     "regimes.py": "--depths=2",
+    "required_depth.py": "--depths=1",
     "report.py": "--runs=nowhere",
     "soak.py": "--meshes=rows:2",
     "train.py": "--pool=3",
@@ -121,8 +122,8 @@ def test_a_full_help_is_there_too(tmp_path):
 
 def test_without_flags_a_configuration_has_its_own_defaults(tmp_path):
     configured = "accumulation catapult depth_or_width depth_transfer errata features"
-    others = "initialization limit_convergence ntk_convergence predict regimes train trainability"
-    scripts = f"{configured} {others}".split()
+    others = "initialization limit_convergence ntk_convergence predict regimes required_depth"
+    scripts = f"{configured} {others} train trainability".split()
     cases = {script: [f"{script}.py"] for script in scripts}
     for script, done in command_lines.outcomes(None, cases, tmp_path, DEFAULTS).items():
         assert done.returncode == 0 and done.stdout.endswith("Config\n"), (script, done.stderr)
