@@ -90,8 +90,9 @@ class Curves:
         }
 
     def fit(self) -> dict[str, float] | None:
-        """The fitted power of depth in `distances`, with its 95% interval."""
-        return rates.fit_trials(self.distances().items())
+        """The fitted power of depth in `distances`, with its 95% interval; None without trials."""
+        found = self.distances()
+        return rates.fit_trials(found.items()) if found else None
 
     def spread(self, least: int) -> float:
         """Largest difference of mean losses at depths from ``least`` on, over steps and depths."""
