@@ -75,10 +75,8 @@ class DeepNarrowEstimator(NarrowEstimator):
         """Store the parameters; `fit` checks them.
 
         Args:
-            depth: weight layers, at least 2. Each has ``random_units`` random features: more
-                examples need more.
-            scale: C, perhaps infinite; None is depth^2.2, where the network is nearly linear in its
-                parameters. At a small C, as 2, the fit takes more passes.
+            depth: weight layers, at least 2. More examples need more: a layer is a random feature.
+            scale: C, perhaps infinite; None is depth^2.2. A small C takes more passes.
             rho: standard deviation of the Gaussian weights (the MLP's times sqrt(d_in)).
             beta: standard deviation of the Gaussian biases over the scale.
             time: kernel time of the training, t >= 0, as for `dnntk.InfiniteDepthClassifier`; may
@@ -87,15 +85,13 @@ class DeepNarrowEstimator(NarrowEstimator):
             arch: "mlp", or "cnn" with a global average pool, on images that are rows of X.
             image_shape: as for `dnntk.InfiniteDepthClassifier`.
             kernel_size: side of the CNN's filters, odd.
-            features: draw of the random features, "gaussian" (independent), or "antithetic",
-                "orthogonal" or "sobol", nearer to the limit: see `dnntk.networks.random_units`.
+            features: draw of the random features, as in `dnntk.networks.random_units`.
             random_units: random features a layer.
             dtype: of the network, "float32" or "float64".
             tolerance: of the training outputs, relative to the targets; `fit` warns beyond it.
             max_iterations: gradient passes over the training examples, at most.
             memory: bytes for the kernel of the training examples; None is 3/4 of this machine's.
-            random_state: seed of the initialization, an integer; a RandomState, or None (NumPy's
-                global one), draws another in every fit.
+            random_state: seed of the initialization; a RandomState, or None, draws another a fit.
             verbose: show progress bars on standard error for what takes longer than five seconds.
         """
         self.depth = depth
