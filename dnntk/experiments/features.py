@@ -29,7 +29,7 @@ from dnntk.experiments import rates
 from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.experiments.features_config import CASES, FeaturesConfig
 from dnntk.figures.features import features_figure
-from dnntk.infinite_depth.spread import MatrixFlow
+from dnntk.infinite_depth.matrix_flow import MatrixFlow
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.networks.random_units import random_units

@@ -9,7 +9,7 @@ it with networks whose layers have independent or Sobol units:
   the neighbouring depths, on logarithmic scales, meets epsilon, or 1% of the decisions;
 * networks of the predicted depths, at C = depth^2.2, trained in closed form by `dnntk.solve`.
 
-The prediction is for independent units. Sobol units have another rate.
+The prediction is for independent units; Sobol units may be nearer.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ log = logging.getLogger("dnntk")
 
 DRAWS = ("gaussian", "sobol")
 DIFFERENT = 0.01  # share of the decisions that may differ from the limit's
-LEAST_TRAINED = 10  # the theory's leading order says nothing about networks of a few layers
+LEAST_TRAINED = 10  # networks of fewer layers are not what the first order is for
 RESAMPLES = 200  # of the trials, for an interval
 
 

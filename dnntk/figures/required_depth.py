@@ -31,7 +31,7 @@ def required_depth_figure(found: dict[str, dict[int, Any]]) -> "Figure":
     ``found``: {problem: {number of training examples: `required_depth.Requirement`}}. Curves are
     predictions, and points are measured, with 95% intervals.
     """
-    figure = new_figure(1.0 + 3.2 * len(found), 6.4)
+    figure = new_figure(max(5.0, 1.0 + 3.2 * len(found)), 6.4)
     panels = figure.subplots(2, len(found), squeeze=False, sharex="col", sharey="row")
     for column, (name, by_count) in zip(panels.T, found.items(), strict=True):
         shades, middle = colors(len(by_count)), (len(by_count) - 1) / 2
@@ -90,6 +90,6 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
         filled = "white" if draw == "gaussian" else BLACK
         axes.plot([], [], marker, color=BLACK, mfc=filled, ms=4.5, label=f"measured, {label}")
     axes.plot([], [], "x", color=BLACK, ms=8, mew=1.5, label="trained in closed form")
-    axes.plot([], [], color=BLACK, linewidth=1.0, label="predicted (above: a line a number $n$)")
+    axes.plot([], [], color=BLACK, linewidth=1.0, label="predicted (above: for each $n$)")
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="medium")

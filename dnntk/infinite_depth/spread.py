@@ -6,18 +6,15 @@ layer. So the network's prediction has a standard deviation of O(1 / sqrt(L)) ar
 Theorems 3.3 and 4.3. Two functions compute it without training a network:
 
 * `initialization_spread`: to first order in the change of the kernel. One sample of random units
-  gives the standard deviation at every depth.
+  gives the standard deviation at every depth, and the shift of the mean, which is O(1/L).
 * `linear_predictions`: without an expansion. Random kernels of one depth are drawn, and the
-  gradient flow of each is solved; this includes the shift of the mean, which is O(1/L).
+  gradient flow of each is solved.
 
-First order. With A = k(X, X) / N = V diag(l) V^T, phi_t(l) = (1 - exp(-t l)) / l and
-f_t(x) = k(x, X) phi_t(A) Y / N, a change of the kernel by g(x) g(x') changes f_t(x) by
-
-    g(x) g(X)^T phi_t(A) Y / N + k(x, X) V (phi_t[l_i, l_j] * (h_i h_j)) V^T Y / N^2,   h = V^T g(X)
-
-where phi_t[., .] is the divided difference (Daletskii & Krein 1965). Layers are independent, so the
-variance over networks is the variance of one layer's change over L. All outputs have the same
-random units g.
+First order. A layer changes the kernel by g(x) g(x') / L, and `MatrixFlow.changes` is the change of
+f_t by it. Layers are independent, so the variance over networks is the variance of one layer's
+change over L. All outputs have the same random units g. The mean kernel of L layers is 1/L from the
+limit, as L - 2 layers have random units, L - 1 have copied inputs, and the first layer's unit has a
+bias alone; this shifts the mean of the predictions.
 """
 
 import dataclasses
@@ -39,7 +36,7 @@ from dnntk.checks import (
     real_number,
 )
 from dnntk.errors import InputError
-from dnntk.infinite_depth.spectral_filter import SpectralFilter
+from dnntk.infinite_depth.matrix_flow import MatrixFlow
 from dnntk.kernel import limit_ntk
 from dnntk.kernel.limit import shifts_inside
 from dnntk.networks.initializers import Layer
@@ -48,7 +45,7 @@ from dnntk.networks.random_units import check_features, random_units
 from dnntk.ntk.random_features import RandomFeatures
 from dnntk.runs import fields
 
-__all__ = ["MatrixFlow", "Spread", "initialization_spread", "linear_predictions"]
+__all__ = ["Spread", "initialization_spread", "linear_predictions"]
 
 # Array elements of one block of random units on all inputs: 130 MB.
 BLOCK_ELEMENTS = 1 << 24
@@ -65,11 +62,13 @@ class Spread:
         layer_variance: [as prediction], L^2 times what one middle layer adds to the variance.
         first_variance: [as prediction], L^2 times what the first layer adds, whose unit has the
             inputs divided by C.
+        shift: [as prediction], L times the mean's distance from the prediction.
     """
 
     prediction: np.ndarray
     layer_variance: np.ndarray
     first_variance: np.ndarray
+    shift: np.ndarray
 
     __repr__ = fields.short_repr
 
@@ -85,10 +84,10 @@ class Spread:
     def depth(self, epsilon: float) -> int | np.ndarray:
         """The depth from which on networks are within ``epsilon`` of the limit.
 
-        The distance is the root mean square of ``std(depth)`` over the examples and outputs,
-        relative to that of ``prediction``. It is what networks' predictions differ from the limit
-        by, as a root mean square over initializations too. The order is that of
-        `initialization_spread`, so a depth of a few layers is no more than a sign that few suffice.
+        The distance is the root mean square, over initializations, examples and outputs, of a
+        network's prediction minus the limit's, relative to that of ``prediction``: its square is
+        the mean of ``std(depth)**2 + (shift / depth)**2`` over that of ``prediction**2``. The
+        shift decides at short times, where few layers suffice.
 
         Returns:
             An int of at least 2, or [T] integers for T times.
@@ -98,7 +97,7 @@ class Spread:
         """
         valid = lambda number: 0 < number < math.inf  # noqa: E731
         epsilon = number_within("epsilon", epsilon, valid, "a finite number above 0")
-        sizes = self.layer_variance, self.first_variance, self.prediction**2
+        sizes = self.layer_variance, self.first_variance + self.shift**2, self.prediction**2
         each = zip(*(np.atleast_1d(np.mean(size, axis=(-2, -1))) for size in sizes), strict=True)
         found = [_least_depth(epsilon, *map(float, one)) for one in each]
         return np.array(found) if self.prediction.ndim > 2 else found[0]
@@ -118,9 +117,9 @@ def initialization_spread(
 ) -> Spread:
     """Predictions of infinitely deep networks, and the spread of deep ones around them.
 
-    The leading order in depth: a standard deviation that falls as depth^-1/2. The shift of the
-    mean, of order 1/depth, is left out; `linear_predictions` includes it, and is right at small
-    depths too. C must be large (the theorems need depth^2 / C -> 0), and inputs not negative.
+    To first order in the change of the kernel: a standard deviation that falls as depth^-1/2, and a
+    shift of the mean that falls as 1/depth. `linear_predictions` is right at small depths too. C
+    must be large (the theorems need depth^2 / C -> 0), and inputs not negative.
 
     Args:
         x_train: [N, d_in] for the MLP, NHWC images [N, H, W, c] for the CNN.
@@ -146,7 +145,8 @@ def initialization_spread(
     problem = _Problem(x_train, y_train, x, rho, beta, kernel_size)
     samples, times = check_count("samples", samples), host_times(time)
     key = jax.random.key(0) if key is None else key
-    flow = MatrixFlow(problem.limit_kernel(), problem.y)
+    limit = problem.limit_kernel()
+    flow, kernel_shift = MatrixFlow(limit, problem.y), problem.kernel_shift(limit)
     filters = [flow.filters(t) for t in times]
     first = np.stack([flow.changes(problem.sums(problem.ones), f)[0] for f in filters])
     totals = np.zeros((2, *first.shape))
@@ -160,6 +160,7 @@ def initialization_spread(
         np.maximum(square - mean**2, 0) * (samples / max(samples - 1, 1)),
         # The first layer's map is relu(v) everywhere: E relu^4 - (E relu^2)^2 = 5/4 beta^4.
         1.25 * problem.beta**4 * first**2,
+        np.stack([flow.change(kernel_shift, f) for f in filters]),
     )
     return Spread(*(part if np.ndim(time) else part[0] for part in parts))
 
@@ -293,12 +294,18 @@ class _Problem:
             block = {name: array[start : start + size] for name, array in units.items()}
             yield self.sums(self.maps(block))
 
-    def limit_kernel(self) -> np.ndarray:
-        """The limit kernel of all inputs by the training ones: [N + n, N]."""
+    def limit_kernel(self, units: bool = True) -> np.ndarray:
+        """The limit kernel of all inputs by the training ones, or its part without units."""
         sizes = {"d_out": self.y.shape[1], "kernel_size": self.kernel_size}
+        rho, beta = (self.rho, self.beta) if units else (0.0, 0.0)
         with jax.enable_x64(True):
-            kernel = limit_ntk(self.inputs, self.train, rho=self.rho, beta=self.beta, **sizes)
-        return np.asarray(kernel)
+            return np.asarray(limit_ntk(self.inputs, self.train, rho=rho, beta=beta, **sizes))
+
+    def kernel_shift(self, limit: np.ndarray) -> np.ndarray:
+        """Depth times the mean of deep networks' kernels minus the limit: [N + n, N]."""
+        ones = self.sums(self.ones).reshape(len(self.inputs), -1)
+        first = self.beta**2 / 2 * (ones @ ones[: len(self.train)].T)  # E relu(v)^2
+        return self.limit_kernel(units=False) - 2 * limit + first
 
     def network_kernel(self, drawn: dict[str, Layer], depth: int, scale: float) -> np.ndarray:
         """The NTK of one network at initialization: [N + n, N]; all inputs by the training ones."""
@@ -310,71 +317,6 @@ class _Problem:
         with jax.enable_x64(True):
             kernel = RandomFeatures(model, {"initial": drawn})(self.inputs, self.train)
         return np.asarray(kernel)
-
-
-class MatrixFlow:
-    """Kernel gradient flow from 0 in the eigenvectors of A = K / N, of a kernel in memory."""
-
-    def __init__(self, kernel: np.ndarray, y: np.ndarray) -> None:
-        """``kernel`` [N + n, N] of all inputs by the training ones, these first; y [N, d_out]."""
-        count = len(y)
-        self.values, self.vectors = np.linalg.eigh(kernel[:count] / count)
-        self.values = np.maximum(self.values, 0)
-        self.cross = kernel[count:] @ self.vectors / count
-        self.y = self.vectors.T @ y
-
-    def predict(self, time: float) -> np.ndarray:
-        """f_t at the other inputs: [n, d_out]."""
-        return self.cross @ self._filtered(time)
-
-    def filters(self, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """phi_t(l) Y [N, d_out] in the eigenvectors, and phi_t[l_i, l_j] [N, N]."""
-        return self._filtered(time), _divided(self.values, time)
-
-    def changes(self, g: np.ndarray, filters: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """The change of f_t if g(x).g(x') of a unit is added to the kernel: [units, n, d_out].
-
-        ``g`` [N + n, units, shifts] holds training inputs first.
-        """
-        filtered, divided = filters
-        count, (units, shifts) = len(self.y), g.shape[1:]
-        h = (self.vectors.T @ g[:count].reshape(count, -1)).reshape(count, units, shifts)
-        direct = np.einsum("iuk,io->uko", h, filtered)
-        found = np.einsum("xuk,uko->uxo", g[count:], direct, optimize=True)
-        for output, y in enumerate(self.y.T):
-            inner = divided @ (h * y[:, None, None]).reshape(count, -1)
-            by_mode = np.einsum("iuk,iuk->iu", h, inner.reshape(h.shape))
-            found[:, :, output] += (self.cross @ by_mode).T
-        return found / count
-
-    def _filtered(self, time: float) -> np.ndarray:
-        rounding = len(self.values) * np.finfo(float).eps * self.values[-1]
-        if math.isinf(time) and self.values[0] <= rounding:
-            raise InputError(
-                "time: expected a finite one, since the kernel of these training inputs is "
-                "singular in float64, got inf; drop duplicate inputs, or give a finite time"
-            )
-        return SpectralFilter(time)(self.values)[:, None] * self.y
-
-
-def _divided(values: np.ndarray, time: float) -> np.ndarray:
-    """(phi_t(l_i) - phi_t(l_j)) / (l_i - l_j), exact to rounding for (nearly) equal l too.
-
-    With l <= m it is (e - phi_t(l)) / m, where e = (exp(-t l) - exp(-t m)) / (m - l); for small t m
-    the two terms cancel, and the power series is summed instead.
-    """
-    if math.isinf(time):
-        return -1 / np.multiply.outer(values, values)
-    low, high = (f.outer(values, values) * time for f in (np.minimum, np.maximum))
-    e = np.exp(-low) * SpectralFilter(1.0)(high - low)
-    small = high < 0.1
-    series, powers, homogeneous = np.zeros_like(low), np.ones_like(low), np.ones_like(low)
-    for k in range(2, 13):
-        series -= (-1) ** k / math.factorial(k) * homogeneous
-        powers = np.where(small, powers * high, 0)
-        homogeneous = np.where(small, low * homogeneous + powers, 0)
-    far = (e - SpectralFilter(1.0)(low)) / np.where(small, 1, high)
-    return time**2 * np.where(small, series, far)
 
 
 def _checked_depth(depth: int) -> int:

@@ -40,36 +40,6 @@ def limit_gram(held):
         )
 
 
-@pytest.mark.parametrize("time", [0.01, 1.0, 50.0])
-def test_divided_differences_are_those_of_opitz(time):
-    values = np.array([0.0, 1e-9, 0.01, 0.01 + 1e-13, 2.0, 15.0])
-    found = spread._divided(values, time)
-    np.testing.assert_array_equal(found, found.T)
-    # phi_t of [[l, 1], [0, m]] holds the difference in its corner, and is itself the corner block
-    # of the exponential of [[-t matrix, t], [0, 0]].
-    low, high = np.triu_indices(6)
-    whole = np.zeros((len(low), 4, 4))
-    whole[:, 0, 0], whole[:, 1, 1] = -time * values[low], -time * values[high]
-    whole[:, 0, 1] = -time
-    whole[:, 0, 2] = whole[:, 1, 3] = time
-    np.testing.assert_allclose(found[low, high], expm(whole)[:, 0, 3], rtol=1e-9)
-
-
-@pytest.mark.parametrize("time", [20.0, math.inf])
-@pytest.mark.parametrize("arch", SHAPES)
-def test_a_units_change_is_the_derivative_by_the_kernel(arch, time):
-    held = checked(arch)
-    gram = limit_gram(held)
-    g = held.sums(held.maps(held.draw(jax.random.key(1), 4)["middle"]))
-    unperturbed = spread.MatrixFlow(gram, held.y)
-    found = unperturbed.changes(g, unperturbed.filters(time))
-    assert found.shape == (2, 3, 2)
-    for unit, expected in enumerate(found):
-        change, size = g[:, unit] @ g[: len(held.y), unit].T, 1e-5
-        ends = [spread.MatrixFlow(gram + s * change, held.y).predict(time) for s in (size, -size)]
-        np.testing.assert_allclose(expected, (ends[0] - ends[1]) / (2 * size), atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("arch", SHAPES)
 def test_the_first_order_is_the_spread_of_deep_linear_networks(arch):
     data, times = problem(arch), [0.5, 5.0]
@@ -104,26 +74,28 @@ def test_predictions_are_the_limits_and_samples_do_not_depend_on_blocks(arch, mo
     np.testing.assert_allclose(ratio, 0.5, rtol=1e-3)  # depth^-1/2, up to the first layer's share
 
 
-def spread_of(layer, first, prediction=1.0):
-    """A spread with these means at T times: three examples and two outputs."""
+def spread_of(layer, first, prediction=1.0, shift=0.0):
+    """A spread with these mean squares at T times: three examples and two outputs."""
     uneven = np.array([0.2, 0.8, 2.0])[:, None] * np.array([0.5, 1.5])  # of mean 1
-    means = np.broadcast_arrays(prediction**2, layer, first)
-    square, *variances = (np.multiply.outer(mean, uneven) for mean in means)
-    return Spread(-np.sqrt(square), *variances)
+    means = np.broadcast_arrays(prediction**2, layer, first, shift**2)
+    square, *squares = (np.multiply.outer(mean, uneven) for mean in means)
+    return Spread(-np.sqrt(square), *squares[:2], np.sqrt(squares[2]))
 
 
 @pytest.mark.parametrize("epsilon", [0.7, 0.3, 0.033, 0.01])
 def test_the_depth_is_the_least_from_which_on_networks_are_within_epsilon(epsilon):
-    # The last two: a first layer that dominates, and a distance that rises from depth 2 to 4.
-    found = spread_of(np.array([1.0, 0.021, 1e-4, 1.0]), np.array([0.8, 0.021, 3.0, 0.0]))
+    # The last three: a first layer or a shift that dominates, and a rise from depth 2 to 4.
+    layer, first = np.array([[1.0, 0.021, 1e-4, 1e-4, 1.0], [0.8, 0.021, 3.0, 0.1, 0.0]])
+    found = spread_of(layer, first, shift=np.array([0.0, 0.5, 0.0, 2.0, 0.0]))
     least, depths = found.depth(epsilon), np.arange(2, 11_000)
     rms = lambda values: np.sqrt(np.mean(values**2, axis=(1, 2)))  # noqa: E731
-    distances = np.stack([rms(found.std(depth)) for depth in depths]) / rms(found.prediction)
+    squares = (found.std(depth) ** 2 + (found.shift / depth) ** 2 for depth in depths)
+    distances = np.stack([rms(np.sqrt(square)) for square in squares]) / rms(found.prediction)
     beyond = [depths[far] for far in (distances > epsilon).T]
     expected = [far[-1] + 1 if far.size else 2 for far in beyond]
     np.testing.assert_array_equal(least, expected)
-    assert least.shape == (4,) and least.dtype.kind == "i"
-    one = spread_of(0.021, 0.021).depth(epsilon)
+    assert least.shape == (5,) and least.dtype.kind == "i"
+    one = spread_of(0.021, 0.021, shift=0.5).depth(epsilon)
     assert type(one) is int and one == expected[1]
 
 
@@ -140,12 +112,28 @@ def test_the_depth_of_exact_networks_is_two_and_of_others_finite():
             found.depth(epsilon)
 
 
-def test_linear_networks_of_sobol_units_come_nearer():
-    *data, x = problem("mlp")
-    ask = partial(linear_predictions, *data, x, 50.0, depth=34, scale=math.inf, draws=8)
-    limit = initialization_spread(*data, x, 50.0, samples=2).prediction
-    distance = lambda drawn: np.sqrt(np.mean((drawn - limit) ** 2))  # noqa: E731
-    assert distance(ask(features="sobol")) < 0.6 * distance(ask())
+@pytest.mark.parametrize("arch", SHAPES)
+def test_the_shift_is_that_of_networks_of_average_units(arch):
+    held, depth, samples = checked(arch), 6, 20_000
+    drawn = held.draw(jax.random.key(3), samples + 2)
+    # The units' kernels are quadratic in them: so scaled, all together are depth - 2 average ones.
+    middle = {name: a * math.sqrt((depth - 2) / samples) for name, a in drawn["middle"].items()}
+    first = {"kernel": drawn["first"]["kernel"], "bias": np.sqrt(held.beta**2 / 2)}
+    limit = held.limit_kernel()
+    own = held.network_kernel({"first": first, "middle": middle}, depth, math.inf)
+    np.testing.assert_allclose(held.kernel_shift(limit), depth * (own - limit), rtol=0.03)
+
+
+def test_linear_networks_of_sobol_units_are_nearer_and_show_the_shift():
+    data, options = problem("mlp"), OPTIONS | {"scale": math.inf, "features": "sobol"}
+    found = initialization_spread(*data, 0.5, samples=500, **OPTIONS)
+    drawn = linear_predictions(*data, 0.5, depth=34, draws=32, **options)
+    error = drawn.std(0, ddof=1) / math.sqrt(32)
+    assert (found.shift / 34 > 5 * error).all()
+    np.testing.assert_allclose(
+        drawn.mean(0) - found.prediction, found.shift / 34, atol=4 * error.max()
+    )
+    assert np.sqrt(np.mean(drawn.var(0))) < 0.8 * np.sqrt(np.mean(found.std(34) ** 2))
 
 
 @pytest.fixture(scope="module", params=["cnn"])  # MLPs: tests/experiments/test_limit_convergence.py
