@@ -61,12 +61,16 @@ def fit_power(points: Sequence[tuple[float, float]]) -> dict[str, float] | None:
     return None if found is None else found["depth"] | {"factor": found["factor"]}
 
 
-def fit_powers(variables: dict[str, np.ndarray], values: np.ndarray) -> dict[str, Any] | None:
+def fit_powers(
+    variables: dict[str, np.ndarray], values: np.ndarray, draws: np.ndarray | None = None
+) -> dict[str, Any] | None:
     """Fit value = factor * product of powers of the variables, as `fit_power` does for one.
 
     Args:
         variables: {name: [n]}, positive numbers.
         values: [n], positive.
+        draws: [n], the number of each value's random draw: values of the same draw are not
+            independent, and intervals are then by the sums of their errors. None: all are.
 
     Returns:
         {name: {"exponent", "low", "high"}} and "factor"; None if a variable has fewer than three
@@ -76,16 +80,21 @@ def fit_powers(variables: dict[str, np.ndarray], values: np.ndarray) -> dict[str
         return None
     inverse, logs = np.linalg.pinv(design), np.log(values)
     powers = inverse @ logs
-    variance = np.sum((logs - design @ powers) ** 2) / (len(values) - design.shape[1])
-    return _with_intervals(variables, powers, variance * np.sum(inverse**2, axis=1), len(values))
+    errors, count = logs - design @ powers, len(values)
+    if draws is None:
+        variances = np.sum(errors**2) / (count - len(powers)) * np.sum(inverse**2, axis=1)
+    else:
+        variances, count = _clustered(inverse.T * errors[:, None], draws)
+    return _with_intervals(variables, powers, variances, count)
 
 
-def fit_counts(variables: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, Any] | None:
+def fit_counts(
+    variables: dict[str, np.ndarray], counts: np.ndarray, draws: np.ndarray
+) -> dict[str, Any] | None:
     """As `fit_powers`, of the means of counts, which may be 0.
 
-    Poisson regression; the intervals are for the dispersion that is seen, if it is larger than
-    Poisson's. None also if the counts
-    at all but one value of a variable are 0.
+    Poisson regression; the intervals are at least Poisson's. None also if the counts at all but one
+    value of a variable are 0.
     """
     design, seen = _design(variables), counts > 0
     if design is None or any(len(np.unique(at[seen])) < 2 for at in variables.values()):
@@ -99,10 +108,17 @@ def fit_counts(variables: dict[str, np.ndarray], counts: np.ndarray) -> dict[str
     start = np.linalg.lstsq(design, np.log(counts + 0.5), rcond=None)[0]
     powers = optimize.minimize(loss, start, jac=True, method="BFGS").x
     expected = np.exp(design @ powers)
-    dispersion = np.sum((counts - expected) ** 2 / expected) / (len(counts) - design.shape[1])
     covariance = np.linalg.pinv(design.T @ (expected[:, None] * design))
-    variances = max(1.0, dispersion) * np.diag(covariance)
-    return _with_intervals(variables, powers, variances, len(counts))
+    variances, count = _clustered((counts - expected)[:, None] * design @ covariance, draws)
+    return _with_intervals(variables, powers, np.maximum(variances, np.diag(covariance)), count)
+
+
+def _clustered(influences: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, int]:
+    """Variances of the powers, and the number of draws, from each value's share [n, powers]."""
+    names = np.unique(draws)
+    totals = np.stack([influences[draws == name].sum(axis=0) for name in names])
+    freedom = len(names) / max(1, len(names) - influences.shape[1])
+    return freedom * np.sum(totals**2, axis=0), len(names)
 
 
 def _design(variables: dict[str, np.ndarray]) -> np.ndarray | None:
@@ -116,7 +132,7 @@ def _design(variables: dict[str, np.ndarray]) -> np.ndarray | None:
 def _with_intervals(
     names: Iterable[str], powers: np.ndarray, variances: np.ndarray, count: int
 ) -> dict[str, Any]:
-    half_widths = stats.t.ppf(0.975, count - len(powers)) * np.sqrt(variances)
+    half_widths = stats.t.ppf(0.975, max(1, count - len(powers))) * np.sqrt(variances)
     found: dict[str, Any] = {
         name: {
             "exponent": float(power),

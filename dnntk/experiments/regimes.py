@@ -100,11 +100,14 @@ class Plane:
     def fit(self, quantity: str) -> dict[str, Any] | None:
         """The powers of depth and of C with 95% intervals, as in `rates.fit_powers`."""
         chosen = self.fitted(quantity)
-        values = self.values[quantity][chosen]
-        variables = {"depth": self.depths[chosen], "scale": self.scales[chosen]}
-        each = {name: np.repeat(a, values.shape[1]) for name, a in variables.items()}
+        values, depths = self.values[quantity][chosen], self.depths[chosen]
+        trials = values.shape[1]
+        variables = {"depth": depths, "scale": self.scales[chosen]}
+        each = {name: np.repeat(a, trials) for name, a in variables.items()}
+        # Networks of a depth and a trial have the same random units, whatever their C.
+        draws = (depths[:, None] * trials + np.arange(trials)).ravel()
         fit = rates.fit_counts if quantity == "crossings" else rates.fit_powers
-        return fit(each, values.ravel())
+        return fit(each, values.ravel(), draws)
 
     def predicted(self, quantity: str) -> np.ndarray | None:
         """[cells], the predicted powers times the factor that suits the fitted cells best."""

@@ -28,17 +28,29 @@ def test_powers_of_two_variables_are_found_together_whatever_their_places():
     assert rates.fit_powers({"depth": depths, "scale": np.minimum(scales, 10)}, values) is None
 
 
+def test_values_of_the_same_draw_do_not_make_an_interval_narrower():
+    depths, scales = np.repeat([100, 300, 1000.0], 40), np.tile([1.0, 10, 100, 1000], 30)
+    draws, rng, covered = np.arange(120) // 4, np.random.default_rng(0), np.zeros(2)
+    for _ in range(100):
+        noise = rng.standard_normal(30)[draws]  # of four values alike
+        values = depths**-1.0 * np.exp(noise)
+        for i, given in enumerate((draws, None)):
+            fit = rates.fit_powers({"depth": depths, "scale": scales}, values, given)
+            covered[i] += fit["depth"]["low"] < -1 < fit["depth"]["high"]
+    assert covered[0] > 85 and covered[1] < 75
+
+
 def test_powers_of_counts_are_those_of_their_means_although_most_are_0():
     rng, covered = np.random.default_rng(0), np.zeros(2)
     variables = {"depth": np.repeat([100, 500, 2500], 40), "scale": np.tile([3.0, 10, 30, 100], 30)}
-    means = 0.02 * variables["depth"] / variables["scale"] ** 2
+    means, draws = 0.02 * variables["depth"] / variables["scale"] ** 2, np.arange(120)
     for _ in range(20):
-        fit = rates.fit_counts(variables, rng.poisson(means))
+        fit = rates.fit_counts(variables, rng.poisson(means), draws)
         covered += [fit[n]["low"] < p < fit[n]["high"] for n, p in (("depth", 1), ("scale", -2))]
     assert (covered > 16).all()
     # Counts at one depth, or none at all, tell nothing.
-    assert rates.fit_counts(variables, 1.0 * (variables["depth"] == 500)) is None
-    assert rates.fit_counts(variables, np.zeros(120)) is None
+    assert rates.fit_counts(variables, 1.0 * (variables["depth"] == 500), draws) is None
+    assert rates.fit_counts(variables, np.zeros(120), draws) is None
 
 
 def test_quantities_are_relative_to_the_limit_and_the_start():
