@@ -2,7 +2,8 @@ r"""Section 5.1: does the scaled NTK converge with depth, and does it stand stil
 
 python scripts/ntk_convergence.py
 python scripts/ntk_convergence.py --depths=100,1000 --trials=4 --steps=500 --sweep_depths=
-python scripts/ntk_convergence.py --arch=cnn --depths=32,316 --steps=300 --sweep_depths=10,32,100
+python scripts/ntk_convergence.py --arch=cnn --depths=100,1000 --steps=60 --sweep_steps=20 \
+    --sweep_depths=10,32,100,316,1000
 python scripts/ntk_convergence.py --depths=100,1000 --scale=5,500 --sweep_power=1.5
 python scripts/ntk_convergence.py --resume
 """
