@@ -2,6 +2,7 @@ r"""Train a deep narrow network of any depth.
 
 python scripts/train.py
 python scripts/train.py --depth=20000 --arch=cnn
+python scripts/train.py --optimizer=adam --depth_rate=0.02 --scale=1 --classes=all
 python scripts/train.py --optimizer=kernel --depth=20000 --arch=cnn --time=10000
 python scripts/train.py --mesh=data:2,depth:4 --depth=1002
 python scripts/train.py --depth=1000000 --dataset=toy --dry_run

@@ -40,9 +40,20 @@ def depth_transfer_figure(curves: list[Any], transferred: Any) -> "Figure":
         panels[2, 1].set_axis_off()
     else:
         _deepest(panels[2, 1], transferred)
-    arch = own[0].kind.arch.upper()
-    figure.suptitle(f"{arch}: at constant $C$, steps that are stable serve every depth")
+    figure.suptitle(_title([one for one in own if one.kind.optimizer == optimizers[-1]]))
     return figure
+
+
+def _title(own: list[Any]) -> str:
+    """The largest change of one optimizer's best rate between depths, of all C."""
+    depths, kind = list(own[0].sweep), own[0].kind
+    best = [[one.best(depth) for depth in depths] for one in own]
+    ratio = max(max(rates) / min(rates) for rates in best)
+    name = "time_step" if kind.optimizer == "sgd" else "depth_rate"
+    return (
+        f"{kind.arch.upper()} at constant $C$, depths {depths[0]:,} to {depths[-1]:,}: "
+        f"the best {name} of {kind.optimizer} changes by a factor of {ratio:.2g} at most"
+    )
 
 
 def _curves(axes: "Axes", own: list[Any]) -> None:
@@ -111,12 +122,14 @@ def _distances(axes: "Axes", own: list[Any]) -> None:
         }
         axes.plot(depths, means, **look, label=label)
         largest = max(largest, means.max())
-    if largest:
-        theory = largest / 4 * np.sqrt(depths[0] / depths)
-        axes.plot(depths, theory, color=BLACK, linestyle=":", label="$L^{-1/2}$")
-        axes.legend(fontsize="x-small", ncols=2, loc="upper center")
-        log_scale(axes, "x", "y")
-        axes.set_ylim(top=60 * largest)  # room for the legend
+    if not largest:
+        axes.set_axis_off()
+        return
+    theory = largest / 4 * np.sqrt(depths[0] / depths)
+    axes.plot(depths, theory, color=BLACK, linestyle=":", label="$L^{-1/2}$")
+    axes.legend(fontsize="x-small", ncols=2, loc="upper center")
+    log_scale(axes, "x", "y")
+    axes.set_ylim(top=60 * largest)  # room for the legend
     axes.set(xlabel="depth $L$", ylabel=r"$\|f_t^L - f_t\| \,/\, \|f_t\|$, held-out")
     axes.set_title("distance from the deepest networks")
 
