@@ -21,7 +21,8 @@ TITLES = {
     "fashion_mnist_01": "Fashion-MNIST, 0 and 1",
     "fashion_mnist": "Fashion-MNIST, ten classes",
 }
-MARKERS = {"gaussian": ("o", "independent units"), "sobol": ("D", "Sobol units")}
+MARKERS = {"gaussian": ("o", 7.0, "independent units"), "sobol": ("D", 4.0, "Sobol units")}
+ENDS: dict[str, Any] = {"color": BLACK, "linewidth": 0.8, "linestyle": (0, (1, 4))}
 STEP = 1.25  # times the kernel time, from one number of examples to the next: points lie apart
 
 
@@ -59,10 +60,15 @@ def required_depth_figure(found: dict[str, dict[int, Any]]) -> "Figure":
                     va="center",
                 )
         column[1].plot(last.times, last.predicted[0], color=BLACK, linewidth=1.0)
-        column[0].set_title(TITLES.get(name, name))
+        least, most = last.predicted[0].min(), last.predicted[0].max()
+        finding = f"{100 * last.epsilons[0]:g}% takes {least:,} to {most:,} layers"
+        column[0].set_title(f"{TITLES.get(name, name)}:\n{finding}", fontsize="medium")
         column[1].set_xlabel("kernel time $t$")
         for axes in column:
+            for depth in (last.depths[0], last.depths[-1]):
+                axes.axhline(depth, **ENDS)
             log_scale(axes, "x", "y")
+            axes.margins(x=0.12)
             axes.grid(alpha=0.3)
         column[0].legend(fontsize="small")
     panels[0, 0].set_ylabel(r"depth at distance $\epsilon$ from the limit")
@@ -77,19 +83,21 @@ def _points(
     """Measured depths [3, T] between the first depth and the last, with their intervals."""
     kept = (measured[0] > each.depths[0]) & (measured[0] <= each.depths[-1])
     depth, low, high = np.minimum(measured[:, kept], each.depths[-1])
+    marker, size, _ = MARKERS[draw]
     axes.errorbar(
         *(times[kept], depth, [depth - low, high - depth]),
-        fmt=MARKERS[draw][0],
-        **{"color": color, "ms": 4.5, "elinewidth": 0.8, "capsize": 0},
-        mfc="white" if draw == "gaussian" else color,
+        fmt=marker,
+        **{"color": color, "ms": size, "elinewidth": 0.8, "capsize": 0},
+        mfc="none" if draw == "gaussian" else color,
     )
 
 
 def _legend(figure: "Figure", axes: "Axes") -> None:
-    for draw, (marker, label) in MARKERS.items():
-        filled = "white" if draw == "gaussian" else BLACK
-        axes.plot([], [], marker, color=BLACK, mfc=filled, ms=4.5, label=f"measured, {label}")
+    for draw, (marker, size, label) in MARKERS.items():
+        filled = "none" if draw == "gaussian" else BLACK
+        axes.plot([], [], marker, color=BLACK, mfc=filled, ms=size, label=f"measured, {label}")
     axes.plot([], [], "x", color=BLACK, ms=8, mew=1.5, label="trained in closed form")
     axes.plot([], [], color=BLACK, linewidth=1.0, label="predicted (above: for each $n$)")
+    axes.plot([], [], **ENDS, label="least and largest depth measured")
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize="medium")

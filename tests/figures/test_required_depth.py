@@ -21,7 +21,9 @@ def test_curves_are_predicted_and_points_measured_within_the_depths():
     )
     figure = required_depth_figure({"digits": {120: each}, "own": {120: each}})
     top, _, bottom, _ = figure.axes
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["digits, ten classes", "own"]
+    finding = ":\n1% takes 3 to 5,000 layers"
+    titles = [axes.get_title() for axes in figure.axes[:2]]
+    assert titles == [f"digits, ten classes{finding}", f"own{finding}"]
     lines = [list(line.get_ydata()) for line in top.lines]
     assert [3, 40, 5000] in lines and [2, 2, 50] in lines
     assert [160.0] in lines  # twice the distance is four times the depth
