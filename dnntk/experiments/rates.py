@@ -56,7 +56,7 @@ def fit_power(points: Sequence[tuple[float, float]]) -> dict[str, float] | None:
 
     Ordinary least squares on logarithms, with the 95% interval of Student's t.
     """
-    depths, values = np.array(points, dtype=float).T
+    depths, values = np.reshape(np.array(points, dtype=float), (-1, 2)).T
     found = fit_powers({"depth": depths}, values)
     return None if found is None else found["depth"] | {"factor": found["factor"]}
 

@@ -14,7 +14,7 @@ def test_a_fitted_power_is_found_within_its_interval():
         fit = rates.fit_power(list(zip(depths.tolist(), values.tolist(), strict=True)))
         covered += fit["low"] < -0.5 < fit["high"]
     assert 0.9 < covered / 200 < 0.99
-    assert rates.fit_power([(10, 1.0), (100, 0.5)]) is None
+    assert rates.fit_power([(10, 1.0), (100, 0.5)]) is rates.fit_power([]) is None
 
 
 def test_powers_of_two_variables_are_found_together_whatever_their_places():
