@@ -130,6 +130,8 @@ def _distances(axes: "Axes", own: list[Any]) -> None:
     axes.legend(fontsize="x-small", ncols=2, loc="upper center")
     log_scale(axes, "x", "y")
     axes.set_ylim(top=60 * largest)  # room for the legend
+    axes.set_xticks(depths, [f"{depth:,}" for depth in depths])
+    axes.minorticks_off()
     axes.set(xlabel="depth $L$", ylabel=r"$\|f_t^L - f_t\| \,/\, \|f_t\|$, held-out")
     axes.set_title("distance from the deepest networks")
 
