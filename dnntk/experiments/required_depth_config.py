@@ -57,7 +57,7 @@ class RequiredDepthConfig:
     arch: str = "mlp"
     data_dir: str | os.PathLike[str] | None = None
     pool: int | None = None
-    train_examples: tuple[int, ...] = (30, 120, 480)
+    train_examples: tuple[int, ...] = (30, 120, 240)
     test_examples: int = 400
     times: tuple[float, ...] = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
     epsilons: tuple[float, ...] = (0.01, 0.1)
