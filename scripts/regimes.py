@@ -2,7 +2,7 @@ r"""The plane of depth and scale: what moves in training, as powers of L and of 
 
 python scripts/regimes.py
 python scripts/regimes.py --arch=mlp --depths=1000,10000,100000 --scales=10,100,1000
-python scripts/regimes.py --dataset=mnist --pool=4 --offset=0
+python scripts/regimes.py --arch=mlp --dataset=mnist --pool=7 --offset=0
 python scripts/regimes.py --resume
 """
 
