@@ -39,10 +39,8 @@ __all__ = [
     *("new_workdir", "run", "values", "words", "workdir"),
 ]
 
-# With more host devices than this, the parts of a batch become too small.
-MOST_HOST_DEVICES = 8
-# Most host devices that a mesh may request, for trials.
-MOST_HOST_DEVICES_ASKED = 64
+MOST_HOST_DEVICES = 8  # beyond it the parts of a batch become too small
+MOST_HOST_DEVICES_ASKED = 64  # by a mesh, for trials
 # Words in JAX's errors about a process that does not answer.
 LOST = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "heartbeat", "Connection")
 ALONE = "another process of the job is gone; go on with --resume and the same --workdir"
@@ -50,15 +48,13 @@ ALONE = "another process of the job is gone; go on with --resume and the same --
 REPORT = re.compile(
     rb"[WEF]\d{4} [\d:.]+ +\d+ (coordination_service\w*|preemption_sync_manager|client)\.(cc|h)"
 )
+INTERRUPTED = (130, 143)
 HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 # The values of fields that are a choice, whatever the configuration.
 CHOICES: dict[str, Sequence[str]] = {
-    **{"arch": ARCHITECTURES, "dataset": DATASETS, "dtype": DTYPES},
-    **{"features": FEATURES, "init": INITS},
-    "optimizer": OPTIMIZERS,
-    "parametrization": PARAMETRIZATIONS,
-    "schedule": SCHEDULES,
-    "solver": SOLVERS,
+    **{"arch": ARCHITECTURES, "dataset": DATASETS, "dtype": DTYPES, "features": FEATURES},
+    **{"init": INITS, "optimizer": OPTIMIZERS, "parametrization": PARAMETRIZATIONS},
+    **{"schedule": SCHEDULES, "solver": SOLVERS},
 }
 EXAMPLES = {int: "whole numbers like 100,1000", float: "numbers like 1,100", str: "words like a,b"}
 # A docstring's section of fields or arguments, and one entry in it: `names: description`.
@@ -305,6 +301,10 @@ def _make_output_safe() -> None:
 def _stop(message: str, status: int) -> NoReturn:
     if sys.stderr is not None:
         print(f"{os.path.basename(sys.argv[0])}: {' '.join(message.split())}", file=sys.stderr)
+    if status in INTERRUPTED and not processes.is_multiprocess():
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(status)  # an orderly exit crashes (139) if JAX's threads still compute
     sys.exit(status)
 
 

@@ -139,6 +139,23 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert done.returncode == 0 and not done.stderr
 
 
+def test_sigterm_ends_a_script_whose_threads_still_compute(tmp_path):
+    code = """
+import os, signal
+import command_line, jax, jax.numpy as jnp
+
+def main():
+    body = lambda i, x: jnp.sin(x @ x)
+    x = jnp.ones((100, 100))
+    pending = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, body, x))(x)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+command_line.run(main)
+"""
+    (done,) = processes.outcomes("plan_gram.py", {"": ()}, tmp_path, code=code).values()
+    assert done.returncode == 143 and len(done.stderr.splitlines()) == 1, done
+
+
 # ---- folders
 
 
