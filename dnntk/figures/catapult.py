@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnntk.experiments.catapult_config import CatapultConfig
 from dnntk.figures.drawing import BLACK, log_scale, new_figure, viridis
 
 if TYPE_CHECKING:
@@ -29,11 +28,11 @@ BOUNDS = (2.0, 4.0, 12.0)
 RATIO = r"time step $\times\ \lambda_{\max}$ at the start"
 
 
-def catapult_figure(config: CatapultConfig, found: dict[Any, Any], powers: Any) -> "Figure":
+def catapult_figure(config: Any, found: dict[Any, Any], powers: Any) -> "Figure":
     """Maps of the least and the largest depth; peaks and their powers of C; kernels and accuracy.
 
     Args:
-        config: of the experiment.
+        config: `dnntk.experiments.catapult_config.CatapultConfig`.
         found: {(depth, C): `dnntk.experiments.catapult.Runs`}; curves are medians over trials.
         powers: {depth: the power of C in the peak at each ratio, or None}.
     """
