@@ -83,7 +83,7 @@ def _ticks(axes: "Axes") -> None:
     axes.set_xticks([], minor=True)
 
 
-def _map(axes: "Axes", config: CatapultConfig, found: dict[Any, Any], depth: int) -> None:
+def _map(axes: "Axes", config: Any, found: dict[Any, Any], depth: int) -> None:
     """The share of networks whose loss came back, as a shade, and the median steps to it."""
     back = np.array([found[depth, scale].back for scale in config.scales])
     share, steps = np.isfinite(back).mean(2), np.median(back, axis=2)
@@ -114,7 +114,7 @@ def _position(marks: Sequence[float], value: float) -> float:
     return float(np.interp(np.log(value), np.log(marks), range(len(marks)), **beyond))
 
 
-def _peaks(axes: "Axes", config: CatapultConfig, found: dict[Any, Any]) -> None:
+def _peaks(axes: "Axes", config: Any, found: dict[Any, Any]) -> None:
     """Peaks at the largest depth as curves, at the others as open marks, and at the kink."""
     for scale, style in zip(config.scales, _styles(len(config.scales)), strict=True):
         for depth in config.depths[:-1]:
@@ -127,9 +127,7 @@ def _peaks(axes: "Axes", config: CatapultConfig, found: dict[Any, Any]) -> None:
     log_scale(axes, "y")
 
 
-def _powers(
-    axes: "Axes", config: CatapultConfig, found: dict[Any, Any], powers: dict[int, Any]
-) -> None:
+def _powers(axes: "Axes", config: Any, found: dict[Any, Any], powers: dict[int, Any]) -> None:
     """The power of C in the peak with its 95% interval, and that of the kink's loss."""
     if len(config.scales) > 1:
         kinks = [float(found[config.depths[-1], scale].kink) for scale in config.scales]
