@@ -12,12 +12,12 @@ import command_line
 from absl import flags
 
 from dnntk.experiments.depth_transfer import transfer_depth
-from dnntk.experiments.depth_transfer_config import DepthTransferConfig
+from dnntk.experiments.depth_transfer_config import IMAGES, DepthTransferConfig
 from dnntk.training.config import ARCHITECTURES
 
 FLAGS = flags.FLAGS
 
-command_line.define(DepthTransferConfig, arch=(*ARCHITECTURES, "both"))
+command_line.define(DepthTransferConfig, arch=(*ARCHITECTURES, "both"), dataset=IMAGES)
 flags.DEFINE_bool("resume", False, "Go on with the networks in the workdir.")
 flags.DEFINE_string("workdir", "runs/depth_transfer", "Folder for all results.")
 

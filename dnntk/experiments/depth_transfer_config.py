@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from dnntk.checks import check_choice, check_count
+from dnntk.data.mnist import CLASS_NAMES
 from dnntk.errors import InputError
 from dnntk.experiments.config_checks import (
     check_at_least,
@@ -16,8 +17,9 @@ from dnntk.networks.initializers import BASELINES
 from dnntk.runs import fields
 from dnntk.training.config import ARCHITECTURES, NORMALIZING, TrainConfig
 
-__all__ = ["OWN", "DepthTransferConfig", "Kind"]
+__all__ = ["IMAGES", "OWN", "DepthTransferConfig", "Kind"]
 
+IMAGES = ("digits", *CLASS_NAMES)
 # What an architecture has where the configuration says None. A layer of the CNN is 28 times the
 # MLP's work, and its average over the image needs large random filters to tell images apart.
 OWN: dict[str, dict[str, Any]] = {
@@ -62,7 +64,7 @@ class DepthTransferConfig:
         scales: values of C.
         optimizers: "sgd", which has a ``time_step``, and others that take a ``depth_rate``.
         baselines: initializations to compare with, at C = 1; none is "".
-        dataset, data_dir: as in `TrainConfig`; all ten classes.
+        dataset, data_dir: as in `TrainConfig`; images, all ten classes.
         pool: side of the average pool over the images.
         rho, beta: standard deviations of the random weights and biases.
         features: as in `TrainConfig`.
@@ -113,7 +115,10 @@ class DepthTransferConfig:
             for value in getattr(self, name):
                 check_choice(name, value, allowed)
         check_positive(self, "scales", "time_steps", "depth_rates")
-        for name in ("scales", "optimizers"):
+        check_choice("dataset", self.dataset, IMAGES)
+        if self.deepest == 1:
+            raise InputError("deepest: expected 0 for none, or a depth of at least 2, got 1")
+        for name in ("scales", "optimizers", "baselines"):
             check_each_once(name, getattr(self, name))
         check_at_least(self, 0, "deepest", "seed", "sweep_depth", "trial_depth")
         for arch in self.archs:

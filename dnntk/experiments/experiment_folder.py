@@ -51,6 +51,7 @@ class ExperimentFolder:
         self._experiment, self._settings = experiment, as_json(settings)
         self._folder = None if workdir is None else RunFolder(workdir)
         self.path: Path | None = None
+        self._made: dict[str, dict[str, np.ndarray]] = {}  # without a workdir
         if self._folder is not None:
             self.path = self._folder.path
             named = {"experiment": experiment, **self._settings}
@@ -82,9 +83,11 @@ class ExperimentFolder:
     def arrays(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
-        """The arrays of runs/``name``.npz; if the file is missing, ``compute`` makes them."""
+        """The arrays of runs/``name``.npz, or in memory; if missing, ``compute`` makes them."""
         if self.path is None:
-            return compute()
+            if name not in self._made:
+                self._made[name] = compute()
+            return self._made[name]
         file = self.path / "runs" / f"{name}.npz"
         if not file.exists():
             self.write_arrays(f"runs/{name}.npz", compute())

@@ -328,7 +328,9 @@ def _checked_depth(depth: int) -> int:
 
 def _least_depth(epsilon: float, layer: float, first: float, square: float) -> int:
     """The least depth from which on (depth - 2) layer + first <= epsilon^2 square depth^2."""
-    allowed = epsilon**2 * square
+    allowed = epsilon * epsilon * square
+    if math.isinf(allowed):
+        return 2
     within = lambda depth: (depth - 2) * layer + first <= allowed * depth**2  # noqa: E731
     if not within(MOST_LAYERS):
         raise InputError(f"epsilon: expected one that 2^53 layers reach, got {epsilon:g}; raise it")

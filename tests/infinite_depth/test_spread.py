@@ -103,6 +103,7 @@ def test_the_depth_of_exact_networks_is_two_and_of_others_finite():
     assert spread_of(0.0, 0.0, prediction=0.0).depth(0.01) == 2  # at t = 0 all outputs are 0
     assert spread_of(1.0, 1.0).depth(1e-3) == 10**6 - 1  # epsilon^2 L^2 >= L - 1
     np.testing.assert_allclose(spread_of(1.0, 1.0).depth(1e-7), 1e14)
+    assert spread_of(1.0, 1.0).depth(1e200) == 2
     for found, epsilon in (
         (spread_of(1.0, 1.0), 1e-9),
         (spread_of(1.0, 1.0, prediction=0.0), 0.1),
