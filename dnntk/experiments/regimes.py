@@ -129,13 +129,22 @@ class Plane:
         for name, symbol in (("depth", "L"), ("scale", "C")):
             power = fit[name]
             text += f"{symbol}^{power['exponent']:.3f} [{power['low']:.3f}, {power['high']:.3f}]  "
-        return text if needed is None else f"{text}vanishes if C grows faster than L^{needed:.2f}"
+        if needed is None:
+            return text
+        return f"{text}vanishes if C " + (
+            f"grows faster than L^{needed:.2f}" if needed else "-> infinity"
+        )
 
     def needed(self, quantity: str) -> float | None:
-        """The power p such that the quantity vanishes if C / L^p -> infinity; None if never."""
+        """The power p such that the quantity vanishes if C / L^p -> infinity; None if never.
+
+        0 where the 95% interval of depth's power holds 0: then C -> infinity is enough.
+        """
         fit = self.fit(quantity)
         if fit is None or PREDICTED[quantity][1] >= 0 or fit["scale"]["high"] >= 0:
             return None
+        if fit["depth"]["low"] <= 0 <= fit["depth"]["high"]:
+            return 0.0
         return float(fit["depth"]["exponent"] / -fit["scale"]["exponent"])
 
     def summary(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ MARKERS = "osD^v*"
 CONDITIONS = {"kernel_train": "kernel stands still", "crossings": "no sign changes"}
 THEOREM = r"theorem: $C \gg L^2$"
 LEAST_COUNT = 0.05  # a count's lowest mean that is shown
+LEAST_WIDTH, LEGEND_WIDTH = 6.4, 1.4  # inches: of the title, and of a column of the legend
 
 
 def regimes_figure(found: dict[str, Any]) -> "Figure":
@@ -40,7 +41,9 @@ def regimes_figure(found: dict[str, Any]) -> "Figure":
     ``found``: {architecture: `dnntk.experiments.regimes.Plane`}. Thin black lines are the predicted
     powers; marks at the first row's foot are at C = L^2, above which the theorems' condition holds.
     """
-    figure = new_figure(0.8 + 2.8 * len(found), 0.8 + 1.9 * len(ROWS))
+    columns = max(len(np.unique(plane.depths)) for plane in found.values())
+    width = max(LEAST_WIDTH, LEGEND_WIDTH * columns, 0.8 + 2.8 * len(found))
+    figure = new_figure(width, 0.8 + 1.9 * len(ROWS))
     panels = figure.subplots(len(ROWS), len(found), squeeze=False, sharex="col", sharey="row")
     for column, (arch, plane) in enumerate(found.items()):
         depths = np.unique(plane.depths)
@@ -48,6 +51,8 @@ def regimes_figure(found: dict[str, Any]) -> "Figure":
             for quantity, line in quantities.items():
                 _curves(axes, plane, depths, quantity, line)
             log_scale(axes, "x", "y")
+            if not any(plane.mean(quantity).any() for quantity in quantities):
+                _none(axes)
             axes.grid(alpha=0.3)
             axes.set_title(TITLES[arch] + _powers(plane, next(iter(quantities))), fontsize=11)
             if not column:
@@ -85,6 +90,12 @@ def _curves(axes: "Axes", plane: Any, depths: np.ndarray, quantity: str, line: s
             axes.plot(scales, predicted[cells], "-", color=BLACK, linewidth=0.5)
 
 
+def _none(axes: "Axes") -> None:
+    """An axis like the other panels' for counts that are all 0, and a note."""
+    axes.set_yscale("log")
+    axes.text(0.5, 0.5, "none", ha="center", va="center", transform=axes.transAxes)
+
+
 def _mark_conditions(axes: "Axes", depths: np.ndarray, largest: float) -> None:
     for depth, color in zip(depths, viridis(len(depths), 0.8), strict=True):
         if depth**2 < largest:
@@ -96,7 +107,8 @@ def _finding(arch: str, plane: Any) -> str:
     said = []
     for quantity, what in CONDITIONS.items():
         if (power := plane.needed(quantity)) is not None:
-            said.append(rf"{what} if $C \gg L^{{{power:.2f}}}$")
+            grows = rf"C \gg L^{{{power:.2f}}}" if power else r"C \to \infty"
+            said.append(f"{what} if ${grows}$")
     return f"{TITLES[arch]}: {', '.join([*said, THEOREM])}"
 
 

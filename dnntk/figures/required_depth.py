@@ -23,6 +23,7 @@ TITLES = {
 }
 MARKERS = {"gaussian": ("o", 7.0, "independent units"), "sobol": ("D", 4.0, "Sobol units")}
 ENDS: dict[str, Any] = {"color": BLACK, "linewidth": 0.8, "linestyle": (0, (1, 4))}
+LEAST_WIDTH = 6.6  # inches: of the legend
 STEP = 1.25  # times the kernel time, from one number of examples to the next: points lie apart
 
 
@@ -32,7 +33,7 @@ def required_depth_figure(found: dict[str, dict[int, Any]]) -> "Figure":
     ``found``: {problem: {number of training examples: `required_depth.Requirement`}}. Curves are
     predictions, and points are measured, with 95% intervals.
     """
-    figure = new_figure(max(5.0, 1.0 + 3.2 * len(found)), 6.4)
+    figure = new_figure(max(LEAST_WIDTH, 1.0 + 3.2 * len(found)), 6.4)
     panels = figure.subplots(2, len(found), squeeze=False, sharex="col", sharey="row")
     for column, (name, by_count) in zip(panels.T, found.items(), strict=True):
         shades, middle = colors(len(by_count)), (len(by_count) - 1) / 2

@@ -19,6 +19,10 @@ def test_curves_are_predicted_and_points_measured_within_the_depths():
         decided=lambda draw: measured,
         trained=[trained],
     )
+    alone = required_depth_figure({"own": {120: each}})
+    alone.draw_without_rendering()
+    box = alone.get_tightbbox()
+    assert box.x0 >= 0 and box.x1 <= alone.get_figwidth()
     figure = required_depth_figure({"digits": {120: each}, "own": {120: each}})
     top, _, bottom, _ = figure.axes
     finding = ":\n1% takes 3 to 5,000 layers"
