@@ -118,7 +118,7 @@ class DepthTransferConfig:
         check_choice("dataset", self.dataset, IMAGES)
         if self.deepest == 1:
             raise InputError("deepest: expected 0 for none, or a depth of at least 2, got 1")
-        for name in ("scales", "optimizers", "baselines"):
+        for name in ("scales", "optimizers", *(["baselines"] if self.baselines else [])):
             check_each_once(name, getattr(self, name))
         check_at_least(self, 0, "deepest", "seed", "sweep_depth", "trial_depth")
         for arch in self.archs:
