@@ -86,11 +86,18 @@ def closed_form_figure(
 def prediction_figure(
     curve: Sequence[dict[str, Any]], trained: Sequence[dict[str, Any]], label: str, title: str
 ) -> "Figure":
-    """The limit's loss and, if known, accuracy against time, with a trained run as open marks."""
+    """The limit's loss and, if known, accuracy against time, with a trained run as open marks.
+
+    A mark at infinite time lies at the end of the curve.
+    """
     classified = _classified(curve)
     figure = panels_figure(2 if classified else 1)
     panels = figure.subplots(1, 2 if classified else 1, squeeze=False)[0]
     later = [line for line in trained if line["time"] is not None and float(line["time"]) > 0]
+    times = np.array([float(line["time"]) for line in later])
+    if np.isinf(times).any():
+        times = np.where(np.isinf(times), np.nanmax(_numbers(curve, "time")), times)
+        label += r", $t = \infty$"
     loss, accuracy = ("train_loss", "test_loss"), ("train_accuracy", "test_accuracy")
     for axes, keys, unit in zip(panels, (loss, accuracy), (1, 100), strict=False):
         for key, split, style, mark, color in zip(
@@ -101,7 +108,7 @@ def prediction_figure(
             limit = _numbers(curve, "time"), _numbers(curve, key, unit)
             axes.plot(*limit, style, color=color, label=f"limit, {split}")
             if later:
-                points = _numbers(later, "time"), _numbers(later, key, unit)
+                points = times, _numbers(later, key, unit)
                 open_mark = {"marker": mark, "markerfacecolor": "none", "linestyle": "none"}
                 axes.plot(*points, color=color, label=f"{label}, {split}", **open_mark)
         log_scale(axes, "x")

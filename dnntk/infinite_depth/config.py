@@ -31,7 +31,7 @@ class PredictConfig:
         times: kernel times to report, which may include infinity. With a validation split, the time
             that does best on it is chosen. None is the times of the compared run's evaluations,
             or without such a run `DEFAULT_TIMES`.
-        ridge: weight decay, in units of the eigenvalues of K/N.
+        ridge: weight decay, in units of the eigenvalues of K/N; a compared run's own.
         validation: training examples held out for choices; 0 is a tenth of them if there are
             several values of rho or beta, otherwise none.
         search_examples: training examples, at most, for the choice of rho and beta.

@@ -94,7 +94,8 @@ def predict(
     """Predict what an infinitely deep network learns.
 
     Args:
-        config: what to predict; None is the default, digits 0 and 1.
+        config: what to predict; None is the compared run's data, kernel and ridge, or without such
+            a run the default, digits 0 and 1.
         workdir: folder for the configuration, curves, predictions, summary and figures; without it
             no file is written.
         compare: workdir of a run of `dnntk.train` on the same data, to compare with; its evaluation
@@ -109,9 +110,9 @@ def predict(
     Raises:
         InputError: the configuration, the data, a folder or the Gram matrix cannot be used.
     """
-    config = config or PredictConfig()
     with printed_lines(processes.is_primary() and (progress if verbose is None else verbose)):
         trained = None if compare is None else TrainedRun(compare)
+        config = config or PredictConfig(**({} if trained is None else trained.predicted_fields))
         if trained is not None:
             trained.check_data(dataset)
             trained.check_fields(config)
@@ -164,7 +165,7 @@ class Prediction:
         curve_times = self._curve_times()
         all_times = times + curve_times
         if self.trained is not None:
-            all_times += [line["time"] for line in self.trained.history]
+            all_times += solvable_times(flow, [line["time"] for line in self.trained.history])
         # The kernel between test and training examples is evaluated once, for every time.
         x, d_out = self.data.x_test, self.data.y_train.shape[1]
         outputs = flow.predict(x, all_times) if len(x) else np.zeros((len(all_times), 0, d_out))
@@ -173,8 +174,9 @@ class Prediction:
         for row, solution in zip(rows, flow.solutions(times), strict=True):
             row |= {name: getattr(solution, name) for name in SOLVER_FACTS}
         chosen = next((row for row in rows if row["time"] == best_time), rows[-1])
-        compared = {} if self.trained is None else {"compared": self.trained.compared(list(scored))}
-        summary = self._summary(rho, beta, flow, rows, chosen) | compared
+        summary = self._summary(rho, beta, flow, rows, chosen)
+        if self.trained is not None:
+            summary["compared"] = as_json(self.trained.compared(list(scored)))
         result = PredictResult(rows, chosen, curve, flow, summary)
         self._log(result)
         if self.folder is not None:
@@ -274,10 +276,11 @@ class Prediction:
 
     def _curve_times(self) -> list[float]:
         """Times at even distances in their logarithm, over all that are reported or compared."""
-        finite = [t for t in self.config.times_or_default if math.isfinite(t)]
         compared = [] if self.trained is None else self.trained.times
-        last = max(finite + compared, default=1e5)
-        first = min([last / CURVE_SPAN, *finite, *compared])
+        finite = [t for t in (*self.config.times_or_default, *compared) if math.isfinite(t)]
+        # With a ridge, little changes later.
+        last = max(finite, default=10 / max(self.config.ridge, 1e-4))
+        first = min([last / CURVE_SPAN, *finite])
         return np.geomspace(first, last, CURVE_POINTS).tolist()
 
     def _summary(

@@ -62,9 +62,10 @@ class TrainedRun:
 
     @property
     def predicted_fields(self) -> dict[str, Any]:
-        """Fields of `PredictConfig` that the run determines: its data and its kernel."""
-        deviations = {"rho": (self.config.rho,), "beta": (self.config.beta,)}
-        return {name: getattr(self.config, name) for name in DATA_FIELDS} | deviations
+        """Fields of `PredictConfig` that the run determines: its data, kernel and ridge."""
+        config = self.config
+        kernel = {"rho": (config.rho,), "beta": (config.beta,), "ridge": config.ridge}
+        return {name: getattr(config, name) for name in DATA_FIELDS} | kernel
 
     def fill_times(self, config: PredictConfig) -> PredictConfig:
         """The same configuration, with the run's own times where it has none."""
@@ -73,7 +74,7 @@ class TrainedRun:
         return dataclasses.replace(config, times=tuple(self.times))
 
     def check_fields(self, config: PredictConfig) -> None:
-        """Refuse a `PredictConfig` of other data or another kernel.
+        """Refuse a `PredictConfig` of other data, another kernel or another ridge.
 
         Raises:
             InputError: a field differs; the message names it.
@@ -82,7 +83,7 @@ class TrainedRun:
             if getattr(config, name) != value:
                 raise InputError(
                     f"compare: {self.workdir} was trained with {name}={value}, got "
-                    f"{getattr(config, name)}; leave {name} out"
+                    f"{getattr(config, name)}; give the same, or leave {name} out of the command"
                 )
 
     def check_data(self, dataset: Dataset | None) -> None:
@@ -107,14 +108,15 @@ class TrainedRun:
         """The run's scores, their predictions, and the differences.
 
         Args:
-            predicted: scores of the limit at the times of ``history``.
+            predicted: scores of the limit at the times of ``history``, without an infinite one if
+                it cannot be predicted.
 
         Returns:
             ``rows``, a dict a time with trained_, predicted_ and difference_ of every score;
             ``largest_difference`` of the training losses, and the run's depth and workdir.
         """
         rows = []
-        for line, limit in zip(self.history, predicted, strict=True):
+        for line, limit in zip(self.history, predicted, strict=False):
             row = {"time": line["time"]}
             for name in SCORES:
                 one, other = line[name], limit[name]
@@ -143,6 +145,8 @@ class TrainedRun:
                 continue
             held = metrics_line(line) if isinstance(line, dict) else {}
             line = {name: _finite(held.get(name)) for name in ("time", *SCORES)}
+            if held.get("time") == math.inf:  # a run in closed form to the end
+                line["time"] = math.inf
             if line["time"] is not None and line["train_loss"] is not None and line["time"] >= 0:
                 found[line["time"]] = line
         if not found:
@@ -155,8 +159,8 @@ class TrainedRun:
 
 def log_comparison(compared: dict[str, Any]) -> None:
     """Log a few of the times, even in their logarithm, with the first and the last."""
-    rows = [row for row in compared["rows"] if row["time"] > 0] or compared["rows"]
-    times = np.array([row["time"] for row in rows])
+    rows = [row for row in compared["rows"] if float(row["time"]) > 0] or compared["rows"]
+    times = np.array([float(row["time"]) for row in rows])
     chosen = set(range(len(rows)))
     if len(rows) > LOGGED_ROWS:
         logs = np.log(times)
@@ -167,7 +171,7 @@ def log_comparison(compared: dict[str, Any]) -> None:
     log.info("%12s %12s %12s %12s", *heads)
     for row in (rows[i] for i in sorted(chosen)):
         numbers = (row[f"{kind}_train_loss"] for kind in heads[1:])
-        log.info("%12.6g %12.4g %12.4g %+12.2g", row["time"], *numbers)
+        log.info("%12.6g %12.4g %12.4g %+12.2g", float(row["time"]), *numbers)
 
 
 def _finite(value: Any) -> float | None:

@@ -4,6 +4,7 @@ A mapping of plain values becomes a table of two columns. A list or a mapping of
 table with one row per mapping. Deeper content gets a heading with its own tables below.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -168,7 +169,7 @@ def _is_table(content: Mapping) -> bool:
 
 
 def _is_numeric(values: list[Any]) -> bool:
-    return all(v is None or v in ("inf", "nan") or number(v) is not None for v in values)
+    return all(v is None or v in ("inf", "nan", math.inf) or number(v) is not None for v in values)
 
 
 def _plain(value: Any) -> bool:

@@ -176,7 +176,7 @@ class RunFolder:
             if isinstance(line, dict) and kept(line := metrics_line(line)):
                 lines.append(line)
         if processes.is_primary():
-            _replace(file, "".join(json.dumps(line) + "\n" for line in lines))
+            _replace(file, "".join(json.dumps(as_json(line)) + "\n" for line in lines))
         return lines
 
 
@@ -212,7 +212,13 @@ def parsed(text: str | bytes) -> Any:
 
 
 def metrics_line(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl in today's names: older runs wrote ``train_loss`` as ``loss``."""
+    """A line of metrics.jsonl in today's names, with an infinite time as a number.
+
+    Older runs wrote ``train_loss`` as ``loss``; `as_json` writes infinity as text.
+    """
+    time = line.get("time")
+    if isinstance(time, str) and time == "inf":
+        line = line | {"time": math.inf}
     if "loss" not in line or "train_loss" in line:
         return line
     return {"train_loss" if name == "loss" else name: value for name, value in line.items()}

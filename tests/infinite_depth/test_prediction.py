@@ -164,6 +164,31 @@ def test_metrics_of_older_runs_are_read(trained, tmp_path, no_pictures):
     assert folder.keep_metrics_to(60) == history
 
 
+def test_a_run_in_closed_form_is_compared_with_its_ridge_at_infinite_time(tmp_path, monkeypatch):
+    config = dnntk.TrainConfig(depth=60, optimizer="kernel", ridge=1e-3)
+    run, drawn = tmp_path / "run", {}
+    with monkeypatch.context() as patch:
+        patch.setattr(figures, "draw", lambda path, _, *shown: drawn.update({path.name: shown}))
+        trained = dnntk.train(config, run, progress=False)
+        found = predict(compare=run, workdir=tmp_path / "limit", progress=False)
+    assert [row["time"] for row in found.rows] == [np.inf] and found.flow.ridge == 1e-3
+    for saved in (found.summary, _summary(tmp_path / "limit")):
+        assert [row["time"] for row in saved["compared"]["rows"]] == [0.0, "inf"]
+    last = found.summary["compared"]["rows"][-1]
+    assert last["trained_train_loss"] == trained.summary["train_loss"]
+    assert last["predicted_train_loss"] == found.rows[-1]["train_loss"]
+    # Without the ridge, this loss is 0; 60 layers are within 1 / sqrt(60) of the limit.
+    assert last["predicted_train_loss"] == pytest.approx(last["trained_train_loss"], rel=0.13)
+    axes = figures.prediction_figure(*drawn["curve"]).axes[0]
+    assert axes.lines[1].get_xdata() == axes.lines[0].get_xdata()[-1]  # at the end of the curve
+    assert r"\infty" in axes.lines[1].get_label() and axes.get_xscale() == "log"
+    # Another ridge is refused; a resumed run's times are numbers, too.
+    with pytest.raises(InputError, match=r"compare: .* with ridge=0\.001, got 0\.0; .*leave ridge"):
+        predict(PredictConfig(), compare=run)
+    assert RunFolder(run).keep_metrics_to(1) == trained.history
+    assert '"time": "inf"' in (run / "metrics.jsonl").read_text()
+
+
 def own_data(**changed):
     """Two classes -1 and 1 of points in the plane, in float64 and pandas' kinds of labels."""
     rng = np.random.default_rng(0)
