@@ -130,7 +130,8 @@ def catapult(
         for depth, scale in bar:
             bar.set_postfix_str(f"depth {depth}, C {scale:g}")
             measure = functools.partial(_measure, config, depth, scale, data)
-            found[depth, scale] = Runs(**folder.arrays(f"depth{depth}-C{scale:g}", measure))
+            name = f"depth{depth}-C{fields.exact(scale)}"
+            found[depth, scale] = Runs(**folder.arrays(name, measure))
     powers = {depth: powers_of_scale(config, found, depth) for depth in config.depths}
     rows = [
         {"depth": depth, "scale": scale, **row}

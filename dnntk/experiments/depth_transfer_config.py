@@ -52,7 +52,7 @@ class Kind:
     @property
     def name(self) -> str:
         """For files and the summary."""
-        return f"{self.arch}-{self.init}-{self.optimizer}-C{self.scale:g}"
+        return f"{self.arch}-{self.init}-{self.optimizer}-C{fields.exact(self.scale)}"
 
 
 @dataclasses.dataclass(frozen=True)

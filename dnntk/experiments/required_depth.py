@@ -305,7 +305,7 @@ class _Problem:
         time = self.config.times[i]
         found = {
             draw: self.folder.arrays(
-                f"{self.label}-{draw}-t{time:g}-trained{depth}",
+                f"{self.label}-{draw}-t{fields.exact(time)}-trained{depth}",
                 partial(self._solved, draw, i, depth),
             )
             for draw in DRAWS

@@ -19,7 +19,15 @@ import numpy as np
 from dnntk.checks import brief
 from dnntk.errors import InputError
 
-__all__ = ["LARGEST", "LARGEST_SEED", "convert", "converted", "short_repr", "without_effect"]
+__all__ = [
+    "LARGEST",
+    "LARGEST_SEED",
+    "convert",
+    "converted",
+    "exact",
+    "short_repr",
+    "without_effect",
+]
 
 # Devices count steps and sizes in int32.
 LARGEST = 2**31 - 1
@@ -70,6 +78,12 @@ def without_effect(config: Any, names: Iterable[str], reason: str) -> None:
     for name in names:
         if (value := getattr(config, name)) != defaults[name]:
             raise InputError(f"{name}: no effect {reason}, got {brief(value)}; leave it out")
+
+
+def exact(number: float) -> str:
+    """``number`` in a file's name: short where that is exact, so no two numbers share a name."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(float(number))
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -38,5 +38,8 @@ def test_an_architecture_has_its_own_and_what_is_given():
     assert [kind.name for kind in kinds][::3] == [
         *("cnn-deep_narrow-sgd-C0.3", "cnn-deep_narrow-adam-C0.3", "cnn-he_uniform-sgd-C1")
     ]
+    large = DepthTransferConfig(arch="cnn", scales=(1e6, 1e6 + 1)).kinds("cnn")
+    names = {kind.name for kind in large if kind.scale > 1 and kind.optimizer == "sgd"}
+    assert names == {"cnn-deep_narrow-sgd-C1e+06", "cnn-deep_narrow-sgd-C1000001.0"}
     sgd, adam = (config.run(kind, 50, 0.02) for kind in config.kinds("cnn")[:4:3])
     assert (sgd.time_step, sgd.rho, adam.depth_rate, adam.scale) == (0.02, 5.0, 0.02, 0.3)

@@ -22,6 +22,7 @@ from dnntk.experiments.ntk_convergence import ConvergenceConfig
 from dnntk.experiments.regimes_config import RegimesConfig
 from dnntk.experiments.trainability_config import TrainabilityConfig
 from dnntk.infinite_depth.config import PredictConfig
+from dnntk.runs.fields import exact
 
 CONFIGS = (
     *(TrainConfig, PredictConfig, AccumulationConfig, DepthOrWidthConfig, ErrataConfig),
@@ -160,3 +161,10 @@ def test_load_dataset_refuses_the_same_values(name, value):
 def test_load_dataset_takes_the_same_values():
     data = load_dataset("digits", classes=np.array([3, 8]), pool=np.int64(4), seed=jnp.int32(1))
     assert data.classes == (3, 8) and data.x_train.shape[1:] == (2, 2, 1)
+
+
+def test_names_of_numbers_are_short_and_no_two_are_the_same():
+    close = (4.0, 0.3, 1e6, 1e6 + 1, 1 / 3, 0.1 + 0.2, math.inf, np.float64(2.5))
+    named = [exact(number) for number in close]
+    assert named[:3] == ["4", "0.3", "1e+06"]
+    assert tuple(map(float, named)) == close
