@@ -41,6 +41,7 @@ __all__ = ["DRAWS", "Requirement", "Trained", "required_depths"]
 log = logging.getLogger("dnntk")
 
 DRAWS = ("gaussian", "sobol")
+NAMES = {"gaussian": "", "sobol": "_sobol"}  # ends of names in summary.json
 DIFFERENT = 0.01  # share of the decisions that may differ from the limit's
 LEAST_TRAINED = 10  # networks of fewer layers are not what the first order is for
 RESAMPLES = 200  # of the trials, for an interval
@@ -80,15 +81,12 @@ class Trained:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The entry of summary.json."""
-        found: dict[str, Any] = {
-            draw: {
-                "distance": self.distance(draw).tolist(),
-                "agreement": 1 - float(self.disagreements[draw].mean()),
-            }
-            for draw in DRAWS
-        }
-        return {"epsilon": self.epsilon, "time": self.time, "depth": self.depth, **found}
+        """A row for summary.json."""
+        row: dict[str, Any] = {"time": self.time, "epsilon": self.epsilon, "depth": self.depth}
+        row |= _columns("distance", {draw: self.distance(draw)[:, None] for draw in DRAWS}, 0)
+        for draw in DRAWS:
+            row[f"agreement{NAMES[draw]}"] = 1 - float(self.disagreements[draw].mean())
+        return row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,30 +157,24 @@ class Requirement:
             )
         return lines + [each.described() for each in self.trained]
 
-    def summary(self) -> dict[str, Any]:
-        """The entry of summary.json: depths are [depth, low, high], of a 95% interval."""
-        by_time = [
-            {
-                "time": float(time),
-                "predicted": {
-                    f"{epsilon:g}": int(depths[i])
-                    for epsilon, depths in zip(self.epsilons, self.predicted, strict=True)
-                },
-                **{
-                    draw: {
-                        "measured": {
-                            f"{epsilon:g}": self.measured(draw, epsilon)[:, i].tolist()
-                            for epsilon in self.epsilons
-                        },
-                        "99% of decisions": self.decided(draw)[:, i].tolist(),
-                        "power": self.power(draw, i),
-                    }
-                    for draw in DRAWS
-                },
-            }
-            for i, time in enumerate(self.times)
-        ]
-        return {"times": by_time, "trained": [each.summary() for each in self.trained]}
+    def summary(self, data: str, examples: int) -> dict[str, list[dict[str, Any]]]:
+        """Rows for the tables of summary.json: a row a time and epsilon, a time, trained networks.
+
+        A name without a draw is of independent units; ``_low`` and ``_high`` are 95% intervals.
+        """
+        problem = {"data": data, "examples": examples}
+        times, near, same = self.times.tolist(), [], []
+        for epsilon, predicted in zip(self.epsilons.tolist(), self.predicted, strict=True):
+            measured = {draw: self.measured(draw, epsilon) for draw in DRAWS}
+            for i, time in enumerate(times):
+                at = {"time": time, "epsilon": epsilon, "predicted": int(predicted[i])}
+                near.append(problem | at | _columns("measured", measured, i))
+        decided = {draw: self.decided(draw) for draw in DRAWS}
+        for i, time in enumerate(times):
+            powers = {f"distance_power{NAMES[draw]}": self.power(draw, i) for draw in DRAWS}
+            same.append(problem | {"time": time} | _columns("depth", decided, i) | powers)
+        trained = [problem | each.summary() for each in self.trained]
+        return {"depths": near, "99% of decisions": same, "trained": trained}
 
 
 @freeing_folders()
@@ -221,9 +213,8 @@ def required_depths(
             )
             for count in counts
         }
-    folder.finish(
-        {name: {str(n): each.summary() for n, each in by.items()} for name, by in found.items()}
-    )
+    each = [one.summary(name, n) for name, by in found.items() for n, one in by.items()]
+    folder.finish({table: [row for one in each for row in one[table]] for table in each[0]})
     folder.draw("required_depth", required_depth_figure, found)
     return found
 
@@ -333,6 +324,16 @@ def _compared(outputs: np.ndarray, limit: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "distances": np.sqrt(square(outputs - limit) / square(limit)),
         "disagreements": np.mean(classes != right, axis=-1),
+    }
+
+
+def _columns(name: str, values: dict[str, np.ndarray], i: int) -> dict[str, float]:
+    """Columns of a summary's row: values {draw: [3, T]} at time i, with their intervals."""
+    ends = ("", "_low", "_high")
+    return {
+        f"{name}{NAMES[draw]}{end}": float(value)
+        for draw, found in values.items()
+        for end, value in zip(ends, found[:, i], strict=True)
     }
 
 

@@ -281,6 +281,7 @@ def _data(config: dict[str, Any]) -> str | None:
         return f"own data: {shown('', own.get('name'))}, {shape}, sha256 {digest}"
     dataset, classes = config.get("dataset"), config.get("classes")
     if dataset is None:
-        return None
+        several = config.get("datasets")
+        return None if several is None else shown("", several)
     said = shown("", classes).replace(", ", "/") if classes is not None else ""
     return shown("", dataset) + (f" {said}" if said and dataset != "toy" else "")

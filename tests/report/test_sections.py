@@ -129,8 +129,10 @@ def test_own_data_a_missing_test_set_and_how_a_run_ended_are_said(tmp_path):
     write(runs / "up", config=config, metrics=lines, diverged={"message": "the loss went <up>"})
     write(runs / "later", config=config, summary={"learned": True}, diverged={"message": "before"})
     write(runs / "odd", config=config | {"own": {}}, diverged=[1])
+    write(runs / "two", config={"datasets": ["mnist_01", "mnist"]}, summary={"seconds": 3})
     page = page_of(runs)
     cells = {name: page.cells[page.cells.index(name) :] for name in ("mine", "up", "later", "odd")}
+    assert page.cells[page.cells.index("two") + 4] == "mnist_01, mnist"
     for name in ("mine", "up", "later"):
         assert cells[name][4] == "own data: planes, 30 x 2, sha256 01234567", name
     assert "finished, no better than a constant" in cells["mine"][:15]
