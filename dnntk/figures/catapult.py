@@ -19,12 +19,13 @@ LINES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vP"
 # Ratio and C of rows 1 and 2 of the thesis's table 4.1: steps of 0.128 of kernel time, and
 # lambda_max of the limit kernel on 2,000 training images, 48.5 (MLP, 28 x 28) and 64.4 (CNN).
-ROWS = {"row 1": (6.2, 4.0), "row 2": (8.2, 4.0)}
+ROWS = {"mlp": ("row 1", 6.2, 4.0), "cnn": ("row 2", 8.2, 4.0)}
 THEORY: dict[str, Any] = {"color": "gray", "linewidth": 4, "alpha": 0.4, "zorder": 0}
 WHITE: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}}
 # Above the first, gradient descent with a constant kernel diverges; above the others the linear
 # and the wide ReLU networks of Lewkowycz et al. (2020) do.
 BOUNDS = (2.0, 4.0, 12.0)
+CLOSEST = 0.08  # of the axis, between two numbers
 RATIO = r"time step $\times\ \lambda_{\max}$ at the start"
 
 
@@ -54,7 +55,7 @@ def catapult_figure(config: Any, found: dict[Any, Any], powers: Any) -> "Figure"
     for axes in (peaks, power, kernels, accuracies):
         _bounds(axes)
         log_scale(axes, "x")
-        _ticks(axes)
+        _ticks(axes, config.ratios)
         axes.grid(alpha=0.3)
     across = kernels.get_xaxis_transform()  # data along x, the axis along y
     for bound, name in zip(BOUNDS, ("constant kernel", "linear", "ReLU"), strict=True):
@@ -77,9 +78,15 @@ def _bounds(axes: "Axes") -> None:
         axes.axvline(bound, color=BLACK, linestyle=":", linewidth=1)
 
 
-def _ticks(axes: "Axes") -> None:
+def _ticks(axes: "Axes", ratios: Sequence[float]) -> None:
+    """A tick a ratio, and its number unless it would touch the one before."""
+    labels, places = [""] * len(ratios), np.log(ratios)
+    last = -np.inf
+    for i, place in enumerate(places):
+        if place - last >= CLOSEST * np.ptp(places):
+            labels[i], last = f"{ratios[i]:g}", place
     axes.set_xlabel(RATIO)
-    axes.set_xticks([0.5, 1, 2, 4, 8, 16], ["0.5", "1", "2", "4", "8", "16"], minor=False)
+    axes.set_xticks(ratios, labels, minor=False)
     axes.set_xticks([], minor=True)
 
 
@@ -93,11 +100,11 @@ def _map(axes: "Axes", config: Any, found: dict[Any, Any], depth: int) -> None:
         color = BLACK if share[place] > 0.4 else "white"
         axes.text(place[1], place[0], text, ha="center", va="center", fontsize=7, color=color)
     x, y = (partial(_position, marks) for marks in (config.ratios, config.scales))
-    for name, (ratio, scale) in ROWS.items():
-        if np.isfinite(x(ratio) + y(scale)):
-            for color, width in ((BLACK, 3.5), ("white", 1.2)):  # on light and on dark cells
-                axes.plot(x(ratio), y(scale), "o", ms=21, mfc="none", mec=color, mew=width)
-            axes.text(x(ratio), y(scale) + 0.52, name, ha="center", fontsize=6, **WHITE)
+    name, ratio, scale = ROWS[config.arch]
+    if np.isfinite(x(ratio) + y(scale)):
+        for color, width in ((BLACK, 3.5), ("white", 1.2)):  # on light and on dark cells
+            axes.plot(x(ratio), y(scale), "o", ms=21, mfc="none", mec=color, mew=width)
+        axes.text(x(ratio), y(scale) + 0.52, name, ha="center", fontsize=6, **WHITE)
     if np.isfinite(x(BOUNDS[0])):
         between = np.searchsorted(config.ratios, BOUNDS[0]) - 0.5
         axes.axvline(between, color=BLACK, linestyle=":", linewidth=1)
