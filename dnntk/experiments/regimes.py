@@ -263,7 +263,7 @@ class _Networks:
         with progress_bar(cells, desc=self.arch, unit="cell", disable=not progress) as bar:
             for depth, scale in bar:
                 run = self.folder.arrays(
-                    f"{self.arch}-depth{depth}-scale{scale:.6g}",
+                    f"{self.arch}-depth{depth}-scale{fields.exact(scale)}",
                     functools.partial(self._train, depth, scale),
                 )
                 found.append(quantities(run, depth, scale))
