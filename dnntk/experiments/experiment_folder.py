@@ -23,7 +23,8 @@ class ExperimentFolder:
     Attributes:
         path: the workdir, or None.
         resumes: whether the workdir holds an unfinished or finished run of the same settings.
-        begun: `time.perf_counter` at the start, minus the seconds of the runs that it resumes.
+        begun: `time.perf_counter` at the start; an experiment that knows the seconds of the runs
+            that it resumes takes them off.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Section 5.1's test of the theorems: four measured quantities, each fitted as a power of depth."""
+"""Powers fitted to measurements, with 95% intervals; the four quantities of section 5.1."""
 
 import math
 from collections.abc import Iterable, Sequence

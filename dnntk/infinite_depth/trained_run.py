@@ -116,7 +116,7 @@ class TrainedRun:
             ``largest_difference`` of the training losses, and the run's depth and workdir.
         """
         rows = []
-        for line, limit in zip(self.history, predicted, strict=False):
+        for line, limit in zip(self.history, predicted, strict=False):  # the last may be infinite
             row = {"time": line["time"]}
             for name in SCORES:
                 one, other = line[name], limit[name]
