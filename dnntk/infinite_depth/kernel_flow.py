@@ -10,9 +10,6 @@ NTK for its linearization.
 """
 
 import copy
-import dataclasses
-import hashlib
-import json
 import logging
 import math
 import os
@@ -25,24 +22,18 @@ from dnntk.checks import (
     check_choice,
     check_count,
     host_examples,
-    host_numbers,
     host_targets,
     host_times,
     number_within,
 )
 from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel
-from dnntk.infinite_depth.feature_gram import FeatureEigendecomposition, FeatureGram, Gram, gram_of
+from dnntk.infinite_depth.feature_gram import Gram, gram_of
 from dnntk.infinite_depth.gram_matrix import usual_memory
-from dnntk.infinite_depth.solvers import (
-    BLOCK,
-    SOLVERS,
-    Eigendecomposition,
-    Krylov,
-    Solver,
-    residual,
-    uses_eigh,
-)
+from dnntk.infinite_depth.gram_solver import check_definite, solver_of
+from dnntk.infinite_depth.outputs import OutputLayout
+from dnntk.infinite_depth.solution import Solution
+from dnntk.infinite_depth.solvers import SOLVERS, Eigendecomposition, Solver, filtered
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
@@ -52,31 +43,6 @@ __all__ = ["SOLVERS", "KernelFlow", "Solution"]
 MAX_ITERATIONS = 2000
 
 log = logging.getLogger("dnntk")
-
-
-@dataclasses.dataclass(frozen=True)
-class Solution:
-    """The flow at one time: f_t(x) = f_0(x) + k(x, X) coefficients.
-
-    Attributes:
-        time: t.
-        coefficients: [n, d_out] float64.
-        converged: is the residual within the tolerance?
-        residual: relative residual of the flow's differential equation, rounding included; at
-            t = infinity that of the linear system. About the relative error of f_t(X).
-        iterations: products with the Gram matrix; 0 for an eigendecomposition.
-        condition: effective condition, the largest over the smallest value of the filter
-            (1 - exp(-t s)) / s on the eigenvalues s; at t = infinity that of the matrix.
-        solver: name of the method.
-    """
-
-    time: float
-    coefficients: NDArray[np.float64] = dataclasses.field(repr=False)
-    converged: bool
-    residual: float
-    iterations: int
-    condition: float
-    solver: str
 
 
 class KernelFlow:
@@ -147,8 +113,6 @@ class KernelFlow:
         self._memory = number_within("memory", memory, lambda m: m > 0, "bytes above 0")
         self._x = host_examples("x_train", x_train)
         self._y = host_targets("y_train", y_train, len(self._x))
-        start = 0.0 if initial is None else initial
-        self._residual = self._y - self._outputs_like("initial", start, len(self._x))
         self._method, self._progress = solver, progress
         self._folder, self._gram = folder if folder is None else as_path("folder", folder), gram
         self._cross = CrossKernel(kernel, self._x, dtype) if gram is None else gram.cross
@@ -163,9 +127,12 @@ class KernelFlow:
                 f"y_train: expected {self._cross.matrix_size} outputs, as the kernel has, got "
                 f"{self._y.shape[1]}"
             )
+        self._layout = OutputLayout(self._y.shape[1], self._cross.matrix_size)
+        start = 0.0 if initial is None else initial
+        self._residual = self._y - self._layout.checked("initial", start, len(self._x))
         self._solver: Solver | None = None
         self._quiet = False
-        self._solutions: dict[float, Solution] = {}
+        self._solutions: dict[SpectralFilter, Solution] = {}
 
     def predict(
         self, x: ArrayLike, time: float | Sequence[float] = math.inf, *, initial: ArrayLike = 0.0
@@ -187,19 +154,12 @@ class KernelFlow:
                 Gram matrix is not positive definite to working precision. A result that has not
                 converged is logged as a warning, and `solution` says so.
         """
-        points = host_examples("x", x)
-        if points.shape[1:] != self._x.shape[1:]:
-            raise InputError(
-                f"x: expected [n, {', '.join(map(str, self._x.shape[1:]))}], as x_train has, got "
-                f"shape {list(points.shape)}"
-            )
-        start = self._outputs_like("initial", initial, len(points))
+        points = self._points(x)
+        start = self._layout.checked("initial", initial, len(points))
         times = host_times(time)
         coefficients = np.concatenate([s.coefficients for s in self.solutions(times)], 1)
-        flat, rows = self._by_kernel_row(coefficients), processes.Rows(len(points))
-        own = self._cross.product(rows.local(points), flat, self._block_size, self._progress)
-        outputs = rows.all_gather(own.reshape(-1, self._cross.matrix_size * flat.shape[1]))
-        return self._by_time(outputs.reshape(-1, flat.shape[1]), len(times), time) + start
+        outputs = self._outputs_at(points, coefficients)
+        return self._layout.by_time(outputs, len(times), time) + start
 
     def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
         """f_t at the training examples: [n, d_out] float64, or [times, n, d_out].
@@ -207,23 +167,22 @@ class KernelFlow:
         Arguments and errors are those of `predict`. No further product with the Gram matrix is
         computed.
         """
-        times = host_times(time)
-        solver = self._solver_for(times)
-        learnt = [solver.apply_matrix(self._components(solver, t)) for t in times]
-        return self._by_time(np.concatenate(learnt, 1), len(times), time) + (
-            self._y - self._residual
-        )
+        filters = self._filters(host_times(time))
+        solver = self._solver_for(filters)
+        learnt = [solver.apply_matrix(filtered(solver, each)) for each in filters]
+        outputs = self._layout.by_time(np.concatenate(learnt, 1), len(filters), time)
+        return outputs + (self._y - self._residual)
 
     def loss(self, time: float | Sequence[float]) -> NDArray[np.float64]:
         """The loss 1/2 mean ||f_t - y||^2 on the training examples: a number, or [times].
 
         Arguments and errors are those of `predict`. A time costs a few products of small vectors.
         """
-        times = host_times(time)
-        solver = self._solver_for(times)
+        filters = self._filters(host_times(time))
+        solver = self._solver_for(filters)
         result = []
-        for t in times:
-            components = self._components(solver, t)
+        for each in filters:
+            components = filtered(solver, each)
             inside = solver.targets - solver.values[:, None] * components
             total = np.sum(inside**2) + np.sum(solver.residual_part(components) ** 2)
             result.append(0.5 * total / len(self._x))
@@ -235,13 +194,15 @@ class KernelFlow:
 
     def solutions(self, times: Sequence[float]) -> list[Solution]:
         """`solution` of several times, solved together."""
-        times = host_times(list(times))
-        missing = [t for t in times if t not in self._solutions]
+        filters = self._filters(host_times(list(times)))
+        missing = [each for each in filters if each not in self._solutions]
         if missing:
             solver = self._solver_for(missing)
-            for t in missing:
-                self._solutions[t] = self._solution_at(solver, t)
-        return [self._solutions[t] for t in times]
+            for each in missing:
+                self._solutions[each] = Solution.found_by(
+                    solver, each, len(self._x), self._tolerance, quiet=self._quiet
+                )
+        return [self._solutions[each] for each in filters]
 
     def for_targets(self, y_train: ArrayLike, *, ridge: float) -> "KernelFlow":
         """The flow from 0 to other targets [n, d_out], by the same kernel on the same examples.
@@ -252,7 +213,7 @@ class KernelFlow:
         other.ridge, other._y = ridge, host_targets("y_train", y_train, len(self._x))
         other._residual, other._solutions, other._quiet = other._y, {}, True
         if isinstance(self._solver, Eigendecomposition):
-            other._solver = self._solver.for_targets(other._by_kernel_row(other._y))
+            other._solver = self._solver.for_targets(other._layout.by_kernel_row(other._y))
         else:
             other._gram, other._solver = self.gram, None
         return other
@@ -280,117 +241,50 @@ class KernelFlow:
         """Eigenvalues of K/N, ascending; a Krylov method finds only the outermost exactly."""
         return self._solver_for([]).values
 
-    def _solution_at(self, solver: Solver, time: float) -> Solution:
-        flow = SpectralFilter(time, self.ridge)
-        coefficients = solver.from_eigenbasis(self._components(solver, time)) / len(self._x)
-        size, rounding = residual(solver, flow)
-        gains = flow(solver.values[[-1, 0]])
-        found = Solution(
-            time=time,
-            coefficients=coefficients.reshape(len(self._x), -1),
-            converged=max(size, rounding) <= self._tolerance,
-            residual=max(size, rounding),
-            iterations=solver.iterations,
-            condition=float(gains[1] / gains[0]) if time > 0 else 1.0,
-            solver=solver.name,
-        )
-        if not found.converged and not self._quiet:
-            log.warning(
-                "solver: not converged at t = %g: residual %.2g, tolerance %.2g, %d iterations, "
-                "effective condition %.2g; add a ridge, or take a shorter time%s",
-                *(time, found.residual, self._tolerance, found.iterations, found.condition),
-                "" if size <= rounding else ", or allow more iterations or memory",
+    def _points(self, x: ArrayLike) -> NDArray[np.float64]:
+        """New points [n', ...], of the training examples' shape."""
+        points = host_examples("x", x)
+        if points.shape[1:] != self._x.shape[1:]:
+            raise InputError(
+                f"x: expected [n, {', '.join(map(str, self._x.shape[1:]))}], as x_train has, got "
+                f"shape {list(points.shape)}"
             )
-        return found
+        return points
 
-    def _components(self, solver: Solver, time: float) -> NDArray[np.float64]:
-        return SpectralFilter(time, self.ridge)(solver.values)[:, None] * solver.targets
+    def _filters(self, times: Sequence[float]) -> list[SpectralFilter]:
+        return [SpectralFilter(t, self.ridge) for t in times]
 
-    def _solver_for(self, times: list[float]) -> Solver:
-        """The solver, accurate for these times.
+    def _solver_for(self, filters: Sequence[SpectralFilter]) -> Solver:
+        """The solver, accurate for these filters.
 
         Raises:
             InputError: the Gram matrix is not positive definite enough for them.
         """
         if self._solver is None:
-            self._solver = self._start()
-        solver, n = self._solver, len(self._x)
-        before = solver.iterations
-        solver.refine([SpectralFilter(t, self.ridge) for t in times], self._tolerance)
+            self._solver = solver_of(
+                self.gram,
+                self._layout.by_kernel_row(self._residual),
+                method=self._method,
+                max_iterations=self._max,
+                memory=self._memory,
+                folder=self._folder,
+                progress=self._progress,
+            )
+        solver, before = self._solver, self._solver.iterations
+        solver.refine(list(filters), self._tolerance)
         if solver.iterations > before:
             log.info("solver: %d iterations", solver.iterations)
-        smallest, largest = solver.smallest_eigenvalue, float(solver.values[-1])
-        floor = n * self._cross.matrix_size * float(np.finfo(self._cross.dtype).eps) * largest
-        if smallest < -floor:
-            raise InputError(
-                "kernel: expected a positive semidefinite Gram matrix, got one with the eigenvalue "
-                f"{smallest * n:.3g} under a largest of {largest * n:.3g}; this function is no "
-                "kernel"
-            )
-        if math.inf in times and self.ridge == 0 and smallest <= floor:
-            raise InputError(
-                "time: expected a finite one, or a ridge, as the Gram matrix is not positive "
-                f"definite to {self._cross.dtype} precision (smallest eigenvalue of K/N "
-                f"{smallest:.2g}, largest {largest:.3g}); drop coincident inputs, set ridge to "
-                f"{floor:.1g} or more, or stop at time {1 / floor:.1g}"
-            )
+        check_definite(solver, filters, len(self._x), self._cross)
         return solver
 
-    def _start(self) -> Solver:
-        """The solver: of the Gram matrix as a whole, or of products with it."""
-        n, k = len(self._x), self._cross.matrix_size
-        rows, columns = n * k, max(self._y.size // (n * k), BLOCK)
-        gram, folder = self.gram, self._folder
-        targets = self._by_kernel_row(self._residual)
-        if isinstance(gram, FeatureGram):
-            if gram.diagonalized:
-                return FeatureEigendecomposition(gram, targets)
-        elif uses_eigh(self._method, rows):
-            log.info("solver: eigendecomposition of the %d x %d Gram matrix", rows, rows)
-            return Eigendecomposition(gram.dense(rows) / n, targets)
-        own = processes.Rows(rows)
-        block_bytes = 8 * -(-rows // processes.count()) * columns
-        left = self._memory - (gram.nbytes if gram.stored and folder is None else 0)
-        most = processes.broadcast(max(1, min(self._max, int(left // block_bytes))))
-        if folder is not None:
-            # The name is that of this matrix and these targets.
-            key = hashlib.sha256(json.dumps(gram.identity()).encode())
-            key.update(np.ascontiguousarray(targets).tobytes())
-            folder = folder / f"krylov-{key.hexdigest()[:16]}"
-        log.info(
-            "solver: block Krylov on the %d x %d Gram matrix, %s; at most %d iterations of %d "
-            "vectors, %.2g GB",
-            *(rows, rows, gram.where, most, columns, most * block_bytes / 1e9),
-        )
-        return Krylov(
-            lambda v: gram.product(v, own) / n,
-            targets,
-            max_iterations=most,
-            progress=self._progress,
-            folder=folder,
-        )
-
-    def _by_kernel_row(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n, c d_out]: unchanged for a scalar kernel, else [n d_out, c]."""
-        k = self._cross.matrix_size
-        if k == 1:
-            return outputs
-        return outputs.reshape(len(outputs), -1, k).transpose(0, 2, 1).reshape(len(outputs) * k, -1)
-
-    def _by_time(
-        self, values: NDArray[np.float64], count: int, time: float | Sequence[float]
+    def _outputs_at(
+        self, points: NDArray[np.float64], coefficients: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """[n, times d_out] or [n d_out, times] -> [times, n, d_out], or one of them."""
-        d_out = self._y.shape[1]
-        if self._cross.matrix_size == 1:
-            result = values.reshape(-1, count, d_out).transpose(1, 0, 2)
-        else:
-            result = values.reshape(-1, d_out, count).transpose(2, 0, 1)
-        return result if np.ndim(time) else result[0]
+        """k(points, X) coefficients: [n', ...], [n, c d_out] -> [n', c d_out] or [n' d_out, c].
 
-    def _outputs_like(self, name: str, value: ArrayLike, n: int) -> NDArray[np.float64]:
-        outputs = host_numbers(name, value)
-        shape = (n, self._y.shape[1])
-        if outputs.ndim and outputs.shape != shape:
-            raise InputError(f"{name}: expected shape {list(shape)}, got {list(outputs.shape)}")
-        return np.broadcast_to(outputs, shape)
+        Each of several processes computes a part of the points.
+        """
+        flat, rows = self._layout.by_kernel_row(coefficients), processes.Rows(len(points))
+        own = self._cross.product(rows.local(points), flat, self._block_size, self._progress)
+        outputs = rows.all_gather(own.reshape(-1, self._cross.matrix_size * flat.shape[1]))
+        return outputs.reshape(-1, flat.shape[1])

@@ -32,8 +32,8 @@ from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import by_rows, one_blas_thread
 
 __all__ = [
-    *("MAX_EIGH_ROWS", "SOLVERS", "Eigendecomposition", "Krylov", "Solver", "residual"),
-    "uses_eigh",
+    *("MAX_EIGH_ROWS", "SOLVERS", "Eigendecomposition", "Krylov", "Solver", "filtered"),
+    *("residual", "uses_eigh"),
 ]
 
 SOLVERS = ("auto", "eigh", "krylov")
@@ -53,6 +53,11 @@ def uses_eigh(method: str, rows: int) -> bool:
     return method == "eigh" or (method == "auto" and rows <= MAX_EIGH_ROWS)
 
 
+def filtered(solver: "Solver", flow: SpectralFilter) -> Array:
+    """phi(A) B by eigenvector of Q^T A Q: [d, k]."""
+    return flow(solver.values)[:, None] * solver.targets
+
+
 def residual(solver: "Solver", flow: SpectralFilter) -> tuple[float, float]:
     """The residual of phi(A) B in its differential equation, and a bound of its rounding error.
 
@@ -60,7 +65,7 @@ def residual(solver: "Solver", flow: SpectralFilter) -> tuple[float, float]:
     residual of the linear system. Up to rounding it bounds the error of A x in every component by
     A's eigenvectors.
     """
-    components = flow(solver.values)[:, None] * solver.targets
+    components = filtered(solver, flow)
     if not np.isfinite(components).all():  # t is infinite, and an eigenvalue is 0
         return np.inf, np.inf
     norm = float(np.linalg.norm(solver.targets)) or 1.0
