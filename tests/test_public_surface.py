@@ -21,6 +21,8 @@ ARGUMENTS = {
     "KernelFlow": "kernel x_train y_train",
     "KernelFlow.predict": "self x time",
     "KernelFlow.train_predictions": "self time",
+    "KernelFlow.leave_one_out": "self time * ridge",
+    "KernelFlow.influence": "self x time",
     "train": "config workdir",
     "predict": "config workdir",
     "solve": "model variables x y * time ridge tolerance max_iterations",

@@ -20,6 +20,8 @@ __all__ = ["CrossKernel", "Kernel", "balanced", "check_finite", "padded", "padde
 PROBES = 8  # examples on which the kernel of a stored matrix is compared with this one
 
 Kernel = Callable[[jax.Array, jax.Array], jax.Array]
+Pieces = list[tuple[int, int]]
+Tiles = tuple[Pieces, Pieces, Iterator[NDArray[np.float64]]]
 
 
 class CrossKernel:
@@ -69,15 +71,25 @@ class CrossKernel:
     ) -> NDArray[np.float64]:
         """k(points, x[:n]) @ vectors: [n', ...], [n k, c] -> [n' k, c], a block at a time."""
         k = self.matrix_size
-        x, points = self.x[: len(vectors) // k], points.astype(self.dtype, copy=False)
-        rows, columns = balanced(len(points), block_size), balanced(len(x), block_size)
-        blocks = self.blocks([(points[a:b], x[c:d]) for a, b in rows for c, d in columns])
+        rows, columns, blocks = self._tiles(points, len(vectors) // k, block_size)
         result = np.empty((len(points) * k, vectors.shape[1]))
         for a, b in progress_bar(
             rows, desc="predict", unit="block", delay=PROGRESS_DELAY, disable=not progress
         ):
             result[a * k : b * k] = sum(next(blocks) @ vectors[c * k : d * k] for c, d in columns)
         return result
+
+    def matrix(self, points: np.ndarray, n: int, block_size: int) -> NDArray[np.float64]:
+        """k(points, x[:n]): [n' k, n k], computed a block at a time."""
+        rows, columns, blocks = self._tiles(points, n, block_size)
+        return np.concatenate([np.concatenate([next(blocks) for _ in columns], 1) for _ in rows])
+
+    def _tiles(self, points: np.ndarray, n: int, block_size: int) -> Tiles:
+        """(start, stop) of the rows and of the columns of k(points, x[:n]), and its blocks."""
+        points = points.astype(self.dtype, copy=False)
+        rows, columns = balanced(len(points), block_size), balanced(n, block_size)
+        pairs = [(points[a:b], self.x[c:d]) for a, b in rows for c, d in columns]
+        return rows, columns, self.blocks(pairs)
 
     def evaluate_async(self, x1: np.ndarray, x2: np.ndarray) -> jax.Array:
         """The kernel's values on padded inputs; the device may still be computing them."""

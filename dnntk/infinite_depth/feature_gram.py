@@ -13,7 +13,7 @@ for the n^2 entries of K. `FeatureGram` needs O(n), in one of two ways:
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -23,7 +23,13 @@ from numpy.typing import NDArray
 
 from dnntk.infinite_depth.cross_kernel import CrossKernel, balanced, check_finite, padded
 from dnntk.infinite_depth.gram_matrix import SymmetricGram, keeps_tiles
-from dnntk.infinite_depth.solvers import BLOCK, MAX_EIGH_ROWS, Eigendecomposition, uses_eigh
+from dnntk.infinite_depth.solvers import (
+    BLOCK,
+    MAX_EIGH_ROWS,
+    Eigendecomposition,
+    diagonal_blocks,
+    uses_eigh,
+)
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
@@ -186,6 +192,13 @@ class FeatureEigendecomposition(Eigendecomposition):
         other = copy.copy(self)
         other._take(targets)
         return other
+
+    def diagonal_blocks(self, function: Callable[[Array], Array], size: int = 1) -> Array:
+        """The diagonal blocks of some functions of A: [n / size, size, size, c]."""
+        elsewhere = function(np.zeros(1))  # their values outside of the range
+        vectors = self._gram.features_times(self._vectors, len(self._outside))
+        inside = diagonal_blocks(vectors, function(self._range) - elsewhere, size)
+        return inside + np.eye(size)[:, :, None] * elsewhere
 
     def _take(self, targets: Array) -> None:
         inside = self._vectors.T @ self._gram.transpose_times(targets)

@@ -31,6 +31,7 @@ from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel
 from dnntk.infinite_depth.feature_gram import Gram, gram_of
 from dnntk.infinite_depth.gram_matrix import usual_memory
 from dnntk.infinite_depth.gram_solver import check_definite, solver_of
+from dnntk.infinite_depth.leave_one_out import check_solver, leave_one_out_errors
 from dnntk.infinite_depth.outputs import OutputLayout
 from dnntk.infinite_depth.solution import Solution
 from dnntk.infinite_depth.solvers import SOLVERS, Eigendecomposition, Solver, filtered
@@ -103,9 +104,7 @@ class KernelFlow:
         check_choice("dtype", dtype, ("float32", "float64"))
         self._block_size = check_count("block_size", block_size)
         self._max = check_count("max_iterations", max_iterations)
-        self.ridge = number_within(
-            "ridge", ridge, lambda r: 0 <= r < math.inf, "a finite number >= 0"
-        )
+        self.ridge = _checked_ridge(ridge)
         self._tolerance = number_within(
             "tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1"
         )
@@ -204,6 +203,63 @@ class KernelFlow:
                 )
         return [self._solutions[each] for each in filters]
 
+    def leave_one_out(
+        self, time: float | Sequence[float] = math.inf, *, ridge: float | None = None
+    ) -> NDArray[np.float64]:
+        """f_t at each training example, of the flow trained on the other n - 1 examples.
+
+        All of them cost one eigendecomposition; see `dnntk.infinite_depth.leave_one_out`.
+
+        Args:
+            time: t >= 0, may be infinite; or several times.
+            ridge: another ridge than the flow's.
+
+        Returns:
+            [n, d_out] float64, or [times, n, d_out]: row i is what ``predict(x_train[i], time)``
+            of the flow without example i is, to about 1e-8 of the targets.
+
+        Raises:
+            InputError: as `predict`; there is only one example; or the solver is a Krylov one, so
+                that eigenvectors are missing: give ``solver="eigh"``.
+        """
+        times = host_times(time)
+        r = self.ridge if ridge is None else _checked_ridge(ridge)
+        solver = check_solver(self._started(), len(self._x))
+        self._refined(solver, [SpectralFilter(t, r) for t in times])
+        errors = leave_one_out_errors(solver, len(self._x), times, r, self._layout.matrix_size)
+        return self._y + (errors if np.ndim(time) else errors[0])
+
+    def influence(
+        self, x: ArrayLike, time: float | Sequence[float] = math.inf
+    ) -> NDArray[np.float64]:
+        """The derivative of f_t(x) by every training target: which examples made a prediction.
+
+        k(x, X) K^-1 (I - exp(-t K / N)), so that f_t(x) = f_0(x) + influence (y - f_0(X)): exactly
+        what training with other targets would change. What TRAK (Park et al. 2023) estimates for
+        a network of finite width.
+
+        Args:
+            x: [n', ...], examples as the training ones.
+            time: t >= 0, may be infinite; or several times.
+
+        Returns:
+            [n', n] float64, one matrix for all outputs, or [times, n', n]. Of a matrix-valued
+            kernel [n', d_out, n, d_out]: an output by its example's outputs.
+
+        Raises:
+            InputError: as `predict`.
+        """
+        points, filters, n = self._points(x), self._filters(host_times(time)), len(self._x)
+        k = self._layout.matrix_size
+        self._started()  # eigenvectors are kept
+        cross = self._cross.matrix(points, n, self._block_size)
+        solver = self._refined(self._solver_of(cross.T), filters)
+        found = [Solution.found_by(solver, f, n, self._tolerance, quiet=False) for f in filters]
+        by_time = np.stack([each.coefficients for each in found])
+        result = by_time.reshape(len(found), n, k, len(points), k).transpose(0, 3, 4, 1, 2)
+        result = result[:, :, 0, :, 0] if k == 1 else result
+        return result if np.ndim(time) else result[0]
+
     def for_targets(self, y_train: ArrayLike, *, ridge: float) -> "KernelFlow":
         """The flow from 0 to other targets [n, d_out], by the same kernel on the same examples.
 
@@ -260,17 +316,30 @@ class KernelFlow:
         Raises:
             InputError: the Gram matrix is not positive definite enough for them.
         """
+        return self._refined(self._started(), filters)
+
+    def _started(self) -> Solver:
         if self._solver is None:
-            self._solver = solver_of(
-                self.gram,
-                self._layout.by_kernel_row(self._residual),
-                method=self._method,
-                max_iterations=self._max,
-                memory=self._memory,
-                folder=self._folder,
-                progress=self._progress,
-            )
-        solver, before = self._solver, self._solver.iterations
+            self._solver = self._solver_of(self._layout.by_kernel_row(self._residual))
+        return self._solver
+
+    def _solver_of(self, targets: NDArray[np.float64]) -> Solver:
+        """A solver for targets [n k, c] that shares what is factored."""
+        if isinstance(self._solver, Eigendecomposition):
+            return self._solver.for_targets(targets)
+        return solver_of(
+            self.gram,
+            targets,
+            method=self._method,
+            max_iterations=self._max,
+            memory=self._memory,
+            folder=self._folder,
+            progress=self._progress,
+        )
+
+    def _refined(self, solver: Solver, filters: Sequence[SpectralFilter]) -> Solver:
+        """The solver, made accurate for these filters; errors as `_solver_for`."""
+        before = solver.iterations
         solver.refine(list(filters), self._tolerance)
         if solver.iterations > before:
             log.info("solver: %d iterations", solver.iterations)
@@ -288,3 +357,7 @@ class KernelFlow:
         own = self._cross.product(rows.local(points), flat, self._block_size, self._progress)
         outputs = rows.all_gather(own.reshape(-1, self._cross.matrix_size * flat.shape[1]))
         return outputs.reshape(-1, flat.shape[1])
+
+
+def _checked_ridge(ridge: float) -> float:
+    return number_within("ridge", ridge, lambda r: 0 <= r < math.inf, "a finite number >= 0")

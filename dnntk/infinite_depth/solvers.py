@@ -33,7 +33,7 @@ from dnntk.runtime.threads import by_rows, one_blas_thread
 
 __all__ = [
     *("MAX_EIGH_ROWS", "SOLVERS", "Eigendecomposition", "Krylov", "Solver", "filtered"),
-    *("residual", "uses_eigh"),
+    *("diagonal_blocks", "residual", "uses_eigh"),
 ]
 
 SOLVERS = ("auto", "eigh", "krylov")
@@ -46,6 +46,7 @@ CHUNK = 128  # vectors of the basis in one array, so that products with them are
 CHECK_GROWTH = 1.2  # convergence is checked whenever the basis has grown by this factor
 FIRST_CHECK = 2
 SMALL = 512  # rows
+PRODUCTS = 1 << 22  # of entries of eigenvectors that are held at a time
 
 
 def uses_eigh(method: str, rows: int) -> bool:
@@ -102,6 +103,13 @@ class Eigendecomposition:
         other = copy.copy(self)
         other.targets = self._vectors.T @ targets
         return other
+
+    def diagonal_blocks(self, function: Callable[[Array], Array], size: int = 1) -> Array:
+        """The diagonal blocks of some functions of A: [m / size, size, size, c].
+
+        ``function`` maps eigenvalues [d] to the values [d, c] of c functions.
+        """
+        return diagonal_blocks(self._vectors, function(self.values), size)
 
     def refine(self, filters: list[SpectralFilter], tolerance: float) -> None:
         """Do nothing: every function is exact to rounding."""
@@ -293,6 +301,18 @@ class Krylov:
 
 
 Solver = Eigendecomposition | Krylov
+
+
+def diagonal_blocks(vectors: Array, values: Array, size: int) -> Array:
+    """Diagonal blocks [m / size, size, size, c] of vectors diag(values) vectors^T, m rows."""
+    by_block = vectors.reshape(-1, size, vectors.shape[1])
+    result = np.empty((len(by_block), size, size, values.shape[1]))
+    step = max(1, PRODUCTS // (size**2 * vectors.shape[1] or 1))
+    for start in range(0, len(by_block), step):
+        part = by_block[start : start + step]
+        products = part[:, :, None] * part[:, None]
+        result[start : start + step] = products @ values
+    return result
 
 
 class _Vectors:
