@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dnntk import kernel, lyapunov, parallel
+from dnntk import kernel, lyapunov, ntk, parallel
 from dnntk.data.datasets import Dataset, load_dataset
 from dnntk.errors import Diverged, InputError
 from dnntk.infinite_depth.config import PredictConfig
@@ -44,6 +44,7 @@ __all__ = [
     "kernel",
     "load_dataset",
     "lyapunov",
+    "ntk",
     "parallel",
     "predict",
     "solve",

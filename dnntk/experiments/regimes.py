@@ -28,6 +28,7 @@ from dnntk.figures.regimes import regimes_figure
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk
+from dnntk.ntk.measures import kernel_movement
 from dnntk.runs import fields
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import progress_bar
@@ -208,10 +209,11 @@ def quantities(run: dict[str, np.ndarray], depth: int, scale: float) -> dict[str
     kernels, gamma, time = run["kernel"], run["gamma"], run["time"]
     n = kernels.shape[-1] - int(run["held_out"])
 
-    def kernel_movement(part: slice) -> np.ndarray:
-        start = kernels[0][:, part, part]
-        moved = np.linalg.norm(kernels[:, :, part, part] - start, axis=(-2, -1))
-        return (moved / np.linalg.norm(start, axis=(-2, -1))).max(0)
+    def movement_on(part: slice) -> np.ndarray:
+        found = kernels[:, :, part, part]
+        with jax.enable_x64(True):
+            of_trials = jax.vmap(kernel_movement)
+            return np.asarray(jax.vmap(of_trials, (0, None))(found, found[0])).max(0)
 
     fourth = gamma**4
     areas = np.diff(time)[:, None] * (fourth[1:] + fourth[:-1]) / 2
@@ -221,8 +223,8 @@ def quantities(run: dict[str, np.ndarray], depth: int, scale: float) -> dict[str
     resolved = movement["random"] > LEAST_ROUNDINGS * np.finfo(float).eps * scale
     movement["random"] = np.where(resolved, movement["random"], np.nan)
     return {
-        "kernel_train": kernel_movement(slice(None, n)),
-        "kernel_test": kernel_movement(slice(n, None)),
+        "kernel_train": movement_on(slice(None, n)),
+        "kernel_test": movement_on(slice(n, None)),
         "crossings": np.round(run["sign_changes"].max(0) * run["hidden"]),
         **movement,
         "distance": run["distance"].min((0, 2)),

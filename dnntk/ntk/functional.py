@@ -21,8 +21,10 @@ __all__ = [
     "Params",
     "as_apply_fn",
     "check_collections",
+    "checked_batch",
     "checked_batches",
     "flat_outputs",
+    "has_collections",
     "merged",
     "parameters",
     "split_variables",
@@ -94,6 +96,14 @@ def check_collections(variables: Any, names: tuple[str, ...]) -> None:
     )
 
 
+def has_collections(variables: Any) -> bool:
+    """Are these linen's collections, or a function's alike: a mapping with the entry "params"?"""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(variables, nnx.State):
+        return False
+    return isinstance(variables, Mapping) and "params" in variables
+
+
 def merged(graph: Any, variables: Any) -> Any:
     """An apply function's first argument: variables, or their NNX module in evaluation mode."""
     if graph is None:
@@ -103,16 +113,49 @@ def merged(graph: Any, variables: Any) -> Any:
     return module
 
 
+def checked_batch(name: str, value: Any) -> Any:
+    """A batch, an array [n, ...] or a tree of them with one n, as JAX's arrays.
+
+    Raises:
+        InputError: it is none, or has entries that are not finite real numbers.
+    """
+
+    def checked(path: Any, leaf: Any) -> jax.Array:
+        full_name = name + jax.tree_util.keystr(path)
+        x = _in_own_dtype(checked_array(full_name, leaf, keep_integers=True), leaf)
+        if x.ndim == 0:
+            raise InputError(f"{full_name} must be a batch [n, ...], got one number; add an axis")
+        return x
+
+    try:
+        batch = jax.tree_util.tree_map_with_path(checked, value, is_leaf=_is_one_array)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} must have keys that can be sorted, got {brief(value)}") from None
+    lengths = sorted({len(x) for x in jax.tree.leaves(batch)})
+    if not lengths:
+        raise InputError(
+            f"{name} must be an array [n, ...], or a tuple or mapping of some, got {brief(value)}"
+        )
+    if len(lengths) > 1:
+        raise InputError(
+            f"{name} must have the same number of examples in each array [n, ...], got "
+            f"{' and '.join(map(str, lengths))}; give every input one entry per example"
+        )
+    return batch
+
+
 def checked_batches(x1: Any, x2: Any) -> tuple[Any, Any]:
     """Two batches, arrays [n, ...] or trees of them, equal but for n; x2 is None if it is x1.
 
     Raises:
         InputError: the batches differ in more, or have entries that are not finite real numbers.
     """
-    left = _batch("x1", x1)
+    left = checked_batch("x1", x1)
     if x2 is None or x2 is x1:
         return left, None
-    right = _batch("x2", x2)
+    right = checked_batch("x2", x2)
     shapes = [jax.tree.map(lambda x: x.shape[1:], batch) for batch in (left, right)]
     if not _alike(left, right) or shapes[0] != shapes[1]:
         raise InputError(
@@ -132,9 +175,7 @@ def parameters(variables: Any) -> tuple[Params, Callable[[Params], Any]]:
     Raises:
         InputError: ``variables`` have no such array.
     """
-    nnx = sys.modules.get("flax.nnx")
-    nested = isinstance(variables, Mapping) and "params" in variables
-    nested = nested and not (nnx and isinstance(variables, nnx.State))
+    nnx, nested = sys.modules.get("flax.nnx"), has_collections(variables)
     tree = variables["params"] if nested else variables
     leaves, structure = jax.tree.flatten(tree)
     is_variable = lambda v: nnx is not None and isinstance(v, nnx.Variable)  # noqa: E731
@@ -260,33 +301,6 @@ def _in_own_dtype(x: jax.Array, value: Any) -> jax.Array:
     dtype = value.dtype if isinstance(value, jax.Array | np.ndarray) else x.dtype
     half = jax.dtypes.issubdtype(dtype, np.floating) and dtype.itemsize < 4
     return x.astype(dtype.newbyteorder("=")) if half else x
-
-
-def _batch(name: str, value: Any) -> Any:
-    def checked(path: Any, leaf: Any) -> jax.Array:
-        full_name = name + jax.tree_util.keystr(path)
-        x = _in_own_dtype(checked_array(full_name, leaf, keep_integers=True), leaf)
-        if x.ndim == 0:
-            raise InputError(f"{full_name} must be a batch [n, ...], got one number; add an axis")
-        return x
-
-    try:
-        batch = jax.tree_util.tree_map_with_path(checked, value, is_leaf=_is_one_array)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} must have keys that can be sorted, got {brief(value)}") from None
-    lengths = sorted({len(x) for x in jax.tree.leaves(batch)})
-    if not lengths:
-        raise InputError(
-            f"{name} must be an array [n, ...], or a tuple or mapping of some, got {brief(value)}"
-        )
-    if len(lengths) > 1:
-        raise InputError(
-            f"{name} must have the same number of examples in each array [n, ...], got "
-            f"{' and '.join(map(str, lengths))}; give every input one entry per example"
-        )
-    return batch
 
 
 def _is_one_array(value: Any) -> bool:

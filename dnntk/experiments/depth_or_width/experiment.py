@@ -24,11 +24,11 @@ from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.depth_or_width.findings import points, statements
 from dnntk.experiments.depth_or_width.runs import ImageData, Row, run
 from dnntk.experiments.experiment_folder import ExperimentFolder
-from dnntk.experiments.kernel_change import alignment
 from dnntk.experiments.shallow import shallow_limit_ntk
 from dnntk.figures.depth_or_width import regime_figure, size_figure
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.kernel import limit_ntk
+from dnntk.ntk.measures import alignment
 from dnntk.runs import fields
 from dnntk.runs.locks import freeing_folders
 from dnntk.training.evaluation import split_scores
@@ -151,11 +151,12 @@ def _limits(images: ImageData, config: DepthOrWidthConfig, progress: bool) -> di
         clocks = {"equal": 1.0} | ({"matched": ratio} if name == "wide" else {})
         times = np.geomspace(config.times[0], max(CURVE_END, config.times[-1]), CURVE_POINTS)
         with jax.enable_x64(True):
-            probed = np.asarray(kernel(images.probes.astype(np.float64)))
+            probed = kernel(images.probes.astype(np.float64))
+            aligned = float(alignment(probed, images.probe_labels, centred=True))
         found[name] = {
             "mean_diagonal": sizes[name],
             "lambda_max": float(flow.eigenvalues[-1]),
-            "alignment": alignment(probed, images.probe_labels),
+            "alignment": aligned,
             "records": [
                 {"clock": clock, **line, "time": t}
                 for clock, factor in clocks.items()

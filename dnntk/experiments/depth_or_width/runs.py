@@ -21,9 +21,9 @@ from jax.sharding import Mesh
 from dnntk.data.datasets import Dataset
 from dnntk.errors import Diverged
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig, NetworkSetting
-from dnntk.experiments.kernel_change import alignment, movement
 from dnntk.experiments.shallow import ShallowMLP, Stop, descend, shallow_ntk, width_for
 from dnntk.ntk.empirical import empirical_ntk
+from dnntk.ntk.measures import alignment, kernel_movement
 from dnntk.training.evaluation import as_trained, scores, split_scores
 from dnntk.training.run import load_dataset_for, train_on
 from dnntk.training.step_size import largest_eigenvalue
@@ -141,17 +141,20 @@ class _Network:
         return {
             "parameters": sum(p.size for p in jax.tree.leaves(variables["params"])),
             "lambda_max": found.value,
-            "alignment": alignment(self.before, self.images.probe_labels),
+            "alignment": self.alignment(self.before),
         }
 
     def kernel(self, variables: Any) -> np.ndarray:
         raise NotImplementedError
 
+    def alignment(self, kernel: np.ndarray) -> float:
+        return float(alignment(kernel, self.images.probe_labels, centred=True))
+
     def kernel_change(self, variables: Any) -> Row:
         after = self.kernel(variables)
         return {
-            "movement": movement(self.before, after),
-            "alignment": alignment(after, self.images.probe_labels),
+            "movement": float(kernel_movement(after, self.before)),
+            "alignment": self.alignment(after),
         }
 
 
