@@ -24,6 +24,7 @@ import dnntk
 from dnntk import Diverged, InputError
 from dnntk.data.datasets import DATASETS
 from dnntk.errors import Interrupted, Stopped
+from dnntk.infinite_depth.config import SELECTIONS
 from dnntk.infinite_depth.kernel_flow import SOLVERS
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
@@ -54,7 +55,7 @@ HELP = {"-h", "--help", "--helpshort", "--helpfull"}
 CHOICES: dict[str, Sequence[str]] = {
     **{"arch": ARCHITECTURES, "dataset": DATASETS, "dtype": DTYPES, "features": FEATURES},
     **{"init": INITS, "optimizer": OPTIMIZERS, "parametrization": PARAMETRIZATIONS},
-    **{"schedule": SCHEDULES, "solver": SOLVERS},
+    **{"schedule": SCHEDULES, "select": SELECTIONS, "solver": SOLVERS},
 }
 EXAMPLES = {int: "whole numbers like 100,1000", float: "numbers like 1,100", str: "words like a,b"}
 # A docstring's section of fields or arguments, and one entry in it: `names: description`.

@@ -12,8 +12,9 @@ from dnntk.runs import fields
 from dnntk.runs.folder import as_json
 from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
-__all__ = ["PredictConfig"]
+__all__ = ["SELECTIONS", "PredictConfig"]
 
+SELECTIONS = ("validation", "loo")
 DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 # Fields that a run of `dnntk.train` and its prediction must have in common.
@@ -26,15 +27,21 @@ class PredictConfig:
 
     Attributes:
         arch, kernel_size, dataset, classes, data_dir, pool, offset: as in `TrainConfig`.
-        rho, beta: standard deviations of the random weights and biases; of several, the pair that
-            does best on the validation split is taken.
-        times: kernel times to report, which may include infinity. With a validation split, the time
-            that does best on it is chosen. None is the times of the compared run's evaluations,
-            or without such a run `DEFAULT_TIMES`.
+        rho, beta: standard deviations of the random weights and biases; of several, the pair is
+            taken that ``select`` finds best.
+        times: kernel times to report, which may include infinity. The one that ``select`` finds
+            best is chosen, if there is anything to choose by. None is the times of the compared
+            run's evaluations, or without such a run `DEFAULT_TIMES`.
         ridge: weight decay, in units of the eigenvalues of K/N; a compared run's own.
+        select: how rho, beta and the time are chosen. "validation": by the errors on training
+            examples that are held out. "loo": by those on each of ``search_examples`` training
+            examples, predicted from all the others (`KernelFlow.leave_one_out`); no example is
+            held out.
         validation: training examples held out for choices; 0 is a tenth of them if there are
             several values of rho or beta, otherwise none.
-        search_examples: training examples, at most, for the choice of rho and beta.
+        search_examples: training examples, at most, for the choice of rho and beta; by "loo" of
+            the time as well, and their Gram matrix is diagonalized: seconds for 4,000, some
+            minutes for 10,000.
         train_examples: training examples in all; 0 is all of the dataset's.
         solver, block_size, dtype: as in `KernelFlow`.
         tolerance: relative residual at which the Krylov method stops. Ten times `KernelFlow`'s
@@ -60,6 +67,7 @@ class PredictConfig:
     beta: tuple[float, ...] = (1.0,)
     times: tuple[float, ...] | None = None
     ridge: float = 0.0
+    select: str = "validation"
     validation: int = 0
     search_examples: int = 6000
     train_examples: int = 0
@@ -77,6 +85,18 @@ class PredictConfig:
         check_choice("arch", self.arch, ARCHITECTURES)
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("solver", self.solver, SOLVERS)
+        check_choice("select", self.select, SELECTIONS)
+        if self.select != "validation":
+            if self.validation:
+                raise InputError(
+                    f"validation: expected 0, as select={self.select} holds no example out, got "
+                    f"{self.validation}; leave one of them out"
+                )
+            if self.solver == "krylov":
+                raise InputError(
+                    f"solver: expected auto or eigh, as select={self.select} needs all "
+                    "eigenvectors, got krylov"
+                )
         for name in ("rho", "beta"):
             values = getattr(self, name)
             if not values:

@@ -165,7 +165,9 @@ class _Calibration:
         held += (used - 1) * max(held - before, 0)  # the kernel is compiled for each device
         rates = self._rates(main, faster * entries, faster * recomputed, compiling)
         choice = self.reading
-        if held_out:
+        if self.config.select != "validation":
+            choice += self._selection_seconds(min(self.config.search_examples, n), rates)
+        elif held_out:
             choice += self._choice_seconds(n - held_out, held_out, min(needed, most), rates)
         return PredictForecast(
             workload=main,
@@ -213,6 +215,13 @@ class _Calibration:
         last = self._workload(rest, held_out, times, needed)
         seconds = cost(last, rates).seconds
         return total + sum(seconds.values()) - (seconds["kernel"] if last.stored else 0.0)
+
+    def _selection_seconds(self, few: int, rates: Rates) -> float:
+        """Seconds of the choice of rho, beta and the time without held-out examples."""
+        config = self.config
+        search = self._workload(few, 0, len(config.times_or_default))
+        search = dataclasses.replace(search, stored=True, folder=False)
+        return len(config.rho) * len(config.beta) * cost(search, rates).total_seconds
 
     def _kernel(self, workload: Workload) -> tuple[float, float, float]:
         """Entries a second, stored and multiplied, and the seconds of compilation."""

@@ -28,7 +28,13 @@ from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.cross_kernel import Kernel
 from dnntk.infinite_depth.feature_gram import Gram
 from dnntk.infinite_depth.kernel_flow import KernelFlow
-from dnntk.infinite_depth.selection import Selection, solvable_times
+from dnntk.infinite_depth.selection import (
+    Fit,
+    Selection,
+    leave_one_out_scores,
+    solvable_times,
+    validation_scores,
+)
 from dnntk.infinite_depth.trained_run import SCORES, TrainedRun, log_comparison
 from dnntk.kernel import limit_ntk
 from dnntk.runs import fields
@@ -184,28 +190,37 @@ class Prediction:
         return result
 
     def _chosen_flow(self) -> tuple[float, float, KernelFlow, float | None]:
-        """rho, beta, the flow on all training examples, and the best time on the validation ones.
+        """rho, beta, the flow on all training examples, and the best time.
 
-        The time is None without validation examples.
+        The time is None without anything to choose by.
         """
-        config, n = self.config, len(self.data.x_train)
-        held_out = self.held_out()
-        if not held_out:
+        config, data, n = self.config, self.data, len(self.data.x_train)
+        times, held_out = config.times_or_default, self.held_out()
+        fit: Fit
+        if config.select == "loo":
+            examples, fit = min(config.search_examples, n), partial(self.flow, solver="eigh")
+            evaluate = leave_one_out_scores(data, times, self.targets)
+            selection = Selection("leave-one-out", evaluate, self.folder)
+        elif held_out:
+            examples, fit = min(config.search_examples, n - held_out), self.flow
+            evaluate = validation_scores(data, held_out, times, self.targets)
+            selection = Selection("validation", evaluate, self.folder)
+        else:
             rho, beta = config.rho[0], config.beta[0]
             return rho, beta, self.flow(rho, beta, n, self.gram_dir), None
-        selection = Selection(
-            self.data, held_out, config.times_or_default, self.folder, self.targets
-        )
-        rho, beta = selection.kernel(config.rho, config.beta, self.flow, config.search_examples)
+        rho, beta = selection.kernel(config.rho, config.beta, fit, examples)
         flow = self.flow(rho, beta, n, self.gram_dir)
-        # The held-out examples are the last ones: the others' Gram matrix is a part of the whole.
-        part = partial(self.flow, folder=self.gram_dir, gram=flow.gram)
-        best_time = selection.best(rho, beta, selection.fit_examples, part)["time"]
-        log.info("chosen on %d validation examples: t = %g", held_out, best_time)
+        if held_out:
+            # They are the last examples: the others' Gram matrix is a part of the whole.
+            examples, fit = n - held_out, partial(self.flow, folder=self.gram_dir, gram=flow.gram)
+        best_time = selection.best(rho, beta, examples, fit)["time"]
+        log.info("chosen by %s: t = %g", config.select, best_time)
         return rho, beta, flow, best_time
 
     def held_out(self) -> int:
         """The number of training examples that are held out for choices."""
+        if self.config.select != "validation":
+            return 0
         n, several = len(self.data.x_train), len(self.config.rho) * len(self.config.beta) > 1
         held_out = self.config.validation or (max(1, n // 10) if several else 0)
         if held_out > n - 2:
@@ -229,6 +244,7 @@ class Prediction:
         examples: int,
         folder: Path | None = None,
         gram: Gram | None = None,
+        solver: str | None = None,
     ) -> KernelFlow:
         """The flow of one kernel on the first training examples."""
         config = self.config
@@ -237,7 +253,7 @@ class Prediction:
             self.data.x_train[:examples],
             self.data.y_train[:examples],
             ridge=config.ridge,
-            solver=config.solver,
+            solver=solver or config.solver,
             tolerance=config.tolerance,
             block_size=config.block_size,
             memory=None if config.memory_gb is None else config.memory_gb * 1e9,

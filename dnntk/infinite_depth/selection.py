@@ -1,4 +1,4 @@
-"""The choice of rho, beta and the time on a validation split."""
+"""The choice of rho, beta and the time: on a validation split, or by leaving one example out."""
 
 import itertools
 import logging
@@ -14,7 +14,7 @@ from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.runs.folder import RunFolder
 from dnntk.training.evaluation import scores
 
-__all__ = ["Selection", "solvable_times"]
+__all__ = ["Fit", "Selection", "leave_one_out_scores", "solvable_times", "validation_scores"]
 
 SEARCH = "search.jsonl"
 
@@ -22,27 +22,16 @@ log = logging.getLogger("dnntk")
 
 # (rho, beta, n) -> the flow on the first n training examples.
 Fit = Callable[[float, float, int], KernelFlow]
+# A flow's scores: a dict a time, with time, accuracy and loss.
+Evaluate = Callable[[KernelFlow], list[dict[str, Any]]]
 
 
 class Selection:
-    """Validation scores by rho, beta and number of training examples; none is computed twice."""
+    """Scores by rho, beta and number of training examples; none is computed twice."""
 
-    def __init__(
-        self,
-        data: Dataset,
-        held_out: int,
-        times: tuple[float, ...],
-        folder: RunFolder | None,
-        targets: np.ndarray | None = None,
-    ) -> None:
-        """Hold out the last examples; load the scores that ``folder`` holds.
-
-        ``targets`` are the class targets of own data, as in `dnntk.data.labels.decide`.
-        """
-        self._x, self._y = data.x_train[-held_out:], data.y_train[-held_out:]
-        self._targets = targets
-        self._labels = None if data.labels_train is None else data.labels_train[-held_out:]
-        self.fit_examples, self._times, self._folder = len(data.x_train) - held_out, times, folder
+    def __init__(self, named: str, evaluate: Evaluate, folder: RunFolder | None) -> None:
+        """Load the scores that ``folder`` holds; ``named`` says in the log whose they are."""
+        self._named, self._evaluate, self._folder = named, evaluate, folder
         self._scores: dict[tuple[float, float, int], list[dict[str, Any]]] = {}
         for line in [] if folder is None else folder.keep_lines(SEARCH):
             held = [score | {"time": float(score["time"])} for score in line["scores"]]
@@ -55,10 +44,9 @@ class Selection:
         pairs = list(itertools.product(rhos, betas))
         if len(pairs) == 1:
             return pairs[0]
-        examples = min(examples, self.fit_examples)
         log.info(
-            "choosing rho and beta: %d pairs, %d training and %d validation examples",
-            *(len(pairs), examples, len(self._x)),
+            "choosing rho and beta by %s: %d pairs, %d training examples",
+            *(self._named, len(pairs), examples),
         )
         best = {pair: self.best(*pair, examples, fit) for pair in pairs}
         return max(pairs, key=lambda pair: _rank(best[pair]))
@@ -67,26 +55,50 @@ class Selection:
         """The score of the best time: time, accuracy, loss."""
         key = (rho, beta, examples)
         if key not in self._scores:
-            self._scores[key] = self._evaluated(fit(rho, beta, examples))
+            self._scores[key] = self._evaluate(fit(rho, beta, examples))
             if self._folder is not None:
                 names = {"rho": rho, "beta": beta, "examples": examples}
                 self._folder.append(SEARCH, names | {"scores": self._scores[key]})
         best = max(self._scores[key], key=_rank)
         log.info(
-            "validation: rho = %g, beta = %g, %d examples: %s, loss %.4g at t = %g",
-            *(rho, beta, examples),
+            "%s: rho = %g, beta = %g, %d examples: %s, loss %.4g at t = %g",
+            *(self._named, rho, beta, examples),
             "" if best["accuracy"] is None else f"error {100 * (1 - best['accuracy']):.2f}%",
             *(best["loss"], best["time"]),
         )
         return best
 
-    def _evaluated(self, flow: KernelFlow) -> list[dict[str, Any]]:
-        times, found = solvable_times(flow, self._times), []
-        for t, f in zip(times, flow.predict(self._x, times), strict=True):
-            labelled = self._labels is not None
-            loss, accuracy = scores(f, self._y, labelled, self._targets, self._labels)
-            found.append({"time": t, "accuracy": accuracy, "loss": loss})
-        return found
+
+def validation_scores(
+    data: Dataset, held_out: int, times: Sequence[float], targets: np.ndarray | None = None
+) -> Evaluate:
+    """Scores on the last ``held_out`` training examples, of a flow on others.
+
+    ``targets`` are the class targets of own data, as in `dnntk.data.labels.decide`.
+    """
+    part = slice(-held_out, None)
+
+    def evaluate(flow: KernelFlow) -> list[dict[str, Any]]:
+        found = solvable_times(flow, times)
+        return _scored(found, flow.predict(data.x_train[part], found), data, part, targets)
+
+    return evaluate
+
+
+def leave_one_out_scores(
+    data: Dataset, times: Sequence[float], targets: np.ndarray | None = None
+) -> Evaluate:
+    """Scores on every example of a flow, the first training ones, as the others predict it.
+
+    ``targets`` are as in `validation_scores`.
+    """
+
+    def evaluate(flow: KernelFlow) -> list[dict[str, Any]]:
+        found = solvable_times(flow, times)
+        outputs = flow.leave_one_out(found)
+        return _scored(found, outputs, data, slice(outputs.shape[1]), targets)
+
+    return evaluate
 
 
 def solvable_times(flow: KernelFlow, times: Sequence[float]) -> list[float]:
@@ -108,6 +120,22 @@ def solvable_times(flow: KernelFlow, times: Sequence[float]) -> list[float]:
         log.warning("t = inf is left out: %s", error)
         return finite
     return [*finite, math.inf]
+
+
+def _scored(
+    times: Sequence[float],
+    outputs: np.ndarray,
+    data: Dataset,
+    part: slice,
+    targets: np.ndarray | None,
+) -> list[dict[str, Any]]:
+    """The scores of outputs [times, n, d_out] on a part of the training examples."""
+    labels = None if data.labels_train is None else data.labels_train[part]
+    found = []
+    for t, f in zip(times, outputs, strict=True):
+        loss, accuracy = scores(f, data.y_train[part], labels is not None, targets, labels)
+        found.append({"time": t, "accuracy": accuracy, "loss": loss})
+    return found
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, float]:

@@ -1,12 +1,15 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from dnntk import figures
 from dnntk.errors import InputError
 from dnntk.infinite_depth.config import PredictConfig
-from dnntk.infinite_depth.prediction import predict
+from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.prediction import Prediction, predict
+from dnntk.kernel import limit_ntk
 
 
 def test_kernel_and_time_are_chosen_on_a_validation_split(tmp_path, monkeypatch):
@@ -29,6 +32,28 @@ def test_kernel_and_time_are_chosen_on_a_validation_split(tmp_path, monkeypatch)
     assert (tmp_path / "search.jsonl").read_text() == text
     with pytest.raises(InputError, match="resume: .* was started with rho"):
         predict(PredictConfig(rho=(2.0,)), tmp_path, resume=True)
+
+
+def test_kernel_and_time_are_chosen_by_leaving_one_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda *_: None)
+    times = (1.0, 1e4)
+    config = PredictConfig(rho=(1.0, 30.0), times=times, select="loo", search_examples=50)
+    result = predict(config, tmp_path, progress=False)
+    lines = [json.loads(text) for text in (tmp_path / "search.jsonl").read_text().splitlines()]
+    assert [(line["rho"], line["examples"]) for line in lines] == [(1.0, 50), (30.0, 50)]
+    rank = lambda score: (score["accuracy"], -score["loss"])  # noqa: E731
+    best = max(lines, key=lambda line: max(map(rank, line["scores"])))
+    assert result.summary["rho"] == best["rho"]
+    assert result.summary["time"] == max(best["scores"], key=rank)["time"]
+    assert len(result.flow.solution(1.0).coefficients) == 240  # nothing is held out
+
+    # The scores are those of what is predicted without each example.
+    data = Prediction(config, None, None, progress=False).data
+    flow = KernelFlow(limit_ntk, data.x_train[:50], data.y_train[:50], progress=False)
+    labels = data.labels_train[:50]
+    for score, f in zip(lines[0]["scores"], flow.leave_one_out(times), strict=True):
+        assert score["accuracy"] == np.mean((f[:, 0] > 0.5) == labels)
+        assert score["loss"] == pytest.approx(0.5 * np.mean((f[:, 0] - labels) ** 2))
 
 
 def test_infinity_is_left_out_where_the_matrix_is_singular(caplog):
