@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from dnntk.checks import check_rows, common_dtype, real_array
 from dnntk.errors import InputError
-from dnntk.infinite_depth.spectral_filter import SpectralFilter
+from dnntk.infinite_depth.spectral_filter import DescentFilter, SpectralFilter
 from dnntk.networks.initializers import Layer
 from dnntk.networks.layers import Network, in_segments
 from dnntk.networks.models import DeepNarrow, Variables, network_of
@@ -167,15 +167,6 @@ def coefficients(kernel: np.ndarray, y: np.ndarray, time_step: float, steps: int
     values, vectors = np.linalg.eigh(kernel / len(y))
     values = np.maximum(values, 0)
     targets = vectors.T @ y
-    filters = (_stepped(values, time_step, steps), SpectralFilter(time_step * steps)(values))
-    return np.stack([vectors @ (f * targets) for f in filters], 1) / len(y)
-
-
-def _stepped(values: np.ndarray, time_step: float, steps: int) -> np.ndarray:
-    """(1 - (1 - eta s)^n) / s, and n eta where s is 0: what `SpectralFilter` is for the flow."""
-    rate = time_step * values
-    slow = (rate > 0) & (rate < 1)
-    safe = np.where(slow, rate, 0.5)
-    # 1 - eta s would round away a small s, which many steps can still learn.
-    learnt = np.where(slow, -np.expm1(steps * np.log1p(-safe)), 1 - (1 - rate) ** steps)
-    return np.where(rate > 0, learnt / np.where(rate > 0, values, 1), steps * time_step)
+    time = time_step * steps
+    filters = (DescentFilter(time, time_step=time_step), SpectralFilter(time))
+    return np.stack([vectors @ (f(values) * targets) for f in filters], 1) / len(y)

@@ -14,10 +14,12 @@ from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import CrossKernel
 from dnntk.infinite_depth.feature_gram import FeatureEigendecomposition, FeatureGram, Gram
 from dnntk.infinite_depth.solvers import BLOCK, Eigendecomposition, Krylov, Solver, uses_eigh
-from dnntk.infinite_depth.spectral_filter import SpectralFilter
+from dnntk.infinite_depth.spectral_filter import DescentFilter, SpectralFilter, largest_stable_step
 from dnntk.runtime import processes
 
-__all__ = ["check_definite", "solver_of"]
+__all__ = ["check_definite", "check_steps", "solver_of"]
+
+LARGEST = 1e150  # state of descent, whose square is within float64
 
 log = logging.getLogger("dnntk")
 
@@ -71,6 +73,30 @@ def solver_of(
         progress=progress,
         folder=folder,
     )
+
+
+def check_steps(filters: Sequence[SpectralFilter], largest: float) -> None:
+    """Refuse descent that does not converge, or overflows, at the ``largest`` eigenvalue.
+
+    Raises:
+        InputError: a time is infinite and its step not stable; or the state is beyond float64.
+    """
+    for each in filters:
+        if not isinstance(each, DescentFilter):
+            continue
+        most = largest_stable_step(largest + each.ridge, each.momentum)
+        if math.isinf(each.time) and each.time_step >= most:
+            raise InputError(
+                f"time_step: expected less than max_time_step(momentum={each.momentum:g}) = "
+                f"{most:.6g} for an infinite time, got {each.time_step:g}; descent does not "
+                "converge: take a smaller step, or a finite time"
+            )
+        if not np.abs(each(np.array([largest]))).max() < LARGEST:
+            raise InputError(
+                f"time_step: expected descent within float64, got {each.time_step:g}, with which "
+                f"it overflows before t = {each.time:g}; take less than max_time_step(momentum="
+                f"{each.momentum:g}) = {most:.6g}, or a shorter time"
+            )
 
 
 def check_definite(

@@ -6,7 +6,8 @@ Theorems 3.3 and 4.3: as depth grows, the trained network's outputs follow
 
 with K the limit kernel on the N training examples. `KernelFlow` computes them for any t, infinity
 included, and for any kernel: `limit_ntk` for the infinitely deep network, a network's own empirical
-NTK for its linearization.
+NTK for its linearization. With a ``time_step``, and ``momentum``, they are what gradient descent in
+steps of that size reaches instead: for momentum 0, (1 - eta K / N)^n in the place of exp(-t K / N).
 """
 
 import copy
@@ -30,12 +31,17 @@ from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel
 from dnntk.infinite_depth.feature_gram import Gram, gram_of
 from dnntk.infinite_depth.gram_matrix import usual_memory
-from dnntk.infinite_depth.gram_solver import check_definite, solver_of
+from dnntk.infinite_depth.gram_solver import check_definite, check_steps, solver_of
 from dnntk.infinite_depth.leave_one_out import check_solver, leave_one_out_errors
 from dnntk.infinite_depth.outputs import OutputLayout
 from dnntk.infinite_depth.solution import Solution
 from dnntk.infinite_depth.solvers import SOLVERS, Eigendecomposition, Solver, filtered
-from dnntk.infinite_depth.spectral_filter import SpectralFilter
+from dnntk.infinite_depth.spectral_filter import (
+    DescentFilter,
+    SpectralFilter,
+    filters_at,
+    largest_stable_step,
+)
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
 
@@ -134,7 +140,13 @@ class KernelFlow:
         self._solutions: dict[SpectralFilter, Solution] = {}
 
     def predict(
-        self, x: ArrayLike, time: float | Sequence[float] = math.inf, *, initial: ArrayLike = 0.0
+        self,
+        x: ArrayLike,
+        time: float | Sequence[float] = math.inf,
+        time_step: float | None = None,
+        momentum: float = 0.0,
+        *,
+        initial: ArrayLike = 0.0,
     ) -> NDArray[np.float64]:
         """f_t at new points.
 
@@ -143,41 +155,54 @@ class KernelFlow:
         Args:
             x: [n', ...], examples as the training ones.
             time: t >= 0, may be infinite; or several times, for little more than the cost of one.
+            time_step: eta of full-batch gradient descent, in units of kernel time, which is then
+                followed instead of the flow, exactly; None is the flow. A time must be a whole
+                number of steps, each of which counts time_step / (1 - momentum).
+            momentum: mu of the heavy ball, as optax.sgd(time_step, momentum) has it; 0 <= mu < 1.
             initial: f_0 at these points, [n', d_out].
 
         Returns:
             [n', d_out] float64, or [times, n', d_out]. Each row depends on its own point only.
 
         Raises:
-            InputError: an argument is not as above; or t is infinite, there is no ridge, and the
-                Gram matrix is not positive definite to working precision. A result that has not
-                converged is logged as a warning, and `solution` says so.
+            InputError: an argument is not as above; t is infinite, there is no ridge, and the Gram
+                matrix is not positive definite to working precision; t is infinite, and the step
+                not below `max_time_step`; or a larger step has grown beyond float64 by the time t.
+                A result that has not converged is logged as a warning, and `solution` says so.
         """
         points = self._points(x)
         start = self._layout.checked("initial", initial, len(points))
         times = host_times(time)
-        coefficients = np.concatenate([s.coefficients for s in self.solutions(times)], 1)
+        solutions = self.solutions(times, time_step, momentum)
+        coefficients = np.concatenate([s.coefficients for s in solutions], 1)
         outputs = self._outputs_at(points, coefficients)
         return self._layout.by_time(outputs, len(times), time) + start
 
-    def train_predictions(self, time: float | Sequence[float] = math.inf) -> NDArray[np.float64]:
+    def train_predictions(
+        self,
+        time: float | Sequence[float] = math.inf,
+        time_step: float | None = None,
+        momentum: float = 0.0,
+    ) -> NDArray[np.float64]:
         """f_t at the training examples: [n, d_out] float64, or [times, n, d_out].
 
         Arguments and errors are those of `predict`. No further product with the Gram matrix is
         computed.
         """
-        filters = self._filters(host_times(time))
+        filters = filters_at(host_times(time), self.ridge, time_step, momentum)
         solver = self._solver_for(filters)
         learnt = [solver.apply_matrix(filtered(solver, each)) for each in filters]
         outputs = self._layout.by_time(np.concatenate(learnt, 1), len(filters), time)
         return outputs + (self._y - self._residual)
 
-    def loss(self, time: float | Sequence[float]) -> NDArray[np.float64]:
+    def loss(
+        self, time: float | Sequence[float], time_step: float | None = None, momentum: float = 0.0
+    ) -> NDArray[np.float64]:
         """The loss 1/2 mean ||f_t - y||^2 on the training examples: a number, or [times].
 
         Arguments and errors are those of `predict`. A time costs a few products of small vectors.
         """
-        filters = self._filters(host_times(time))
+        filters = filters_at(host_times(time), self.ridge, time_step, momentum)
         solver = self._solver_for(filters)
         result = []
         for each in filters:
@@ -187,13 +212,17 @@ class KernelFlow:
             result.append(0.5 * total / len(self._x))
         return np.array(result if np.ndim(time) else result[0])
 
-    def solution(self, time: float = math.inf) -> Solution:
+    def solution(
+        self, time: float = math.inf, time_step: float | None = None, momentum: float = 0.0
+    ) -> Solution:
         """The coefficients at one time, and facts about the solver's work; errors as `predict`."""
-        return self.solutions([time])[0]
+        return self.solutions([time], time_step, momentum)[0]
 
-    def solutions(self, times: Sequence[float]) -> list[Solution]:
+    def solutions(
+        self, times: Sequence[float], time_step: float | None = None, momentum: float = 0.0
+    ) -> list[Solution]:
         """`solution` of several times, solved together."""
-        filters = self._filters(host_times(list(times)))
+        filters = filters_at(host_times(list(times)), self.ridge, time_step, momentum)
         missing = [each for each in filters if each not in self._solutions]
         if missing:
             solver = self._solver_for(missing)
@@ -225,7 +254,7 @@ class KernelFlow:
         times = host_times(time)
         r = self.ridge if ridge is None else _checked_ridge(ridge)
         solver = check_solver(self._started(), len(self._x))
-        self._refined(solver, [SpectralFilter(t, r) for t in times])
+        self._refined(solver, filters_at(times, r))
         errors = leave_one_out_errors(solver, len(self._x), times, r, self._layout.matrix_size)
         return self._y + (errors if np.ndim(time) else errors[0])
 
@@ -249,8 +278,8 @@ class KernelFlow:
         Raises:
             InputError: as `predict`.
         """
-        points, filters, n = self._points(x), self._filters(host_times(time)), len(self._x)
-        k = self._layout.matrix_size
+        points, n, k = self._points(x), len(self._x), self._layout.matrix_size
+        filters = filters_at(host_times(time), self.ridge)
         self._started()  # eigenvectors are kept
         cross = self._cross.matrix(points, n, self._block_size)
         solver = self._refined(self._solver_of(cross.T), filters)
@@ -297,6 +326,14 @@ class KernelFlow:
         """Eigenvalues of K/N, ascending; a Krylov method finds only the outermost exactly."""
         return self._solver_for([]).values
 
+    def max_time_step(self, momentum: float = 0.0) -> float:
+        """The largest stable step of full-batch gradient descent: 2 (1 + momentum) / (s + ridge).
+
+        s is the largest eigenvalue of K/N, for the loss 1/2 mean ||f - y||^2; in units of kernel
+        time, before it is divided by 1 - momentum. Any larger step grows in the end (Polyak, 1964).
+        """
+        return largest_stable_step(float(self.eigenvalues[-1]) + self.ridge, momentum)
+
     def _points(self, x: ArrayLike) -> NDArray[np.float64]:
         """New points [n', ...], of the training examples' shape."""
         points = host_examples("x", x)
@@ -306,9 +343,6 @@ class KernelFlow:
                 f"shape {list(points.shape)}"
             )
         return points
-
-    def _filters(self, times: Sequence[float]) -> list[SpectralFilter]:
-        return [SpectralFilter(t, self.ridge) for t in times]
 
     def _solver_for(self, filters: Sequence[SpectralFilter]) -> Solver:
         """The solver, accurate for these filters.
@@ -340,6 +374,9 @@ class KernelFlow:
     def _refined(self, solver: Solver, filters: Sequence[SpectralFilter]) -> Solver:
         """The solver, made accurate for these filters; errors as `_solver_for`."""
         before = solver.iterations
+        if any(isinstance(each, DescentFilter) for each in filters):
+            solver.refine([], self._tolerance)  # the largest eigenvalue
+            check_steps(filters, float(solver.values[-1]))
         solver.refine(list(filters), self._tolerance)
         if solver.iterations > before:
             log.info("solver: %d iterations", solver.iterations)

@@ -1,4 +1,4 @@
-"""The flow at one time, and how well it was solved for."""
+"""The flow, or descent, at one time, and how well it was solved for."""
 
 import dataclasses
 import logging
@@ -23,10 +23,11 @@ class Solution:
         coefficients: [n, d_out] float64.
         converged: is the residual within the tolerance?
         residual: relative residual of the flow's differential equation, rounding included; at
-            t = infinity that of the linear system. About the relative error of f_t(X).
+            t = infinity that of the linear system, for descent that of its last step. About the
+            relative error of f_t(X).
         iterations: products with the Gram matrix; 0 for an eigendecomposition.
-        condition: effective condition, the largest over the smallest value of the filter
-            (1 - exp(-t s)) / s on the eigenvalues s; at t = infinity that of the matrix.
+        condition: effective condition, the largest over the smallest size of the filter, for the
+            flow (1 - exp(-t s)) / s, on the eigenvalues s; at t = infinity that of the matrix.
         solver: name of the method.
     """
 
@@ -48,14 +49,16 @@ class Solution:
         """
         coefficients = solver.from_eigenbasis(filtered(solver, flow)) / n
         size, rounding = residual(solver, flow)
-        gains = flow(solver.values[[-1, 0]])
+        gains = np.abs(flow(solver.values))
+        with np.errstate(divide="ignore"):  # a step may undo the one before
+            condition = float(gains.max() / gains.min()) if flow.time > 0 else 1.0
         found = cls(
             time=flow.time,
             coefficients=coefficients.reshape(n, -1),
             converged=max(size, rounding) <= tolerance,
             residual=max(size, rounding),
             iterations=solver.iterations,
-            condition=float(gains[1] / gains[0]) if flow.time > 0 else 1.0,
+            condition=condition,
             solver=solver.name,
         )
         if not found.converged and not quiet:

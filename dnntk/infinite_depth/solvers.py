@@ -1,7 +1,8 @@
 """Functions of a large symmetric matrix times a few vectors: many functions, one factorization.
 
 Gradient flow on targets B with the positive semidefinite matrix A and the ridge r has learnt
-phi(A) B at time t, where phi(s) = (1 - exp(-t (s + r))) / (s + r). Both solvers diagonalize
+phi(A) B at time t, where phi(s) = (1 - exp(-t (s + r))) / (s + r), and descent in steps another phi
+(`dnntk.infinite_depth.spectral_filter`). Both solvers diagonalize
 Q^T A Q, for an orthonormal basis Q of d vectors, and have the same attributes and methods:
 
 `Eigendecomposition`  Q is the whole space. Any time is exact to rounding. For matrices of a few
@@ -62,14 +63,16 @@ def filtered(solver: "Solver", flow: SpectralFilter) -> Array:
 def residual(solver: "Solver", flow: SpectralFilter) -> tuple[float, float]:
     """The residual of phi(A) B in its differential equation, and a bound of its rounding error.
 
-    Both are relative to the norm of B. The residual is B - (A + r) x - dx/dt, at t = infinity the
-    residual of the linear system. Up to rounding it bounds the error of A x in every component by
-    A's eigenvectors.
+    Both are relative to the norm of B, or of A x where descent has grown beyond it. The residual is
+    B - (A + r) x - dx/dt, at t = infinity that of the linear system. Up to rounding it bounds the
+    error of A x in every component by A's eigenvectors. For descent it is the gradient's error at
+    the last step; with momentum the error of A x may be a few times larger.
     """
     components = filtered(solver, flow)
     if not np.isfinite(components).all():  # t is infinite, and an eigenvalue is 0
         return np.inf, np.inf
-    norm = float(np.linalg.norm(solver.targets)) or 1.0
+    outputs = solver.values[:, None] * components
+    norm = float(max(np.linalg.norm(solver.targets), np.linalg.norm(outputs))) or 1.0
     rounding = EPS * float(solver.values[-1] + flow.ridge) * float(np.linalg.norm(components))
     return float(np.linalg.norm(solver.residual_part(components))) / norm, rounding / norm
 
