@@ -13,12 +13,14 @@ many depths on the same examples, full batch, and measures
 
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,6 @@ from dnntk.experiments import rates
 from dnntk.experiments.depth_transfer_config import DepthTransferConfig, Kind
 from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.figures.depth_transfer import depth_transfer_figure
-from dnntk.networks.models import DeepNarrow
 from dnntk.runs import fields
 from dnntk.runs.locks import freeing_folders
 from dnntk.runtime.progress import duration, progress_bar
@@ -51,7 +52,7 @@ class Curves:
         tuned: the rate of `losses`, which is best at the configuration's ``tune_depth``.
         rates: [R] rates that were tried at the depths of ``sweep``.
         sweep: {depth: [R]}, the last training loss of one network; infinite where it diverged.
-        losses: {depth: [trials or 1, steps + 1]}, training losses.
+        losses: {depth: [trials or 1, steps + 1]}, training losses; infinite where one diverged.
         outputs: {depth: [trials or 1, held_out, d_out]}, after the last step.
     """
 
@@ -65,9 +66,14 @@ class Curves:
     __repr__ = fields.short_repr
 
     def best(self, depth: int) -> float:
-        """The best rate, by a parabola through the losses of the best one and its neighbours."""
+        """The best rate, by a parabola through the losses of the best one and its neighbours.
+
+        NaN if every rate diverged.
+        """
         found, logs = self.sweep[depth], np.log(self.rates)
         i = int(np.argmin(found))
+        if not np.isfinite(found[i]):
+            return math.nan
         if not 0 < i < len(found) - 1 or not np.isfinite(found[i - 1 : i + 2]).all():
             return float(self.rates[i])
         curved, slope, _ = np.polyfit(logs[i - 1 : i + 2] - logs[i], found[i - 1 : i + 2], 2)
@@ -97,11 +103,12 @@ class Curves:
     def spread(self, least: int) -> float:
         """Largest difference of mean losses at depths from ``least`` on, over steps and depths."""
         means = [runs.mean(axis=0) for depth, runs in self.losses.items() if depth >= least]
-        return float(np.ptp(means, axis=0).max())
+        with np.errstate(invalid="ignore"):  # infinities, if one diverged
+            return float(np.nan_to_num(np.ptp(means, axis=0), nan=np.inf, posinf=np.inf).max())
 
     def described(self, least: int) -> str:
         """In words: the rate, the last loss at each depth, the best rates, the power of depth."""
-        losses = " ".join(f"{runs[:, -1].mean():.4f}" for runs in self.losses.values())
+        losses = " ".join(f"{runs[:, -1].mean():.4g}" for runs in self.losses.values())
         best = " ".join(f"{self.best(depth):.2g}" for depth in self.sweep)
         text = f"{self.kind.name}: rate {self.tuned:g}: losses {losses}; best rates {best}"
         if (fit := self.fit()) is not None:
@@ -113,7 +120,11 @@ class Curves:
         return {
             "rate": self.tuned,
             "loss": {depth: float(runs[:, -1].mean()) for depth, runs in self.losses.items()},
-            "best_rate": {depth: self.best(depth) for depth in self.sweep},
+            "best_rate": {
+                depth: None if math.isnan(best) else best
+                for depth in self.sweep
+                for best in [self.best(depth)]
+            },
             "best_loss": {depth: float(found.min()) for depth, found in self.sweep.items()},
             "distance": {
                 depth: float(np.sqrt(np.mean(found**2)))
@@ -275,8 +286,7 @@ class _Case:
         train = _trainer(self.config, kind, depth, batch)
         found = {}
         if depth <= self.own["sweep_depth"]:
-            last = np.array([self._losses(train(rate, 0))[-1] for rate in values])
-            found["sweep"] = np.where(np.isfinite(last), last, np.inf)
+            found["sweep"] = np.array([self._losses(train(rate, 0))[-1] for rate in values])
             found["seconds"] = np.array(time.perf_counter() - begun)
             tuned = values[np.argmin(found["sweep"])] if tuned is None else tuned
         assert tuned is not None
@@ -294,11 +304,12 @@ class _Case:
     def _losses(self, outputs: np.ndarray) -> np.ndarray:
         """[steps + 1] of outputs [steps + 1, examples and held_out, d_out]."""
         errors = outputs[:, : self.examples].astype(np.float64) - self.y[: self.examples]
-        return 0.5 * np.mean(np.sum(errors**2, axis=2), axis=1)
+        losses = 0.5 * np.mean(np.sum(errors**2, axis=2), axis=1)
+        return np.where(np.isfinite(losses), losses, np.inf)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _initialized(model: DeepNarrow, key: jax.Array, x: jax.Array) -> Any:
+def _initialized(model: nn.Module, key: jax.Array, x: jax.Array) -> Any:
     return model.init(key, x)
 
 
@@ -309,8 +320,10 @@ def _trainer(
 
     The steps are those of `dnntk.train`, in one program for all rates: an update is linear in it.
     """
-    run = config.run(kind, depth, 1.0)
-    model, examples = run.model(batch.y.shape[1]), int(batch.weight.sum())
+    run, d_out, examples = config.run(kind, depth, 1.0), batch.y.shape[1], int(batch.weight.sum())
+    model = config.network(kind, depth, d_out)
+    # In the ntk form the initial values do not depend on C: one program for all.
+    start = config.network(dataclasses.replace(kind, scale=1.0), depth, d_out)
     rule = optimizer_of(run, 1.0, run.steps or 0)
 
     @jax.jit
@@ -324,17 +337,14 @@ def _trainer(
             updates, opt_state = rule.update(mean, opt_state, params)
             return (jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state), outputs
 
-        start = params, rule.init(params)
-        return jax.lax.scan(step, start, None, length=1 + (run.steps or 0))[1]
+        first = params, rule.init(params)
+        return jax.lax.scan(step, first, None, length=1 + (run.steps or 0))[1]
 
     def train(rate: float, trial: int) -> np.ndarray:
-        planner = Planner(config.run(kind, depth, rate), model, examples)
+        planner = Planner(config.run(kind, depth, rate), run.model(d_out), examples)
         plan = planner.plan(lambda: Eigenvalue(0.0, False, 0))  # not asked for: the rate is given
         depth_key = jax.random.fold_in(jax.random.key(config.seed), depth)
-        # In the ntk form the initial values do not depend on C: one program for all.
-        variables = _initialized(
-            model.clone(scale=1.0), jax.random.fold_in(depth_key, trial), batch.x[:1]
-        )
+        variables = _initialized(start, jax.random.fold_in(depth_key, trial), batch.x[:1])
         frozen, params = flax.core.pop(variables, "params")
         return np.asarray(descend(params, frozen, jnp.asarray(plan.rate, batch.x.dtype)))
 

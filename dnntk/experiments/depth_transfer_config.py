@@ -13,7 +13,9 @@ from dnntk.experiments.config_checks import (
     check_each_once,
     check_positive,
 )
+from dnntk.experiments.residual import RESIDUAL, ResidualNetwork
 from dnntk.networks.initializers import BASELINES
+from dnntk.networks.models import DeepNarrow
 from dnntk.runs import fields
 from dnntk.training.config import ARCHITECTURES, NORMALIZING, TrainConfig
 
@@ -63,7 +65,8 @@ class DepthTransferConfig:
         arch: "mlp", "cnn" or "both".
         scales: values of C.
         optimizers: "sgd", which has a ``time_step``, and others that take a ``depth_rate``.
-        baselines: initializations to compare with, at C = 1; none is "".
+        baselines: networks to compare with, at C = 1: other initializations, or as wide networks
+            with skips, "residual" and "depth_mup" (`dnntk.experiments.residual`); none is "".
         dataset, data_dir: as in `TrainConfig`; images, all ten classes.
         pool: side of the average pool over the images.
         rho, beta: standard deviations of the random weights and biases.
@@ -87,7 +90,7 @@ class DepthTransferConfig:
     arch: str = "both"
     scales: tuple[float, ...] = (0.3, 1.0, 4.0)
     optimizers: tuple[str, ...] = ("sgd", "adam")
-    baselines: tuple[str, ...] = ("he_uniform",)
+    baselines: tuple[str, ...] = ("he_uniform", *RESIDUAL)
     dataset: str = "digits"
     data_dir: str | os.PathLike[str] | None = None
     pool: int = 2
@@ -111,7 +114,10 @@ class DepthTransferConfig:
         """Check every field."""
         fields.convert(self)
         check_choice("arch", self.arch, (*ARCHITECTURES, "both"))
-        for name, allowed in (("optimizers", ("sgd", *NORMALIZING)), ("baselines", [*BASELINES])):
+        for name, allowed in (
+            ("optimizers", ("sgd", *NORMALIZING)),
+            ("baselines", (*BASELINES, *RESIDUAL)),
+        ):
             for value in getattr(self, name):
                 check_choice(name, value, allowed)
         check_positive(self, "scales", "time_steps", "depth_rates")
@@ -160,10 +166,15 @@ class DepthTransferConfig:
         ]
 
     def run(self, kind: Kind, depth: int, rate: float) -> TrainConfig:
-        """The run of `dnntk.train` at a rate: sgd's ``time_step``, or a ``depth_rate``."""
+        """The run of `dnntk.train` at a rate: sgd's ``time_step``, or a ``depth_rate``.
+
+        Of a network with skips this is the run of a deep narrow one that takes as long steps.
+        """
         own = self.of(kind.arch)
         more: dict[str, Any] = {"time_step" if kind.optimizer == "sgd" else "depth_rate": rate}
-        if kind.init == "deep_narrow":
+        if kind.init in BASELINES:
+            more["init"] = kind.init
+        else:
             more |= {"rho": own["rho"], "beta": own["beta"], "features": self.features}
         return TrainConfig(
             arch=kind.arch,
@@ -173,13 +184,18 @@ class DepthTransferConfig:
             data_dir=self.data_dir,
             pool=self.pool,
             scale=kind.scale,
-            init=kind.init,
             optimizer=kind.optimizer,
             steps=own["steps"],
             batch_size=0,
             seed=self.seed,
             **more,
         )
+
+    def network(self, kind: Kind, depth: int, d_out: int) -> DeepNarrow | ResidualNetwork:
+        """The Flax module."""
+        if kind.init in RESIDUAL:
+            return ResidualNetwork(depth, d_out, RESIDUAL[kind.init])
+        return self.run(kind, depth, 1.0).model(d_out)
 
     def rates(self, kind: Kind) -> tuple[float, ...]:
         """The rates to try."""

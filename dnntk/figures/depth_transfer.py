@@ -77,18 +77,17 @@ def _curves(axes: "Axes", own: list[Any]) -> None:
 
 def _sweep(axes: "Axes", curves: list[Any]) -> None:
     """The last loss against the rate, at the C nearest to 1."""
+    names: list[tuple[str, str]] = []
     for init, line in zip(dict.fromkeys(one.kind.init for one in curves), LINES, strict=False):
         same = (one for one in curves if one.kind.init == init)
         one = min(same, key=lambda each: abs(np.log(each.kind.scale)))
-        name, shades = init.replace("_", " "), viridis(len(one.sweep), 0.8)
+        shades = viridis(len(one.sweep), 0.8)
         for i, (depth, losses) in enumerate(one.sweep.items()):
-            look: dict[str, Any] = {
-                "color": shades[i],
-                "marker": MARKERS[i],
-                "ms": 4,
-                "linestyle": line,
-            }
-            axes.plot(one.rates, losses, **look, label=f"{name}, {depth:,}")
+            look: dict[str, Any] = {"color": shades[i], "marker": MARKERS[i], "ms": 4}
+            (curve,) = axes.plot(one.rates, losses, linestyle=line, **look)
+            if not names:
+                curve.set_label(f"depth {depth:,}")
+        names.append((line, init.replace("_", " ")))
     first = next(iter(curves[0].losses.values()))[0, 0]
     axes.set(ylabel="training loss at the end", ylim=(0, HIGHEST * first))
     sgd = one.kind.optimizer == "sgd"
@@ -96,6 +95,8 @@ def _sweep(axes: "Axes", curves: list[Any]) -> None:
     log_scale(axes, "x")
     axes.set_xticks(one.rates, [f"{rate:.3g}" for rate in one.rates])
     axes.minorticks_off()
+    for line, name in names:
+        axes.plot([], [], color=BLACK, linestyle=line, label=name)
     axes.set_title(f"{one.kind.optimizer}, $C$ = {one.kind.scale:g}")
     axes.legend(fontsize="x-small", ncols=2)
 

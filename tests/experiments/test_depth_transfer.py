@@ -7,6 +7,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import processes
 import pytest
 
@@ -18,13 +19,20 @@ from dnntk.experiments.depth_transfer_config import DepthTransferConfig, Kind
 from dnntk.experiments.experiment_folder import ExperimentFolder
 
 SMALL = DepthTransferConfig(
-    arch="mlp", scales=(0.5,), optimizers=("adam",), baselines=(), depths=(6, 9), tune_depth=6,
-    sweep_depth=6, trial_depth=6, deepest=9, trials=2, examples=8, held_out=3, steps=4,
-    depth_rates=(0.01, 0.3),
+    arch="mlp", scales=(0.5,), optimizers=("adam",), baselines=("depth_mup",),
+    depths=(6, 9), tune_depth=6, sweep_depth=6, trial_depth=6, deepest=9, trials=2,
+    examples=8, held_out=3, steps=4, depth_rates=(0.01, 0.3),
 )  # fmt: skip
 FLAGS = (
-    *("--arch=mlp", "--scales=0.5", "--optimizers=adam", "--baselines=", "--depths=6,9"),
-    *("--tune_depth=6", "--sweep_depth=6", "--trial_depth=6", "--deepest=9", "--trials=2"),
+    *("--arch=mlp", "--scales=0.5", "--optimizers=adam", "--baselines=depth_mup"),
+    *(
+        "--depths=6,9",
+        "--tune_depth=6",
+        "--sweep_depth=6",
+        "--trial_depth=6",
+        "--deepest=9",
+        "--trials=2",
+    ),
     *("--examples=8", "--held_out=3", "--steps=4", "--depth_rates=0.01,0.3"),
 )
 BAD_FLAGS = {
@@ -54,7 +62,7 @@ def found(scripted):
 
 def test_the_script_leaves_a_picture_and_a_rate_for_all_depths(scripted, found):
     out, outcome, _ = scripted
-    (curves,), transferred = found
+    (curves, _), transferred = found
     assert (out / "depth_transfer_mlp.png").stat().st_size > 10_000
     kept = json.loads((out / "summary.json").read_text())
     assert kept[KIND.name]["rate"] == curves.tuned == transferred.rate == 0.01
@@ -63,7 +71,7 @@ def test_the_script_leaves_a_picture_and_a_rate_for_all_depths(scripted, found):
 
 
 def test_the_best_rate_of_one_depth_takes_the_next_depth_the_same_way(found):
-    (curves,), transferred = found
+    (curves, _), transferred = found
     assert curves.losses[6].shape == (2, 5) and curves.losses[9].shape == (1, 5)
     np.testing.assert_array_equal(transferred.losses[1], curves.losses[9][0])
     # At a rate that did not fall with depth, an entry's step would be sqrt(9 / 6) of what it is.
@@ -113,9 +121,40 @@ def test_curves_are_those_of_the_literal_network_at_b_over_depth_and_scale(found
     ]
     outputs = literal_adam(layers, np.float64(case.x), case.y, 8, 0.01 / (6 * 0.5), 4)
     losses = 0.5 * np.sum((outputs - case.y)[:, :8] ** 2, axis=2).mean(axis=1)
-    (curves,), _ = found
+    (curves, _), _ = found
     np.testing.assert_allclose(curves.losses[6][1], losses, rtol=2e-3)
     np.testing.assert_allclose(curves.outputs[6][1], outputs[-1, 8:], atol=2e-3)
+
+
+def test_a_network_with_skips_takes_steps_of_adam_at_b_over_root_depth(found):
+    _, skips = found[0]
+    assert skips.kind.init == "depth_mup" and list(skips.losses) == [6]
+    case = depth_transfer._Case("mlp", SMALL, ExperimentFolder("depth_transfer", {}, None))
+    model = SMALL.network(skips.kind, 6, 10)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 6), 0)
+    params, rule = model.init(key, case.x[:1]), optax.adam(skips.tuned / np.sqrt(6))
+
+    @jax.value_and_grad
+    def loss(params):
+        errors = model.apply(params, case.x[:8]) - case.y[:8]
+        return 0.5 * (errors**2).sum(axis=1).mean()
+
+    state, losses = rule.init(params), []
+    for _ in range(5):
+        value, gradient = loss(params)
+        updates, state = rule.update(gradient, state)
+        params = optax.apply_updates(params, updates)
+        losses.append(value)
+    np.testing.assert_allclose(skips.losses[6][0], losses, rtol=1e-3)
+
+
+def test_a_diverged_network_has_an_infinite_loss_and_no_best_rate():
+    losses = {10: np.array([[1.0, np.inf]]), 30: np.array([[1.0, np.inf]])}
+    sweep, outputs = {10: np.full(2, np.inf)}, {10: np.full((1, 3, 2), np.nan)}
+    curves = Curves(KIND, 0.01, np.array([0.01, 0.02]), sweep, losses, outputs)
+    assert np.isnan(curves.best(10)) and curves.spread(10) == np.inf
+    summary = curves.summary(10)
+    assert summary["best_rate"] == {10: None} and summary["best_loss"] == {10: np.inf}
 
 
 def test_best_rates_distances_and_differences():

@@ -36,10 +36,17 @@ def test_an_architecture_has_its_own_and_what_is_given():
     assert config.of("cnn")["depths"] == OWN["cnn"]["depths"] != config.of("mlp")["depths"]
     kinds = DepthTransferConfig(arch="cnn").kinds("cnn")
     assert [kind.name for kind in kinds][::3] == [
-        *("cnn-deep_narrow-sgd-C0.3", "cnn-deep_narrow-adam-C0.3", "cnn-he_uniform-sgd-C1")
+        *("cnn-deep_narrow-sgd-C0.3", "cnn-deep_narrow-adam-C0.3", "cnn-he_uniform-sgd-C1"),
+        "cnn-residual-adam-C1",
     ]
     large = DepthTransferConfig(arch="cnn", scales=(1e6, 1e6 + 1)).kinds("cnn")
     names = {kind.name for kind in large if kind.scale > 1 and kind.optimizer == "sgd"}
     assert names == {"cnn-deep_narrow-sgd-C1e+06", "cnn-deep_narrow-sgd-C1000001.0"}
+    networks = [config.network(kind, 9, 3) for kind in kinds[-6::2]]
+    assert [type(model).__name__ for model in networks] == [
+        *("DeepNarrowCNN", "ResidualNetwork", "ResidualNetwork")
+    ]
+    assert networks[0].initialization == "he_uniform"
+    assert [(model.depth, model.power) for model in networks[1:]] == [(9, 0.0), (9, -0.5)]
     sgd, adam = (config.run(kind, 50, 0.02) for kind in config.kinds("cnn")[:4:3])
     assert (sgd.time_step, sgd.rho, adam.depth_rate, adam.scale) == (0.02, 5.0, 0.02, 0.3)

@@ -35,7 +35,7 @@ def test_panels_show_every_depth_every_rate_and_the_power():
     assert [line.get_ydata()[0] for line in lines] == [0.3, 1.0]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 2
     labels = [text.get_text() for text in sweep.get_legend().get_texts()]
-    assert labels == ["deep narrow, 10", "deep narrow, 30", "he uniform, 10", "he uniform, 30"]
+    assert labels == ["depth 10", "depth 30", "deep narrow", "he uniform"]
     assert "adam" in sweep.get_title() and "$C$ = 1" in sweep.get_title()
     np.testing.assert_allclose(distance.lines[2].get_ydata(), [0.1, 1 / 30])
     assert any("-1.00" in text.get_text() for text in distance.get_legend().get_texts())
