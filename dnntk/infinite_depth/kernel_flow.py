@@ -11,7 +11,6 @@ steps of that size reaches instead: for momentum 0, (1 - eta K / N)^n in the pla
 """
 
 import copy
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -19,37 +18,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dnntk.checks import (
-    check_choice,
-    check_count,
-    host_examples,
-    host_targets,
-    host_times,
-    number_within,
-)
+from dnntk.checks import host_targets, host_times, number_within
 from dnntk.errors import InputError
-from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel
-from dnntk.infinite_depth.feature_gram import Gram, gram_of
-from dnntk.infinite_depth.gram_matrix import usual_memory
-from dnntk.infinite_depth.gram_solver import check_definite, check_steps, solver_of
+from dnntk.infinite_depth.cross_kernel import Kernel
+from dnntk.infinite_depth.feature_gram import Gram
+from dnntk.infinite_depth.kernel_system import KernelSystem
 from dnntk.infinite_depth.leave_one_out import check_solver, leave_one_out_errors
 from dnntk.infinite_depth.outputs import OutputLayout
 from dnntk.infinite_depth.solution import Solution
-from dnntk.infinite_depth.solvers import SOLVERS, Eigendecomposition, Solver, filtered
-from dnntk.infinite_depth.spectral_filter import (
-    DescentFilter,
-    SpectralFilter,
-    filters_at,
-    largest_stable_step,
-)
-from dnntk.runs.paths import as_path
-from dnntk.runtime import processes
+from dnntk.infinite_depth.solvers import SOLVERS, Solver, filtered
+from dnntk.infinite_depth.spectral_filter import SpectralFilter, filters_at, largest_stable_step
 
 __all__ = ["SOLVERS", "KernelFlow", "Solution"]
 
 MAX_ITERATIONS = 2000
-
-log = logging.getLogger("dnntk")
 
 
 class KernelFlow:
@@ -106,35 +88,29 @@ class KernelFlow:
         progress: bool = True,
     ) -> None:
         """Check the arguments; of the kernel no more than one example is evaluated."""
-        check_choice("solver", solver, SOLVERS)
-        check_choice("dtype", dtype, ("float32", "float64"))
-        self._block_size = check_count("block_size", block_size)
-        self._max = check_count("max_iterations", max_iterations)
-        self.ridge = _checked_ridge(ridge)
-        self._tolerance = number_within(
-            "tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1"
+        self._system = KernelSystem(
+            kernel,
+            x_train,
+            solver=solver,
+            tolerance=tolerance,
+            max_iterations=max_iterations,
+            block_size=block_size,
+            memory=memory,
+            dtype=dtype,
+            gram=gram,
+            folder=folder,
+            progress=progress,
         )
-        memory = usual_memory() if memory is None else memory
-        self._memory = number_within("memory", memory, lambda m: m > 0, "bytes above 0")
-        self._x = host_examples("x_train", x_train)
-        self._y = host_targets("y_train", y_train, len(self._x))
-        self._method, self._progress = solver, progress
-        self._folder, self._gram = folder if folder is None else as_path("folder", folder), gram
-        self._cross = CrossKernel(kernel, self._x, dtype) if gram is None else gram.cross
-        own = self._x.astype(self._cross.dtype, copy=False)
-        if gram is not None and not np.array_equal(gram.cross.x[: len(own)], own):
+        self._n, size = len(self._system.x), self._system.cross.matrix_size
+        self.ridge = _checked_ridge(ridge)
+        self._y = host_targets("y_train", y_train, self._n)
+        if size not in (1, self._y.shape[1]):
             raise InputError(
-                "gram: expected the matrix of x_train, or of more examples that begin with it, got "
-                "another's; leave it out"
+                f"y_train: expected {size} outputs, as the kernel has, got {self._y.shape[1]}"
             )
-        if self._cross.matrix_size not in (1, self._y.shape[1]):
-            raise InputError(
-                f"y_train: expected {self._cross.matrix_size} outputs, as the kernel has, got "
-                f"{self._y.shape[1]}"
-            )
-        self._layout = OutputLayout(self._y.shape[1], self._cross.matrix_size)
+        self._layout = OutputLayout(self._y.shape[1], size)
         start = 0.0 if initial is None else initial
-        self._residual = self._y - self._layout.checked("initial", start, len(self._x))
+        self._residual = self._y - self._layout.checked("initial", start, self._n)
         self._solver: Solver | None = None
         self._quiet = False
         self._solutions: dict[SpectralFilter, Solution] = {}
@@ -170,12 +146,12 @@ class KernelFlow:
                 not below `max_time_step`; or a larger step has grown beyond float64 by the time t.
                 A result that has not converged is logged as a warning, and `solution` says so.
         """
-        points = self._points(x)
+        points = self._system.points(x)
         start = self._layout.checked("initial", initial, len(points))
         times = host_times(time)
         solutions = self.solutions(times, time_step, momentum)
         coefficients = np.concatenate([s.coefficients for s in solutions], 1)
-        outputs = self._outputs_at(points, coefficients)
+        outputs = self._system.product(points, self._layout.by_kernel_row(coefficients))
         return self._layout.by_time(outputs, len(times), time) + start
 
     def train_predictions(
@@ -209,7 +185,7 @@ class KernelFlow:
             components = filtered(solver, each)
             inside = solver.targets - solver.values[:, None] * components
             total = np.sum(inside**2) + np.sum(solver.residual_part(components) ** 2)
-            result.append(0.5 * total / len(self._x))
+            result.append(0.5 * total / self._n)
         return np.array(result if np.ndim(time) else result[0])
 
     def solution(
@@ -228,7 +204,7 @@ class KernelFlow:
             solver = self._solver_for(missing)
             for each in missing:
                 self._solutions[each] = Solution.found_by(
-                    solver, each, len(self._x), self._tolerance, quiet=self._quiet
+                    solver, each, self._n, self._system.tolerance, quiet=self._quiet
                 )
         return [self._solutions[each] for each in filters]
 
@@ -253,9 +229,9 @@ class KernelFlow:
         """
         times = host_times(time)
         r = self.ridge if ridge is None else _checked_ridge(ridge)
-        solver = check_solver(self._started(), len(self._x))
-        self._refined(solver, filters_at(times, r))
-        errors = leave_one_out_errors(solver, len(self._x), times, r, self._layout.matrix_size)
+        solver = check_solver(self._started(), self._n)
+        self._system.refine(solver, filters_at(times, r))
+        errors = leave_one_out_errors(solver, self._n, times, r, self._layout.matrix_size)
         return self._y + (errors if np.ndim(time) else errors[0])
 
     def influence(
@@ -278,12 +254,13 @@ class KernelFlow:
         Raises:
             InputError: as `predict`.
         """
-        points, n, k = self._points(x), len(self._x), self._layout.matrix_size
+        points, n, k = self._system.points(x), self._n, self._layout.matrix_size
         filters = filters_at(host_times(time), self.ridge)
-        self._started()  # eigenvectors are kept
-        cross = self._cross.matrix(points, n, self._block_size)
-        solver = self._refined(self._solver_of(cross.T), filters)
-        found = [Solution.found_by(solver, f, n, self._tolerance, quiet=False) for f in filters]
+        cross = self._system.cross.matrix(points, n, self._system.block_size)
+        solver = self._system.refine(self._system.solver_of(cross.T), filters)
+        found = [
+            Solution.found_by(solver, f, n, self._system.tolerance, quiet=False) for f in filters
+        ]
         by_time = np.stack([each.coefficients for each in found])
         result = by_time.reshape(len(found), n, k, len(points), k).transpose(0, 3, 4, 1, 2)
         result = result[:, :, 0, :, 0] if k == 1 else result
@@ -295,31 +272,15 @@ class KernelFlow:
         The Gram matrix and an eigendecomposition are shared; what has not converged is not logged.
         """
         other = copy.copy(self)
-        other.ridge, other._y = ridge, host_targets("y_train", y_train, len(self._x))
+        other.ridge, other._y = ridge, host_targets("y_train", y_train, self._n)
         other._residual, other._solutions, other._quiet = other._y, {}, True
-        if isinstance(self._solver, Eigendecomposition):
-            other._solver = self._solver.for_targets(other._layout.by_kernel_row(other._y))
-        else:
-            other._gram, other._solver = self.gram, None
+        other._solver = None
         return other
 
     @property
     def gram(self) -> Gram:
-        """The Gram matrix, computed at its first use.
-
-        Raises:
-            InputError: the kernel is not finite or not symmetric, or the folder holds another one.
-        """
-        if self._gram is None:
-            self._gram = gram_of(
-                self._cross,
-                method=self._method,
-                block_size=self._block_size,
-                memory=self._memory,
-                folder=self._folder,
-                progress=self._progress,
-            )
-        return self._gram
+        """The Gram matrix, computed at its first use; see `KernelSystem.gram` for errors."""
+        return self._system.gram
 
     @property
     def eigenvalues(self) -> NDArray[np.float64]:
@@ -334,66 +295,14 @@ class KernelFlow:
         """
         return largest_stable_step(float(self.eigenvalues[-1]) + self.ridge, momentum)
 
-    def _points(self, x: ArrayLike) -> NDArray[np.float64]:
-        """New points [n', ...], of the training examples' shape."""
-        points = host_examples("x", x)
-        if points.shape[1:] != self._x.shape[1:]:
-            raise InputError(
-                f"x: expected [n, {', '.join(map(str, self._x.shape[1:]))}], as x_train has, got "
-                f"shape {list(points.shape)}"
-            )
-        return points
-
     def _solver_for(self, filters: Sequence[SpectralFilter]) -> Solver:
-        """The solver, accurate for these filters.
-
-        Raises:
-            InputError: the Gram matrix is not positive definite enough for them.
-        """
-        return self._refined(self._started(), filters)
+        """The solver, accurate for these filters; errors as `KernelSystem.refine`."""
+        return self._system.refine(self._started(), filters)
 
     def _started(self) -> Solver:
         if self._solver is None:
-            self._solver = self._solver_of(self._layout.by_kernel_row(self._residual))
+            self._solver = self._system.solver_of(self._layout.by_kernel_row(self._residual))
         return self._solver
-
-    def _solver_of(self, targets: NDArray[np.float64]) -> Solver:
-        """A solver for targets [n k, c] that shares what is factored."""
-        if isinstance(self._solver, Eigendecomposition):
-            return self._solver.for_targets(targets)
-        return solver_of(
-            self.gram,
-            targets,
-            method=self._method,
-            max_iterations=self._max,
-            memory=self._memory,
-            folder=self._folder,
-            progress=self._progress,
-        )
-
-    def _refined(self, solver: Solver, filters: Sequence[SpectralFilter]) -> Solver:
-        """The solver, made accurate for these filters; errors as `_solver_for`."""
-        before = solver.iterations
-        if any(isinstance(each, DescentFilter) for each in filters):
-            solver.refine([], self._tolerance)  # the largest eigenvalue
-            check_steps(filters, float(solver.values[-1]))
-        solver.refine(list(filters), self._tolerance)
-        if solver.iterations > before:
-            log.info("solver: %d iterations", solver.iterations)
-        check_definite(solver, filters, len(self._x), self._cross)
-        return solver
-
-    def _outputs_at(
-        self, points: NDArray[np.float64], coefficients: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """k(points, X) coefficients: [n', ...], [n, c d_out] -> [n', c d_out] or [n' d_out, c].
-
-        Each of several processes computes a part of the points.
-        """
-        flat, rows = self._layout.by_kernel_row(coefficients), processes.Rows(len(points))
-        own = self._cross.product(rows.local(points), flat, self._block_size, self._progress)
-        outputs = rows.all_gather(own.reshape(-1, self._cross.matrix_size * flat.shape[1]))
-        return outputs.reshape(-1, flat.shape[1])
 
 
 def _checked_ridge(ridge: float) -> float:
