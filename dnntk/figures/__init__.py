@@ -4,6 +4,7 @@
 of an experiment or a script are in the module of its name.
 """
 
+from dnntk.figures.attribution import attribution_figure
 from dnntk.figures.drawing import BLACK, BLUE, GREEN, ORANGE, draw, new_figure, plain
 from dnntk.figures.training import (
     arc_figure,
@@ -19,6 +20,7 @@ __all__ = [
     "GREEN",
     "ORANGE",
     "arc_figure",
+    "attribution_figure",
     "closed_form_figure",
     "confusion_figure",
     "draw",

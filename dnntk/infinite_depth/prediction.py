@@ -24,6 +24,8 @@ from dnntk.data.datasets import Dataset
 from dnntk.data.labels import class_targets
 from dnntk.data.own_data import check_same, own_dataset, record, warn_of_negative
 from dnntk.errors import InputError
+from dnntk.figures.attribution import Decision
+from dnntk.infinite_depth.attribution import decisions
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.cross_kernel import Kernel
 from dnntk.infinite_depth.feature_gram import Gram
@@ -160,6 +162,7 @@ class Prediction:
         else:
             data = dataclasses.replace(own, description=f"own data: {own.description}")
             self.targets = class_targets(data) if data.classes else None
+        self.image_shape = data.x_train.shape[1:]  # before an MLP's inputs are flattened
         self.data = _prepared(data, config)
         log.info("data: %s", self.data.description)
         self.negative = warn_of_negative(self.data)
@@ -326,6 +329,10 @@ class Prediction:
         assert self.folder is not None
         path, times = self.folder.path, [row["time"] for row in result.rows]
         coefficients = np.stack([s.coefficients for s in result.flow.solutions(times)])
+        test_outputs = outputs[times.index(result.chosen["time"])]
+        t = result.chosen["time"]
+        shown = test_outputs, self.targets, self.image_shape
+        attributed = decisions(result.flow, t, self.data, *shown)
         if not processes.is_primary():
             return
         np.savez(
@@ -334,9 +341,11 @@ class Prediction:
         lines = "".join(json.dumps(line) + "\n" for line in result.curve)
         (path / "curve.jsonl").write_text(lines, encoding="utf-8")
         self.folder.write_json(SUMMARY, result.summary)
-        self._draw(path, result, outputs[times.index(result.chosen["time"])])
+        self._draw(path, result, test_outputs, attributed)
 
-    def _draw(self, path: Path, result: PredictResult, outputs: np.ndarray) -> None:
+    def _draw(
+        self, path: Path, result: PredictResult, outputs: np.ndarray, attributed: list[Decision]
+    ) -> None:
         """All pictures; ``outputs`` [n', d_out] at the chosen time."""
         data, config, trained = self.data, self.config, self.trained
         title = f"infinitely deep {config.arch.upper()}, {figures.plain(data.name)}"
@@ -351,6 +360,8 @@ class Prediction:
         if data.labels_test is not None:
             counts = confusion(outputs, data.labels_test, len(data.classes), self.targets)
             figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)
+        if attributed:
+            figures.draw(path / "attribution", figures.attribution_figure, attributed, named)
         if config.dataset == "toy":
             arc = data.x_test, data.y_test, outputs
             figures.draw(path / "fit", figures.arc_figure, *arc, "limit", named)

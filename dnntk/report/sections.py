@@ -26,6 +26,7 @@ OVERVIEW = (
 )
 CAPTIONS = {
     "loss": "Losses and accuracies against kernel time",
+    "attribution": "Training examples that decided some test examples",
     "confusion": "Test examples by true and predicted class",
     "fit": "Target and outputs on the arc",
     "curve": "Losses and accuracies of the limit against kernel time",

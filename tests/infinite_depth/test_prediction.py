@@ -14,8 +14,9 @@ from dnntk.report import write_report
 from dnntk.runs.folder import RunFolder
 from dnntk.training.evaluation import described
 
+KINDS = ("pdf", "png")
 FILES = {"config.json", "summary.json", "curve.jsonl", "predictions.npz"}
-PICTURES = {"curve.png", "curve.pdf", "confusion.png", "confusion.pdf"}
+PICTURES = {f"{name}.{kind}" for name in ("attribution", "confusion", "curve") for kind in KINDS}
 
 
 def _summary(folder):
