@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DeepNarrowClassifier,
         DeepNarrowRegressor,
         InfiniteDepthClassifier,
+        InfiniteDepthKernel,
         InfiniteDepthRegressor,
     )
 
@@ -31,6 +32,7 @@ __all__ = [
     "DeepNarrowRegressor",
     "Diverged",
     "InfiniteDepthClassifier",
+    "InfiniteDepthKernel",
     "InfiniteDepthRegressor",
     "InputError",
     "KernelFlow",
@@ -55,7 +57,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import the estimators on first use: scikit-learn takes long to import."""
-    if name in __all__ and name.endswith(("Classifier", "Regressor")):
+    if name in __all__:
         from dnntk import estimators
 
         return getattr(estimators, name)

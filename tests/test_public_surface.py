@@ -42,7 +42,7 @@ LAYERS = (
 )
 OTHERS = {
     *("Dataset", "DeepNarrowClassifier", "DeepNarrowRegressor", "Diverged"),
-    *("InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
+    *("InfiniteDepthClassifier", "InfiniteDepthKernel", "InfiniteDepthRegressor", "InputError"),
     *(
         "PredictConfig",
         "SolveReport",

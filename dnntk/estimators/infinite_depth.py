@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from dnntk.checks import check_count, check_deviation
@@ -29,6 +30,7 @@ from dnntk.kernel import limit_ntk
 __all__ = ["InfiniteDepthClassifier", "InfiniteDepthRegressor", "LimitKernel"]
 
 BLOCK_SIZE = 1024
+Rows = jax.Array | NDArray
 _KERNEL = {"rho": float, "beta": float, "d_out": int, "kernel_size": int}
 
 
@@ -58,13 +60,24 @@ class LimitKernel:
         size = check_filter(self.kernel_size, self.image_shape)
         object.__setattr__(self, "kernel_size", size)
 
-    def __call__(self, x1: jax.Array, x2: jax.Array) -> jax.Array:
+    def __call__(self, x1: Rows, x2: Rows) -> jax.Array:
         """The kernel's values."""
-        rows = (
-            x if self.image_shape is None else x.reshape(-1, *self.image_shape) for x in (x1, x2)
-        )
+        return self.scaled(x1, x2)
+
+    def scaled(
+        self, x1: Rows, x2: Rows | None, rho: ArrayLike = 1.0, beta: ArrayLike = 1.0
+    ) -> jax.Array:
+        """The kernel whose rho and beta are these times this one's, which may be traced."""
+        shape = self.image_shape
+        left, right = (x if x is None or shape is None else x.reshape(-1, *shape) for x in (x1, x2))
+        assert left is not None
         return limit_ntk(
-            *rows, rho=self.rho, beta=self.beta, d_out=self.d_out, kernel_size=self.kernel_size
+            left,
+            right,
+            rho=self.rho * rho,
+            beta=self.beta * beta,
+            d_out=self.d_out,
+            kernel_size=self.kernel_size,
         )
 
 
