@@ -336,7 +336,7 @@ def real_number(name: str, value: Any, expected: str = "a number") -> float:
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """One of a few words."""
     if not isinstance(value, str) or value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {brief(value)}")
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, got {brief(value)}")
 
 
 def number_within(name: str, value: Any, valid: Callable[[float], bool], expected: str) -> float:

@@ -2,6 +2,7 @@ r"""Quasi-random depth: how near to the limit networks are with each draw of the
 
 python scripts/features.py
 python scripts/features.py --case=digits --features=sobol --depths=66,258,1026,4098,16386
+python scripts/features.py --case=toy --random_units=1,4,16 --trained_depths=
 python scripts/features.py --time=1e4 --trained_depths=
 python scripts/features.py --resume
 """

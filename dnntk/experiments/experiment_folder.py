@@ -106,7 +106,10 @@ class ExperimentFolder:
         partial.replace(file)
 
     def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
-        """Write and return summary.json's content: ``summary``, seconds, peak memory, versions."""
+        """Write and return summary.json's content: ``summary``, seconds, peak memory, versions.
+
+        The seconds are those since ``begun``, and so without an earlier process's of a resumed run.
+        """
         measured = {
             "seconds": round(time.perf_counter() - self.begun, 3),
             "peak_memory_bytes": peak_memory_bytes(),

@@ -16,6 +16,7 @@ Networks of a few depths are also trained, at C = depth^2.2, in closed form and 
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable
@@ -55,12 +56,16 @@ class Distances:
     """Networks of one draw in one case.
 
     Attributes:
+        draw: of `dnntk.networks.random_units.FEATURES`.
+        random_units: M, of each layer.
         depths: [D].
         values: {quantity of `QUANTITIES`: [D, trials]}, relative distances from the limit.
         trained: {depth: {"kernel flow" | "solve" | "sgd": [networks]}}, distances of the same
             networks' predictions from the limit's.
     """
 
+    draw: str
+    random_units: int
     depths: np.ndarray
     values: dict[str, np.ndarray]
     trained: dict[int, dict[str, np.ndarray]]
@@ -137,7 +142,7 @@ def compare_features(
         progress: show a progress bar per case.
 
     Returns:
-        {case: {draw: distances}}.
+        {case: {draw: distances}}; with M random units a layer, M > 1, the key is "draw-M".
 
     Raises:
         InputError: the configuration or the workdir cannot be used; the message says why.
@@ -146,11 +151,13 @@ def compare_features(
     folder = ExperimentFolder("features", dataclasses.asdict(config), workdir, resume=resume)
     folder.write_config()
     with jax.enable_x64(True):
-        found = {name: _Case(name, config, folder).result(progress) for name in config.cases}
+        found: dict[str, dict[str, Distances]] = {name: {} for name in config.cases}
+        for name, count in itertools.product(config.cases, config.random_units):
+            found[name] |= _Case(name, count, config, folder).result(progress)
     folder.finish(
         {
-            name: {draw: distances.summary() for draw, distances in draws.items()}
-            for name, draws in found.items()
+            name: {key: distances.summary() for key, distances in each.items()}
+            for name, each in found.items()
         }
     )
     folder.draw("features", features_figure, found, NEAR)
@@ -160,8 +167,10 @@ def compare_features(
 class _Case:
     """The data of one case, the limit on them, and the networks."""
 
-    def __init__(self, name: str, config: FeaturesConfig, folder: ExperimentFolder) -> None:
-        self.name, self.config, self.folder = name, config, folder
+    def __init__(
+        self, name: str, random_units: int, config: FeaturesConfig, folder: ExperimentFolder
+    ) -> None:
+        self.name, self.random_units, self.config, self.folder = name, random_units, config, folder
         self.arch, dataset_name = CASES[name]
         dataset = load_dataset_for(
             TrainConfig(arch=self.arch, dataset=dataset_name, seed=config.seed)
@@ -187,9 +196,10 @@ class _Case:
         window = (DeepNarrowCNN.kernel_size,) * 2 if self.arch == "cnn" else ()
         deepest = 1 + max(self.config.depths + self.config.trained_depths)
         sizes = (deepest, self.x.shape[-1], window, 1.0, 1.0, np.dtype(float))
-        return jax.jit(
-            jax.vmap(lambda key: random_units(key, draw, *sizes, self.config.random_units))
-        )
+        return jax.jit(jax.vmap(lambda key: random_units(key, draw, *sizes, self.random_units)))
+
+    def _key(self, draw: str) -> str:
+        return draw if self.random_units == 1 else f"{draw}-{self.random_units}"
 
     def _some(self, rows: np.ndarray) -> np.ndarray:
         """Evenly spaced rows, ``examples`` at most: the toy's lie along its arc."""
@@ -198,26 +208,30 @@ class _Case:
     def network(self, depth: int, scale: float) -> DeepNarrow:
         """The network, whatever its draw: its units are in ``variables["initial"]``."""
         kind = DeepNarrowMLP if self.arch == "mlp" else DeepNarrowCNN
-        return kind(depth, self.y.shape[1], scale, random_units=self.config.random_units)
+        return kind(depth, self.y.shape[1], scale, random_units=self.random_units)
 
     def result(self, progress: bool) -> dict[str, Distances]:
-        """The distances of every draw."""
+        """The distances of every draw, by its key."""
         config, measured, trained = self.config, {}, {}
         pairs = [(depth, draw) for depth in config.depths for draw in config.draws]
-        with progress_bar(pairs, desc=self.name, unit="draw", disable=not progress) as bar:
+        with progress_bar(
+            pairs, desc=self._key(self.name), unit="draw", disable=not progress
+        ) as bar:
             for depth, draw in bar:
                 measured[depth, draw] = self.folder.arrays(
-                    f"{self.name}-{draw}-depth{depth}",
+                    f"{self.name}-{self._key(draw)}-depth{depth}",
                     functools.partial(self._measure, depth, draw),
                 )
         for depth in config.trained_depths:
             train = self._training(depth)
             for draw in config.draws:
                 trained[depth, draw] = self.folder.arrays(
-                    f"{self.name}-{draw}-trained{depth}", functools.partial(train, draw)
+                    f"{self.name}-{self._key(draw)}-trained{depth}", functools.partial(train, draw)
                 )
         return {
-            draw: Distances(
+            self._key(draw): Distances(
+                draw,
+                self.random_units,
                 np.array(config.depths),
                 {
                     name: np.stack([measured[depth, draw][name] for depth in config.depths])

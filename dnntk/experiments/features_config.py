@@ -4,7 +4,12 @@ import dataclasses
 
 from dnntk.checks import check_choice, check_count
 from dnntk.errors import InputError
-from dnntk.experiments.config_checks import check_at_least, check_depths, check_positive
+from dnntk.experiments.config_checks import (
+    check_at_least,
+    check_depths,
+    check_each_once,
+    check_positive,
+)
 from dnntk.networks.random_units import FEATURES
 from dnntk.runs import fields
 
@@ -23,7 +28,8 @@ class FeaturesConfig:
         features: draw of the layers' random units, "gaussian", "antithetic", "orthogonal",
             "sobol" or "all".
         depths: depths of the networks, ascending. Sobol points are most even at 2^k + 2.
-        random_units: random units of a layer, M: a kernel averages over about depth times M.
+        random_units: numbers of random units of a layer, M: a kernel averages over about depth
+            times M.
         trials: independent networks of each depth and draw.
         examples: largest number of training examples, and of held-out ones.
         time: kernel time at which predictions are compared.
@@ -35,7 +41,7 @@ class FeaturesConfig:
     case: str = "all"
     features: str = "all"
     depths: tuple[int, ...] = (18, 34, 66, 130, 258, 514, 1026, 2050, 4098)
-    random_units: int = 1
+    random_units: tuple[int, ...] = (1,)
     trials: int = 10
     examples: int = 60
     time: float = 100.0
@@ -59,8 +65,11 @@ class FeaturesConfig:
                 )
         if list(self.depths) != sorted(self.depths):
             raise InputError(f"depths: expected ascending numbers, got {self.depths}")
-        for name in ("random_units", "trials", "examples", "trained"):
+        for name in ("trials", "examples", "trained"):
             check_count(name, getattr(self, name))
+        check_each_once("random_units", self.random_units)
+        for count in self.random_units:
+            check_count("random_units", count)
         check_positive(self, "time")
         check_at_least(self, 0, "seed")
         if self.trained > self.trials:

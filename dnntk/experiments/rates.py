@@ -8,8 +8,8 @@ import numpy as np
 from scipy import optimize, stats
 
 __all__ = [
-    *("crossing", "fit_counts", "fit_power", "fit_powers", "fit_trials", "fits", "means"),
-    "quantities",
+    *("crossing", "fit_counts", "fit_power", "fit_powers", "fit_trials", "fits", "jackknife"),
+    *("means", "quantities"),
 ]
 
 LARGEST_LOG = 300.0  # above this exp would overflow
@@ -74,13 +74,16 @@ def fit_powers(
 
     Returns:
         {name: {"exponent", "low", "high"}} and "factor"; None if a variable has fewer than three
-        values, or is a product of powers of the others.
+        values, or is a product of powers of the others, or if there are only as many values as
+        powers and a factor, which leaves no error to tell.
     """
     if (design := _design(variables)) is None:
         return None
     inverse, logs = np.linalg.pinv(design), np.log(values)
     powers = inverse @ logs
     errors, count = logs - design @ powers, len(values)
+    if draws is None and count == len(powers):
+        return None
     if draws is None:
         variances = np.sum(errors**2) / (count - len(powers)) * np.sum(inverse**2, axis=1)
     else:
@@ -142,6 +145,12 @@ def _with_intervals(
         for name, power, half_width in zip(names, powers[1:], half_widths[1:], strict=True)
     }
     return found | {"factor": float(np.exp(powers[0]))}
+
+
+def jackknife(values: np.ndarray) -> float:
+    """Half-width of the 95% interval of a result, from its values with each trial left out."""
+    others = len(values) - 1
+    return float(stats.t.ppf(0.975, others) * np.sqrt(others * np.var(values)))
 
 
 def crossing(depths: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:

@@ -132,8 +132,11 @@ class Plane:
             text += f"{symbol}^{power['exponent']:.3f} [{power['low']:.3f}, {power['high']:.3f}]  "
         if needed is None:
             return text
-        return f"{text}vanishes if C " + (
-            f"grows faster than L^{needed:.2f}" if needed else "-> infinity"
+        if not needed:
+            return f"{text}vanishes if C -> infinity"
+        error = self.needed_error(quantity)
+        return f"{text}vanishes if C grows faster than L^{needed:.2f}" + (
+            "" if error is None else f" +- {error:.2f}"
         )
 
     def needed(self, quantity: str) -> float | None:
@@ -146,7 +149,20 @@ class Plane:
             return None
         if fit["depth"]["low"] <= 0 <= fit["depth"]["high"]:
             return 0.0
-        return float(fit["depth"]["exponent"] / -fit["scale"]["exponent"])
+        return _ratio(fit)
+
+    def needed_error(self, quantity: str) -> float | None:
+        """Half-width of the 95% interval of `needed`, by the jackknife; None if there is none."""
+        values, powers = self.values[quantity], []
+        trials = values.shape[1]
+        if not self.needed(quantity) or trials < 2:
+            return None
+        for i in range(trials):
+            others = dataclasses.replace(self, values={quantity: np.delete(values, i, axis=1)})
+            if (fit := others.fit(quantity)) is None:
+                return None
+            powers.append(_ratio(fit))
+        return rates.jackknife(np.array(powers))
 
     def summary(self) -> dict[str, Any]:
         """The entry of summary.json."""
@@ -158,10 +174,19 @@ class Plane:
         for i, cell in enumerate(cells):
             cell |= rates.means({name: values[i : i + 1] for name, values in means.items()})
         fits = {
-            name: {"fit": self.fit(name), "predicted": PREDICTED[name], "needed": self.needed(name)}
+            name: {
+                "fit": self.fit(name),
+                "predicted": PREDICTED[name],
+                "needed": self.needed(name),
+                "needed_error": self.needed_error(name),
+            }
             for name in QUANTITIES
         }
         return {"fits": fits, "cells": cells}
+
+
+def _ratio(fit: dict[str, Any]) -> float:
+    return float(fit["depth"]["exponent"] / -fit["scale"]["exponent"])
 
 
 @freeing_folders()

@@ -53,13 +53,14 @@ def catapult_figure(config: Any, found: dict[Any, Any], powers: Any) -> "Figure"
     kernels.set_ylabel(r"time step $\times\ \lambda_{\max}$ at the end")
     accuracies.set_ylabel(f"test accuracy after {config.steps} steps (%)")
     for axes in (peaks, power, kernels, accuracies):
-        _bounds(axes)
+        _bounds(axes, config.ratios)
         log_scale(axes, "x")
         _ticks(axes, config.ratios)
         axes.grid(alpha=0.3)
     across = kernels.get_xaxis_transform()  # data along x, the axis along y
     for bound, name in zip(BOUNDS, ("constant kernel", "linear", "ReLU"), strict=True):
-        kernels.text(1.04 * bound, 0.02, name, rotation=90, fontsize=7, transform=across)
+        if _within(bound, config.ratios):
+            kernels.text(1.04 * bound, 0.02, name, rotation=90, fontsize=7, transform=across)
     figure.legend(*kernels.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     runs = sum(one.accuracy.size for one in found.values())
     diverged = sum(int(np.isnan(one.accuracy).sum()) for one in found.values())
@@ -72,10 +73,15 @@ def _styles(count: int) -> list[dict[str, Any]]:
     return [{"color": c, "linestyle": line, "marker": mark, "ms": 4} for c, line, mark in marks]
 
 
-def _bounds(axes: "Axes") -> None:
+def _bounds(axes: "Axes", ratios: Sequence[float]) -> None:
     """Where networks leave the catapult: a constant kernel's, linear and ReLU networks' bound."""
     for bound in BOUNDS:
-        axes.axvline(bound, color=BLACK, linestyle=":", linewidth=1)
+        if _within(bound, ratios):
+            axes.axvline(bound, color=BLACK, linestyle=":", linewidth=1)
+
+
+def _within(bound: float, ratios: Sequence[float]) -> bool:
+    return ratios[0] <= bound <= ratios[-1]
 
 
 def _ticks(axes: "Axes", ratios: Sequence[float]) -> None:
@@ -123,13 +129,14 @@ def _position(marks: Sequence[float], value: float) -> float:
 
 def _peaks(axes: "Axes", config: Any, found: dict[Any, Any]) -> None:
     """Peaks at the largest depth as curves, at the others as open marks, and at the kink."""
+    ratios = np.array(config.ratios)
     for scale, style in zip(config.scales, _styles(len(config.scales)), strict=True):
         for depth in config.depths[:-1]:
             peak = np.median(found[depth, scale].peak, 1)
             axes.plot(config.ratios, peak, style["marker"], color=style["color"], ms=7, mfc="none")
         runs = found[config.depths[-1], scale]
         axes.plot(config.ratios, np.median(runs.peak, 1), **style)
-        axes.plot([2, config.ratios[-1]], [runs.kink] * 2, **THEORY)
+        axes.plot(np.clip([2, ratios[-1]], *ratios[[0, -1]]), [runs.kink] * 2, **THEORY)
     axes.set_ylabel("largest loss over first loss")
     log_scale(axes, "y")
 
@@ -139,7 +146,8 @@ def _powers(axes: "Axes", config: Any, found: dict[Any, Any], powers: dict[int, 
     if len(config.scales) > 1:
         kinks = [float(found[config.depths[-1], scale].kink) for scale in config.scales]
         (slope, _) = np.polyfit(np.log(config.scales), np.log(kinks), 1)
-        axes.plot([config.ratios[0], 2, 2, config.ratios[-1]], [0, 0, slope, slope], **THEORY)
+        first, last = config.ratios[0], config.ratios[-1]
+        axes.plot(np.clip([first, 2, 2, last], first, last), [0, 0, slope, slope], **THEORY)
     for (depth, fits), style in zip(powers.items(), _styles(len(powers)), strict=True):
         points = [(r, fit) for r, fit in zip(config.ratios, fits, strict=True) if fit]
         if points:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 __all__ = ["features_figure"]
 
+LINES = ("-", "--", ":", "-.")  # of the numbers of random units, if there are several
 STYLES = {
     "gaussian": (BLACK, "o", "-", "independent"),
     "antithetic": (GREEN, "v", "--", "antithetic"),
@@ -26,15 +27,19 @@ TITLES = {"toy": "toy, MLP", "digits": "digits, MLP", "digits_cnn": "digits, CNN
 def features_figure(found: dict[str, dict[str, Any]], near: float) -> "Figure":
     """A column a case, a row a quantity: root mean squares over the trials.
 
-    ``found``: {case: {draw: `dnntk.experiments.features.Distances`}}. The dotted line is at the
+    ``found``: {case: {key: `dnntk.experiments.features.Distances`}}. The dotted line is at the
     distance ``near``.
     """
+    counts = sorted({one.random_units for each in found.values() for one in each.values()})
     figure = new_figure(1.3 + 2.1 * len(found), 6.6)
     panels = figure.subplots(len(ROWS), len(found), squeeze=False, sharex=True, sharey="row")
-    for column, (case, draws) in enumerate(found.items()):
+    for column, (case, each) in enumerate(found.items()):
         for axes, (quantity, label) in zip(panels[:, column], ROWS.items(), strict=True):
-            for draw, distances in draws.items():
-                color, marker, line, name = STYLES[draw]
+            for distances in each.values():
+                color, marker, line, name = STYLES[distances.draw]
+                if len(counts) > 1:
+                    line = LINES[counts.index(distances.random_units) % len(LINES)]
+                    name += f", $M$ = {distances.random_units}"
                 style = {"color": color, "marker": marker, "linestyle": line, "ms": 4}
                 axes.plot(distances.depths, distances.mean(quantity), **style, label=name)
             axes.axhline(near, linestyle=":", color=BLACK, linewidth=1.0)
@@ -45,5 +50,6 @@ def features_figure(found: dict[str, dict[str, Any]], near: float) -> "Figure":
         panels[0, column].set_title(TITLES[case])
         panels[-1, column].set_xlabel("depth $L$")
     handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize="large")
+    columns = len(counts) if len(counts) > 1 else len(STYLES)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize="large")
     return figure

@@ -107,7 +107,9 @@ def _finding(arch: str, plane: Any) -> str:
     said = []
     for quantity, what in CONDITIONS.items():
         if (power := plane.needed(quantity)) is not None:
-            grows = rf"C \gg L^{{{power:.2f}}}" if power else r"C \to \infty"
+            error = plane.needed_error(quantity)
+            interval = "" if error is None else rf" \pm {error:.2f}"
+            grows = rf"C \gg L^{{{power:.2f}{interval}}}" if power else r"C \to \infty"
             said.append(f"{what} if ${grows}$")
     return f"{TITLES[arch]}: {', '.join([*said, THEOREM])}"
 

@@ -48,8 +48,14 @@ def required_depth_figure(found: dict[str, dict[int, Any]]) -> "Figure":
             for draw in MARKERS:
                 _points(column[1], times, each, each.decided(draw), draw, color)
             for one in each.trained:
-                implied = one.depth * (one.distance("gaussian")[0] / one.epsilon) ** 2
-                column[0].plot(one.time, implied, "x", color=BLACK, ms=8, mew=1.5, zorder=5)
+                column[0].plot(one.time, one.depth, "x", color=BLACK, ms=8, mew=1.5, zorder=5)
+                column[0].annotate(
+                    f"{100 * one.distance('gaussian')[0]:.2g}%",
+                    (one.time, one.depth),
+                    (6, -9),
+                    textcoords="offset points",
+                    fontsize="small",
+                )
         last = list(by_count.values())[-1]
         for axes, epsilons in ((column[0], last.epsilons), (column[1], last.epsilons[:1])):
             for epsilon, depths in zip(epsilons, last.predicted, strict=False):
@@ -97,7 +103,8 @@ def _legend(figure: "Figure", axes: "Axes") -> None:
     for draw, (marker, size, label) in MARKERS.items():
         filled = "none" if draw == "gaussian" else BLACK
         axes.plot([], [], marker, color=BLACK, mfc=filled, ms=size, label=f"measured, {label}")
-    axes.plot([], [], "x", color=BLACK, ms=8, mew=1.5, label="trained in closed form")
+    label = "trained in closed form, with their distance"
+    axes.plot([], [], "x", color=BLACK, ms=8, mew=1.5, label=label)
     axes.plot([], [], color=BLACK, linewidth=1.0, label="predicted (above: for each $n$)")
     axes.plot([], [], **ENDS, label="least and largest depth measured")
     handles, names = axes.get_legend_handles_labels()

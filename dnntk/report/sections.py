@@ -86,11 +86,11 @@ class Section:
         self.headline = self._headline()
 
     def html(self) -> Html:
-        """The section; problems come first, settings last."""
+        """The section; problems come first, then figures before numbers, settings last."""
         figures = self._figures()
         parts = [
-            *self._results(),
             tag("div", *figures, class_="figures") if figures else "",
+            *self._results(),
             *self._courses(),
             *self._settings(),
         ]

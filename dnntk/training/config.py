@@ -259,7 +259,12 @@ class TrainConfig:
             if self.momentum:
                 raise InputError(f"momentum: only optimizer=sgd takes it, got {self.optimizer}")
             if self.lr is None and self.depth_rate is None:
-                raise InputError(f"lr: optimizer={self.optimizer} needs it, got none; try lr=0.001")
+                by_depth = self.optimizer in NORMALIZING and self.parametrization == "ntk"
+                rate = "depth_rate=0.02" if by_depth else "lr=0.001"
+                raise InputError(
+                    f"lr, depth_rate: optimizer={self.optimizer} needs one of them, got none; try "
+                    f"{rate}"
+                )
             if self.time is not None:
                 raise InputError(
                     f"time: optimizer={self.optimizer} has no kernel time; give steps or epochs"

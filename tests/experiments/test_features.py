@@ -1,6 +1,5 @@
 """Distances from the limit are those of the definition; Sobol's fall; a run can be resumed."""
 
-import dataclasses
 import json
 
 import jax
@@ -74,8 +73,8 @@ def test_trained_networks_predict_what_their_kernel_says(found):
 
 def test_distances_are_those_of_the_definition():
     with jax.enable_x64(True):
-        config = dataclasses.replace(SMALL, random_units=3)
-        case = features._Case("toy", config, ExperimentFolder("features", {}, None))
+        case = features._Case("toy", 3, SMALL, ExperimentFolder("features", {}, None))
+        assert case._key("sobol") == "sobol-3"
         measured = case._measure(6, "sobol")
         units = case._units(6, "sobol")[1]
         x, n = case.all, len(case.x)
@@ -98,7 +97,9 @@ def test_distances_are_those_of_the_definition():
 def test_powers_and_the_depth_of_one_percent():
     depths = np.array([10, 100, 1000, 10_000])
     values = np.array([[1.0, 1.0], [0.1, 0.1], [0.001, 0.001], [1e-5, 1e-5]])
-    found = Distances(depths, {"kernel": values, "random": values / 1000, "other": 1 / values}, {})
+    found = Distances(
+        "sobol", 1, depths, {"kernel": values, "random": values / 1000, "other": 1 / values}, {}
+    )
     np.testing.assert_allclose(found.near("kernel"), 10**2.5)  # halfway on logarithmic scales
     assert found.near("random") is None and found.near("other") is None
     assert -2 < found.fit("kernel")["exponent"] < -1

@@ -17,6 +17,8 @@ def test_configurations_are_checked():
         ({"trained_depths": (2,)}, "trained_depths"),
         ({"trained": 3, "trials": 2}, "trained"),
         ({"trials": 0}, "trials"),
+        ({"random_units": (1, 0)}, "random_units"),
+        ({"random_units": (4, 4)}, "random_units"),
         ({"examples": 0}, "examples"),
         ({"time": 0.0}, "time"),
     ):

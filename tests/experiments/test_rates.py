@@ -1,6 +1,7 @@
 """Powers of depth, fitted to what was measured."""
 
 import numpy as np
+from scipy import stats
 
 from dnntk.experiments import rates
 
@@ -26,6 +27,19 @@ def test_powers_of_two_variables_are_found_together_whatever_their_places():
     assert 1.95 < fit["scale"]["low"] < 2 < fit["scale"]["high"]
     assert rates.fit_powers({"depth": depths, "scale": depths**2.2}, values) is None
     assert rates.fit_powers({"depth": depths, "scale": np.minimum(scales, 10)}, values) is None
+
+
+def test_as_many_values_as_powers_leave_no_interval():
+    variables = {"depth": np.array([1.0, 2, 3]), "scale": np.array([1.0, 5, 2])}
+    assert rates.fit_powers(variables, np.ones(3)) is None
+    assert rates.fit_powers({"depth": variables["depth"]}, np.array([1.0, 2, 4])) is not None
+
+
+def test_the_jackknife_of_a_mean_is_student_s_interval():
+    values = np.random.default_rng(0).normal(size=10)
+    others = (values.sum() - values) / 9
+    low, high = stats.t.interval(0.95, 9, values.mean(), stats.sem(values))
+    np.testing.assert_allclose(rates.jackknife(others), (high - low) / 2)
 
 
 def test_values_of_the_same_draw_do_not_make_an_interval_narrower():

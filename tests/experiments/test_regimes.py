@@ -179,12 +179,17 @@ def test_powers_are_found_again_and_say_how_fast_c_must_grow():
         for at, power in (("depth", by_depth), ("scale", by_scale)):
             assert fit[at]["low"] - 0.01 < power < fit[at]["high"] + 0.01, (name, fit)
     assert plane.needed("kernel_train") == 0 and abs(plane.needed("crossings") - 0.5) < 0.2
+    error = plane.needed_error("crossings")
+    assert abs(plane.needed("crossings") - 0.5) < error < 0.5
+    assert plane.needed_error("kernel_train") is None
     assert plane.needed("output") is None and plane.needed("distance") is None
     assert plane.fitted("gamma").sum() == 8 and plane.fitted("crossings").sum() == 9
     np.testing.assert_allclose(plane.predicted("kernel_train"), 1 / scales, rtol=0.02)
     np.testing.assert_allclose(plane.predicted("crossings") / law["crossings"], 1, rtol=0.3)
     assert "vanishes if C -> infinity" in plane.described("kernel_train")
     assert "vanishes if C grows faster than L^0." in plane.described("crossings")
+    one = dataclasses.replace(plane, values={"crossings": values["crossings"][:, :1]})
+    assert one.needed_error("crossings") is None and "+-" not in one.described("crossings")
     none = dataclasses.replace(plane, values={"crossings": np.zeros((12, 5))})
     assert none.predicted("crossings") is None and "no fit" in none.described("crossings")
 

@@ -53,3 +53,8 @@ def test_ticks_are_the_runs_ratios_and_a_row_beyond_them_is_not_shown():
     assert not any(line.get_marker() == "o" for axes in (first, last) for line in axes.lines)
     assert [list(axes.get_xticks()) for axes in others] == [[1.0, 4.0]] * 4
     assert [tick.get_text() for tick in others[0].get_xticklabels()] == ["1", "4"]
+    for axes in others:  # theory's bounds beyond the ratios do not stretch the axis
+        low, high = axes.get_xlim()
+        assert (
+            0.8 < low < 1 and 4 < high < 5 and any(line.get_xdata()[0] == 2 for line in axes.lines)
+        )

@@ -32,7 +32,8 @@ def test_curves_are_the_means_beside_the_predicted_powers_and_the_title_says_wha
     assert "C^{-1.00" in figure.axes[0].get_title()
     said = figure.get_suptitle()
     assert (
-        "stands still if $C \\to \\infty$" in said and "no sign changes if $C \\gg L^{0.50}" in said
+        "stands still if $C \\to \\infty$" in said
+        and "no sign changes if $C \\gg L^{0.50 \\pm 0.00}" in said
     )
 
 

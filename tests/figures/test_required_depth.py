@@ -30,7 +30,7 @@ def test_curves_are_predicted_and_points_measured_within_the_depths():
     assert titles == [f"digits, ten classes{finding}", f"own{finding}"]
     lines = [list(line.get_ydata()) for line in top.lines]
     assert [3, 40, 5000] in lines and [2, 2, 50] in lines
-    assert [160.0] in lines  # twice the distance is four times the depth
+    assert [40] in lines and "2%" in [text.get_text() for text in top.texts]  # as trained
     for axes, sets in ((top, 4), (bottom, 2)):
         assert len(axes.containers) == sets
         for points, _, (bars,) in axes.containers:

@@ -262,11 +262,11 @@ def test_what_is_no_kernel_is_refused(kernel, message, solver):
         ({"x": np.full_like(X, np.inf)}, "x_train: expected finite"),
         ({"ridge": -1.0}, "ridge: expected"),
         ({"ridge": math.nan}, "ridge: expected"),
-        ({"solver": "svd"}, "solver must be one of"),
+        ({"solver": "svd"}, "solver: expected one of"),
         ({"tolerance": 0.0}, "tolerance: expected"),
         ({"memory": 0.0}, "memory: expected"),
         ({"block_size": 0}, "block_size must be"),
-        ({"dtype": "float16"}, "dtype must be one of"),
+        ({"dtype": "float16"}, "dtype: expected one of"),
         ({"initial": Y[:3]}, "initial: expected shape"),
     ],
 )

@@ -250,8 +250,8 @@ BAD = {
     "mismatch": ({"x2": np.ones((2, 5))}, "x2 must hold inputs of shape"),
     "other d_in": ({"x1": np.ones((2, 5)), "x2": None}, "variables: "),
     "images": ({"x1": np.ones((2, 4, 4, 1)), "x2": None}, "x: an MLP expects"),
-    "method": ({"method": "fast"}, "method must be one of"),
-    "outputs": ({"outputs": "all"}, "outputs must be one of"),
+    "method": ({"method": "fast"}, "method: expected one of"),
+    "outputs": ({"outputs": "all"}, "outputs: expected one of"),
     "block": ({"block_size": 0}, "block_size must be a positive"),
     "model": ({"model": nn.Dense(3)}, "empirical_ntk_fn"),
     "complex": ({"x1": np.ones((2, 4)) * 1j}, "x1 must be real"),
@@ -272,7 +272,7 @@ def test_bad_arguments_of_any_network():
     x = np.ones((2, 3))
     with pytest.raises(InputError, match="apply_fn must be"):
         empirical_ntk_fn(3)
-    with pytest.raises(InputError, match="method must be one of"):
+    with pytest.raises(InputError, match="method: expected one of"):
         empirical_ntk_fn(jnp.sin, method="layerwise")
     with pytest.raises(InputError, match="block_size"):
         empirical_ntk_fn(jnp.sin, block_size=1.5)

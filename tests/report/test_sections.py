@@ -52,6 +52,12 @@ def test_every_figure_is_embedded_and_described(made):
     assert "Panels/a panel, sweep" in [image["alt"] for image in page.all("img")]
 
 
+def test_pictures_come_before_numbers(made):
+    sections = [part for part in made[1].source.split("<section")[1:] if "<figure" in part]
+    assert len(sections) == 3
+    assert all(part.index("<figure") < part.index("<table") for part in sections)
+
+
 def test_nested_runs_and_rows_are_tables(made):
     _, page = made
     assert {"sweep", "sweep/he-depth3"} <= set(page.cells)
