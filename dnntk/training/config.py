@@ -259,12 +259,7 @@ class TrainConfig:
             if self.momentum:
                 raise InputError(f"momentum: only optimizer=sgd takes it, got {self.optimizer}")
             if self.lr is None and self.depth_rate is None:
-                by_depth = self.optimizer in NORMALIZING and self.parametrization == "ntk"
-                rate = "depth_rate=0.02" if by_depth else "lr=0.001"
-                raise InputError(
-                    f"lr, depth_rate: optimizer={self.optimizer} needs one of them, got none; try "
-                    f"{rate}"
-                )
+                raise InputError(f"depth_rate: optimizer={self.optimizer} needs it or lr; try 0.02")
             if self.time is not None:
                 raise InputError(
                     f"time: optimizer={self.optimizer} has no kernel time; give steps or epochs"

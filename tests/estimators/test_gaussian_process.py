@@ -77,7 +77,7 @@ def test_what_the_kernel_cannot_take_is_refused_in_a_line():
     for words, call in (
         ("eval_gradient: expected False", lambda: InfiniteDepthKernel()(X, X, True)),
         ("rho, a standard deviation", lambda: InfiniteDepthKernel(-1.0)(X)),
-        ("arch must be one of", lambda: InfiniteDepthKernel(arch="rnn")(X)),
+        ("arch: expected one of", lambda: InfiniteDepthKernel(arch="rnn")(X)),
         ("image_shape: expected", lambda: InfiniteDepthKernel(arch="cnn").diag(X)),
         ("X: expected finite numbers", lambda: InfiniteDepthKernel()(X * np.nan)),
         ("x2 must hold inputs of shape", lambda: InfiniteDepthKernel()(X, X[:, :3])),

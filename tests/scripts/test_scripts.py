@@ -87,7 +87,7 @@ BAD_FLAGS = {
     "init": (["--init=xavier"], "init"),
     "parametrization": (["--parametrization=mup"], "parametrization"),
     "optimizer": (["--optimizer=lbfgs"], "optimizer"),
-    "optimizer without rate": (["--optimizer=adam"], "lr"),
+    "optimizer without rate": (["--optimizer=adam"], "depth_rate"),
     "momentum of one": (["--momentum=1"], "momentum"),
     "momentum with adam": (["--optimizer=adam", "--lr=0.1", "--momentum=0.9"], "momentum"),
     "time_step": (["--time_step=0"], "time_step"),
