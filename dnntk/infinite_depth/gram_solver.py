@@ -100,11 +100,17 @@ def check_steps(filters: Sequence[SpectralFilter], largest: float) -> None:
 
 
 def check_definite(
-    solver: Solver, filters: Sequence[SpectralFilter], n: int, cross: CrossKernel
+    solver: Solver,
+    filters: Sequence[SpectralFilter],
+    n: int,
+    cross: CrossKernel,
+    *,
+    noisy: bool = False,
 ) -> None:
     """Refuse a matrix that is not positive definite enough for these filters.
 
-    ``n`` is the number of examples of the kernel ``cross``.
+    ``n`` is the number of examples of the kernel ``cross``; ``noisy`` is whether the filters' ridge
+    is a Gaussian process's noise over n.
 
     Raises:
         InputError: an eigenvalue is negative beyond rounding; or it is about 0, a filter's time is
@@ -120,9 +126,15 @@ def check_definite(
         )
     unbounded = any(math.isinf(each.time) and each.ridge == 0 for each in filters)
     if unbounded and smallest <= floor:
+        expected, advice = (
+            "time: expected a finite one, or a ridge",
+            f"set ridge to {floor:.1g} or more, or stop at time {1 / floor:.1g}",
+        )
+        if noisy:
+            expected = "noise: expected more than 0"
+            advice = f"or set noise to {n * floor:.1g} or more"
         raise InputError(
-            "time: expected a finite one, or a ridge, as the Gram matrix is not positive "
-            f"definite to {cross.dtype} precision (smallest eigenvalue of K/N "
-            f"{smallest:.2g}, largest {largest:.3g}); drop coincident inputs, set ridge to "
-            f"{floor:.1g} or more, or stop at time {1 / floor:.1g}"
+            f"{expected}, as the Gram matrix is not positive definite to {cross.dtype} precision "
+            f"(smallest eigenvalue of K/N {smallest:.2g}, largest {largest:.3g}); drop coincident "
+            f"inputs, {advice}"
         )

@@ -13,6 +13,7 @@ from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel
 from dnntk.infinite_depth.feature_gram import Gram, gram_of
 from dnntk.infinite_depth.gram_matrix import usual_memory
 from dnntk.infinite_depth.gram_solver import check_definite, check_steps, solver_of
+from dnntk.infinite_depth.solution import Solution
 from dnntk.infinite_depth.solvers import SOLVERS, Eigendecomposition, Solver
 from dnntk.infinite_depth.spectral_filter import DescentFilter, SpectralFilter
 from dnntk.runs.paths import as_path
@@ -116,8 +117,10 @@ class KernelSystem:
             self._factored = solver
         return solver
 
-    def refine(self, solver: Solver, filters: Sequence[SpectralFilter]) -> Solver:
-        """Make a solver accurate for these filters.
+    def refine(
+        self, solver: Solver, filters: Sequence[SpectralFilter], *, noisy: bool = False
+    ) -> Solver:
+        """Make a solver accurate for these filters, whose ridge is a noise if they are ``noisy``.
 
         Raises:
             InputError: the Gram matrix is not positive definite enough for them, or descent does
@@ -130,8 +133,16 @@ class KernelSystem:
         solver.refine(list(filters), self.tolerance)
         if solver.iterations > before:
             log.info("solver: %d iterations", solver.iterations)
-        check_definite(solver, filters, len(self.x), self.cross)
+        check_definite(solver, filters, len(self.x), self.cross, noisy=noisy)
         return solver
+
+    def solutions(
+        self, targets: Array, filters: Sequence[SpectralFilter], *, noisy: bool = False
+    ) -> list[Solution]:
+        """The solution of each filter for targets [n k, c]; errors as `refine`."""
+        solver = self.refine(self.solver_of(targets), filters, noisy=noisy)
+        n = len(self.x)
+        return [Solution.found_by(solver, f, n, self.tolerance, quiet=False) for f in filters]
 
     def product(self, points: Array, vectors: Array) -> Array:
         """k(points, X) @ vectors: [n', ...], [n k, c] -> [n' k, c].
