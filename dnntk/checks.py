@@ -19,27 +19,10 @@ from numpy.typing import NDArray
 from dnntk.errors import InputError
 
 __all__ = [
-    "all_finite",
-    "brief",
-    "check_choice",
-    "check_count",
-    "check_deviation",
-    "check_rows",
-    "check_unmasked",
-    "checked_array",
-    "checked_inputs",
-    "checked_pair",
-    "common_dtype",
-    "host_examples",
-    "host_numbers",
-    "host_targets",
-    "host_times",
-    "integer",
-    "native_numbers",
-    "number_within",
-    "on_host",
-    "real_array",
-    "real_number",
+    *("all_finite", "brief", "check_choice", "check_count", "check_deviation", "check_rows"),
+    *("check_unmasked", "checked_array", "checked_inputs", "checked_pair", "common_dtype"),
+    *("host_examples", "host_numbers", "host_targets", "host_times", "integer", "native_numbers"),
+    *("not_negative", "number_within", "on_host", "real_array", "real_number"),
 ]
 
 MOST_SHOWN = 60  # characters of a value in a message
@@ -348,6 +331,11 @@ def number_within(name: str, value: Any, valid: Callable[[float], bool], expecte
     if not valid(number):
         raise InputError(f"{name}: expected {expected}, got {brief(value)}")
     return number
+
+
+def not_negative(name: str, value: Any) -> float:
+    """Any library's finite number >= 0, as a Python float."""
+    return number_within(name, value, lambda v: 0 <= v < math.inf, "a finite number >= 0")
 
 
 def host_numbers(name: str, value: HostArrayLike) -> NDArray[np.float64]:

@@ -21,17 +21,18 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from dnntk.checks import brief
+from dnntk.checks import brief, check_count, not_negative
 from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel, balanced, padded, padded_rows
 from dnntk.infinite_depth.gram_matrix import SymmetricGram
 from dnntk.infinite_depth.kernel_system import KernelSystem
+from dnntk.infinite_depth.outputs import OutputLayout
 from dnntk.infinite_depth.solvers import Eigendecomposition
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 
-__all__ = ["GaussianProcess", "draw", "parameters_of"]
+__all__ = ["GaussianProcess", "GaussianProcessMixin", "draw", "parameters_of"]
 
 Array = NDArray[np.float64]
 
@@ -112,6 +113,94 @@ class GaussianProcess:
         self._system.refine(solver, self._filters, noisy=True)
         total = len(self._system.x) * solver.values + self._noise
         return solver, total, len(self._residual) - len(total)
+
+
+class GaussianProcessMixin:
+    """The methods of a `dnntk.KernelFlow` that read its kernel as a prior covariance."""
+
+    ridge: float
+    _system: KernelSystem
+    _layout: OutputLayout
+    _residual: Array
+
+    def posterior(
+        self, x: ArrayLike, noise: float | None = None, *, initial: ArrayLike = 0.0
+    ) -> tuple[Array, Array]:
+        """Mean and covariance of the Gaussian process with this kernel, given the targets.
+
+        Belief about one function whose values are y plus noise (Rasmussen & Williams 2006, chapter
+        2), its prior mean f_0; `dnntk.initialization_spread` is something else, how trained
+        networks of one depth scatter, which vanishes with depth.
+
+        Args:
+            x: [n', ...], examples as the training ones.
+            noise: variance of the targets' noise, >= 0; None is n times the flow's ridge, with
+                which the mean is ``predict(x)``.
+            initial: f_0 at these points, [n', d_out].
+
+        Returns:
+            ([n', d_out], [n', n']) float64, one covariance for all outputs; of a matrix-valued
+            kernel the covariance is [n', d_out, n', d_out]. By a Krylov method every point is a
+            right-hand side, and the error that of its tolerance.
+
+        Raises:
+            InputError: an argument is not as above; the covariance does not fit into memory; or
+                the noise is 0, and the Gram matrix singular to working precision.
+        """
+        mean, covariance = self._posterior(x, noise, initial)
+        k = self._layout.matrix_size
+        by_output = (len(mean), k) * 2 if k > 1 else (len(mean),) * 2
+        return mean, covariance.reshape(by_output)
+
+    def sample(
+        self,
+        key: jax.Array,
+        x: ArrayLike,
+        noise: float | None = None,
+        samples: int = 1,
+        *,
+        initial: ArrayLike = 0.0,
+    ) -> Array:
+        """Functions drawn from `posterior`, without noise: [samples, n', d_out] float64.
+
+        ``key`` is a random key of JAX; all other arguments and errors are those of `posterior`.
+        """
+        mean, covariance = self._posterior(x, noise, initial)
+        rows = mean.reshape(len(covariance), -1)
+        return draw(key, rows, covariance, check_count("samples", samples)).reshape(-1, *mean.shape)
+
+    def log_marginal_likelihood(
+        self, noise: float | None = None, *, eval_gradient: bool = False
+    ) -> float | tuple[float, dict[str, float]]:
+        """The evidence: log density of the targets under the Gaussian process, summed over outputs.
+
+        A further noise costs little, as the eigenvectors are kept.
+
+        Args:
+            noise: as in `posterior`.
+            eval_gradient: return (value, {name: derivative}) instead, by "noise" and by each float
+                keyword of the kernel: "rho" and "beta" of `limit_ntk`, bound by
+                `functools.partial` or not. It costs a few products of n x n matrices.
+
+        Raises:
+            InputError: as `posterior`; or the solver is a Krylov one: give ``solver="eigh"``.
+        """
+        process = self._process(noise)
+        value = process.log_marginal_likelihood()
+        return (value, process.gradient()) if eval_gradient else value
+
+    def _process(self, noise: float | None) -> GaussianProcess:
+        noise = len(self._system.x) * self.ridge if noise is None else not_negative("noise", noise)
+        return GaussianProcess(self._system, self._layout.by_kernel_row(self._residual), noise)
+
+    def _posterior(
+        self, x: ArrayLike, noise: float | None, initial: ArrayLike
+    ) -> tuple[Array, Array]:
+        """Mean [n', d_out] and covariance by row of the kernel matrix."""
+        process, points = self._process(noise), self._system.points(x)
+        start = self._layout.checked("initial", initial, len(points))
+        mean, covariance = process.posterior(points)
+        return mean.reshape(start.shape) + start, covariance
 
 
 def parameters_of(kernel: Kernel) -> dict[str, float]:

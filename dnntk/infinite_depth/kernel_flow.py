@@ -15,15 +15,14 @@ import math
 import os
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dnntk.checks import check_count, host_targets, host_times, number_within
+from dnntk.checks import host_targets, host_times, not_negative
 from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import Kernel
 from dnntk.infinite_depth.feature_gram import Gram
-from dnntk.infinite_depth.gaussian_process import GaussianProcess, draw
+from dnntk.infinite_depth.gaussian_process import GaussianProcessMixin
 from dnntk.infinite_depth.kernel_system import KernelSystem
 from dnntk.infinite_depth.leave_one_out import check_solver, leave_one_out_errors
 from dnntk.infinite_depth.outputs import OutputLayout
@@ -36,7 +35,7 @@ __all__ = ["SOLVERS", "KernelFlow", "Solution"]
 MAX_ITERATIONS = 2000
 
 
-class KernelFlow:
+class KernelFlow(GaussianProcessMixin):
     """Gradient flow of a kernel machine on the loss 1/2 mean ||f - y||^2 (Theorems 3.3 and 4.3).
 
     The first prediction computes the Gram matrix and factors it; every further time costs little,
@@ -104,7 +103,7 @@ class KernelFlow:
             progress=progress,
         )
         self._n, size = len(self._system.x), self._system.cross.matrix_size
-        self.ridge = _not_negative("ridge", ridge)
+        self.ridge = not_negative("ridge", ridge)
         self._y = host_targets("y_train", y_train, self._n)
         if size not in (1, self._y.shape[1]):
             raise InputError(
@@ -230,7 +229,7 @@ class KernelFlow:
                 that eigenvectors are missing: give ``solver="eigh"``.
         """
         times = host_times(time)
-        r = self.ridge if ridge is None else _not_negative("ridge", ridge)
+        r = self.ridge if ridge is None else not_negative("ridge", ridge)
         solver = check_solver(self._started(), self._n)
         self._system.refine(solver, filters_at(times, r))
         errors = leave_one_out_errors(solver, self._n, times, r, self._layout.matrix_size)
@@ -265,72 +264,6 @@ class KernelFlow:
         result = result[:, :, 0, :, 0] if k == 1 else result
         return result if np.ndim(time) else result[0]
 
-    def posterior(
-        self, x: ArrayLike, noise: float | None = None, *, initial: ArrayLike = 0.0
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and covariance of the Gaussian process with this kernel, given the targets.
-
-        Belief about one function whose values are y plus noise (Rasmussen & Williams 2006, chapter
-        2), its prior mean f_0; `dnntk.initialization_spread` is something else, how trained
-        networks of one depth scatter, which vanishes with depth.
-
-        Args:
-            x: [n', ...], examples as the training ones.
-            noise: variance of the targets' noise, >= 0; None is n times the flow's ridge, with
-                which the mean is ``predict(x)``.
-            initial: f_0 at these points, [n', d_out].
-
-        Returns:
-            ([n', d_out], [n', n']) float64, one covariance for all outputs; of a matrix-valued
-            kernel the covariance is [n', d_out, n', d_out]. By a Krylov method every point is a
-            right-hand side, and the error that of its tolerance.
-
-        Raises:
-            InputError: an argument is not as above; the covariance does not fit into memory; or
-                the noise is 0, and the Gram matrix singular to working precision.
-        """
-        mean, covariance = self._posterior(x, noise, initial)
-        k = self._layout.matrix_size
-        by_output = (len(mean), k) * 2 if k > 1 else (len(mean),) * 2
-        return mean, covariance.reshape(by_output)
-
-    def sample(
-        self,
-        key: jax.Array,
-        x: ArrayLike,
-        noise: float | None = None,
-        samples: int = 1,
-        *,
-        initial: ArrayLike = 0.0,
-    ) -> NDArray[np.float64]:
-        """Functions drawn from `posterior`, without noise: [samples, n', d_out] float64.
-
-        ``key`` is a random key of JAX; all other arguments and errors are those of `posterior`.
-        """
-        mean, covariance = self._posterior(x, noise, initial)
-        rows = mean.reshape(len(covariance), -1)
-        return draw(key, rows, covariance, check_count("samples", samples)).reshape(-1, *mean.shape)
-
-    def log_marginal_likelihood(
-        self, noise: float | None = None, *, eval_gradient: bool = False
-    ) -> float | tuple[float, dict[str, float]]:
-        """The evidence: log density of the targets under the Gaussian process, summed over outputs.
-
-        A further noise costs little, as the eigenvectors are kept.
-
-        Args:
-            noise: as in `posterior`.
-            eval_gradient: return (value, {name: derivative}) instead, by "noise" and by each float
-                keyword of the kernel: "rho" and "beta" of `limit_ntk`, bound by
-                `functools.partial` or not. It costs a few products of n x n matrices.
-
-        Raises:
-            InputError: as `posterior`; or the solver is a Krylov one: give ``solver="eigh"``.
-        """
-        process = self._process(noise)
-        value = process.log_marginal_likelihood()
-        return (value, process.gradient()) if eval_gradient else value
-
     def for_targets(self, y_train: ArrayLike, *, ridge: float) -> "KernelFlow":
         """The flow from 0 to other targets [n, d_out], by the same kernel on the same examples.
 
@@ -360,19 +293,6 @@ class KernelFlow:
         """
         return largest_stable_step(float(self.eigenvalues[-1]) + self.ridge, momentum)
 
-    def _process(self, noise: float | None) -> GaussianProcess:
-        noise = self._n * self.ridge if noise is None else _not_negative("noise", noise)
-        return GaussianProcess(self._system, self._layout.by_kernel_row(self._residual), noise)
-
-    def _posterior(
-        self, x: ArrayLike, noise: float | None, initial: ArrayLike
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean [n', d_out] and covariance by row of the kernel matrix."""
-        process, points = self._process(noise), self._system.points(x)
-        start = self._layout.checked("initial", initial, len(points))
-        mean, covariance = process.posterior(points)
-        return mean.reshape(start.shape) + start, covariance
-
     def _solver_for(self, filters: Sequence[SpectralFilter]) -> Solver:
         """The solver, accurate for these filters; errors as `KernelSystem.refine`."""
         return self._system.refine(self._started(), filters)
@@ -381,7 +301,3 @@ class KernelFlow:
         if self._solver is None:
             self._solver = self._system.solver_of(self._layout.by_kernel_row(self._residual))
         return self._solver
-
-
-def _not_negative(name: str, value: float) -> float:
-    return number_within(name, value, lambda v: 0 <= v < math.inf, "a finite number >= 0")

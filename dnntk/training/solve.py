@@ -34,6 +34,7 @@ from dnntk.checks import (
     check_count,
     host_examples,
     host_targets,
+    not_negative,
     number_within,
 )
 from dnntk.errors import InputError
@@ -145,7 +146,7 @@ def solve(
 
 def _check_numbers(time: float, ridge: float, tolerance: float, max_iterations: int) -> None:
     number_within("time", time, lambda t: t >= 0, "a number >= 0, or infinity")
-    number_within("ridge", ridge, lambda r: 0 <= r < math.inf, "a finite number >= 0")
+    not_negative("ridge", ridge)
     number_within("tolerance", tolerance, lambda t: 0 < t < 1, "a number between 0 and 1")
     check_count("max_iterations", max_iterations)
 
