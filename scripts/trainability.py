@@ -5,6 +5,7 @@ python scripts/trainability.py --optimizer=adam --scale=1 --pool=4 --steps=300
 python scripts/trainability.py --data_dir=FOLDER --budget_minutes=60
 python scripts/trainability.py --preset=mlp-4000 --pool=4 --budget_minutes=120
 python scripts/trainability.py --preset=cnn-1000-small-c --data_dir=FOLDER
+python scripts/trainability.py --preset=cnn-12000-binary --limit_examples=12665
 python scripts/trainability.py --preset=cnn-20000-binary --resume
 """
 

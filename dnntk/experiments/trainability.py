@@ -101,8 +101,11 @@ class _Experiment:
             self.folder.write_config()
 
     def fitted(self, name: str, config: TrainConfig, data: Dataset, seconds: float) -> TrainConfig:
-        """The run; if there is a budget, with no more steps than ``seconds`` allow."""
-        if not self.config.budget_minutes:
+        """The run; if there is a budget, with no more steps than ``seconds`` allow.
+
+        A run in closed form is left as it is.
+        """
+        if not self.config.budget_minutes or config.optimizer == "kernel":
             return config
         forecast = forecast_on(config, data)
         steps = max(1, int(seconds * (1 - OVERHEAD) / forecast.step_seconds))

@@ -78,6 +78,17 @@ def test_a_row_is_set_beside_the_thesis_and_the_limit(tmp_path):
     assert (tmp_path / "w" / "row.pdf").exists()
 
 
+def test_a_row_in_closed_form_ends_at_its_kernel_time_whatever_the_budget():
+    config = TrainabilityConfig(
+        preset="cnn-12000-binary", dataset="digits", depth=8, scale=1000.0, pool=2,
+        limit_examples=0, budget_minutes=1e-3,
+    )  # fmt: skip
+    found = t.trainability(config, progress=False)
+    (own,) = found.rows
+    assert own["time"] == 864 and own["ended"] == "finished" and not found.summary["left_out"]
+    assert own["steps"] < 50 and own["train_mse"] < 0.1 and own["test_accuracy"] > 0.9
+
+
 def test_a_row_that_diverges_is_a_row_all_the_same(tmp_path):
     config = TrainabilityConfig(
         preset="cnn-20000-binary", dataset="digits", depth=20, epochs=40, scale=1e4,
