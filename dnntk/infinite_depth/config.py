@@ -14,7 +14,7 @@ from dnntk.training.config import ARCHITECTURES, DTYPES, TrainConfig
 
 __all__ = ["SELECTIONS", "PredictConfig"]
 
-SELECTIONS = ("validation", "loo")
+SELECTIONS = ("validation", "loo", "evidence")
 DEFAULT_TIMES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 
 # Fields that a run of `dnntk.train` and its prediction must have in common.
@@ -32,16 +32,19 @@ class PredictConfig:
         times: kernel times to report, which may include infinity. The one that ``select`` finds
             best is chosen, if there is anything to choose by. None is the times of the compared
             run's evaluations, or without such a run `DEFAULT_TIMES`.
-        ridge: weight decay, in units of the eigenvalues of K/N; a compared run's own.
+        ridge: weight decay, in units of the eigenvalues of K/N; a compared run's own, or what
+            ``select`` "evidence" chooses.
         select: how rho, beta and the time are chosen. "validation": by the errors on training
             examples that are held out. "loo": by those on each of ``search_examples`` training
-            examples, predicted from all the others (`KernelFlow.leave_one_out`); no example is
-            held out.
+            examples, predicted from all the others. "evidence": by the likelihood of these examples
+            under a Gaussian process with the kernel, over its scale and the noise, too; the
+            prediction is at infinite time with the ridge noise / N. The last two hold no example
+            out.
         validation: training examples held out for choices; 0 is a tenth of them if there are
             several values of rho or beta, otherwise none.
-        search_examples: training examples, at most, for the choice of rho and beta; by "loo" of
-            the time as well, and their Gram matrix is diagonalized: seconds for 4,000, some
-            minutes for 10,000.
+        search_examples: training examples, at most, for the choice of rho and beta. By "loo" or
+            "evidence" they decide alone, and their Gram matrix is diagonalized: seconds for 4,000,
+            some minutes for 10,000.
         train_examples: training examples in all; 0 is all of the dataset's.
         solver, block_size, dtype: as in `KernelFlow`.
         tolerance: relative residual at which the Krylov method stops. Ten times `KernelFlow`'s
@@ -86,6 +89,11 @@ class PredictConfig:
         check_choice("dtype", self.dtype, DTYPES)
         check_choice("solver", self.solver, SOLVERS)
         check_choice("select", self.select, SELECTIONS)
+        if self.select == "evidence" and self.ridge:
+            raise InputError(
+                f"ridge: expected 0, as select=evidence chooses it, got {self.ridge}; leave one of "
+                "them out"
+            )
         if self.select != "validation":
             if self.validation:
                 raise InputError(

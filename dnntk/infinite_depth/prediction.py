@@ -28,11 +28,10 @@ from dnntk.figures.attribution import Decision
 from dnntk.infinite_depth.attribution import decisions
 from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.cross_kernel import Kernel
-from dnntk.infinite_depth.feature_gram import Gram
 from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.infinite_depth.selection import (
-    Fit,
     Selection,
+    evidence_scores,
     leave_one_out_scores,
     solvable_times,
     validation_scores,
@@ -124,6 +123,11 @@ def predict(
         if trained is not None:
             trained.check_data(dataset)
             trained.check_fields(config)
+            if config.select == "evidence":
+                raise InputError(
+                    "select: expected validation or loo beside compare, as evidence chooses a "
+                    "ridge of its own, got evidence; choose another"
+                )
             trained.warn_of_settings()
             config = trained.fill_times(config)
         own = None if dataset is None else own_dataset(dataset, config.network())
@@ -170,7 +174,8 @@ class Prediction:
     def result(self) -> PredictResult:
         """Choose, solve, predict, and write."""
         rho, beta, flow, best_time = self._chosen_flow()
-        times = solvable_times(flow, self.config.times_or_default)
+        wanted = {*self.config.times_or_default, *([] if best_time is None else [best_time])}
+        times = solvable_times(flow, sorted(wanted))
         curve_times = self._curve_times()
         all_times = times + curve_times
         if self.trained is not None:
@@ -198,27 +203,34 @@ class Prediction:
         The time is None without anything to choose by.
         """
         config, data, n = self.config, self.data, len(self.data.x_train)
-        times, held_out = config.times_or_default, self.held_out()
-        fit: Fit
-        if config.select == "loo":
-            examples, fit = min(config.search_examples, n), partial(self.flow, solver="eigh")
-            evaluate = leave_one_out_scores(data, times, self.targets)
-            selection = Selection("leave-one-out", evaluate, self.folder)
-        elif held_out:
-            examples, fit = min(config.search_examples, n - held_out), self.flow
-            evaluate = validation_scores(data, held_out, times, self.targets)
-            selection = Selection("validation", evaluate, self.folder)
-        else:
+        times, held_out, whole = config.times_or_default, self.held_out(), self.gram_dir
+        if config.select == "validation" and not held_out:
             rho, beta = config.rho[0], config.beta[0]
-            return rho, beta, self.flow(rho, beta, n, self.gram_dir), None
+            return rho, beta, self.flow(rho, beta, n, folder=whole), None
+        evaluate = {
+            "validation": validation_scores(data, held_out, times, self.targets),
+            "loo": leave_one_out_scores(data, times, self.targets),
+            "evidence": evidence_scores(data),
+        }
+        selection = Selection(config.select, evaluate[config.select], self.folder)
+        examples, fit = min(config.search_examples, n - held_out), self.flow
+        if not held_out:
+            fit = partial(self.flow, solver="eigh")
         rho, beta = selection.kernel(config.rho, config.beta, fit, examples)
-        flow = self.flow(rho, beta, n, self.gram_dir)
         if held_out:
+            flow = self.flow(rho, beta, n, folder=whole)
             # They are the last examples: the others' Gram matrix is a part of the whole.
-            examples, fit = n - held_out, partial(self.flow, folder=self.gram_dir, gram=flow.gram)
-        best_time = selection.best(rho, beta, examples, fit)["time"]
-        log.info("chosen by %s: t = %g", config.select, best_time)
-        return rho, beta, flow, best_time
+            part = partial(self.flow, folder=whole, gram=flow.gram)
+            best = selection.best(rho, beta, n - held_out, part)
+        else:
+            best = selection.best(rho, beta, examples, fit)
+            ridge = {"ridge": best["noise"] / n} if "noise" in best else {}
+            flow = self.flow(rho, beta, n, folder=whole, **ridge)
+        log.info(
+            "chosen by %s: rho = %g, beta = %g, t = %g, ridge = %g",
+            *(config.select, rho, beta, best["time"], flow.ridge),
+        )
+        return rho, beta, flow, best["time"]
 
     def held_out(self) -> int:
         """The number of training examples that are held out for choices."""
@@ -240,31 +252,20 @@ class Prediction:
         kernel = partial(limit_ntk, rho=rho, beta=beta, d_out=d_out, **sizes)
         return _after_relu(kernel) if self.negative else kernel
 
-    def flow(
-        self,
-        rho: float,
-        beta: float,
-        examples: int,
-        folder: Path | None = None,
-        gram: Gram | None = None,
-        solver: str | None = None,
-    ) -> KernelFlow:
-        """The flow of one kernel on the first training examples."""
+    def flow(self, rho: float, beta: float, examples: int, **options: Any) -> KernelFlow:
+        """The flow of one kernel on the first training examples, with options of `KernelFlow`."""
         config = self.config
-        return KernelFlow(
-            self.kernel(rho, beta),
-            self.data.x_train[:examples],
-            self.data.y_train[:examples],
-            ridge=config.ridge,
-            solver=solver or config.solver,
-            tolerance=config.tolerance,
-            block_size=config.block_size,
-            memory=None if config.memory_gb is None else config.memory_gb * 1e9,
-            dtype=config.dtype,
-            gram=gram,
-            folder=folder,
-            progress=self.progress,
-        )
+        usual: dict[str, Any] = {
+            "ridge": config.ridge,
+            "solver": config.solver,
+            "tolerance": config.tolerance,
+            "block_size": config.block_size,
+            "memory": None if config.memory_gb is None else config.memory_gb * 1e9,
+            "dtype": config.dtype,
+            "progress": self.progress,
+        }
+        x, y = self.data.x_train[:examples], self.data.y_train[:examples]
+        return KernelFlow(self.kernel(rho, beta), x, y, **(usual | options))
 
     def _log(self, result: PredictResult) -> None:
         """Log every time once, the chosen one last; a compared run's times in one table."""
@@ -313,6 +314,7 @@ class Prediction:
         summary = {
             "rho": rho,
             "beta": beta,
+            "ridge": flow.ridge,
             **{name: chosen[name] for name in ("time", *SCORES)},
             "train_mse": mean_squared_error(chosen["train_loss"], self.data.y_train.shape[1]),
             "lambda_max": float(flow.eigenvalues[-1]),

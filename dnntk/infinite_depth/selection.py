@@ -1,12 +1,17 @@
-"""The choice of rho, beta and the time: on a validation split, or by leaving one example out."""
+"""The choice of rho, beta and the time, or of a ridge, by scores that need no test set.
+
+`validation_scores` are those on held-out examples, `leave_one_out_scores` those on each example
+from all the others, and `evidence_scores` the likelihood of a Gaussian process.
+"""
 
 import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from dnntk.data.datasets import Dataset
 from dnntk.errors import InputError
@@ -14,15 +19,20 @@ from dnntk.infinite_depth.kernel_flow import KernelFlow
 from dnntk.runs.folder import RunFolder
 from dnntk.training.evaluation import scores
 
-__all__ = ["Fit", "Selection", "leave_one_out_scores", "solvable_times", "validation_scores"]
+__all__ = [
+    *("Fit", "Selection", "evidence_scores", "leave_one_out_scores", "solvable_times"),
+    "validation_scores",
+]
 
 SEARCH = "search.jsonl"
+TINY = float(np.finfo(np.float64).tiny)
+NOISES = 25  # that are tried, from the largest eigenvalue down to its rounding error
 
 log = logging.getLogger("dnntk")
 
 # (rho, beta, n) -> the flow on the first n training examples.
 Fit = Callable[[float, float, int], KernelFlow]
-# A flow's scores: a dict a time, with time, accuracy and loss.
+# A flow's scores: a dict a time, with time, accuracy and loss; or with time, evidence and noise.
 Evaluate = Callable[[KernelFlow], list[dict[str, Any]]]
 
 
@@ -52,21 +62,18 @@ class Selection:
         return max(pairs, key=lambda pair: _rank(best[pair]))
 
     def best(self, rho: float, beta: float, examples: int, fit: Fit) -> dict[str, Any]:
-        """The score of the best time: time, accuracy, loss."""
+        """The best score: time, accuracy, loss; or as `evidence_scores`."""
         key = (rho, beta, examples)
         if key not in self._scores:
             self._scores[key] = self._evaluate(fit(rho, beta, examples))
             if self._folder is not None:
                 names = {"rho": rho, "beta": beta, "examples": examples}
                 self._folder.append(SEARCH, names | {"scores": self._scores[key]})
-        best = max(self._scores[key], key=_rank)
-        log.info(
-            "%s: rho = %g, beta = %g, %d examples: %s, loss %.4g at t = %g",
-            *(self._named, rho, beta, examples),
-            "" if best["accuracy"] is None else f"error {100 * (1 - best['accuracy']):.2f}%",
-            *(best["loss"], best["time"]),
-        )
-        return best
+            log.info(
+                "%s: rho = %g, beta = %g, %d examples: %s",
+                *(self._named, rho, beta, examples, _described(max(self._scores[key], key=_rank))),
+            )
+        return max(self._scores[key], key=_rank)
 
 
 def validation_scores(
@@ -97,6 +104,41 @@ def leave_one_out_scores(
         found = solvable_times(flow, times)
         outputs = flow.leave_one_out(found)
         return _scored(found, outputs, data, slice(outputs.shape[1]), targets)
+
+    return evaluate
+
+
+def evidence_scores(data: Dataset) -> Evaluate:
+    """The best noise's score, log p(y) an entry of y, for y ~ N(0, scale (K + noise)).
+
+    Predictions at infinite time, with the ridge noise / n, do not depend on the scale. The
+    kernel's own is set by the network's parametrization and not by the targets, so that evidence
+    is maximal over it, too.
+
+    A score is a dict of ``evidence``, ``noise``, ``scale``, and ``time``, infinity.
+    """
+
+    def evaluate(flow: KernelFlow) -> list[dict[str, Any]]:
+        n = len(flow.eigenvalues)
+        y = np.zeros_like(data.y_train[:n])
+        nothing = flow.for_targets(y, ridge=0.0)
+
+        def likelihood(log_noise: float) -> tuple[float, float]:
+            noise = math.exp(log_noise)
+            # log p(y) and log p(0) differ by the quadratic form of y.
+            both = (each.log_marginal_likelihood(noise) for each in (flow, nothing))
+            of_y, of_0 = (cast(float, value) for value in both)
+            scale = max(2 * (of_0 - of_y) / y.size, TINY)
+            return of_0 / y.size - 0.5 * (1 + math.log(scale)), scale
+
+        largest = n * float(flow.eigenvalues[-1])
+        rounding = n * float(np.finfo(flow.gram.cross.dtype).eps)
+        tried = np.linspace(math.log(rounding * largest), math.log(largest), NOISES)
+        best = int(np.argmax([likelihood(one)[0] for one in tried]))
+        around = tried[max(best - 1, 0)], tried[min(best + 1, NOISES - 1)]
+        found = minimize_scalar(lambda one: -likelihood(one)[0], bounds=around, method="bounded").x
+        (evidence, scale), noise = likelihood(found), math.exp(found)
+        return [{"time": math.inf, "evidence": evidence, "noise": noise, "scale": scale}]
 
     return evaluate
 
@@ -139,4 +181,13 @@ def _scored(
 
 
 def _rank(score: dict[str, Any]) -> tuple[float, float]:
+    if "evidence" in score:
+        return (score["evidence"], 0.0)
     return (score["accuracy"] or 0.0, -score["loss"])
+
+
+def _described(score: dict[str, Any]) -> str:
+    if "evidence" in score:
+        return f"evidence {score['evidence']:.5g} an output, noise {score['noise']:.3g}"
+    error = "" if score["accuracy"] is None else f"error {100 * (1 - score['accuracy']):.2f}%, "
+    return f"{error}loss {score['loss']:.4g} at t = {score['time']:g}"

@@ -20,6 +20,7 @@ from dnntk.infinite_depth.config import DEFAULT_TIMES, PredictConfig
         ({"solver": "lu"}, "solver: expected one of"),
         ({"select": "lo"}, "select: expected one of validation, loo"),
         ({"select": "loo", "validation": 9}, "validation: expected 0, as select=loo"),
+        ({"select": "evidence", "ridge": 0.1}, "ridge: expected 0, as select=evidence"),
         ({"select": "loo", "solver": "krylov"}, "solver: expected auto or eigh"),
         ({"dataset": "toy", "arch": "cnn"}, "toy has no images"),
         ({"arch": "cnn", "kernel_size": 2}, "kernel_size"),

@@ -238,6 +238,11 @@ def test_a_run_on_own_data_is_compared_on_the_same_only(trained_on_own, tmp_path
         predict(workdir=tmp_path, resume=True)
 
 
+def test_a_ridge_chosen_by_evidence_is_not_the_runs(trained):
+    with pytest.raises(InputError, match="select: expected validation or loo beside compare"):
+        predict(PredictConfig(select="evidence"), compare=trained[0])
+
+
 def test_own_data_are_not_compared_with_a_run_on_a_dataset(trained):
     with pytest.raises(InputError, match="compare: .* was started on dataset=digits, got data of"):
         predict(compare=trained[0], dataset=own_data())

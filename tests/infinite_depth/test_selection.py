@@ -1,8 +1,10 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from dnntk import figures
 from dnntk.errors import InputError
@@ -54,6 +56,41 @@ def test_kernel_and_time_are_chosen_by_leaving_one_out(tmp_path, monkeypatch):
     for score, f in zip(lines[0]["scores"], flow.leave_one_out(times), strict=True):
         assert score["accuracy"] == np.mean((f[:, 0] > 0.5) == labels)
         assert score["loss"] == pytest.approx(0.5 * np.mean((f[:, 0] - labels) ** 2))
+
+
+def test_kernel_and_ridge_are_chosen_by_evidence(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda *_: None)
+    config = PredictConfig(
+        rho=(0.1, 2.0), times=(10.0,), select="evidence", search_examples=50, train_examples=90
+    )
+    result = predict(config, tmp_path, progress=False)
+    lines = [json.loads(text) for text in (tmp_path / "search.jsonl").read_text().splitlines()]
+    evidence = [line["scores"][0]["evidence"] for line in lines]
+    (score,) = lines[int(np.argmax(evidence))]["scores"]
+    assert result.summary["rho"] == config.rho[int(np.argmax(evidence))]
+    assert result.summary["ridge"] == result.flow.ridge == pytest.approx(score["noise"] / 90)
+    assert [row["time"] for row in result.rows] == [10.0, float("inf")]
+    assert result.summary["time"] == "inf"
+
+    # It is the density of the targets, and no other noise or scale has a larger one.
+    data = Prediction(config, None, None, progress=False).data
+    x, y = data.x_train[:50].astype(float), data.y_train[:50, 0]
+    with jax.enable_x64(True):
+        kernel = np.asarray(limit_ntk(x, rho=result.summary["rho"]))
+
+    def density(noise, scale):
+        covariance = scale * (kernel + noise * np.eye(50))
+        return scipy.stats.multivariate_normal(cov=covariance).logpdf(y) / 50
+
+    noise, scale = score["noise"], score["scale"]
+    assert density(noise, scale) == pytest.approx(score["evidence"], abs=1e-6)
+    others = [
+        (1.3 * noise, scale),
+        (noise / 1.3, scale),
+        (noise, 1.3 * scale),
+        (noise, scale / 1.3),
+    ]
+    assert max(density(*other) for other in others) < score["evidence"]
 
 
 def test_infinity_is_left_out_where_the_matrix_is_singular(caplog):
