@@ -49,6 +49,11 @@ def test_a_prediction_is_forecast_and_no_file_remains(fields, short, tmp_path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_choice_without_held_out_examples_diagonalizes_for_each_pair(short):
+    found = forecast(PredictConfig(select="loo", rho=(0.5, 1.0), beta=(1.0, 2.0), times=(10.0,)))
+    assert found.choice_seconds > 4 * found.cost.seconds["eigenvectors"] > 0
+
+
 def test_what_cannot_be_predicted_has_no_forecast():
     with pytest.raises(InputError, match="train_examples: expected at most"):
         forecast(PredictConfig(train_examples=10**6))
