@@ -27,9 +27,10 @@ def decisions(
     flow: KernelFlow,
     time: float,
     data: Dataset,
-    outputs: np.ndarray,
-    targets: np.ndarray | None,
+    *,
     shape: tuple[int, ...],
+    outputs: np.ndarray | None = None,
+    targets: np.ndarray | None = None,
 ) -> list[Decision]:
     """What decided two test examples whose class is wrong or least certain, and two others.
 
@@ -39,11 +40,11 @@ def decisions(
         flow: from 0, on all training examples.
         time: t.
         data: the examples, flat or not.
-        outputs: f_t [n', d_out] on the test examples.
+        shape: (H, W, c) of an image.
+        outputs: f_t [n', d_out] on the test examples; None is ``flow.predict``.
         targets: [k, d_out] of the classes, as in `dnntk.data.labels.decide`.
-        shape: [H, W, c] of an image.
     """
-    if data.labels_test is None or data.labels_train is None or not len(outputs):
+    if data.labels_test is None or data.labels_train is None or not len(data.x_test):
         return []
     if len(shape) != 3 or len(data.classes) < 2:
         return []
@@ -51,6 +52,7 @@ def decisions(
     if iterations and (not flow.gram.stored or iterations * flow.gram.nbytes > MOST_READ):
         log.info("attribution: no picture, as it would take as long as the prediction")
         return []
+    outputs = flow.predict(data.x_test, time) if outputs is None else outputs
     if targets is None:
         targets = np.array([[0.0], [1.0]]) if outputs.shape[1] == 1 else np.eye(outputs.shape[1])
     first = decide(outputs, targets)

@@ -333,8 +333,8 @@ class Prediction:
         coefficients = np.stack([s.coefficients for s in result.flow.solutions(times)])
         test_outputs = outputs[times.index(result.chosen["time"])]
         t = result.chosen["time"]
-        shown = test_outputs, self.targets, self.image_shape
-        attributed = decisions(result.flow, t, self.data, *shown)
+        shown = {"shape": self.image_shape, "outputs": test_outputs, "targets": self.targets}
+        attributed = decisions(result.flow, t, self.data, **shown)
         if not processes.is_primary():
             return
         np.savez(

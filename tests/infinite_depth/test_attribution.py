@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import numpy as np
@@ -33,7 +34,7 @@ def test_the_contributions_are_those_of_other_targets(classes, targets, monkeypa
     monkeypatch.setattr(attribution, "EXAMPLES", 30)
     data, flow, known = _data(classes, targets)
     outputs = flow.predict(NEW, TIME)
-    rows = decisions(flow, TIME, data, outputs, known, SHAPE)
+    rows = decisions(flow, TIME, data, shape=SHAPE, targets=known)
     assert 2 <= len(rows) <= 4
     codes = np.stack([data.y_train[data.labels_train == c][0] for c in range(classes)])
     for row in rows:
@@ -58,7 +59,7 @@ def test_mistakes_come_first_and_then_other_classes():
     outputs = np.eye(3)[NEW_LABELS] * RNG.uniform(0.6, 1, (8, 1))
     wrong = 5
     outputs[wrong] = np.roll(outputs[wrong], 1)
-    rows = decisions(flow, TIME, data, outputs, None, SHAPE)
+    rows = decisions(flow, TIME, data, shape=SHAPE, outputs=outputs)
     assert rows[0].name != rows[0].decided
     assert all(row.name == row.decided for row in rows[1:])
     assert np.array_equal(rows[0].image.ravel(), NEW[wrong])
@@ -67,10 +68,10 @@ def test_mistakes_come_first_and_then_other_classes():
 
 def test_there_is_none_without_images_or_where_it_takes_long(monkeypatch):
     data, flow, _ = _data(3, "one-hot")
-    outputs = flow.predict(NEW, TIME)
-    assert decisions(flow, TIME, data, outputs, None, (6,)) == []
-    assert decisions(flow, TIME, data, outputs[:0], None, SHAPE) == []
+    assert decisions(flow, TIME, data, shape=(6,)) == []
+    empty = dataclasses.replace(data, x_test=NEW[:0])
+    assert decisions(flow, TIME, empty, shape=SHAPE) == []
     krylov = KernelFlow(limit_ntk, X, data.y_train, solver="krylov", progress=False)
-    assert len(decisions(krylov, TIME, data, outputs, None, SHAPE)) > 1
+    assert len(decisions(krylov, TIME, data, shape=SHAPE)) > 1
     monkeypatch.setattr(attribution, "MOST_READ", 1.0)
-    assert decisions(krylov, TIME, data, outputs, None, SHAPE) == []
+    assert decisions(krylov, TIME, data, shape=SHAPE) == []
