@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         DeepNarrowClassifier,
         DeepNarrowRegressor,
         InfiniteDepthClassifier,
-        InfiniteDepthFeatures,
         InfiniteDepthKernel,
         InfiniteDepthRegressor,
     )
@@ -33,7 +32,6 @@ __all__ = [
     "DeepNarrowRegressor",
     "Diverged",
     "InfiniteDepthClassifier",
-    "InfiniteDepthFeatures",
     "InfiniteDepthKernel",
     "InfiniteDepthRegressor",
     "InputError",

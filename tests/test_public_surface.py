@@ -28,7 +28,7 @@ ARGUMENTS = {
     "ntk.cka": "kernel1 kernel2",
     "ntk.effective_dimension": "kernel time",
     "ntk.kernel_movement": "kernel_t kernel_0",
-    "KernelFlow": "kernel x_train y_train",
+    "KernelFlow": "kernel x_train y_train * loss",
     "KernelFlow.predict": "self x time time_step momentum",
     "KernelFlow.train_predictions": "self time time_step momentum",
     "KernelFlow.max_time_step": "self momentum",
@@ -37,8 +37,6 @@ ARGUMENTS = {
     "KernelFlow.log_marginal_likelihood": "self noise * eval_gradient",
     "KernelFlow.leave_one_out": "self time * ridge",
     "KernelFlow.influence": "self x time",
-    "InfiniteDepthFeatures": "count rho beta features",
-    "InfiniteDepthKernel": "rho beta rho_bounds beta_bounds",
     "train": "config workdir",
     "predict": "config workdir",
     "solve": "model variables x y * time ridge tolerance max_iterations",
@@ -52,7 +50,7 @@ LAYERS = (
 )
 OTHERS = {
     *("Dataset", "DeepNarrowClassifier", "DeepNarrowRegressor", "Diverged"),
-    *("InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
+    *("InfiniteDepthClassifier", "InfiniteDepthKernel", "InfiniteDepthRegressor", "InputError"),
     *(
         "PredictConfig",
         "SolveReport",

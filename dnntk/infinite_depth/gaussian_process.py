@@ -122,6 +122,7 @@ class GaussianProcessMixin:
     _system: KernelSystem
     _layout: OutputLayout
     _residual: Array
+    _check_squared: Callable[[str], None]
 
     def posterior(
         self, x: ArrayLike, noise: float | None = None, *, initial: ArrayLike = 0.0
@@ -190,6 +191,7 @@ class GaussianProcessMixin:
         return (value, process.gradient()) if eval_gradient else value
 
     def _process(self, noise: float | None) -> GaussianProcess:
+        self._check_squared("posterior, sample, log_marginal_likelihood")
         noise = len(self._system.x) * self.ridge if noise is None else not_negative("noise", noise)
         return GaussianProcess(self._system, self._layout.by_kernel_row(self._residual), noise)
 

@@ -14,6 +14,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,10 +26,12 @@ from dnntk.infinite_depth.feature_gram import Gram
 from dnntk.infinite_depth.gaussian_process import GaussianProcessMixin
 from dnntk.infinite_depth.kernel_system import KernelSystem
 from dnntk.infinite_depth.leave_one_out import check_solver, leave_one_out_errors
+from dnntk.infinite_depth.loss_flow import LossFlow, Pointwise
 from dnntk.infinite_depth.outputs import OutputLayout
 from dnntk.infinite_depth.solution import Solution
-from dnntk.infinite_depth.solvers import SOLVERS, Solver, filtered
+from dnntk.infinite_depth.solvers import SOLVERS, Eigendecomposition, Solver, filtered
 from dnntk.infinite_depth.spectral_filter import SpectralFilter, filters_at, largest_stable_step
+from dnntk.training.losses import Loss
 
 __all__ = ["SOLVERS", "KernelFlow", "Solution"]
 
@@ -36,22 +39,29 @@ MAX_ITERATIONS = 2000
 
 
 class KernelFlow(GaussianProcessMixin):
-    """Gradient flow of a kernel machine on the loss 1/2 mean ||f - y||^2 (Theorems 3.3 and 4.3).
+    """Gradient flow of a kernel machine: df/dt = -(1/N) K dloss/df (Theorems 3.2, 3.3 and 4.3).
 
-    The first prediction computes the Gram matrix and factors it; every further time costs little,
-    and a Krylov basis grows where a longer time needs more of it.
+    On squared error the first prediction computes the Gram matrix and factors it; every further
+    time costs little, and a Krylov basis grows where a longer time needs more of it. Other losses
+    are integrated in time, see `dnntk.infinite_depth.loss_flow`.
 
     Args:
         kernel: [n1, ...], [n2, ...] -> [n1, n2], times the identity over the outputs, or
             [n1, n2, d_out, d_out]; bind its parameters with `functools.partial`.
         x_train: [n, ...].
         y_train: [n, d_out], or [n] for one output.
+        loss: of an example; the training loss is the mean over examples. "squared" is 1/2 ||f -
+            y||^2. "cross_entropy" takes outputs as logits, and targets as probabilities: rows that
+            add up to 1 (softmax), or one column in [0, 1] (sigmoid). Or a function (outputs [k],
+            target [k]) -> number, convex and twice differentiable by JAX.
         ridge: weight decay of the kernel's own parameters, in units of the eigenvalues of K/N:
             at t = infinity this is kernel ridge regression with K + n ridge I.
         initial: f_0 at the training examples, [n, d_out]; None is 0, as deep narrow networks
             start.
-        solver: "eigh", "krylov", or "auto": the first up to 4,096 rows, the second beyond.
-        tolerance: relative residual at which the Krylov method stops.
+        solver: "eigh", "krylov", or "auto": the first up to 4,096 rows, the second beyond. Losses
+            other than squared error need the first at any size.
+        tolerance: relative residual at which the Krylov method stops; of other losses than squared
+            error, the relative error of f_t.
         max_iterations: most iterations of the Krylov method; memory may allow fewer.
         block_size: examples along a side of a tile of the Gram matrix.
         memory: bytes for the Gram matrix and the Krylov basis; None is 3/4 of this machine's.
@@ -76,6 +86,7 @@ class KernelFlow(GaussianProcessMixin):
         x_train: ArrayLike,
         y_train: ArrayLike,
         *,
+        loss: str | Loss = "squared",
         ridge: float = 0.0,
         initial: ArrayLike | None = None,
         solver: str = "auto",
@@ -89,10 +100,13 @@ class KernelFlow(GaussianProcessMixin):
         progress: bool = True,
     ) -> None:
         """Check the arguments; of the kernel no more than one example is evaluated."""
+        is_squared = isinstance(loss, str) and loss == "squared"
+        if not is_squared and solver == "krylov":
+            raise InputError("solver: expected auto or eigh for this loss, got krylov")
         self._system = KernelSystem(
             kernel,
             x_train,
-            solver=solver,
+            solver="eigh" if not is_squared and solver == "auto" else solver,
             tolerance=tolerance,
             max_iterations=max_iterations,
             block_size=block_size,
@@ -112,8 +126,10 @@ class KernelFlow(GaussianProcessMixin):
         self._layout = OutputLayout(self._y.shape[1], size)
         start = 0.0 if initial is None else initial
         self._residual = self._y - self._layout.checked("initial", start, self._n)
+        self._pointwise = None if is_squared else Pointwise(loss, self._y)
         self._solver: Solver | None = None
-        self._quiet = False
+        self._quiet, self._progress = False, progress
+        self._loss_flow: LossFlow | None = None
         self._solutions: dict[SpectralFilter, Solution] = {}
 
     def predict(
@@ -166,20 +182,28 @@ class KernelFlow(GaussianProcessMixin):
         Arguments and errors are those of `predict`. No further product with the Gram matrix is
         computed.
         """
-        filters = filters_at(host_times(time), self.ridge, time_step, momentum)
+        filters = self._filters(host_times(time), time_step, momentum)
         solver = self._solver_for(filters)
-        learnt = [solver.apply_matrix(filtered(solver, each)) for each in filters]
+        if self._loss_flow is None:
+            components = [filtered(solver, each) for each in filters]
+        else:
+            components = self._loss_flow.components([each.time for each in filters])
+        learnt = [solver.apply_matrix(each) for each in components]
         outputs = self._layout.by_time(np.concatenate(learnt, 1), len(filters), time)
         return outputs + (self._y - self._residual)
 
     def loss(
         self, time: float | Sequence[float], time_step: float | None = None, momentum: float = 0.0
     ) -> NDArray[np.float64]:
-        """The loss 1/2 mean ||f_t - y||^2 on the training examples: a number, or [times].
+        """The mean loss on the training examples, without a ridge's: a number, or [times].
 
         Arguments and errors are those of `predict`. A time costs a few products of small vectors.
         """
-        filters = filters_at(host_times(time), self.ridge, time_step, momentum)
+        filters = self._filters(host_times(time), time_step, momentum)
+        if self._pointwise is not None:
+            outputs = self.train_predictions(np.atleast_1d(np.asarray(time, float)).tolist())
+            values = np.array([self._pointwise.value(f) for f in outputs])
+            return values if np.ndim(time) else values[0]
         solver = self._solver_for(filters)
         result = []
         for each in filters:
@@ -199,11 +223,16 @@ class KernelFlow(GaussianProcessMixin):
         self, times: Sequence[float], time_step: float | None = None, momentum: float = 0.0
     ) -> list[Solution]:
         """`solution` of several times, solved together."""
-        filters = filters_at(host_times(list(times)), self.ridge, time_step, momentum)
+        filters = self._filters(host_times(list(times)), time_step, momentum)
         missing = [each for each in filters if each not in self._solutions]
         if missing:
             solver = self._solver_for(missing)
+            if self._loss_flow is not None:
+                self._loss_flow.components([each.time for each in missing])
             for each in missing:
+                if self._loss_flow is not None:
+                    self._solutions[each] = self._loss_flow.solution(each.time)
+                    continue
                 self._solutions[each] = Solution.found_by(
                     solver, each, self._n, self._system.tolerance, quiet=self._quiet
                 )
@@ -228,6 +257,7 @@ class KernelFlow(GaussianProcessMixin):
             InputError: as `predict`; there is only one example; or the solver is a Krylov one, so
                 that eigenvectors are missing: give ``solver="eigh"``.
         """
+        self._check_squared("leave_one_out")
         times = host_times(time)
         r = self.ridge if ridge is None else not_negative("ridge", ridge)
         solver = check_solver(self._started(), self._n)
@@ -255,6 +285,7 @@ class KernelFlow(GaussianProcessMixin):
         Raises:
             InputError: as `predict`.
         """
+        self._check_squared("influence")
         points, n, k = self._system.points(x), self._n, self._layout.matrix_size
         filters = filters_at(host_times(time), self.ridge)
         cross = self._system.cross.matrix(points, n, self._system.block_size)
@@ -269,6 +300,7 @@ class KernelFlow(GaussianProcessMixin):
 
         The Gram matrix and an eigendecomposition are shared; what has not converged is not logged.
         """
+        self._check_squared("for_targets")
         other = copy.copy(self)
         other.ridge, other._y = ridge, host_targets("y_train", y_train, self._n)
         other._residual, other._solutions, other._quiet = other._y, {}, True
@@ -291,7 +323,20 @@ class KernelFlow(GaussianProcessMixin):
         s is the largest eigenvalue of K/N, for the loss 1/2 mean ||f - y||^2; in units of kernel
         time, before it is divided by 1 - momentum. Any larger step grows in the end (Polyak, 1964).
         """
+        self._check_squared("max_time_step")
         return largest_stable_step(float(self.eigenvalues[-1]) + self.ridge, momentum)
+
+    def _filters(
+        self, times: Sequence[float], time_step: float | None, momentum: float
+    ) -> list[SpectralFilter]:
+        if time_step is not None:
+            self._check_squared("time_step")
+        return filters_at(times, self.ridge, time_step, momentum)
+
+    def _check_squared(self, name: str) -> None:
+        """Refuse another loss, for what has a closed form only for squared error."""
+        if self._pointwise is not None:
+            raise InputError(f"{name}: expected a flow of loss=squared, got another loss's")
 
     def _solver_for(self, filters: Sequence[SpectralFilter]) -> Solver:
         """The solver, accurate for these filters; errors as `KernelSystem.refine`."""
@@ -300,4 +345,13 @@ class KernelFlow(GaussianProcessMixin):
     def _started(self) -> Solver:
         if self._solver is None:
             self._solver = self._system.solver_of(self._layout.by_kernel_row(self._residual))
+            if self._pointwise is not None:
+                self._loss_flow = LossFlow(
+                    self._pointwise,
+                    self._y - self._residual,
+                    cast(Eigendecomposition, self._solver),
+                    ridge=self.ridge,
+                    tolerance=self._system.tolerance,
+                    progress=self._progress,
+                )
         return self._solver
