@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DeepNarrowClassifier,
         DeepNarrowRegressor,
         InfiniteDepthClassifier,
+        InfiniteDepthFeatures,
         InfiniteDepthKernel,
         InfiniteDepthRegressor,
     )
@@ -32,6 +33,7 @@ __all__ = [
     "DeepNarrowRegressor",
     "Diverged",
     "InfiniteDepthClassifier",
+    "InfiniteDepthFeatures",
     "InfiniteDepthKernel",
     "InfiniteDepthRegressor",
     "InputError",

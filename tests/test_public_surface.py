@@ -37,6 +37,8 @@ ARGUMENTS = {
     "KernelFlow.log_marginal_likelihood": "self noise * eval_gradient",
     "KernelFlow.leave_one_out": "self time * ridge",
     "KernelFlow.influence": "self x time",
+    "InfiniteDepthFeatures": "count rho beta features",
+    "InfiniteDepthKernel": "rho beta rho_bounds beta_bounds",
     "train": "config workdir",
     "predict": "config workdir",
     "solve": "model variables x y * time ridge tolerance max_iterations",
@@ -50,7 +52,7 @@ LAYERS = (
 )
 OTHERS = {
     *("Dataset", "DeepNarrowClassifier", "DeepNarrowRegressor", "Diverged"),
-    *("InfiniteDepthClassifier", "InfiniteDepthKernel", "InfiniteDepthRegressor", "InputError"),
+    *("InfiniteDepthClassifier", "InfiniteDepthRegressor", "InputError"),
     *(
         "PredictConfig",
         "SolveReport",

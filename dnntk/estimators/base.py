@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from dnntk.checks import brief, check_choice, check_count, check_unmasked
@@ -27,7 +28,10 @@ from dnntk.errors import InputError
 from dnntk.estimators import savefile
 from dnntk.training.config import ARCHITECTURES
 
-__all__ = ["DEFAULT_TIME", "NarrowEstimator", "check_filter", "checked_image", "typed"]
+__all__ = [
+    *("DEFAULT_TIME", "NarrowEstimator", "check_filter", "checked_image", "drawn_seed"),
+    *("image_of", "typed", "validated"),
+]
 
 DEFAULT_TIME = 1e5
 
@@ -133,30 +137,9 @@ class NarrowEstimator(BaseEstimator, abc.ABC):
         found._restore_targets(about)
         return found
 
-    def _image(self, features: int) -> tuple[int, int, int] | None:
-        """(H, W, c) to which a CNN's rows are reshaped; None for an MLP."""
-        check_choice("arch", self.arch, ARCHITECTURES)
-        return None if self.arch == "mlp" else checked_image(self.image_shape, features)
-
     def _validated(self, X: ArrayLike, y: Any = "no_validation", **options: Any) -> Any:  # noqa: N803
-        """X, and y if given, validated by scikit-learn; its errors in one line.
-
-        Raises:
-            InputError: an entry is masked, or scikit-learn refuses the data.
-        """
-        check_unmasked("X", X)
-        check_unmasked("y", y)
-        try:
-            return validate_data(self, X, y, dtype=np.float64, **options)
-        except Exception as error:  # an array of another library may raise anything
-            # scikit-learn's tests expect its type errors, and its list of feature names.
-            if isinstance(error, TypeError) or "feature names should match" in str(error):
-                raise
-            if not isinstance(error, ValueError):
-                raise InputError(
-                    f"X, y: expected arrays, got one that raises {brief(error)}"
-                ) from None
-            raise InputError(_in_one_line(str(error))) from None
+        """X, and y if given, as float64."""
+        return validated(self, X, y, dtype=np.float64, **options)
 
     def _outputs_at(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """The outputs [n, d_out] at the user's points."""
@@ -172,6 +155,54 @@ class NarrowEstimator(BaseEstimator, abc.ABC):
                 ConvergenceWarning,
                 stacklevel=4,
             )
+
+
+def validated(
+    estimator: BaseEstimator,
+    X: ArrayLike,  # noqa: N803
+    y: Any = "no_validation",
+    **options: Any,
+) -> Any:
+    """X, and y if given, validated by scikit-learn; its errors in one line.
+
+    Raises:
+        InputError: an entry is masked, or scikit-learn refuses the data.
+    """
+    check_unmasked("X", X)
+    check_unmasked("y", y)
+    try:
+        return validate_data(estimator, X, y, **options)
+    except Exception as error:  # an array of another library may raise anything
+        # scikit-learn's tests expect its type errors, and its list of feature names.
+        if isinstance(error, TypeError) or "feature names should match" in str(error):
+            raise
+        if not isinstance(error, ValueError):
+            raise InputError(f"X, y: expected arrays, got one that raises {brief(error)}") from None
+        raise InputError(_in_one_line(str(error))) from None
+
+
+def image_of(estimator: Any, features: int) -> tuple[int, int, int] | None:
+    """(H, W, c) to which a CNN's rows of ``features`` numbers are reshaped; None for an MLP.
+
+    Raises:
+        InputError: the estimator's ``arch`` is neither, or its ``image_shape`` does not fit.
+    """
+    check_choice("arch", estimator.arch, ARCHITECTURES)
+    return None if estimator.arch == "mlp" else checked_image(estimator.image_shape, features)
+
+
+def drawn_seed(random_state: Any) -> int:
+    """A seed, by scikit-learn's rules for ``random_state``.
+
+    Raises:
+        InputError: it is neither an integer, a RandomState nor None.
+    """
+    try:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+    except ValueError as error:
+        raise InputError(
+            f"random_state: expected an integer, a RandomState or None, got another ({error})"
+        ) from None
 
 
 def checked_image(shape: Any, features: int) -> tuple[int, int, int]:

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
-from sklearn.utils import check_random_state
 
 from dnntk.errors import InputError
 from dnntk.estimators.base import (
@@ -26,6 +25,8 @@ from dnntk.estimators.base import (
     NarrowEstimator,
     check_filter,
     checked_image,
+    drawn_seed,
+    image_of,
     typed,
 )
 from dnntk.estimators.targets import NarrowClassifier, NarrowRegressor
@@ -113,13 +114,13 @@ class DeepNarrowEstimator(NarrowEstimator):
         self.verbose = verbose
 
     def _fit_outputs(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-        image_shape = self._image(x.shape[1])
+        image_shape = image_of(self, x.shape[1])
         model = self._model(image_shape, y.shape[1])
         inputs = _as_inputs(x, image_shape, self.dtype)
         with _precision(self.dtype):
             variables, report = solve(
                 model,
-                _initial(model, jax.random.key(self._seed()), inputs[:1]),
+                _initial(model, jax.random.key(drawn_seed(self.random_state)), inputs[:1]),
                 inputs,
                 y,
                 time=self.time,
@@ -150,14 +151,6 @@ class DeepNarrowEstimator(NarrowEstimator):
             check_filter(self.kernel_size, image_shape)
             names.append("kernel_size")
         return TrainConfig(**{name: getattr(self, name) for name in names}).model(d_out)
-
-    def _seed(self) -> int:
-        try:
-            return int(check_random_state(self.random_state).randint(2**31 - 1))
-        except ValueError as error:
-            raise InputError(
-                f"random_state: expected an integer, a RandomState or None, got another ({error})"
-            ) from None
 
     def _outputs(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         dtype = self.variables_["params"]["first"]["kernel"].dtype.name

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 
-from dnntk.checks import check_choice, host_examples
+from dnntk.checks import host_examples
 from dnntk.errors import InputError
-from dnntk.estimators.base import checked_image
+from dnntk.estimators.base import image_of
 from dnntk.estimators.infinite_depth import LimitKernel
-from dnntk.training.config import ARCHITECTURES
 
 __all__ = ["InfiniteDepthKernel"]
 
@@ -138,7 +137,5 @@ class InfiniteDepthKernel(Kernel):
 
     def _kernel(self, shape: tuple[int, ...]) -> LimitKernel:
         """The kernel of examples of this shape, with its parameters checked."""
-        check_choice("arch", self.arch, ARCHITECTURES)
-        features = math.prod(shape)
-        image = None if self.arch == "mlp" else checked_image(self.image_shape, features)
+        image = image_of(self, math.prod(shape))
         return LimitKernel(self.rho, self.beta, self.d_out, image, self.kernel_size)

@@ -20,6 +20,7 @@ from dnntk.estimators.base import (
     NarrowEstimator,
     check_filter,
     checked_image,
+    image_of,
     typed,
 )
 from dnntk.estimators.targets import NarrowClassifier, NarrowRegressor
@@ -141,7 +142,7 @@ class InfiniteDepth(NarrowEstimator):
 
     def _fit_outputs(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
         kernel = LimitKernel(
-            self.rho, self.beta, y.shape[1], self._image(x.shape[1]), self.kernel_size
+            self.rho, self.beta, y.shape[1], image_of(self, x.shape[1]), self.kernel_size
         )
         flow = KernelFlow(
             kernel,

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ from dnntk.runs.locks import freeing_folders
 from dnntk.training.evaluation import as_trained, scores
 from dnntk.training.run import load_dataset_for
 
-__all__ = ["Comparison", "Scores", "converge_to_limit", "stepped"]
+__all__ = ["Comparison", "Scores", "converge_to_limit"]
 
 log = logging.getLogger("dnntk")
 
@@ -165,24 +165,6 @@ def converge_to_limit(
     return found
 
 
-def stepped(
-    kernel: np.ndarray, y: np.ndarray, time_step: float, steps: Sequence[int]
-) -> np.ndarray:
-    """Outputs of gradient descent on y [N, d_out] with a fixed kernel, after each of ``steps``.
-
-    ``kernel`` is [N + m, N]: rows are N training and m other inputs, columns the training inputs.
-    Returns [len(steps), m, d_out] at the others: their distance from f_t is the steps' error.
-    """
-    count = len(y)
-    outputs = np.zeros((len(kernel), y.shape[1]))
-    found = []
-    for step in range(max(steps) + 1):
-        if step in steps:
-            found.append(outputs[count:])
-        outputs = outputs + time_step * (kernel @ (y - outputs[:count])) / count
-    return np.stack(found)
-
-
 class _Arch:
     """One architecture's networks and its theory."""
 
@@ -281,15 +263,12 @@ class _Arch:
     def _discretization(self, limit: np.ndarray) -> np.ndarray:
         if not self.time_step:
             return np.zeros(len(limit))
-        with jax.enable_x64(True):
-            x = np.concatenate([self.x, self.held_out]).astype(np.float64)
-            kernel = np.asarray(self.kernel(x, x[: len(self.x)]))
-        y = self.y.astype(np.float64)
-        return _relative(stepped(kernel, y, self.time_step, self.steps), limit)
+        stepped = self.flow.predict(self.held_out, self.times.tolist(), self.time_step)
+        return _relative(stepped, limit)
 
     def _choose_time_step(self) -> tuple[float, list[int]]:
         """(time step, numbers of steps after which to compare)."""
-        config, stable = self.config, 2 / float(self.flow.eigenvalues[-1])
+        config, stable = self.config, self.flow.max_time_step()
         most = config.time_step or STABLE_FRACTION * stable
         if most >= stable:
             raise InputError(

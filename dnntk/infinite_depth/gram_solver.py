@@ -124,15 +124,17 @@ def check_definite(
             f"{smallest * n:.3g} under a largest of {largest * n:.3g}; this function is no "
             "kernel"
         )
-    unbounded = any(math.isinf(each.time) and each.ridge == 0 for each in filters)
+    # A noise below the eigenvalues' rounding errors is none.
+    least = floor / (n * cross.matrix_size) if noisy else 0.0
+    unbounded = any(math.isinf(each.time) and each.ridge <= least for each in filters)
     if unbounded and smallest <= floor:
         expected, advice = (
             "time: expected a finite one, or a ridge",
             f"set ridge to {floor:.1g} or more, or stop at time {1 / floor:.1g}",
         )
         if noisy:
-            expected = "noise: expected more than 0"
-            advice = f"or set noise to {n * floor:.1g} or more"
+            expected = f"noise: expected more than {n * least:.1g}"
+            advice = f"or set noise to {n * floor:.1g}"
         raise InputError(
             f"{expected}, as the Gram matrix is not positive definite to {cross.dtype} precision "
             f"(smallest eigenvalue of K/N {smallest:.2g}, largest {largest:.3g}); drop coincident "

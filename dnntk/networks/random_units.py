@@ -32,9 +32,10 @@ from dnntk.checks import brief
 from dnntk.errors import InputError
 from dnntk.networks.initializers import Layers
 
-__all__ = ["FEATURES", "check_features", "random_units"]
+__all__ = ["EVEN_FEATURES", "FEATURES", "check_features", "random_units", "units_up_to_sign"]
 
 FEATURES = ("gaussian", "antithetic", "orthogonal", "sobol")
+EVEN_FEATURES = ("gaussian", "orthogonal", "sobol")
 # Bits of a Sobol point's coordinates; as many layers have different points.
 BITS = 32
 
@@ -89,6 +90,23 @@ def random_units(
     return {name: {"kernel": deviation * u, "bias": beta * v} for name, (u, v) in drawn.items()}
 
 
+def units_up_to_sign(
+    key: jax.Array, features: str, count: int, dimensions: int, dtype: jnp.dtype
+) -> jax.Array:
+    """Standard normal points [count, dimensions], of the draws that need no point's negative.
+
+    For even functions of a unit, to which a negative adds nothing; so ``orthogonal`` has none.
+
+    Raises:
+        InputError: ``features="sobol"``, and a point has more numbers than the sequence.
+    """
+    if features == "gaussian":
+        return jax.random.normal(key, (count, dimensions), dtype)
+    if features == "orthogonal":
+        return _orthogonal_blocks(key, count, dimensions, dtype).reshape(-1, dimensions)[:count]
+    return _sobol(key, count, dimensions, dtype)
+
+
 def _independent(
     key: jax.Array, depth: int, shape: tuple[int, ...], each: tuple[int, ...], dtype: jnp.dtype
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -113,14 +131,19 @@ def _antithetic(key: jax.Array, count: int, dimensions: int, dtype: jnp.dtype) -
 
 def _orthogonal(key: jax.Array, count: int, dimensions: int, dtype: jnp.dtype) -> jax.Array:
     """Normal points [count, dimensions] in blocks: orthogonal ones, and then their negatives."""
-    shape = (-(-count // (2 * dimensions)), dimensions, dimensions)
+    block = _orthogonal_blocks(key, -(-count // 2), dimensions, dtype)
+    return jnp.concatenate([block, -block], axis=1).reshape(-1, dimensions)[:count]
+
+
+def _orthogonal_blocks(key: jax.Array, count: int, dimensions: int, dtype: jnp.dtype) -> jax.Array:
+    """At least ``count`` normal points [blocks, dimensions, dimensions], orthogonal in a block."""
+    shape = (-(-count // dimensions), dimensions, dimensions)
     one, other = (jax.random.normal(k, shape, dtype) for k in jax.random.split(key))
     q, r = jnp.linalg.qr(one)
     # The signs of r's diagonal make q uniform over all rotations (Mezzadri 2007).
     rotation = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None]
     lengths = jnp.linalg.norm(other, axis=2, keepdims=True)
-    block = lengths * rotation
-    return jnp.concatenate([block, -block], axis=1).reshape(-1, dimensions)[:count]
+    return lengths * rotation
 
 
 def _sobol(key: jax.Array, count: int, dimensions: int, dtype: jnp.dtype) -> jax.Array:

@@ -14,7 +14,7 @@ network of large C is linear in its parameters, so this is its kernel at any tim
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from dnntk.networks.convolution import average_pool
 from dnntk.networks.initializers import Layer
 from dnntk.networks.models import DeepNarrow, DeepNarrowCNN
 
-__all__ = ["RandomFeatures"]
+__all__ = ["Batch", "RandomFeatures"]
 
 # Array elements of one block of units on one batch of inputs: 32 MB in float64.
 BLOCK_ELEMENTS = 1 << 22
@@ -149,7 +149,7 @@ class RandomFeatures:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _kernel(model: DeepNarrow, first: Layer, middle: Layer, x1: jax.Array, x2: jax.Array) -> Any:
-    batches = _Batch.of(model, x1), _Batch.of(model, x2)
+    batches = _batch(model, x1), _batch(model, x2)
     total = _products(*(_fixed(model, first, batch) for batch in batches))
     above = tuple(batch.after_relu() for batch in batches)
     add = lambda total, units: (total + _products(*(b.units(units) for b in above)), None)  # noqa: E731
@@ -158,7 +158,7 @@ def _kernel(model: DeepNarrow, first: Layer, middle: Layer, x1: jax.Array, x2: j
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(model: DeepNarrow, first: Layer, middle: Layer, x: jax.Array) -> jax.Array:
-    batch, units = _Batch.of(model, x), jax.tree.map(lambda u: u[0], middle)
+    batch, units = _batch(model, x), jax.tree.map(lambda u: u[0], middle)
     parts = _fixed(model, first, batch), batch.after_relu().units(units)
     return jnp.concatenate(parts, 1) / math.sqrt(model.depth)
 
@@ -172,7 +172,7 @@ def _product(
     vectors: jax.Array,
     with_fixed: jax.Array,
 ) -> jax.Array:
-    batch = _Batch.of(model, x)
+    batch = _batch(model, x)
     above = batch.after_relu()
 
     def term(features: jax.Array) -> jax.Array:
@@ -185,7 +185,7 @@ def _product(
     return jax.lax.scan(add, total, middle)[0] / model.depth
 
 
-def _fixed(model: DeepNarrow, first: Layer, batch: "_Batch") -> jax.Array:
+def _fixed(model: DeepNarrow, first: Layer, batch: "Batch") -> jax.Array:
     """sqrt(depth) times the features beside those of the middle layers' units: [n, features]."""
     others, above = model.depth - 1, batch.after_relu()
     ones = above.ones()
@@ -203,7 +203,14 @@ def _fixed(model: DeepNarrow, first: Layer, batch: "_Batch") -> jax.Array:
     )
 
 
-class _Batch(NamedTuple):
+def _batch(model: DeepNarrow, x: jax.Array) -> "Batch":
+    """The model's inputs, pooled."""
+    if isinstance(model, DeepNarrowCNN):
+        return Batch.of(average_pool(x, model.pool), model.kernel_size)
+    return Batch.of(x, 1)
+
+
+class Batch(NamedTuple):
     """Inputs as a layer sees them: maps and their means over the image.
 
     Attributes:
@@ -217,37 +224,39 @@ class _Batch(NamedTuple):
     windows: jax.Array
 
     @classmethod
-    def of(cls, model: DeepNarrow, x: jax.Array) -> "_Batch":
-        """Inputs [n, d_in] or [n, H, W, c], pooled."""
+    def of(cls, x: jax.Array, size: int) -> "Batch":
+        """Inputs [n, d_in], or images [n, H, W, c] as a filter of this side sees them."""
         maps, patches, windows = x[None], x[None], jnp.ones((1, 1), x.dtype)
-        if isinstance(model, DeepNarrowCNN):
-            x, size = average_pool(x, model.pool), model.kernel_size
+        if x.ndim == 4:
             inside = [shifts_inside(side, size) for side in x.shape[1:3]]
             windows = jnp.asarray(np.kron(*inside) / math.prod(x.shape[1:3]), x.dtype)
             maps, patches = padded_patches(x, 1), padded_patches(x, size)
         return cls(maps, jnp.concatenate([patches, jnp.ones_like(patches[:, :, :1])], 2), windows)
 
-    def after_relu(self) -> "_Batch":
+    def after_relu(self) -> "Batch":
         """What the layers after the first one see."""
         return self._replace(maps=jax.nn.relu(self.maps), patches=jax.nn.relu(self.patches))
 
     def inputs(self) -> jax.Array:
         """The inputs' means: [n, features]."""
-        return self._means(self.maps)
+        return self.means(self.maps)
 
     def ones(self) -> jax.Array:
         """The means of an output's map, which is 1 everywhere."""
-        return self._means(jnp.ones_like(self.maps[:, :, :1]))
+        return self.means(jnp.ones_like(self.maps[:, :, :1]))
 
-    def units(self, layer: Layer) -> jax.Array:
-        """The means of relu(u x + v) of some units: [n, features]."""
+    def units(
+        self, layer: Layer, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu
+    ) -> jax.Array:
+        """The means of relu(u x + v), or another function of it, of some units: [n, features]."""
         bias = layer["bias"][:, None]
         weights = layer["kernel"].reshape(len(bias), self.patches.shape[2] - 1)
         weights = jnp.concatenate([weights, bias], 1).T
         maps = jnp.einsum("pni,iu->pnu", self.patches, weights, precision="highest")
-        return self._means(jax.nn.relu(maps))
+        return self.means(activation(maps))
 
-    def _means(self, maps: jax.Array) -> jax.Array:
+    def means(self, maps: jax.Array) -> jax.Array:
+        """For each shift, means over the image of maps [positions, n, f]: [n, features]."""
         if self.windows.size == 1:
             return maps[0]
         found = jnp.einsum("pnu,ps->snu", maps, self.windows, precision="highest")

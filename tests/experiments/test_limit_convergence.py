@@ -10,7 +10,7 @@ import pytest
 
 from dnntk import KernelFlow, figures, kernel, load_dataset
 from dnntk.experiments.compared_networks import ComparedNetworks
-from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit, stepped
+from dnntk.experiments.limit_convergence import LimitConfig, converge_to_limit
 from dnntk.training.ensemble import Ensemble
 
 SMALL = LimitConfig(
@@ -77,21 +77,6 @@ def test_differences_fall_with_depth_as_the_theory_says(small):
     expected = np.sqrt(12 / 40)  # the two deepest; less the first layers' share
     np.testing.assert_allclose(found.first_order[2] / found.first_order[1], expected, rtol=0.1)
     assert all(fit["low"] < -0.5 < fit["high"] and fit["exponent"] < 0 for fit in found.fits)
-
-
-def test_steps_have_the_closed_form_of_gradient_descent():
-    rng = np.random.default_rng(0)
-    features = rng.standard_normal((7, 9))
-    gram, y = features @ features[:5].T, rng.standard_normal((5, 2))
-    rate, small = 0.1, gram[:5] / 5
-    found = stepped(gram, y, rate, [0, 3, 8])
-    assert found.shape == (3, 2, 2) and not found[0].any()
-    for outputs, steps in zip(found, (0, 3, 8), strict=True):
-        learnt = y - np.linalg.matrix_power(np.eye(5) - rate * small, steps) @ y
-        np.testing.assert_allclose(outputs, gram[5:] @ np.linalg.solve(gram[:5], learnt), atol=1e-9)
-    limit = KernelFlow(lambda a, b: a @ b.T, features[:5], y, progress=False)
-    finer = stepped(gram, y, 1e-3, [2000])[0]
-    np.testing.assert_allclose(finer, limit.predict(features[5:], 2.0), atol=2e-3)
 
 
 def test_scores_are_those_of_the_outputs_and_of_linear_networks_without_noise(small):

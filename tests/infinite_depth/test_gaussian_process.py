@@ -191,10 +191,15 @@ def test_without_noise_it_knows_the_training_values_unless_the_matrix_is_singula
     np.testing.assert_allclose(mean, Y[:4], rtol=1e-6)
     np.testing.assert_allclose(covariance, 0, atol=1e-9)
     twice = _flow(_kernel(), np.concatenate([X, X[:1]]), np.concatenate([Y, Y[:1]]))
-    calls = [twice.log_marginal_likelihood, functools.partial(twice.posterior, NEW)]
-    for call in (*calls, functools.partial(twice.sample, jax.random.key(0), NEW)):
-        with pytest.raises(InputError, match="noise: expected more than 0.*set noise to"):
-            call()
+    posterior, sample = twice.posterior, functools.partial(twice.sample, jax.random.key(0))
+    for noise in (0.0, 1e-18):  # the second is less than the eigenvalues' rounding errors
+        for call in (
+            twice.log_marginal_likelihood,
+            *(functools.partial(f, NEW) for f in (posterior, sample)),
+        ):
+            with pytest.raises(InputError, match="noise: expected more than .*set noise to"):
+                call(noise)
+    assert np.isfinite(twice.log_marginal_likelihood(1e-9))
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,15 @@ def test_inputs_beyond_the_sequence_are_refused():
     model = DeepNarrowMLP(4, 1, 1.0, features="sobol")
     with pytest.raises(ValueError, match="features: sobol has 21,201 numbers .* need 21,202; pool"):
         jax.eval_shape(model.init, jax.random.key(0), np.ones((1, 21_201)))
+
+
+def test_orthogonal_units_up_to_sign_come_in_blocks_without_negatives():
+    z = np.asarray(random_units.units_up_to_sign(jax.random.key(0), "orthogonal", 5, 3, np.float32))
+    assert z.shape == (5, 3)
+    for block in (z[:3], z[3:]):
+        products = block @ block.T
+        np.testing.assert_allclose(products, np.diag(np.diag(products)), atol=1e-6)
+    cosines = (
+        z[:3] @ z[3:].T / np.linalg.norm(z[:3], axis=1)[:, None] / np.linalg.norm(z[3:], axis=1)
+    )
+    assert np.abs(cosines).max() < 0.999

@@ -89,11 +89,15 @@ def test_movement_is_relative_and_has_a_gradient_at_rest(x64):
 def test_measures_follow_the_dtype_under_jit_and_vmap():
     kernels = np.stack([Z @ Z.T, OTHER @ OTHER.T]).astype(np.float32)
     labels = LABELS.astype(np.float32)
-    for measure, other in ((alignment, labels), (cka, FULL), (effective_dimension, 2.0)):
-        found = jax.jit(jax.vmap(measure, (0, None)))(kernels, other)
-        assert found.dtype == np.float32
-        expected = [float(measure(kernel, other)) for kernel in kernels]
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    measures = (
+        lambda k: alignment(k, labels),
+        lambda k: cka(k, FULL),
+        lambda k: effective_dimension(k, 2.0),
+    )
+    found = jax.jit(jax.vmap(lambda k: [measure(k) for measure in measures]))(kernels)
+    for values, measure in zip(found, measures, strict=True):
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, [float(measure(k)) for k in kernels], rtol=1e-5)
     # Squares of these are beyond float32.
     huge = 1e25 * kernels[0]
     assert alignment(huge, labels) == pytest.approx(float(alignment(kernels[0], labels)), rel=1e-5)

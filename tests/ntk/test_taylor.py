@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.core import freeze
-from networks import drawn
 
-from dnntk import DeepNarrowMLP, InputError
+from dnntk import InputError
 from dnntk.ntk import linearize, taylor_expand
 
 RNG = np.random.default_rng(0)
@@ -127,16 +126,6 @@ def test_nnx_modules_move_by_their_parameters_alone():
     whole = nnx.merge_state(nnx.state(module), larger)
     np.testing.assert_allclose(f(whole, x), expected, rtol=1e-5, atol=1e-5)
     assert module.drop.deterministic is False
-
-
-def test_a_deep_narrow_network_of_large_scale_is_its_linearization():
-    x = RNG.uniform(size=(3, 2)).astype(np.float32)
-    model = DeepNarrowMLP(3, 2, 1e6)
-    start = drawn(model, x)
-    end = {**start, "params": jax.tree.map(lambda a: a + RNG.normal(size=a.shape), start["params"])}
-    network = model.apply(end, x)
-    assert np.abs(network).max() > 0.5
-    np.testing.assert_allclose(linearize(model, start)(end, x), network, atol=1e-5)
 
 
 def test_what_is_no_expansion_is_refused_in_a_line():
