@@ -52,8 +52,9 @@ def required_depth_figure(found: dict[str, dict[int, Any]]) -> "Figure":
                 column[0].annotate(
                     f"{100 * one.distance('gaussian')[0]:.2g}%",
                     (one.time, one.depth),
-                    (6, -9),
+                    (-6, 3),
                     textcoords="offset points",
+                    ha="right",
                     fontsize="small",
                 )
         last = list(by_count.values())[-1]

@@ -22,6 +22,7 @@ def test_outputs_are_those_of_the_formula(init, shape):
     def layer(h, kernel, bias):
         if h.ndim == 2:
             return h @ kernel + bias
+        kernel = kernel.reshape(3, 3, h.shape[-1], -1)
         maps = [
             sum(
                 ndimage.correlate(image[..., i], kernel[..., i, o], mode="constant")
