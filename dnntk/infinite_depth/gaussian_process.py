@@ -14,6 +14,7 @@ without a validation set.
 import dataclasses
 import functools
 import inspect
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -33,6 +34,10 @@ from dnntk.infinite_depth.solvers import Eigendecomposition
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 
 __all__ = ["GaussianProcess", "GaussianProcessMixin", "draw", "parameters_of"]
+
+ACCEPTED = 1e-3  # error of covariances over the noise
+
+log = logging.getLogger("dnntk")
 
 Array = NDArray[np.float64]
 
@@ -65,10 +70,22 @@ class GaussianProcess:
         own = CrossKernel(system.cross.kernel, points, system.cross.dtype)
         prior = SymmetricGram(own, block_size=system.block_size, progress=False).dense()
         cross = system.cross.matrix(points, len(system.x), system.block_size)
-        found = system.solutions(cross.T, self._filters, noisy=True)[0]
-        weights = found.coefficients.reshape(columns, rows)
-        covariance = prior - cross @ weights
-        return weights.T @ self._residual, (covariance + covariance.T) / 2
+        found = system.solutions(self._residual, self._filters, noisy=True)[0]
+        mean = cross @ found.coefficients.reshape(columns, -1)
+        # A residual R of the solver changes the covariance by R^T A^-1 R, at most |R|^2 / noise.
+        size = float(np.linalg.norm(cross)) or 1.0
+        tight = self._noise * math.sqrt(system.tolerance) / size
+        tolerance = min(system.tolerance, tight)
+        found = system.solutions(cross.T, self._filters, noisy=True, tolerance=tolerance)[0]
+        error = (found.residual * size) ** 2 / (self._noise or math.inf)
+        if found.iterations and error > ACCEPTED * self._noise:
+            log.warning(
+                "posterior: covariances may be wrong by %.2g, with a noise of %.2g, after %d "
+                'iterations; allow more iterations or memory, or give solver="eigh"',
+                *(error, self._noise, found.iterations),
+            )
+        covariance = prior - cross @ found.coefficients.reshape(columns, rows)
+        return mean, (covariance + covariance.T) / 2
 
     def log_marginal_likelihood(self) -> float:
         """The evidence, log p(y).
@@ -142,7 +159,7 @@ class GaussianProcessMixin:
         Returns:
             ([n', d_out], [n', n']) float64, one covariance for all outputs; of a matrix-valued
             kernel the covariance is [n', d_out, n', d_out]. By a Krylov method every point is a
-            right-hand side, and the error that of its tolerance.
+            right-hand side, and covariances are within tolerance * noise, or a warning is logged.
 
         Raises:
             InputError: an argument is not as above; the covariance does not fit into memory; or

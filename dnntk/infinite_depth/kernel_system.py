@@ -118,9 +118,16 @@ class KernelSystem:
         return solver
 
     def refine(
-        self, solver: Solver, filters: Sequence[SpectralFilter], *, noisy: bool = False
+        self,
+        solver: Solver,
+        filters: Sequence[SpectralFilter],
+        *,
+        noisy: bool = False,
+        tolerance: float | None = None,
     ) -> Solver:
         """Make a solver accurate for these filters, whose ridge is a noise if they are ``noisy``.
+
+        ``tolerance`` is another one than the system's.
 
         Raises:
             InputError: the Gram matrix is not positive definite enough for them, or descent does
@@ -130,17 +137,23 @@ class KernelSystem:
         if any(isinstance(each, DescentFilter) for each in filters):
             solver.refine([], self.tolerance)  # the largest eigenvalue
             check_steps(filters, float(solver.values[-1]))
-        solver.refine(list(filters), self.tolerance)
+        solver.refine(list(filters), self.tolerance if tolerance is None else tolerance)
         if solver.iterations > before:
             log.info("solver: %d iterations", solver.iterations)
         check_definite(solver, filters, len(self.x), self.cross, noisy=noisy)
         return solver
 
     def solutions(
-        self, targets: Array, filters: Sequence[SpectralFilter], *, noisy: bool = False
+        self,
+        targets: Array,
+        filters: Sequence[SpectralFilter],
+        *,
+        noisy: bool = False,
+        tolerance: float | None = None,
     ) -> list[Solution]:
-        """The solution of each filter for targets [n k, c]; errors as `refine`."""
-        solver = self.refine(self.solver_of(targets), filters, noisy=noisy)
+        """The solution of each filter for targets [n k, c]; errors and options as `refine`."""
+        solver = self.solver_of(targets)
+        self.refine(solver, filters, noisy=noisy, tolerance=tolerance)
         n = len(self.x)
         return [Solution.found_by(solver, f, n, self.tolerance, quiet=False) for f in filters]
 

@@ -69,6 +69,19 @@ def test_mean_and_covariance_are_scikit_learns(solver, outputs):
     np.testing.assert_array_equal(covariance, covariance.T)
 
 
+def test_a_krylov_methods_covariance_is_as_precise_as_the_noise(caplog):
+    x, y = RNG.uniform(size=(250, 4)), RNG.normal(size=(250, 1))
+    expected = _flow(_kernel(), x, y, solver="eigh").posterior(NEW, 1e-3)
+    krylov = functools.partial(_flow, _kernel(), x, y, solver="krylov")
+    with caplog.at_level(logging.WARNING, "dnntk"):
+        mean, covariance = krylov().posterior(NEW, 1e-3)
+        assert not caplog.text
+        krylov(max_iterations=4).posterior(NEW, 1e-3)
+    np.testing.assert_allclose(mean, expected[0], atol=1e-6)
+    np.testing.assert_allclose(covariance, expected[1], rtol=0, atol=1e-9)
+    assert "posterior: covariances may be wrong by" in caplog.text
+
+
 def test_the_mean_is_the_flow_at_infinity_with_its_ridge_and_begins_at_f_0():
     flow = _flow(_kernel(), ridge=0.01, initial=0.3 * Y)
     mean, covariance = flow.posterior(NEW, initial=2.0)
