@@ -14,7 +14,6 @@ without a validation set.
 import dataclasses
 import functools
 import inspect
-import logging
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -34,10 +33,6 @@ from dnntk.infinite_depth.solvers import Eigendecomposition
 from dnntk.infinite_depth.spectral_filter import SpectralFilter
 
 __all__ = ["GaussianProcess", "GaussianProcessMixin", "draw", "parameters_of"]
-
-ACCEPTED = 1e-3  # error of covariances over the noise
-
-log = logging.getLogger("dnntk")
 
 Array = NDArray[np.float64]
 
@@ -77,13 +72,6 @@ class GaussianProcess:
         tight = self._noise * math.sqrt(system.tolerance) / size
         tolerance = min(system.tolerance, tight)
         found = system.solutions(cross.T, self._filters, noisy=True, tolerance=tolerance)[0]
-        error = (found.residual * size) ** 2 / (self._noise or math.inf)
-        if found.iterations and error > ACCEPTED * self._noise:
-            log.warning(
-                "posterior: covariances may be wrong by %.2g, with a noise of %.2g, after %d "
-                'iterations; allow more iterations or memory, or give solver="eigh"',
-                *(error, self._noise, found.iterations),
-            )
         covariance = prior - cross @ found.coefficients.reshape(columns, rows)
         return mean, (covariance + covariance.T) / 2
 

@@ -289,7 +289,10 @@ class KernelFlow(GaussianProcessMixin):
         points, n, k = self._system.points(x), self._n, self._layout.matrix_size
         filters = filters_at(host_times(time), self.ridge)
         cross = self._system.cross.matrix(points, n, self._system.block_size)
-        found = self._system.solutions(cross.T, filters)
+        # A residual R of the solver changes the entries by at most phi(0) |R| / n.
+        factor = max(float(f(np.zeros(1))[0]) for f in filters) * float(np.linalg.norm(cross)) / n
+        tolerance = self._system.tolerance * min(1.0, 1 / factor if factor else 1.0)
+        found = self._system.solutions(cross.T, filters, tolerance=tolerance)
         by_time = np.stack([each.coefficients for each in found])
         result = by_time.reshape(len(found), n, k, len(points), k).transpose(0, 3, 4, 1, 2)
         result = result[:, :, 0, :, 0] if k == 1 else result

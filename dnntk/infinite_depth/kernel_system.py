@@ -21,6 +21,8 @@ from dnntk.runtime import processes
 
 __all__ = ["KernelSystem"]
 
+SLACK = 30  # a residual so many times a tight tolerance is not yet a failure
+
 log = logging.getLogger("dnntk")
 
 Array = NDArray[np.float64]
@@ -152,10 +154,12 @@ class KernelSystem:
         tolerance: float | None = None,
     ) -> list[Solution]:
         """The solution of each filter for targets [n k, c]; errors and options as `refine`."""
-        solver = self.solver_of(targets)
+        solver, accepted = self.solver_of(targets), self.tolerance
         self.refine(solver, filters, noisy=noisy, tolerance=tolerance)
+        if tolerance and solver.iterations:
+            accepted = min(accepted, SLACK * tolerance)
         n = len(self.x)
-        return [Solution.found_by(solver, f, n, self.tolerance, quiet=False) for f in filters]
+        return [Solution.found_by(solver, f, n, accepted, quiet=False) for f in filters]
 
     def product(self, points: Array, vectors: Array) -> Array:
         """k(points, X) @ vectors: [n', ...], [n k, c] -> [n' k, c].

@@ -53,6 +53,18 @@ def test_predictions_are_made_of_it(k):
         np.testing.assert_allclose(made, learnt, atol=1e-9)
 
 
+def test_a_krylov_method_finds_small_entries_of_long_times():
+    """Kernel values at the points are far larger than the entries, and hide their errors."""
+    x = RNG.uniform(0, 1, (250, 3))
+    exact, found = (
+        KernelFlow(
+            lambda a, b: 100 * kernel(a, b), x, x[:, :1], solver=solver, progress=False
+        ).influence(NEW, 1e4)
+        for solver in ("eigh", "krylov")
+    )
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-6)
+
+
 def test_bad_points_are_said():
     with pytest.raises(InputError, match=r"x: expected \[n, 3\], as x_train has"):
         _flow().influence(NEW[:, :2])
