@@ -32,6 +32,7 @@ WRONG = {
     "features.py": "--trained=20",
     "initialization.py": "--kernel_size=2",
     "limit_convergence.py": "--dataset=mnist --data_dir=nowhere",
+    "million_rows.py": "--parts=none",
     "ntk_convergence.py": "--depths=1",
     "parallel_depth.py": "--scales=few",
     "plan_gram.py": "--nodes=0",
