@@ -36,6 +36,7 @@ from dnntk.runs.checkpoints import Checkpoints
 from dnntk.runs.folder import RunFolder, peak_memory_bytes
 from dnntk.runs.locks import freeing_folders
 from dnntk.training import engine, gradient_flow, placement
+from dnntk.training.losses import summed
 from dnntk.training.step_size import largest_eigenvalue
 
 FLAGS = flags.FLAGS
@@ -351,7 +352,7 @@ def _descend(
 
     def loss(params: Any, frozen: Any) -> jax.Array:
         outputs = engine.apply(model, params, frozen, jnp.asarray(x))
-        return engine.residual_loss(outputs, jnp.asarray(y), jnp.ones(len(x), dtype)) / len(x)
+        return summed("squared", outputs, jnp.asarray(y), jnp.ones(len(x), dtype)) / len(x)
 
     @jax.jit
     def update(params: Any, frozen: Any) -> Any:

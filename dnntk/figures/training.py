@@ -16,11 +16,14 @@ __all__ = [
 ]
 
 LOSS = r"loss $\frac{1}{2}\,E\,\|f(x) - y\|^2$"
+LOSSES = {"squared": LOSS, "cross_entropy": "cross-entropy"}
 # Most classes for which a confusion matrix shows its counts, and the names of all classes.
 NUMBERED, NAMED = 20, 25
 
 
-def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
+def loss_figure(
+    history: Sequence[dict[str, Any]], title: str, loss_name: str = "squared"
+) -> "Figure":
     """Loss and, if known, accuracy against kernel time, or against steps if times are missing."""
     timed = all(line["time"] is not None for line in history)
     across = _numbers(history, "time" if timed else "step")
@@ -40,7 +43,7 @@ def loss_figure(history: Sequence[dict[str, Any]], title: str) -> "Figure":
         axes.set_xlabel("kernel time $t$" if timed else "step")
         axes.grid(alpha=0.3)
         axes.legend()
-    panels[0].set_ylabel(LOSS)
+    panels[0].set_ylabel(LOSSES[loss_name])
     log_scale(panels[0], "y")
     if classified:
         panels[1].set_ylabel("accuracy (%)")

@@ -53,6 +53,11 @@ class TrainedRun:
             raise InputError(
                 f"compare: expected a run of train.py in {self.workdir}, found another's ({error})"
             ) from None
+        if self.config.loss != "squared":
+            raise InputError(
+                f"compare: expected a run of loss=squared, {self.workdir} has "
+                f"{self.config.loss}; its limit is dnntk.KernelFlow(..., loss={self.config.loss!r})"
+            )
         self.history = self._evaluations()
 
     @property

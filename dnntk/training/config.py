@@ -13,11 +13,9 @@ from dnntk.networks import models
 from dnntk.runs import fields
 from dnntk.runs.folder import as_json
 from dnntk.training import pipeline
+from dnntk.training.losses import LOSSES
 
-__all__ = [
-    *("TrainConfig", "checkpoint_interval", "evaluated_examples", "evaluation_steps"),
-    "parse_classes",
-]
+__all__ = ["TrainConfig", "parse_classes"]
 
 ARCHITECTURES = ("mlp", "cnn")
 # Those that take steps, and the one that does not.
@@ -35,7 +33,7 @@ DTYPES = ("float32", "float64")
 # The values of fields that are words, and the least ones of integers.
 CHOICES = {
     **{"arch": ARCHITECTURES, "dataset": DATASETS, "optimizer": OPTIMIZERS},
-    **{"schedule": SCHEDULES, "dtype": DTYPES},
+    **{"schedule": SCHEDULES, "dtype": DTYPES, "loss": LOSSES},
 }
 LEAST = {
     **dict.fromkeys(("batch_size", "shift", "eval_every", "checkpoint_every", "eval_examples"), 0),
@@ -78,6 +76,10 @@ class TrainConfig:
             "orthogonal" or "sobol"; a network of the others is nearer to the infinitely deep one.
         random_units: random units a layer, with rho and beta over the root of their number.
         parametrization: form to compute in, "ntk" or "standard".
+        loss: "squared", the thesis's 1/2 mean ||f - y||^2, or "cross_entropy", in which outputs are
+            logits and targets probabilities: one-hot rows, or 0 and 1 for two classes.
+        label_smoothing: s in [0, 1): cross-entropy's targets y of k classes, of both splits, are
+            (1 - s) y + s / k instead.
         optimizer: one of `OPTIMIZERS`. "kernel" finds the weights of gradient flow at ``time`` in
             closed form, as `dnntk.solve` does; sgd follows kernel time in steps; the others need
             ``lr`` or ``depth_rate`` and have no kernel time.
@@ -135,6 +137,8 @@ class TrainConfig:
     features: str = "gaussian"
     random_units: int = 1
     parametrization: str = "ntk"
+    loss: str = "squared"
+    label_smoothing: float = 0.0
     optimizer: str = "sgd"
     momentum: float = 0.0
     weight_decay: float | None = None
@@ -179,6 +183,7 @@ class TrainConfig:
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum: expected a number in [0, 1), got {self.momentum}")
         self._check_data()
+        self._check_loss()
         if self.optimizer == "kernel":
             self._check_kernel()
         else:
@@ -218,11 +223,24 @@ class TrainConfig:
                 self, ["rho", "beta"], f"on init={self.init}, which has a deviation of its own"
             )
 
+    def _check_loss(self) -> None:
+        if self.loss == "squared":
+            fields.without_effect(self, ["label_smoothing"], "on loss=squared")
+        elif self.dataset == "toy":
+            raise InputError(f"loss: toy has no classes for loss={self.loss}; use loss=squared")
+        if not 0 <= self.label_smoothing < 1:
+            raise InputError(
+                f"label_smoothing: expected a number in [0, 1), got {self.label_smoothing}"
+            )
+
     def _check_kernel(self) -> None:
         fields.without_effect(
             self, _OF_DESCENT, "on optimizer=kernel, which takes no steps of descent"
         )
-        for name, needed in (("init", "deep_narrow"), ("parametrization", "ntk")):
+        for name, needed in (
+            *(("init", "deep_narrow"), ("parametrization", "ntk")),
+            ("loss", "squared"),
+        ):
             if (value := getattr(self, name)) != needed:
                 raise InputError(
                     f"{name}: optimizer=kernel needs {needed}, got {value}; leave {name} out"
@@ -349,8 +367,9 @@ class TrainConfig:
                 "on with it from Python, by dnntk.train(config, workdir, dataset=..., resume=True)"
             )
         # Fields that earlier versions did not have.
-        added = "schedule warmup mesh shift features random_units ridge offset depth_rate".split()
-        content = {name: getattr(cls, name) for name in added} | content
+        added = "schedule warmup mesh shift features random_units ridge offset depth_rate loss"
+        added += " label_smoothing"
+        content = {name: getattr(cls, name) for name in added.split()} | content
         try:
             values = {field.name: content[field.name] for field in dataclasses.fields(cls)}
             for name in ("scale", "time"):  # infinity is text
@@ -365,25 +384,6 @@ class TrainConfig:
             raise InputError(
                 f"config.json: expected a run's fields, problem with {error}"
             ) from None
-
-
-def evaluation_steps(config: TrainConfig, steps: int) -> list[int]:
-    """The numbers of steps after which a run of ``steps`` evaluates, 0 and ``steps`` included."""
-    every = config.eval_every or max(1, steps // EVALUATIONS)
-    # At first after powers of two, as the loss changes most there.
-    early = {2**k for k in range(every.bit_length()) if 2**k < every}
-    return sorted({0, steps} | {s for s in early if s < steps} | set(range(every, steps, every)))
-
-
-def evaluated_examples(config: TrainConfig, last: bool) -> int | None:
-    """Most examples of each split in an evaluation, in the ``last`` one or another; None is all."""
-    every = last or config.optimizer == "kernel"
-    return config.eval_examples or (None if every else EVALUATED_ON_THE_WAY)
-
-
-def checkpoint_interval(config: TrainConfig, steps: int) -> int:
-    """Steps between two checkpoints of a run of ``steps``; the last step has one too."""
-    return config.checkpoint_every or max(1, steps // EVALUATIONS)
 
 
 def parse_classes(text: str) -> tuple[int, ...] | str:

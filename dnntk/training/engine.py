@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from dnntk.native import ops
 from dnntk.native.blocks import THREAD_STATE_BYTES, Blocks, CpuBudget
 from dnntk.networks.models import DeepNarrow
+from dnntk.training.losses import derivative, summed
 from dnntk.training.placement import Batch
 
-__all__ = ["NativeEngine", "PlainEngine", "apply", "engine_for", "residual_loss"]
+__all__ = ["NativeEngine", "PlainEngine", "apply", "engine_for"]
 
 # For the states of a part of a large batch: MNIST's 60,000 examples of 28 x 28 would take 16 GB.
 PART_SCRATCH_BYTES = 1 << 32
@@ -27,16 +28,12 @@ def apply(model: nn.Module, params: Any, frozen: Any, x: jax.Array) -> jax.Array
     return cast(jax.Array, model.apply({"params": params, **frozen}, x))
 
 
-def residual_loss(outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
-    """Sum over examples of 1/2 ||f - y||^2; divide by their number for the thesis's loss."""
-    return 0.5 * jnp.sum(weight * jnp.sum((outputs - y) ** 2, axis=1))
-
-
 @dataclasses.dataclass(frozen=True)
 class PlainEngine:
     """JAX's own derivatives, of any module on any backend."""
 
     model: nn.Module
+    loss: str = "squared"
     threaded = False  # does one device use all cores by itself?
 
     def outputs(self, params: Any, frozen: Any, x: jax.Array) -> jax.Array:
@@ -44,11 +41,11 @@ class PlainEngine:
         return apply(self.model, params, frozen, x)
 
     def outputs_and_gradient(self, params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
-        """Outputs f [n, d_out], and the gradient of `residual_loss` by ``params``."""
+        """Outputs f [n, d_out], and the gradient of the loss (`summed`) by ``params``."""
 
         def loss(params: Any) -> tuple[jax.Array, jax.Array]:
             f = apply(self.model, params, frozen, batch.x)
-            return residual_loss(f, batch.y, batch.weight), f
+            return summed(self.loss, f, batch.y, batch.weight), f
 
         (_, f), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return f, gradient
@@ -79,7 +76,7 @@ class NativeEngine(PlainEngine):
     """The CPU library (`dnntk.native.ops`), with ``budget`` of this machine's cores and caches."""
 
     model: DeepNarrow
-    budget: CpuBudget
+    budget: CpuBudget = dataclasses.field(kw_only=True)
     threaded = True
 
     def alone(self) -> "NativeEngine":
@@ -92,20 +89,20 @@ class NativeEngine(PlainEngine):
 
     def outputs_and_gradient(self, params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
         """As `PlainEngine.outputs_and_gradient`."""
-        return self._gradient(params, frozen, *_affine(batch))
+        return self._gradient(params, frozen, *self._affine(params, frozen, batch))
 
     def sgd_step(
         self, params: Any, frozen: Any, batch: Batch, rate: jax.Array, keep: jax.Array
     ) -> tuple[jax.Array, Any]:
         """Outputs, and keep * params - rate * gradient in the memory of ``params``."""
-        given = params, frozen, *_affine(batch), rate
+        given = params, frozen, *self._affine(params, frozen, batch), rate
         return ops.sgd_step(self.model, *given, self.budget, keep)
 
     def sgd_steps(
         self, params: Any, frozen: Any, batch: Batch, rate: jax.Array, count: jax.Array | int
     ) -> tuple[jax.Array, Any]:
         """Outputs before the last of ``count`` steps, and the parameters after it."""
-        given = params, frozen, *_affine(batch), rate, count
+        given = params, frozen, *self._affine(params, frozen, batch), rate, count
         return ops.sgd_steps(self.model, *given, self.budget)
 
     def vjp(self, params: Any, frozen: Any, x: jax.Array, v: jax.Array) -> Any:
@@ -132,7 +129,23 @@ class NativeEngine(PlainEngine):
 
     def supports_sgd_steps(self, x: Any) -> bool:
         """Does `sgd_steps` take a batch like ``x``?"""
-        return ops.supports_sgd_steps(self.model, x)
+        return self.loss == "squared" and ops.supports_sgd_steps(self.model, x)
+
+    def _affine(
+        self, params: Any, frozen: Any, batch: Batch
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(x, factor, shift): the loss's derivatives by the outputs f are factor f + shift.
+
+        Those of another loss than squared error are not affine: they cost a forward pass more.
+        """
+        if self.loss == "squared":
+            return batch.x, batch.weight, -batch.weight[:, None] * batch.y
+        f = self.outputs(params, frozen, batch.x)
+        return (
+            batch.x,
+            jnp.zeros_like(batch.weight),
+            derivative(self.loss, f, batch.y, batch.weight),
+        )
 
     def _gradient(
         self, params: Any, frozen: Any, x: jax.Array, factor: jax.Array, shift: jax.Array
@@ -177,21 +190,17 @@ def engine_for(
     x: Any,
     devices: int = 1,
     state_bytes: int = THREAD_STATE_BYTES,
+    loss: str = "squared",
 ) -> PlainEngine:
-    """This backend's fastest engine for ``model`` at ``params`` on inputs like ``x``.
+    """This backend's fastest engine for ``model`` at ``params`` on inputs like ``x``, by a loss.
 
     ``devices`` of this machine work at the same time; ``state_bytes`` is as in `CpuBudget`.
     """
     if ops.supports(model, params, x):
-        return NativeEngine(model, CpuBudget.of(devices, state_bytes))
-    return PlainEngine(model)
+        return NativeEngine(model, loss, budget=CpuBudget.of(devices, state_bytes))
+    return PlainEngine(model, loss)
 
 
 def _first_part(x: Any, parts: int) -> Any:
     """The shape of one of some parts of a batch."""
     return jax.ShapeDtypeStruct((-(-x.shape[0] // parts), *x.shape[1:]), x.dtype)
-
-
-def _affine(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(x, factor, shift): the loss's derivatives by the outputs f are factor f + shift."""
-    return batch.x, batch.weight, -batch.weight[:, None] * batch.y

@@ -52,10 +52,12 @@ class Ensemble:
         """``tree`` split over the devices."""
         return jax.device_put(tree, NamedSharding(self.mesh, P("trials")))
 
-    def descent(self, time_step: float) -> Callable[[Any, Any, int], tuple[Any, jax.Array]]:
+    def descent(
+        self, time_step: float, loss: str = "squared"
+    ) -> Callable[[Any, Any, int], tuple[Any, jax.Array]]:
         """(params, frozen, steps) -> (params, losses [trials] before the last of the steps).
 
-        Full-batch gradient descent on the thesis's loss, ``time_step`` of kernel time a step.
+        Full-batch gradient descent on a loss, ``time_step`` of kernel time a step.
         ``params`` are donated; the function is compiled once for any number of steps.
         """
         rate = gradient_flow.learning_rate(self.model, time_step)
@@ -65,7 +67,7 @@ class Ensemble:
 
         def step(params: Any, frozen: Any) -> tuple[Any, jax.Array]:
             value, gradient = gradient_flow.loss_and_gradient(
-                self.model, params, frozen, batch, self.mesh.size
+                self.model, params, frozen, batch, self.mesh.size, loss
             )
             moved = jax.tree.map(lambda p, g: p - rate / examples * g, params, gradient)
             return moved, value / examples

@@ -1,17 +1,20 @@
 """How good a network's outputs are: loss, accuracy, confusion."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import scipy.special
 
 from dnntk.data.datasets import Dataset
 from dnntk.data.labels import decide
+from dnntk.training.losses import as_targets, check_targets, mean_loss, smooth_labels
 
 __all__ = [
-    *("as_trained", "confusion", "constant_loss", "described"),
-    *("inputs_as_trained", "mean_squared_error", "scores", "split_scores"),
+    *("as_trained", "confusion", "constant_loss", "described", "inputs_as_trained"),
+    *("least_loss", "mean_squared_error", "scores", "split_scores", "with_targets_of"),
 ]
 
 
@@ -21,16 +24,18 @@ def scores(
     labelled: bool,
     targets: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    loss: str = "squared",
 ) -> tuple[float, float | None]:
-    """The thesis's loss 1/2 E ||f - y||^2, and the accuracy if ``labelled``.
+    """The mean loss, the thesis's 1/2 E ||f - y||^2 or another, and the accuracy if ``labelled``.
 
     ``targets`` is as in `decide`. Without ``targets`` or ``labels``, y decides the true classes.
     """
-    loss = 0.5 * np.mean(np.sum((outputs - y).astype(np.float64) ** 2, axis=1))
+    value = mean_loss(loss, outputs, y)
     if not labelled:
-        return float(loss), None
+        return value, None
+    outputs = as_targets(loss, outputs)
     right = decide(y, targets) if targets is None or labels is None else labels
-    return float(loss), float(np.mean(decide(outputs, targets) == right))
+    return value, float(np.mean(decide(outputs, targets) == right))
 
 
 def split_scores(
@@ -40,10 +45,11 @@ def split_scores(
     labelled: bool,
     targets: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    loss: str = "squared",
 ) -> dict[str, float | None]:
     """`scores` of a split, ``train`` or ``test``, under their names in files: train_loss, ..."""
-    loss, accuracy = scores(outputs, y, labelled, targets, labels)
-    return {f"{split}_loss": loss, f"{split}_accuracy": accuracy}
+    value, accuracy = scores(outputs, y, labelled, targets, labels, loss)
+    return {f"{split}_loss": value, f"{split}_accuracy": accuracy}
 
 
 def mean_squared_error(loss: float, d_out: int) -> float:
@@ -72,10 +78,40 @@ def confusion(
     return counts
 
 
-def constant_loss(y: np.ndarray, of: np.ndarray) -> float:
+def constant_loss(y: np.ndarray, of: np.ndarray, loss: str = "squared") -> float:
     """The loss on targets ``y`` of the constant output that is best on targets ``of``."""
-    centred = y.astype(np.float64) - of.mean(axis=0, dtype=np.float64)
-    return float(0.5 * np.mean(np.sum(centred**2, axis=1)))
+    best = of.mean(axis=0, dtype=np.float64)
+    if loss == "squared":
+        centred = y.astype(np.float64) - best
+        return float(0.5 * np.mean(np.sum(centred**2, axis=1)))
+    return float(np.mean(_cross_entropy(y, best)))
+
+
+def least_loss(y: np.ndarray, loss: str = "squared") -> float:
+    """The loss of outputs that reproduce every target: 0, or the entropy of probabilities."""
+    return 0.0 if loss == "squared" else float(np.mean(_cross_entropy(y, y)))
+
+
+def _cross_entropy(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """-sum y log p [n] of probabilities, one column's with their complement."""
+    found = -scipy.special.xlogy(y, p)
+    if y.shape[1] == 1:
+        found = found - scipy.special.xlog1py(1 - y, -p)
+    return found.sum(axis=1, dtype=np.float64)
+
+
+def with_targets_of(dataset: Dataset, loss: str, smoothing: float) -> Dataset:
+    """The dataset with the targets of a loss: those of cross-entropy are smoothed labels.
+
+    Raises:
+        InputError: the targets are not those of the loss.
+    """
+    for name in ("y_train", "y_test"):
+        check_targets(loss, name, getattr(dataset, name))
+    if not smoothing:
+        return dataset
+    y_train, y_test = (smooth_labels(y, smoothing) for y in (dataset.y_train, dataset.y_test))
+    return dataclasses.replace(dataset, y_train=y_train, y_test=y_test)
 
 
 def inputs_as_trained(x: np.ndarray, flat: bool, dtype: str) -> np.ndarray:

@@ -35,14 +35,16 @@ from dnntk.training.config import (
     DEFAULT_STEPS,
     EVALUATIONS,
     TrainConfig,
-    checkpoint_interval,
-    evaluated_examples,
-    evaluation_steps,
 )
 from dnntk.training.engine import engine_for
 from dnntk.training.evaluation import as_trained
 from dnntk.training.optimizers import optimizer_of
-from dnntk.training.plan import Planner
+from dnntk.training.plan import (
+    Planner,
+    checkpoint_interval,
+    evaluated_examples,
+    evaluation_steps,
+)
 from dnntk.training.run import check_compiles, load_dataset_for
 from dnntk.training.step_size import Eigenvalue, kernel_product, largest_eigenvalue
 
@@ -218,7 +220,7 @@ class _Calibration:
         frozen, params = placement.put_state(flax.core.pop(variables, "params"), self.mesh)
         state = gradient_flow.TrainState(params, opt_state)
         begun = time.perf_counter()
-        make = gradient_flow.make_step(model, optimizer, self.mesh, state_bytes)
+        make = gradient_flow.make_step(model, optimizer, self.mesh, state_bytes, self.config.loss)
         compiled = make.lower(state, frozen, self.batch).compile()
         compiling = time.perf_counter() - begun
         predict = gradient_flow.make_predict(model, self.mesh, state_bytes)
@@ -308,7 +310,7 @@ class _Calibration:
             compiled = function.lower(*arguments).compile()
             return gradient_flow.step_bytes(compiled, self.model, params, self.x, self.mesh)
 
-        step = gradient_flow.make_step(self.model, optimizer, self.mesh)
+        step = gradient_flow.make_step(self.model, optimizer, self.mesh, loss=self.config.loss)
         step_bytes = bytes_of(step, state, frozen, self.batch)
         kept = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves((state, frozen)))
         peak_bytes = step_bytes + memory_to_write((state, frozen))

@@ -1,6 +1,7 @@
-"""Gradient flow by explicit steps: the thesis's loss, its gradient over devices, one optax update.
+"""Gradient flow by explicit steps: a loss, its gradient over devices, one optax update.
 
-The loss is 1/2 E_x ||f(x) - y||^2, the mean over examples and the sum over outputs. Kernel time
+The thesis's loss is 1/2 E_x ||f(x) - y||^2; another of `dnntk.training.losses` may take its place,
+as the mean over examples too. Kernel time
 is the thesis's: it advances by ``time_step`` a step (by time_step / (1 - momentum) with momentum),
 which for plain SGD means a learning rate of ``time_step`` on D in the ``ntk`` parametrization and
 of time_step / (depth C^2) on the matrices in the ``standard`` one.
@@ -28,7 +29,8 @@ from dnntk.native.blocks import THREAD_STATE_BYTES
 from dnntk.networks.models import DeepNarrow
 from dnntk.runtime import processes
 from dnntk.training import pipeline
-from dnntk.training.engine import NativeEngine, PlainEngine, engine_for, residual_loss
+from dnntk.training.engine import NativeEngine, PlainEngine, engine_for
+from dnntk.training.losses import summed
 from dnntk.training.pipeline import DATA, DEPTH
 from dnntk.training.placement import Batch, put_batch, shardings
 
@@ -80,15 +82,15 @@ Steps = Callable[[TrainState, Any, Batch, jax.Array | int], tuple[TrainState, ja
 
 
 def loss_and_gradient(
-    model: nn.Module, params: Any, frozen: Any, batch: Batch, devices: int
+    model: nn.Module, params: Any, frozen: Any, batch: Batch, devices: int, loss: str = "squared"
 ) -> tuple[jax.Array, Any]:
-    """The sum over a batch of weight / 2 ||f - y||^2 and its gradient by ``params``.
+    """The sum over a batch of weight times a loss, and its gradient by ``params``.
 
     ``devices`` of this machine work at the same time.
     """
-    engine = engine_for(model, params, batch.x, devices)
+    engine = engine_for(model, params, batch.x, devices, loss=loss)
     f, gradient = engine.outputs_and_gradient(params, frozen, batch)
-    return residual_loss(f, batch.y, batch.weight), gradient
+    return summed(loss, f, batch.y, batch.weight), gradient
 
 
 def learning_rate(model: DeepNarrow, time_step: float) -> float:
@@ -112,6 +114,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state_bytes: int = THREAD_STATE_BYTES,
+    loss: str = "squared",
 ) -> Any:
     """The jitted step, (state, frozen collections, batch) -> (state, loss before the step).
 
@@ -121,8 +124,8 @@ def make_step(
     states are what a thread of the CPU library may keep.
     """
     if pipeline.stages_of(mesh) > 1:
-        return jax.jit(_pipelined(model, optimizer, mesh), donate_argnums=0)
-    steps = _with_loss(_steps_on(model, optimizer, mesh, state_bytes), mesh)
+        return jax.jit(_pipelined(model, optimizer, mesh, loss), donate_argnums=0)
+    steps = _with_loss(_steps_on(model, optimizer, mesh, state_bytes, loss), mesh, loss)
     return jax.jit(
         _over_batch(lambda state, frozen, batch: steps(state, frozen, batch, 1), mesh),
         donate_argnums=0,
@@ -134,6 +137,7 @@ def make_steps(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state_bytes: int = THREAD_STATE_BYTES,
+    loss: str = "squared",
 ) -> Any:
     """Many steps on one batch: (state, frozen, batch, count) -> (state, loss before the last step).
 
@@ -141,14 +145,14 @@ def make_steps(
     number, it is compiled once.
     """
     if pipeline.stages_of(mesh) > 1:
-        step = _pipelined(model, optimizer, mesh)
+        step = _pipelined(model, optimizer, mesh, loss)
         return jax.jit(
             lambda state, frozen, batch, count: _repeated(
                 step, jnp.zeros((), batch.y.dtype), state, frozen, batch, count
             ),
             donate_argnums=0,
         )
-    steps = _with_loss(_steps_on(model, optimizer, mesh, state_bytes), mesh)
+    steps = _with_loss(_steps_on(model, optimizer, mesh, state_bytes, loss), mesh, loss)
     return jax.jit(_over_batch(steps, mesh, P()), donate_argnums=0)
 
 
@@ -160,18 +164,20 @@ def _repeated(
     return jax.lax.fori_loop(0, count, body, (state, value))
 
 
-def _pipelined(model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+def _pipelined(
+    model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh, loss: str
+) -> Any:
     """A step whose layers are split over ``depth``: (state, frozen, batch) -> (state, loss)."""
     stages = pipeline.stages_of(mesh)
 
     def mean_loss_and_gradient(params: Any, frozen: Any, batch: Batch) -> tuple[jax.Array, Any]:
-        def loss(params: Any) -> jax.Array:
+        def stage_loss(params: Any) -> jax.Array:
             f, is_last = pipeline.staged_outputs(
                 cast(DeepNarrow, model), params, frozen, batch.x, stages
             )
-            return jnp.where(is_last, residual_loss(f, batch.y, batch.weight), 0)
+            return jnp.where(is_last, summed(loss, f, batch.y, batch.weight), 0)
 
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.value_and_grad(stage_loss)(params)
         examples = jax.lax.psum(batch.weight.sum(), DATA)
         gradient = jax.tree.map(lambda g: g / examples, pipeline.psum_gradient(gradient))
         return jax.lax.psum(value, (DATA, DEPTH)) / examples, gradient
@@ -205,7 +211,11 @@ def _over_batch(function: Any, mesh: Mesh, *more: P) -> Any:
 
 
 def _steps_on(
-    model: nn.Module, optimizer: optax.GradientTransformation, mesh: Mesh, state_bytes: int
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state_bytes: int,
+    loss: str,
 ) -> Steps:
     """Steps as one device of ``mesh`` takes them, on its own examples."""
     devices = mesh.local_mesh.size
@@ -213,7 +223,7 @@ def _steps_on(
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
     ) -> tuple[TrainState, jax.Array]:
-        engine = engine_for(model, state.params, batch.x, devices, state_bytes)
+        engine = engine_for(model, state.params, batch.x, devices, state_bytes, loss)
         # Once: devices that wait for each other in every step would be half of a short one.
         examples = _psum(batch.weight.sum(), mesh)
         step = _optimizer_step(engine, optimizer, examples, mesh)
@@ -312,14 +322,14 @@ def _updated(
     return aux, TrainState(optax.apply_updates(state.params, updates), opt_state)
 
 
-def _with_loss(steps: Steps, mesh: Mesh) -> Any:
+def _with_loss(steps: Steps, mesh: Mesh, loss: str) -> Any:
     """``steps`` that return the loss of the whole batch instead of a device's own outputs."""
 
     def with_loss(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
     ) -> tuple[TrainState, jax.Array]:
         state, f = steps(state, frozen, batch, count)
-        sums = residual_loss(f, batch.y, batch.weight), batch.weight.sum()
+        sums = summed(loss, f, batch.y, batch.weight), batch.weight.sum()
         value, examples = _psum(sums, mesh)
         return state, value / examples
 

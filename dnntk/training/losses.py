@@ -5,17 +5,19 @@ the derivative by the outputs, its curvature, and what targets it takes.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from dnntk.checks import brief
 from dnntk.errors import InputError
 
 __all__ = [
     *("LOSSES", "Loss", "check_targets", "curvature", "cross_entropy", "interpolant"),
-    *("loss_of", "smooth_labels", "squared"),
+    *("as_targets", "derivative", "loss_of", "mean_loss", "smooth_labels", "squared", "summed"),
 ]
 
 LOSSES = ("squared", "cross_entropy")
@@ -54,6 +56,35 @@ def loss_of(loss: str | Loss) -> Loss:
             f"number, got {brief(loss)}"
         )
     return squared if loss == "squared" else cross_entropy
+
+
+def summed(loss: str, outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+    """Sum over examples of weight [n] times the loss of outputs and targets [n, k]."""
+    return jnp.sum(weight * jax.vmap(loss_of(loss))(outputs, y))
+
+
+def derivative(loss: str, outputs: jax.Array, y: jax.Array, weight: jax.Array) -> jax.Array:
+    """The derivative [n, k] of `summed` by the outputs."""
+    return cast(jax.Array, jax.grad(summed, argnums=1)(loss, outputs, y, weight))
+
+
+def mean_loss(loss: str, outputs: np.ndarray, y: np.ndarray) -> float:
+    """The mean over examples of the loss of outputs and targets [n, k], on the host in float64."""
+    f = outputs.astype(np.float64)
+    if loss == "squared":
+        return float(0.5 * np.mean(np.sum((outputs - y).astype(np.float64) ** 2, axis=1)))
+    if f.shape[1] == 1:
+        return float(np.mean(np.logaddexp(0, f) - y * f))
+    return float(np.mean(scipy.special.logsumexp(f, 1) - np.sum(y * f, 1)))
+
+
+def as_targets(loss: str, outputs: np.ndarray) -> np.ndarray:
+    """Outputs [n, k] as what targets are: of cross-entropy the probabilities of these logits."""
+    if loss == "squared":
+        return outputs
+    with np.errstate(all="ignore"):
+        several = outputs.shape[1] > 1
+        return scipy.special.softmax(outputs, 1) if several else scipy.special.expit(outputs)
 
 
 def check_targets(loss: str | Loss, name: str, y: np.ndarray) -> None:

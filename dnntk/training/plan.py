@@ -14,11 +14,20 @@ from dnntk.errors import InputError
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.fields import LARGEST
 from dnntk.training import gradient_flow, pipeline, placement
-from dnntk.training.config import DEFAULT_STEPS, TrainConfig
+from dnntk.training.config import (
+    DEFAULT_STEPS,
+    EVALUATED_ON_THE_WAY,
+    EVALUATIONS,
+    TrainConfig,
+)
 from dnntk.training.engine import engine_for
+from dnntk.training.losses import curvature
 from dnntk.training.step_size import Eigenvalue
 
-__all__ = ["Plan", "Planner", "kernel_times", "schedule_of"]
+__all__ = [
+    *("Plan", "Planner", "checkpoint_interval", "evaluated_examples", "evaluation_steps"),
+    *("kernel_times", "schedule_of"),
+]
 
 # Parts of the stable step. Full batches converge anywhere below it. The noise of mini-batches is
 # amplified in the top mode by eta lambda / (2 - eta lambda): 9 times at 0.9 of it, once at half.
@@ -77,6 +86,25 @@ def kernel_times(config: TrainConfig, plan: Plan) -> np.ndarray | None:
     return plan.time_per_step * whole
 
 
+def evaluation_steps(config: TrainConfig, steps: int) -> list[int]:
+    """The numbers of steps after which a run of ``steps`` evaluates, 0 and ``steps`` included."""
+    every = config.eval_every or max(1, steps // EVALUATIONS)
+    # At first after powers of two, as the loss changes most there.
+    early = {2**k for k in range(every.bit_length()) if 2**k < every}
+    return sorted({0, steps} | {s for s in early if s < steps} | set(range(every, steps, every)))
+
+
+def evaluated_examples(config: TrainConfig, last: bool) -> int | None:
+    """Most examples of each split in an evaluation, in the ``last`` one or another; None is all."""
+    every = last or config.optimizer == "kernel"
+    return config.eval_examples or (None if every else EVALUATED_ON_THE_WAY)
+
+
+def checkpoint_interval(config: TrainConfig, steps: int) -> int:
+    """Steps between two checkpoints of a run of ``steps``; the last step has one too."""
+    return config.checkpoint_every or max(1, steps // EVALUATIONS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Planner:
     """Plans runs of ``config``: ``model`` on ``examples`` training examples."""
@@ -105,6 +133,10 @@ class Planner:
         """Is the step chosen from the kernel's largest eigenvalue?"""
         config = self.config
         return config.optimizer == "sgd" and config.time_step is None and config.lr is None
+
+    def stable_step(self, lambda_max: float) -> float:
+        """The largest stable step of full batches: 2 / (lambda_max times the loss's curvature)."""
+        return 2 / (lambda_max * curvature(self.config.loss, self.model.d_out))
 
     def plan(self, lambda_max: Callable[[], Eigenvalue]) -> Plan:
         """The plan of a new run; ``lambda_max`` is called only if the step is chosen from it.
@@ -163,13 +195,15 @@ class Planner:
             )
         full = self.batch_size == self.examples
         fraction = FULL_BATCH_FRACTION if full else MINI_BATCH_FRACTION
-        time_step = fraction * 2 / found.value
+        time_step = fraction * self.stable_step(found.value)
         if self.config.time is not None:
             # A little shorter, so that the last step ends exactly at this time.
             per_step = time_step / (1 - self.config.momentum)
             time_step *= self.config.time / (self._steps(per_step) * per_step)
+        bends = curvature(self.config.loss, self.model.d_out)
+        bound = "lambda_max" if bends == 1 else f"({bends:g} lambda_max)"
         reason = (
-            f"{time_step:.4g}, below {fraction:g} x 2 / lambda_max; lambda_max = {found.value:.4g} "
+            f"{time_step:.4g}, below {fraction:g} x 2 / {bound}; lambda_max = {found.value:.4g} "
             f"of its own kernel on {self.batch_size} training examples "
             f"({found.iterations} power iterations)"
         )

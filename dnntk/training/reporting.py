@@ -10,7 +10,14 @@ import numpy as np
 from dnntk import figures
 from dnntk.data.datasets import Dataset
 from dnntk.training.config import TrainConfig
-from dnntk.training.evaluation import confusion, constant_loss, described
+from dnntk.training.evaluation import (
+    confusion,
+    constant_loss,
+    described,
+    least_loss,
+    mean_squared_error,
+)
+from dnntk.training.losses import as_targets
 from dnntk.training.plan import Plan
 from dnntk.training.step_size import Eigenvalue
 
@@ -25,12 +32,16 @@ LEAST_LEARNED = 0.05
 VANISHED = 1e-7
 
 
-def verdict(loss: float, y: np.ndarray, y_train: np.ndarray) -> dict[str, Any]:
-    """The best constant's loss on targets ``y``, and whether ``loss`` is clearly lower."""
-    constant = constant_loss(y, y_train)
+def verdict(
+    value: float, y: np.ndarray, y_train: np.ndarray, loss: str = "squared"
+) -> dict[str, Any]:
+    """Mean squared error, the best constant's loss on ``y``, and is ``value`` clearly lower?"""
+    constant, least = constant_loss(y, y_train, loss), least_loss(y, loss)
     # If all targets are equal, the constant is all there is to learn.
-    same = constant <= 1e-9 * float(np.mean(np.square(y, dtype=np.float64)))
-    return {"constant_loss": constant, "learned": same or loss < (1 - LEAST_LEARNED) * constant}
+    same = constant - least <= 1e-9 * float(np.mean(np.square(y, dtype=np.float64)))
+    learned = same or value - least < (1 - LEAST_LEARNED) * (constant - least)
+    mse = mean_squared_error(value, y.shape[1]) if loss == "squared" else None
+    return {"train_mse": mse, "constant_loss": constant, "learned": learned}
 
 
 def say_network(config: TrainConfig, width: int, parameters: int) -> None:
@@ -50,7 +61,7 @@ def warn_of_vanished(config: TrainConfig, plan: Plan, found: Eigenvalue) -> None
     With a constant kernel it learns at most the fraction 1 - exp(-rate t) of the targets' deviation
     from their mean, see `Eigenvalue`.
     """
-    if found.targets_rate is None or plan.time_per_step is None:
+    if found.targets_rate is None or plan.time_per_step is None or config.loss != "squared":
         return
     fraction = -math.expm1(-found.targets_rate * plan.time_per_step * plan.steps)
     if 2 * fraction < LEAST_LEARNED:  # the loss is a square
@@ -98,12 +109,13 @@ def draw_run(
     if curve:
         figures.draw(path / "loss", figures.closed_form_figure, curve, history, title)
     else:
-        figures.draw(path / "loss", figures.loss_figure, history, title)
+        figures.draw(path / "loss", figures.loss_figure, history, title, config.loss)
     count = len(outputs)
     if data.name == "toy" and data.x_test.shape[1:] == (2,) and count:
         x, y = data.x_test[:count], data.y_test[:count]
         figures.draw(path / "fit", figures.arc_figure, x, y, outputs, "trained network", title)
     if data.labels_test is not None and count:
+        outputs = as_targets(config.loss, outputs)
         counts = confusion(outputs, data.labels_test[:count], len(data.classes), targets)
         part = "" if count == len(data.x_test) else f", {count:,} images"
         named = f"{title}: test set{part}"

@@ -32,21 +32,17 @@ from dnntk.runs.folder import (
 from dnntk.runs.interruption import termination_flag
 from dnntk.runtime import processes
 from dnntk.runtime.progress import progress_bar
-from dnntk.training import gradient_flow, pipeline, placement
-from dnntk.training.config import (
-    TrainConfig,
+from dnntk.training import evaluation, gradient_flow, pipeline, placement
+from dnntk.training.config import TrainConfig
+from dnntk.training.optimizers import optimizer_of
+from dnntk.training.plan import (
+    Plan,
+    Planner,
     checkpoint_interval,
     evaluated_examples,
     evaluation_steps,
+    kernel_times,
 )
-from dnntk.training.evaluation import (
-    as_trained,
-    inputs_as_trained,
-    mean_squared_error,
-    split_scores,
-)
-from dnntk.training.optimizers import optimizer_of
-from dnntk.training.plan import Plan, Planner, kernel_times
 from dnntk.training.reporting import draw_run, say_done, say_network, verdict, warn_of_vanished
 from dnntk.training.step_size import Eigenvalue, largest_eigenvalue
 
@@ -107,10 +103,11 @@ class Run:
         self.progress = progress and processes.is_primary()
         self.begun = self.called = time.perf_counter()
         self.recorded = recorded
+        dataset = evaluation.with_targets_of(dataset, config.loss, config.label_smoothing)
         self.targets = class_targets(dataset) if recorded and dataset.classes else None
         if config.shift:
             dataset.shifted(np.arange(1), config.shift, np.random.default_rng())  # or an error now
-        arrays = as_trained(dataset, config.arch == "mlp", config.dtype)
+        arrays = evaluation.as_trained(dataset, config.arch == "mlp", config.dtype)
         self.given, self.dataset = dataset, dataclasses.replace(dataset, **arrays)
         self.model = config.model(self.dataset.y_train.shape[1])
         self.planner = planner = Planner(config, self.model, len(self.dataset.x_train))
@@ -164,6 +161,9 @@ class Run:
         width = self.variables["params"]["first"]["bias"].size
         say_network(self.config, width, self.parameters)
         log.info("data: %s; batches of %d", self._data(), self.batch_size)
+        if self.config.loss != "squared":
+            smoothing = self.config.label_smoothing
+            log.info("loss: %s, labels smoothed by %g", self.config.loss, smoothing)
         if self.recorded:
             warn_of_inputs(self.dataset)
         devices = self.mesh.devices.ravel()
@@ -234,7 +234,7 @@ class Run:
         batch = self._batch(np.arange(self.batch_size))
         self.at_once = self._same_batch() and gradient_flow.short_steps(self.state.params)
         make = gradient_flow.make_steps if self.at_once else gradient_flow.make_step
-        step = make(self.model, self.optimizer, self.mesh)
+        step = make(self.model, self.optimizer, self.mesh, loss=self.config.loss)
         count = (np.int32(1),) if self.at_once else ()
         self.step = step.lower(self.state, self.frozen, batch, *count).compile()
         self.compile_seconds = time.perf_counter() - begun
@@ -253,7 +253,7 @@ class Run:
         if config.shift and step is not None:
             rng = np.random.default_rng((config.seed, step, config.shift))
             moved = self.given.shifted(chosen, config.shift, rng)
-            x = inputs_as_trained(moved, config.arch == "mlp", config.dtype)
+            x = evaluation.inputs_as_trained(moved, config.arch == "mlp", config.dtype)
         else:
             x = self.dataset.x_train[chosen]
         return placement.put_batch(x, self.dataset.y_train[chosen], self.mesh)
@@ -323,7 +323,8 @@ class Run:
         if math.isfinite(loss) and loss <= DIVERGENCE * max(first, 1e-12):
             return
         limit = self.plan.lambda_max
-        advice = f"the stable limit was {2 / limit:.3g} at the start; " if limit else ""
+        stable = self.planner.stable_step(limit) if limit else 0.0
+        advice = f"the stable limit was {stable:.3g} at the start; " if limit else ""
         given = {name: getattr(self.config, name) for name in ("lr", "depth_rate")}
         sizes = given | {"time_step": self.plan.time_step}
         used = next(f"{name} {size:.3g}" for name, size in sizes.items() if size is not None)
@@ -348,7 +349,8 @@ class Run:
             outputs = self._outputs(x)
             labelled, right = data.labels_train is not None, labels if self.recorded else None
             right = None if right is None else right[:limit]
-            found |= split_scores(name, outputs, y, labelled, self.targets, right)
+            given = outputs, y, labelled, self.targets, right, self.config.loss
+            found |= evaluation.split_scores(name, *given)
         self.test_outputs = outputs if len(data.x_test) else data.y_test
         return found
 
@@ -366,12 +368,11 @@ class Run:
             self.folder.append(METRICS, line)
 
     def _summary(self, stepping: float, steps: int) -> dict[str, Any]:
-        last, y = self.history[-1], self.dataset.y_train
+        config, last, y = self.config, self.history[-1], self.dataset.y_train
         return {
             "train_loss": last["train_loss"],
-            **verdict(last["train_loss"], y[: self.config.eval_examples or None], y),
+            **verdict(last["train_loss"], y[: config.eval_examples or None], y, config.loss),
             "test_loss": last["test_loss"],
-            "train_mse": mean_squared_error(last["train_loss"], y.shape[1]),
             "train_accuracy": last["train_accuracy"],
             "test_accuracy": last["test_accuracy"],
             "steps": self.plan.steps,

@@ -38,6 +38,12 @@ def test_a_run_without_kernel_time_is_not_compared(tmp_path):
         predict(PredictConfig(), compare=run)
 
 
+def test_a_run_on_another_loss_is_not_compared(tmp_path):
+    run = run_with(tmp_path, json.dumps(LINE), loss="cross_entropy", label_smoothing=0.1)
+    with pytest.raises(InputError, match="compare: expected a run of loss=squared.*KernelFlow"):
+        predict(PredictConfig(), compare=run)
+
+
 def test_damaged_lines_are_passed_over_and_settings_without_a_limit_named(tmp_path, caplog):
     """As a full disk leaves the lines."""
     lines = (

@@ -16,7 +16,8 @@ def test_configurations_survive_json(value):
 
 def test_runs_of_earlier_versions_have_a_gaussian_unit_a_layer():
     content = TrainConfig(depth=7).to_json()
-    del content["features"], content["random_units"], content["depth_rate"]
+    for name in ("features", "random_units", "depth_rate", "loss", "label_smoothing"):
+        del content[name]
     earlier = TrainConfig(depth=7, features="gaussian", random_units=1)
     assert TrainConfig.from_json(content) == earlier
 
@@ -66,3 +67,18 @@ def test_a_rate_for_all_depths_is_for_normalized_gradients(fields, message):
     with pytest.raises(dnntk.InputError, match=message) as error:
         TrainConfig(**{"depth_rate": 0.01} | fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss": "hinge"}, "^loss: expected one of squared, cross_entropy, got 'hinge'"),
+        ({"label_smoothing": 0.1}, "^label_smoothing: no effect on loss=squared"),
+        ({"loss": "cross_entropy", "label_smoothing": 1.0}, r"^label_smoothing: .*\[0, 1\)"),
+        ({"loss": "cross_entropy", "dataset": "toy"}, "^loss: toy has no classes"),
+        ({"loss": "cross_entropy", "optimizer": "kernel"}, "^loss: optimizer=kernel needs squared"),
+    ],
+)
+def test_a_loss_is_one_that_the_rest_allows(fields, message):
+    with pytest.raises(dnntk.InputError, match=message):
+        TrainConfig(**fields)

@@ -12,8 +12,8 @@ from dnntk import Dataset, TrainConfig, train
 from dnntk.errors import InputError
 from dnntk.native import build
 from dnntk.training import forecast as forecasting
-from dnntk.training.config import evaluation_steps
 from dnntk.training.forecast import forecast
+from dnntk.training.plan import evaluation_steps
 
 RNG = np.random.default_rng(0)
 IMAGES = Dataset(x_train=RNG.random((40, 4, 4, 1)), y_train=RNG.random((40, 1)))

@@ -1,15 +1,19 @@
 """Steps of gradient flow: the closed form, any optimizer, devices, one by one or many at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.special
 from networks import initialized
 from reference import Reference, assert_close, drawn_network, explicit_kernel, tree_map
 
 from dnntk import InputError, TrainConfig
 from dnntk.training import gradient_flow, placement
+from dnntk.training.losses import mean_loss
 from dnntk.training.optimizers import optimizer_of
 
 
@@ -55,6 +59,33 @@ def test_two_devices_do_what_one_does(arch, examples, x64):
     two = descend(*case, 2, 3, learning_rate=0.05, momentum=0.5)
     np.testing.assert_allclose(one[0], two[0], rtol=1e-11)
     np.testing.assert_allclose(one[1], two[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("arch", ["mlp", "cnn"])
+def test_steps_on_cross_entropy_are_those_of_its_derivative(arch, devices, x64):
+    model, params, frozen, x, _ = drawn_network(arch, scale=9.0, examples=11)
+    y = np.random.default_rng(0).dirichlet(np.ones(model.d_out), 11) if model.d_out > 1 else 0.3
+    y = np.broadcast_to(y, (11, model.d_out))
+    reference, mesh, optimizer = (
+        Reference(model, frozen, x),
+        mesh_of(devices),
+        gradient_flow.sgd(0.2),
+    )
+    to_p = (
+        scipy.special.expit
+        if model.d_out == 1
+        else functools.partial(scipy.special.softmax, axis=1)
+    )
+    slope = lambda f: (to_p(f) - y) / len(x)  # noqa: E731
+    expected = params
+    for _ in range(2):
+        f, gradient = reference.gradient(expected, slope)
+        expected = tree_map(lambda p, g: p - 0.2 * g, expected, gradient)
+    step = gradient_flow.make_steps(model, optimizer, mesh, loss="cross_entropy")
+    state, loss = step(*started(params, frozen, x, y, optimizer, mesh), 2)
+    assert_close(state.params, expected, 1e-11)
+    assert loss == pytest.approx(mean_loss("cross_entropy", np.asarray(f), y), rel=1e-11)
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -123,15 +123,15 @@ def test_stages_hold_their_own_layers_and_rest_only_where_they_must(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "examples"),
+    ("model", "examples", "loss"),
     [
         # Stages of two layers; of three and two; of one and none.
-        (DeepNarrowCNN(6, 1, 3.0, kernel_size=5, pool=2), 24),
-        (DeepNarrowMLP(7, 1, 2.0, parametrization="standard"), 7),
-        (DeepNarrowMLP(3, 2, 5.0), 1),
+        (DeepNarrowCNN(6, 1, 3.0, kernel_size=5, pool=2), 24, "cross_entropy"),
+        (DeepNarrowMLP(7, 1, 2.0, parametrization="standard"), 7, "squared"),
+        (DeepNarrowMLP(3, 2, 5.0), 1, "cross_entropy"),
     ],
 )
-def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
+def test_outputs_and_steps_are_those_of_the_plain_network(model, examples, loss):
     shape = (3,) if isinstance(model, DeepNarrowMLP) else (4, 6, 1)
     dice = np.random.default_rng(examples)
     x = dice.random((examples, *shape), np.float32)
@@ -149,13 +149,13 @@ def test_outputs_and_steps_are_those_of_the_plain_network(model, examples):
         opt_state = jax.jit(optimizer.init)(own)
         state = gradient_flow.TrainState(own, placement.put_state(opt_state, mesh))
         step, batch = (
-            gradient_flow.make_step(model, optimizer, mesh),
+            gradient_flow.make_step(model, optimizer, mesh, loss=loss),
             placement.put_batch(x, y, mesh),
         )
         losses = []
         for _ in range(3):
-            state, loss = step(state, kept, batch)
-            losses.append(float(loss))
+            state, value = step(state, kept, batch)
+            losses.append(float(value))
         ended.append((losses, gradient_flow.make_predict(model, mesh)(state.params, kept, x, 5)))
     np.testing.assert_allclose(ended[1][0], ended[0][0], rtol=2e-5, atol=1e-7)
     np.testing.assert_allclose(ended[1][1], ended[0][1], rtol=1e-4, atol=2e-5)

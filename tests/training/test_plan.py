@@ -73,6 +73,17 @@ def test_time_is_reached_exactly_by_steps_below_the_limit(momentum):
     assert 0.5 * 2 / 7.3 < plan.time_step < 2 / 7.3
 
 
+@pytest.mark.parametrize(("outputs", "factor"), [(1, 4), (3, 2)])
+def test_steps_on_cross_entropy_are_as_much_longer_as_it_is_flatter(outputs, factor, caplog):
+    plans = []
+    for loss in ("squared", "cross_entropy"):
+        config = TrainConfig(depth=10, loss=loss)
+        planner = Planner(config, config.model(outputs), 100)
+        plans.append(planner.plan(lambda: Eigenvalue(7.3, True, 5)))
+    assert plans[1].time_step == pytest.approx(factor * plans[0].time_step)
+    assert f"2 / ({1 / factor:g} lambda_max)" in plans[1].reason
+
+
 @pytest.mark.parametrize(
     ("config", "name"),
     [

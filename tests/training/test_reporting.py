@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dnntk import Dataset, TrainConfig, train
-from dnntk.training.evaluation import constant_loss
+from dnntk.training.evaluation import constant_loss, least_loss
 from dnntk.training.reporting import LEAST_LEARNED, verdict
 
 
@@ -18,6 +18,16 @@ def test_learned_is_better_than_the_best_constant():
         found = verdict(share * constant, y, y)
         assert found["constant_loss"] == constant and found["learned"] == (share < 0.95)
     assert verdict(0.0, np.ones((5, 1)), np.ones((5, 1)))["learned"]
+
+
+def test_cross_entropy_has_learned_what_is_beyond_its_targets_entropy():
+    y = np.tile([[0.95, 0.05], [0.05, 0.95]], (5, 1))
+    least, constant = least_loss(y, "cross_entropy"), np.log(2)
+    for share in (0.0, 1 - 2 * LEAST_LEARNED, 1 - LEAST_LEARNED / 2, 1.0):
+        value = least + share * (constant - least)
+        found = verdict(value, y, y, "cross_entropy")
+        assert found["learned"] == (share < 0.95) and found["train_mse"] is None
+        assert found["constant_loss"] == pytest.approx(constant)
 
 
 def test_a_vanished_kernel_and_a_run_that_learned_nothing_are_said(caplog):
