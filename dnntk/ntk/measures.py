@@ -5,6 +5,7 @@ returns it. All functions take NumPy's or JAX's arrays, and are pure: they work 
 grad, in the dtype of their arguments, float32 at least. A number has no units unless it says so.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -90,7 +91,7 @@ def effective_dimension(kernel: ArrayLike, time: ArrayLike) -> jax.Array:
 
     Args:
         kernel: [n, n], or [n, n, k, k] as the matrix [n k, n k]; symmetric, positive semidefinite.
-            Eigenvalues below rounding, n k eps of the largest, count as 0.
+            Eigenvalues below rounding, 2 sqrt(n k) eps of the largest, count as 0.
         time: kernel time t >= 0, a number or an array of any shape; may be infinite.
 
     Returns:
@@ -186,7 +187,7 @@ def _effective_dimension(gram: jax.Array, times: jax.Array) -> jax.Array:
     if not len(gram):
         return jnp.zeros_like(times)
     values = jnp.linalg.eigvalsh(gram / n)
-    rounding = len(gram) * jnp.finfo(gram.dtype).eps * values[-1]
+    rounding = 2 * math.sqrt(len(gram)) * jnp.finfo(gram.dtype).eps * values[-1]
     # Double where, so that derivatives are finite: by t at infinity, and by eigenvalues at 0.
     positive = values > rounding
     values = jnp.where(positive, values, 1.0)
