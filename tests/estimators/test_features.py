@@ -62,7 +62,7 @@ def test_a_draw_is_its_seeds_and_bad_parameters_are_refused_in_a_line():
     assert np.abs(one.units_["kernel"] - other.units_["kernel"]).min() > 0
     for words, options in (
         ("count must be a positive integer, got 0", {"count": 0}),
-        ("features must be one of gaussian, orthogonal, sobol", {"features": "antithetic"}),
+        ("features: expected one of gaussian, orthogonal, sobol", {"features": "antithetic"}),
         ("rho, a standard deviation", {"rho": -1.0}),
         ("image_shape: expected", {"arch": "cnn"}),
         ("random_state: expected", {"random_state": "now"}),
