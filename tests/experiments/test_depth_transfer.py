@@ -134,6 +134,7 @@ def test_a_network_with_skips_takes_steps_of_adam_at_b_over_root_depth(found):
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 6), 0)
     params, rule = model.init(key, case.x[:1]), optax.adam(skips.tuned / np.sqrt(6))
 
+    @jax.jit
     @jax.value_and_grad
     def loss(params):
         errors = model.apply(params, case.x[:8]) - case.y[:8]
