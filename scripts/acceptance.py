@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerator_checks
 import command_line
 import jax
 import jax.numpy as jnp
@@ -297,6 +298,7 @@ CHECKS: dict[str, Check] = {
     "precision": precision,
     "estimators": solve_checks.estimators,
     "solve": solve_checks.solved,
+    "accelerators": accelerator_checks.accelerators,
     "solve_many": lambda folder: solve_checks.many_examples(folder, FLAGS.data_dir),
     "kill": kill,
     "mnist_mlp": mnist_mlp,
@@ -377,7 +379,8 @@ def _last_step(folder: Path) -> int:
 @freeing_folders()
 def main() -> None:
     """Run the checks that have no result yet, then show all results."""
-    without = () if FLAGS.data_dir else ("prepared_mnist",)
+    without = [] if FLAGS.data_dir else ["prepared_mnist"]
+    without += ["accelerators"] if accelerator_checks.missing() else []
     names = command_line.chosen("checks", CHECKS, without)
     if "prepared_mnist" in names and not FLAGS.data_dir:
         raise InputError(
@@ -390,8 +393,7 @@ def main() -> None:
         file = folder.path / f"{name}.json"
         if not file.exists():
             print(f"--- {name}: {CHECKS[name].__doc__}", flush=True)
-            run = folder.path / f"{name}-{os.getpid()}"
-            folder.write_json(file.name, CHECKS[name](run))
+            folder.write_json(file.name, CHECKS[name](folder.path / f"{name}-{os.getpid()}"))
         print(name, file.read_text(), flush=True)
 
 

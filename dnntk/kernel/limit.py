@@ -23,7 +23,6 @@ from dnntk.checks import check_count, check_deviation, checked_pair, on_host
 from dnntk.errors import InputError
 from dnntk.kernel.arccos import even, root_and_inverse
 from dnntk.kernel.gram import blockwise
-from dnntk.runtime.devices import on_cpu
 
 __all__ = ["limit_ntk", "padded_patches", "shifts_inside"]
 
@@ -82,8 +81,10 @@ def limit_ntk(
     if kernel_size % 2 == 0:
         raise InputError(f"kernel_size must be odd, got {kernel_size}; take {kernel_size + 1}")
     # Cosines in a block: on a CPU few enough for its cache; elsewhere blocks are few and large.
-    elements = 2**18 if on_cpu() else 2**24
-    return _limit_ntk(left, right, rho, beta, constant, kernel_size, elements)
+    on_cpu, elsewhere = (
+        partial(_limit_ntk, kernel_size=kernel_size, elements=count) for count in (2**18, 2**24)
+    )
+    return lax.platform_dependent(left, right, rho, beta, constant, cpu=on_cpu, default=elsewhere)
 
 
 def _check_squares(name: str, x: jax.Array) -> None:
@@ -102,7 +103,7 @@ def _check_squares(name: str, x: jax.Array) -> None:
         )
 
 
-@partial(jax.jit, static_argnums=(5, 6))
+@partial(jax.jit, static_argnames=("kernel_size", "elements"))
 def _limit_ntk(
     x1: jax.Array,
     x2: jax.Array | None,

@@ -25,7 +25,6 @@ from dnntk.native.blocks import Blocks, CpuBudget, is_wide
 from dnntk.networks.initializers import Layer, Layers
 from dnntk.networks.layers import Convolution, Dense, Network
 from dnntk.networks.models import DeepNarrow, network_of
-from dnntk.runtime.devices import on_cpu
 
 __all__ = [
     "forward",
@@ -46,8 +45,7 @@ FILTER_SIDES, MAX_CHANNELS = (1, 3, 5), 256
 def supports(model: nn.Module, params: Any, x: Any) -> TypeGuard[DeepNarrow]:
     """Does the CPU library take ``model`` at ``params`` on inputs like ``x``?"""
     return (
-        on_cpu()
-        and isinstance(model, DeepNarrow)
+        isinstance(model, DeepNarrow)
         and model.depth > 2
         and model.random_units == 1
         and (x.ndim == 2 or x.shape[-1] + 1 + model.d_out <= MAX_CHANNELS)

@@ -27,10 +27,17 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from dnntk.networks import narrow
+
 __all__ = [
     *("RowLayout", "arrange", "average_pool", "convolve", "correlate", "shifts"),
     "transpose_filter",
+    "unfused",
 ]
+
+
+# Up to this many weights, a GPU computes a filter's products as a sum.
+FEW_WEIGHTS = 256
 
 
 def average_pool(x: jax.Array, side: int) -> jax.Array:
@@ -108,6 +115,15 @@ def shifts(h: jax.Array, layout: RowLayout) -> list[jax.Array]:
     return [_shift(h, dy * layout.row + dx) for dy in reach for dx in reach]
 
 
+def unfused(*operands: jax.Array) -> tuple[jax.Array, ...]:
+    """The operands of a matrix product, for the compiler to have ready before it.
+
+    XLA for GPUs joins a product with the reshapes and shifts before it in one Triton kernel, and
+    finds none where an axis that is no power of two is split ("Couldn't find output tile sizes").
+    """
+    return jax.lax.optimization_barrier(operands)
+
+
 def _shift(h: jax.Array, offset: int) -> jax.Array:
     """``out[:, p] = h[:, p + offset]``, zero beyond the ends."""
     if offset == 0:
@@ -123,15 +139,25 @@ def _shifts(h: jax.Array, offsets: range) -> jax.Array:
     return copies.reshape(len(offsets) * h.shape[0], -1)
 
 
-def _convolve(h: jax.Array, w: jax.Array, *, row: int, kernel_size: int) -> jax.Array:
+def _convolve(
+    h: jax.Array, w: jax.Array, *, row: int, kernel_size: int, gpu: bool = False
+) -> jax.Array:
     _, out, _, channels = w.shape
     reach = kernel_size // 2
+    if gpu and w.size <= FEW_WEIGHTS:  # one kernel instead of five
+        around = range(-reach, reach + 1)
+        pairs = [
+            (_shift(h, dy * row + dx), w[dy + reach, :, dx + reach])
+            for dy in around
+            for dx in around
+        ]
+        return functools.reduce(jnp.add, (narrow.product(h, w.T) for h, w in pairs))
     columns = _shifts(h, range(-reach, reach + 1))
-    product = jnp.matmul(
-        w.reshape(kernel_size * out, kernel_size * channels),
-        columns,
-        precision=jax.lax.Precision.HIGHEST,
-    ).reshape(kernel_size, out, *h.shape[1:])
+    rows = w.reshape(kernel_size * out, kernel_size * channels)
+    if gpu:
+        rows, columns = unfused(rows, columns)
+    product = jnp.matmul(rows, columns, precision=jax.lax.Precision.HIGHEST)
+    product = product.reshape(kernel_size, out, *h.shape[1:])
     # One expression, so that XLA fuses the shifts, the sum and the activation after it.
     total = product[reach]
     for dy in range(1, reach + 1):
@@ -177,6 +203,9 @@ _correlate_p.def_abstract_eval(
     )
 )
 mlir.register_lowering(_convolve_p, mlir.lower_fun(_convolve, multiple_results=False))
+for _platform in ("cuda", "rocm"):
+    _on_gpu = mlir.lower_fun(functools.partial(_convolve, gpu=True), multiple_results=False)
+    mlir.register_lowering(_convolve_p, _on_gpu, platform=_platform)
 mlir.register_lowering(_correlate_p, mlir.lower_fun(_correlate, multiple_results=False))
 batching.primitive_batchers[_convolve_p] = _batched(_convolve, _convolve_p)
 batching.primitive_batchers[_correlate_p] = _batched(_correlate, _correlate_p)

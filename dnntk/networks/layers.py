@@ -19,7 +19,6 @@ import numpy as np
 
 from dnntk.networks import convolution, narrow
 from dnntk.networks.initializers import Layer, Layers
-from dnntk.runtime.devices import on_cpu
 
 __all__ = [
     "Affine",
@@ -35,8 +34,9 @@ __all__ = [
 ]
 
 # Layers that one iteration of the loop computes on an accelerator: the compiler joins their small
-# kernels, whose launches cost more than their arithmetic.
-LAYERS_PER_ITERATION = 4
+# kernels, whose launches cost more than their arithmetic. In loops over fewer layers it is not
+# worth the second program that is traced for it.
+LAYERS_PER_ITERATION, LAYERS_TO_UNROLL = 4, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +109,7 @@ class Convolution:
         columns = jnp.stack(convolution.shifts(q, self.layout))
         columns = columns.transpose(3, 0, 1, 2).reshape(q.shape[2], -1, q.shape[1])
         rows = g.transpose(3, 2, 1, 0).reshape(q.shape[2], q.shape[1], -1)
+        columns, rows = convolution.unfused(columns, rows)
         by_kernel = jnp.matmul(columns, rows, precision="highest")
         by_kernel = by_kernel.reshape(len(columns), -1, len(g)).transpose(1, 2, 0)
         return jnp.concatenate([by_kernel, ratio * jnp.sum(g, -2).swapaxes(0, 1)])
@@ -335,12 +336,17 @@ def middle_layers(
         above = network.activate(network.middle(h, weights))
         return (above if present is None else jnp.where(present, above, h)), None
 
+    def loop(unroll: int) -> Callable[[jax.Array, Any], jax.Array]:
+        return lambda h, layers: jax.lax.scan(one_layer, h, layers, unroll=unroll)[0]
+
     @jax.checkpoint
     def run(h: jax.Array, block: Any) -> jax.Array:
         layers, present = block
-        unroll = 1 if on_cpu() else LAYERS_PER_ITERATION
-        weights = network.weights("middle", *layers)
-        return jax.lax.scan(one_layer, h, (weights, present), unroll=unroll)[0]
+        stacked = network.weights("middle", *layers), present
+        if len(stacked[0]["bias"]) < LAYERS_TO_UNROLL:
+            return loop(1)(h, stacked)
+        unrolled = loop(LAYERS_PER_ITERATION)
+        return jax.lax.platform_dependent(h, stacked, cpu=loop(1), default=unrolled)
 
     blocks, rest = in_segments((layers, present), segment)
     if blocks is not None:

@@ -10,10 +10,12 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dnntk.native import ops
 from dnntk.native.blocks import THREAD_STATE_BYTES, Blocks, CpuBudget
 from dnntk.networks.models import DeepNarrow
+from dnntk.runtime.devices import on_cpu
 from dnntk.training.losses import derivative, summed
 from dnntk.training.placement import Batch
 
@@ -188,16 +190,22 @@ def engine_for(
     model: nn.Module,
     params: Any,
     x: Any,
-    devices: int = 1,
+    devices: int | Mesh = 1,
     state_bytes: int = THREAD_STATE_BYTES,
     loss: str = "squared",
 ) -> PlainEngine:
-    """This backend's fastest engine for ``model`` at ``params`` on inputs like ``x``, by a loss.
+    """The fastest engine for ``model`` at ``params`` on inputs like ``x``, by a loss.
 
-    ``devices`` of this machine work at the same time; ``state_bytes`` is as in `CpuBudget`.
+    ``devices`` of this machine work at the same time: so many of JAX's default backend, or those of
+    a mesh, which may be of devices that this machine lacks, to compile for them ahead of time.
+    ``state_bytes`` is as in `CpuBudget`.
     """
-    if ops.supports(model, params, x):
-        return NativeEngine(model, loss, budget=CpuBudget.of(devices, state_bytes))
+    if isinstance(devices, Mesh):
+        cpu, count = devices.devices.flat[0].platform == "cpu", devices.local_mesh.size
+    else:
+        cpu, count = on_cpu(), devices
+    if cpu and ops.supports(model, params, x):
+        return NativeEngine(model, loss, budget=CpuBudget.of(count, state_bytes))
     return PlainEngine(model, loss)
 
 

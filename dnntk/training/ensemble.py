@@ -67,7 +67,7 @@ class Ensemble:
 
         def step(params: Any, frozen: Any) -> tuple[Any, jax.Array]:
             value, gradient = gradient_flow.loss_and_gradient(
-                self.model, params, frozen, batch, self.mesh.size, loss
+                self.model, params, frozen, batch, self.mesh, loss
             )
             moved = jax.tree.map(lambda p, g: p - rate / examples * g, params, gradient)
             return moved, value / examples

@@ -82,11 +82,16 @@ Steps = Callable[[TrainState, Any, Batch, jax.Array | int], tuple[TrainState, ja
 
 
 def loss_and_gradient(
-    model: nn.Module, params: Any, frozen: Any, batch: Batch, devices: int, loss: str = "squared"
+    model: nn.Module,
+    params: Any,
+    frozen: Any,
+    batch: Batch,
+    devices: int | Mesh,
+    loss: str = "squared",
 ) -> tuple[jax.Array, Any]:
     """The sum over a batch of weight times a loss, and its gradient by ``params``.
 
-    ``devices`` of this machine work at the same time.
+    ``devices`` of this machine, or a mesh, work at the same time.
     """
     engine = engine_for(model, params, batch.x, devices, loss=loss)
     f, gradient = engine.outputs_and_gradient(params, frozen, batch)
@@ -223,7 +228,7 @@ def _steps_on(
     def steps(
         state: TrainState, frozen: Any, batch: Batch, count: jax.Array | int
     ) -> tuple[TrainState, jax.Array]:
-        engine = engine_for(model, state.params, batch.x, devices, state_bytes, loss)
+        engine = engine_for(model, state.params, batch.x, mesh, state_bytes, loss)
         # Once: devices that wait for each other in every step would be half of a short one.
         examples = _psum(batch.weight.sum(), mesh)
         step = _optimizer_step(engine, optimizer, examples, mesh)
@@ -360,7 +365,7 @@ def step_bytes(compiled: Any, model: nn.Module, params: Any, x: Any, mesh: Mesh)
         total = need.temp_size_in_bytes + need.argument_size_in_bytes
         total += need.output_size_in_bytes - need.alias_size_in_bytes
     total *= mesh.size
-    return total + engine_for(model, params, x).scratch_bytes(x)
+    return total + engine_for(model, params, x, mesh).scratch_bytes(x)
 
 
 def make_predict(model: nn.Module, mesh: Mesh, state_bytes: int = THREAD_STATE_BYTES) -> Any:
@@ -369,7 +374,7 @@ def make_predict(model: nn.Module, mesh: Mesh, state_bytes: int = THREAD_STATE_B
 
     def of_shard(params: Any, frozen: Any, x: jax.Array) -> jax.Array:
         if stages == 1:
-            engine = engine_for(model, params, x, mesh.local_mesh.size, state_bytes)
+            engine = engine_for(model, params, x, mesh, state_bytes)
             return engine.outputs(params, frozen, x)
         f, is_last = pipeline.staged_outputs(cast(DeepNarrow, model), params, frozen, x, stages)
         return jax.lax.psum(jnp.where(is_last, f, 0), DEPTH)

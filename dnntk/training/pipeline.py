@@ -7,6 +7,7 @@ back is the same in reverse, by JAX's own derivative of the collective permutati
 has no micro-batch it computes nothing: of every stages + micro-batches - 1 ticks, stages - 1.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +21,6 @@ from dnntk.errors import InputError
 from dnntk.networks.initializers import Layers
 from dnntk.networks.layers import Network, middle_layers
 from dnntk.networks.models import DeepNarrow, network_of
-from dnntk.runtime.devices import on_cpu
 
 __all__ = [
     "DATA",
@@ -165,8 +165,14 @@ def psum(tree: Any, axes: str | tuple[str, ...]) -> Any:
 
 
 def _psum(array: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
-    if not on_cpu() or array.nbytes <= LARGE_BYTES:
-        return jax.lax.psum(array, axes)
+    whole = functools.partial(jax.lax.psum, axis_name=axes)
+    if array.nbytes <= LARGE_BYTES:
+        return whole(array)
+    in_parts = functools.partial(_psum_in_parts, axes=axes)
+    return jax.lax.platform_dependent(array, cpu=in_parts, default=whole)
+
+
+def _psum_in_parts(array: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
     part = PART_BYTES // array.dtype.itemsize
 
     def with_sum(array: jax.Array, start: jax.Array | int, size: int) -> jax.Array:

@@ -139,7 +139,7 @@ def _products(
     v: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """J (J^T v) at a device's own inputs, and |J^T v|^2; v has norm 1 on all devices together."""
-    engine = engine_for(model, params, x, mesh.local_mesh.size, state_bytes)
+    engine = engine_for(model, params, x, mesh, state_bytes)
     gradient = pipeline.psum(engine.vjp(params, frozen, x, v), DATA)
     image = engine.jvp(params, frozen, x, gradient)
     return image, _square(gradient)

@@ -7,6 +7,7 @@ from reference import Reference, assert_close, moved_network, tree_map
 
 from dnntk.native import build
 from dnntk.native.blocks import CpuBudget
+from dnntk.networks import layers
 from dnntk.training import engine as engines
 from dnntk.training import gradient_flow, placement
 from dnntk.training.engine import PART_SCRATCH_BYTES, NativeEngine, PlainEngine, engine_for
@@ -49,8 +50,9 @@ def test_an_accelerators_loop_over_layers_computes_the_same(monkeypatch, x64):
     model, params, frozen, x, y = moved_network((6, 3, 4, 1), 2, 30, "float64", {})
     batch = placement.Batch(x, y, np.ones(len(x)))
     f, gradient = Reference(model, frozen, x).gradient(params, lambda f: f - y)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert type(engine_for(model, params, x)) is PlainEngine
+    monkeypatch.setattr(layers, "LAYERS_TO_UNROLL", 3)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *given, cpu, default: default(*given))
+    monkeypatch.setattr(build, "available", lambda: False)
     found = jax.jit(lambda p: gradient_flow.loss_and_gradient(model, p, frozen, batch, 1))(params)
     assert_close(found, (0.5 * np.sum((f - y) ** 2), gradient), 1e-12)
 
@@ -59,3 +61,12 @@ def test_an_engine_alone_has_all_cores_and_the_same_memory():
     model, params, _, x, _ = moved_network((20, 2), 1, 9, "float32", {})
     if isinstance(engine := engine_for(model, params, x, devices=2, state_bytes=123), NativeEngine):
         assert not engine.budget.alone and engine.alone().budget == CpuBudget.of(1, 123)
+
+
+@needs_a_compiler
+def test_the_platform_is_that_of_the_mesh_and_not_the_default_backend(monkeypatch):
+    model, params, _, x, _ = moved_network((20, 2), 1, 9, "float32", {})
+    mesh = jax.sharding.Mesh(jax.devices()[:2], ("data",))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert type(engine_for(model, params, x)) is PlainEngine
+    assert engine_for(model, params, x, mesh).budget == CpuBudget.of(2)
