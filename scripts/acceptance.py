@@ -3,8 +3,7 @@ r"""The long checks: what the README and BUILD_NOTES.md promise, measured.
     python scripts/acceptance.py --data_dir=FOLDER_OF_MNIST
     python scripts/acceptance.py --checks=precision,kill
 
-Each check writes one JSON file into --workdir as it ends; a check whose file exists is not run
-again. Every result is printed.
+Each check ends with a JSON file in --workdir, and is not run again if it exists; all are printed.
 """
 
 import json

@@ -82,16 +82,11 @@ Steps = Callable[[TrainState, Any, Batch, jax.Array | int], tuple[TrainState, ja
 
 
 def loss_and_gradient(
-    model: nn.Module,
-    params: Any,
-    frozen: Any,
-    batch: Batch,
-    devices: int | Mesh,
-    loss: str = "squared",
+    model: nn.Module, params: Any, frozen: Any, batch: Batch, devices: Any, loss: str = "squared"
 ) -> tuple[jax.Array, Any]:
     """The sum over a batch of weight times a loss, and its gradient by ``params``.
 
-    ``devices`` of this machine, or a mesh, work at the same time.
+    ``devices`` are as in `engine_for`.
     """
     engine = engine_for(model, params, batch.x, devices, loss=loss)
     f, gradient = engine.outputs_and_gradient(params, frozen, batch)
