@@ -20,8 +20,10 @@ from typing import Any
 
 import accelerator_checks
 import command_line
+import depth_checks
 import jax
 import jax.numpy as jnp
+import ntk_checks
 import numpy as np
 import solve_checks
 from absl import flags
@@ -33,7 +35,7 @@ from dnntk.infinite_depth.config import PredictConfig
 from dnntk.infinite_depth.prediction import predict
 from dnntk.networks.models import DeepNarrow
 from dnntk.runs.checkpoints import Checkpoints
-from dnntk.runs.folder import RunFolder, peak_memory_bytes
+from dnntk.runs.folder import RunFolder
 from dnntk.runs.locks import freeing_folders
 from dnntk.training import engine, gradient_flow, placement
 from dnntk.training.losses import summed
@@ -72,49 +74,6 @@ def million_layers(folder: Path) -> dict[str, Any]:
     return deep | {
         "test_loss_at_depth_1000": shallow["test_loss"],
         "promised": "fit as good as at depth 1000, under 8 GB",
-    }
-
-
-def ten_million_layers(folder: Path) -> dict[str, Any]:
-    """A gradient step of the toy MLP in float32, beside float64 on the same network."""
-    del folder
-    depth, time_step = 10**7, 0.5
-    model = DeepNarrowMLP(depth, 1, float(depth) ** 2.2)
-    data = load_dataset("toy")
-
-    def evaluate(params: Any, frozen: Any, dtype: str) -> tuple[float, Any]:
-        params, frozen, x, y = jax.tree.map(
-            lambda a: jnp.asarray(a, dtype), (params, frozen, data.x_train, data.y_train)
-        )
-        batch = placement.Batch(x, y, jnp.full(len(x), 1 / len(x), dtype))
-        loss_and_gradient = jax.jit(
-            lambda p, f: gradient_flow.loss_and_gradient(model, p, f, batch, 1)
-        )
-        loss, gradient = loss_and_gradient(params, frozen)
-        return float(loss), jax.device_get(gradient)
-
-    x = jnp.asarray(data.x_train, jnp.float32)
-    variables = jax.device_get(jax.jit(model.init)(jax.random.key(0), x))
-    params, frozen = variables["params"], {"initial": variables["initial"]}
-    # The first gradient moves the network off its zero output; the second one is compared.
-    before, gradient = evaluate(params, frozen, "float32")
-    params = jax.tree.map(lambda p, g: p - np.float32(time_step) * g, params, gradient)
-    begun = time.perf_counter()
-    loss, gradient = evaluate(params, frozen, "float32")
-    seconds = time.perf_counter() - begun
-    with jax.enable_x64(True):
-        expected_loss, expected = evaluate(params, frozen, "float64")
-    pairs = list(zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True))
-    error = sum(float(np.sum((g - e) ** 2)) for g, e in pairs)
-    norm = sum(float(np.sum(e**2)) for _, e in pairs)
-    return {
-        "loss_before": before,
-        "loss_after_a_step": loss,
-        "loss_in_float64": expected_loss,
-        "gradient_error": (error / norm) ** 0.5,
-        "gradient_seconds": seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "promised": "agreement to 1e-4",
     }
 
 
@@ -299,13 +258,14 @@ CHECKS: dict[str, Check] = {
     "solve": solve_checks.solved,
     "accelerators": accelerator_checks.accelerators,
     "solve_many": lambda folder: solve_checks.many_examples(folder, FLAGS.data_dir),
+    "operator": ntk_checks.operator,
     "kill": kill,
     "mnist_mlp": mnist_mlp,
     "baselines": baselines,
     "mnist_cnn": mnist_cnn,
     "deep_cnn": deep_cnn,
     "million_layers": million_layers,
-    "ten_million_layers": ten_million_layers,
+    "ten_million_layers": depth_checks.ten_million_layers,
     "table_row_3": table_row_3,
     "mnist_limit": mnist_limit,
     "limit_depth": limit_depth,

@@ -2,22 +2,22 @@
 
 `empirical_ntk` is the thesis's scaled NTK of a deep narrow network, (1 / (L C^2)) J(x) J(x')^T, at
 any time of its training; `empirical_ntk_fn` is the plain J(x) J(x')^T of any Flax module or apply
-function. Three methods give the same numbers:
+function. All methods give the same numbers:
 
 * ``jacfwd``: the definition, `jax.jacfwd` under `jax.vmap`. Cost: a forward pass a parameter.
 * ``jacrev``: a backward pass an output. Memory: outputs x parameters an example.
 * ``layerwise``: deep narrow networks only; see `dnntk.ntk.layerwise`. It never forms the network's
   Jacobian, and its compile time does not grow with depth.
+* ``structured``: any other network; dense and convolutional layers are products of their inputs
+  and of derivatives by their outputs where that is less work; see `dnntk.ntk.structured`.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from dnntk.checks import check_choice, check_count, checked_pair, common_dtype, real_array
@@ -35,13 +35,17 @@ from dnntk.ntk.functional import (
     split_variables,
 )
 from dnntk.ntk.layerwise import Outputs, choose_segments, layerwise
+from dnntk.ntk.structured import factors, rows
 
 __all__ = ["empirical_ntk", "empirical_ntk_fn"]
 
 Method = Literal["auto", "layerwise", "jacfwd", "jacrev"]
+AnyNetworksMethod = Literal["auto", "structured", "jacrev", "jacfwd"]
 
 # Array elements that a block of examples may take in addition to the result: 1 GB in float32.
 BLOCK_ELEMENTS = 1 << 28
+# Fewer examples than this are multiplied with themselves in one product.
+FEW_EXAMPLES = 32
 
 
 def empirical_ntk(
@@ -99,7 +103,7 @@ def empirical_ntk(
 def empirical_ntk_fn(
     apply_fn: Any,
     *,
-    method: Literal["jacrev", "jacfwd"] = "jacrev",
+    method: AnyNetworksMethod = "auto",
     outputs: Outputs = "full",
     block_size: int | None = None,
 ) -> Callable[..., jax.Array]:
@@ -110,18 +114,17 @@ def empirical_ntk_fn(
             ...]) -> [n, ...]. It gets one example at a time, as a batch of one under `jax.vmap`:
             an example's outputs must not depend on other examples, so batch normalization must use
             its running averages. Of NNX modules a copy in evaluation mode (``eval()``) is used.
-        method: "jacrev" (a backward pass an output) or "jacfwd" (a forward pass a parameter).
+        method: "structured", "jacrev" or "jacfwd" (see the module's docstring; they agree to
+            rounding); "auto" is "structured".
         outputs: as in `empirical_ntk`.
-        block_size: largest number of examples of x1, and of x2, whose Jacobians are in memory at a
-            time; None is as many as take about 1 GB. The result does not depend on it, up to
-            rounding.
+        block_size: as in `empirical_ntk`: how many examples' Jacobians, or factors, are in memory.
 
     Returns:
         ntk(variables, x1, x2=None): [n1, n2, k, k], [n1, n2] or [n1, n2, k], with k the number of
         outputs of an example, flattened and joined; in the parameters' dtype, float32 at least;
         x2=None means x1. The function is pure and jitted: use the same one again, and it is
         compiled once for each shape. It works under vmap over variables. Memory beyond the result:
-        2 block_size k parameters, and the passes over the network.
+        2 block_size k parameters, or less in factors, and the passes over the network.
 
         ``variables`` is the first argument of apply_fn. The derivative is by its entry "params" if
         it is a mapping with such an entry, like linen's variables, else by all its floating-point
@@ -140,7 +143,8 @@ def empirical_ntk_fn(
             real [n, ...].
     """
     apply = as_apply_fn(apply_fn)
-    check_choice("method", method, ("jacrev", "jacfwd"))
+    check_choice("method", method, get_args(AnyNetworksMethod))
+    method = "structured" if method == "auto" else method
     check_choice("outputs", outputs, get_args(Outputs))
     if block_size is not None:
         block_size = check_count("block_size", block_size)
@@ -178,12 +182,12 @@ def _empirical_ntk(
     return blockwise(pair, x1, x2, block**2, most=block)
 
 
-# ---- any network: Jacobians in memory
+# ---- any network
 
 
 def _explicit_ntk(
     apply: Callable[..., Any],
-    method: Method,
+    method: str,
     outputs: Outputs,
     block_size: int | None,
     variables: Any,
@@ -191,40 +195,51 @@ def _explicit_ntk(
     x2: Any,
 ) -> jax.Array:
     """J(x) J(x')^T, a block of examples at a time."""
-    params, rebuild = parameters(variables)
+    params, _ = parameters(variables)
 
-    def outputs_of(params: Params, x: Any) -> jax.Array:
-        outputs = apply(rebuild(params), jax.tree.map(lambda a: a[None], x))
+    def outputs_of(variables: Any, params: Params, x: Any) -> jax.Array:
+        network = parameters(variables)[1](params)
+        outputs = apply(network, jax.tree.map(lambda a: a[None], x))
         return flat_outputs(outputs, variables, params[0][0].dtype)
 
-    differentiate = jax.jacfwd if method == "jacfwd" else jax.jacrev
-    jacobian = jax.vmap(differentiate(outputs_of), (None, 0))
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x1)
+    if method == "structured":
+        counts = len(jax.tree.leaves(x1)[0]), len(jax.tree.leaves(x1 if x2 is None else x2)[0])
+        parts = factors(outputs_of, variables, params, one, counts, outputs)
+    else:
+        differentiate = jax.jacfwd if method == "jacfwd" else jax.jacrev
+        parts = rows(differentiate, outputs_of, variables, params, one, outputs)
+
+    def product(left: list[Any], right: list[Any]) -> jax.Array:
+        terms = [of(a, b) for of, a, b in zip(parts.products, left, right, strict=True)]
+        return sum(terms[1:], start=terms[0])
 
     def pair(x1: Any, x2: Any) -> jax.Array:
+        n = len(jax.tree.leaves(x1)[0])
         if x2 is x1:
-            left = right = jax.tree.leaves(jacobian(params, x1))
-        elif jax.tree.map(jnp.dtype, x1) == jax.tree.map(jnp.dtype, x2):  # traced once
-            both = jacobian(params, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x1, x2))
-            n1 = len(jax.tree.leaves(x1)[0])
-            left = [j[:n1] for j in jax.tree.leaves(both)]
-            right = [j[n1:] for j in jax.tree.leaves(both)]
-        else:
-            left, right = (jax.tree.leaves(jacobian(params, x)) for x in (x1, x2))
-        flat = lambda j: j.reshape(*j.shape[:2], math.prod(j.shape[2:]))  # noqa: E731
-        products = [_inner(flat(a), flat(b), outputs) for a, b in zip(left, right, strict=True)]
-        return sum(products[1:], start=products[0])
+            return _above_diagonal(product, parts.of(variables, params, x1), n)
+        if jax.tree.map(jnp.dtype, x1) == jax.tree.map(jnp.dtype, x2):  # traced once
+            both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), x1, x2)
+            both = parts.of(variables, params, both)
+            return product(jax.tree.map(lambda j: j[:n], both), jax.tree.map(lambda j: j[n:], both))
+        return product(*(parts.of(variables, params, x) for x in (x1, x2)))
 
-    if block_size is None:
-        one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), x1)
-        k = jax.eval_shape(outputs_of, params, one).size
-        block_size = max(
-            1, BLOCK_ELEMENTS // max(1, 2 * k * sum(p.size for p in jax.tree.leaves(params)))
-        )
+    block_size = block_size or parts.most_examples(BLOCK_ELEMENTS)
     return blockwise(pair, x1, x2, block_size**2, most=block_size)
 
 
-def _inner(a: jax.Array, b: jax.Array, outputs: Outputs) -> jax.Array:
-    """Products over p of the rows of [n1, k, p] and [n2, k, p] that ``outputs`` names."""
-    indices = {"full": "nmkl", "trace": "nm", "diagonal": "nmk"}[outputs]
-    row = "l" if outputs == "full" else "k"
-    return jnp.einsum(f"nkp,m{row}p->{indices}", a, b, precision=lax.Precision.HIGHEST)
+def _above_diagonal(product: Callable[..., jax.Array], parts: list[Any], n: int) -> jax.Array:
+    """The product of n examples with themselves, with zeros in some places below its diagonal.
+
+    `blockwise` puts the mirror image there. A few rows at a time are multiplied with what is right
+    of the diagonal.
+    """
+    size = n if n < FEW_EXAMPLES else -(-n // 4)
+    rows = [
+        product(
+            *(jax.tree.map(lambda j, s=s: j[s], parts) for s in (slice(i, i + size), slice(i, n)))
+        )
+        for i in range(0, n, size)
+    ]
+    pads = [((0, 0), (n - row.shape[1], 0), *((0, 0),) * (row.ndim - 2)) for row in rows]
+    return jnp.concatenate([jnp.pad(row, pad) for row, pad in zip(rows, pads, strict=True)])
