@@ -33,7 +33,8 @@ class InfiniteDepthFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     """Features Phi(x) whose products Phi(x) Phi(x')^T are the limit kernel, `kernel.limit_ntk`.
 
     The kernel's constant and linear parts are exact; ``count`` random units stand for the rest. Its
-    error falls as 1/sqrt(count) with independent units, and nearly as 1/count with Sobol points.
+    error falls as 1/sqrt(count) with independent units. With Sobol points it falls as 1/count in
+    few dimensions, on digits of 64 numbers too, and as count^-0.66 on MNIST's 784.
 
     A linear model behind it is the infinitely deep network: ``Ridge(alpha=n * ridge,
     fit_intercept=False)`` that of `dnntk.KernelFlow` at t = infinity with this ridge, and about
