@@ -142,12 +142,12 @@ class Plane:
     def needed(self, quantity: str) -> float | None:
         """The power p such that the quantity vanishes if C / L^p -> infinity; None if never.
 
-        0 where the 95% interval of depth's power holds 0: then C -> infinity is enough.
+        0 where the 95% interval of depth's power begins below 0: then C -> infinity is enough.
         """
         fit = self.fit(quantity)
         if fit is None or PREDICTED[quantity][1] >= 0 or fit["scale"]["high"] >= 0:
             return None
-        if fit["depth"]["low"] <= 0 <= fit["depth"]["high"]:
+        if fit["depth"]["low"] <= 0:
             return 0.0
         return _ratio(fit)
 

@@ -190,6 +190,8 @@ def test_powers_are_found_again_and_say_how_fast_c_must_grow():
     assert "vanishes if C grows faster than L^0." in plane.described("crossings")
     one = dataclasses.replace(plane, values={"crossings": values["crossings"][:, :1]})
     assert one.needed_error("crossings") is None and "+-" not in one.described("crossings")
+    falling = dataclasses.replace(plane, values={"gamma": (depths**-0.1 / scales)[:, None] * noise})
+    assert falling.needed("gamma") == 0  # its power of depth is below 0
     none = dataclasses.replace(plane, values={"crossings": np.zeros((12, 5))})
     assert none.predicted("crossings") is None and "no fit" in none.described("crossings")
 
