@@ -31,7 +31,9 @@ def features_figure(found: dict[str, dict[str, Any]], near: float) -> "Figure":
     distance ``near``.
     """
     counts = sorted({one.random_units for each in found.values() for one in each.values()})
-    figure = new_figure(1.3 + 2.1 * len(found), 6.6)
+    # A column of the legend holds a number of random units; if there is one, a draw.
+    columns, width = (len(counts), 2.7) if len(counts) > 1 else (len(STYLES), 1.7)
+    figure = new_figure(max(1.3 + 2.1 * len(found), width * columns), 6.6)
     panels = figure.subplots(len(ROWS), len(found), squeeze=False, sharex=True, sharey="row")
     for column, (case, each) in enumerate(found.items()):
         for axes, (quantity, label) in zip(panels[:, column], ROWS.items(), strict=True):
@@ -50,6 +52,5 @@ def features_figure(found: dict[str, dict[str, Any]], near: float) -> "Figure":
         panels[0, column].set_title(TITLES[case])
         panels[-1, column].set_xlabel("depth $L$")
     handles, names = panels[0, 0].get_legend_handles_labels()
-    columns = len(counts) if len(counts) > 1 else len(STYLES)
     figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize="large")
     return figure

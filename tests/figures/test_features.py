@@ -24,3 +24,7 @@ def test_curves_are_the_means_beside_the_distance_that_is_near():
     names = [text.get_text() for text in both.legends[0].get_texts()]
     assert names == ["Sobol, $M$ = 1", "Sobol, $M$ = 16"]
     assert len({line.get_linestyle() for line in both.axes[0].lines[:2]}) == 2
+    for each in (both, features_figure({"toy": {"sobol": found}}, 0.01)):
+        each.draw_without_rendering()
+        box = each.get_tightbbox()
+        assert box.x0 >= 0 and box.x1 <= each.get_figwidth()
