@@ -81,7 +81,7 @@ def test_the_expansion_of_a_polynomial_is_exact_from_its_degree_on(dtype, x64):
     centre, params, x = polynomial_at(dtype)
     expected = polynomial(params, x)["out"]
     size = np.abs(expected).max()
-    for degree, exact in ((0, False), (2, False), (3, True), (4, True)):
+    for degree, exact in ((2, False), (4, True), (3, True)):
         found = taylor_expand(polynomial, centre, degree)(params, x)
         assert found["out"].dtype == dtype and found["none"].dtype == dtype
         error = np.abs(found["out"] - expected).max() / size
