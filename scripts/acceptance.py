@@ -258,6 +258,7 @@ CHECKS: dict[str, Check] = {
     "solve": solve_checks.solved,
     "accelerators": accelerator_checks.accelerators,
     "solve_many": lambda folder: solve_checks.many_examples(folder, FLAGS.data_dir),
+    "factors": ntk_checks.factors,
     "operator": ntk_checks.operator,
     "kill": kill,
     "mnist_mlp": mnist_mlp,

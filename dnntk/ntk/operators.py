@@ -30,6 +30,7 @@ from dnntk.ntk.functional import (
     parameters,
     split_variables,
 )
+from dnntk.ntk.structured import Factors, factors
 
 __all__ = ["Operator", "operator"]
 
@@ -164,14 +165,16 @@ class Operator:
     def diagonal(self) -> jax.Array:
         """The diagonal [n k], exactly: each output's squared gradient norm.
 
-        Time: k gradients of each example. Memory: those of a chunk, which is smaller here.
+        Time: k gradients of each example. Memory: a chunk's, with dense and convolutional layers in
+        factors (`dnntk.ntk.structured`).
         """
-        jacobian = sum(p.size for p in jax.tree.leaves(self._parameters())) * self.outputs
+        parts = _parts(self.outputs_of, self.variables, self.x)
+        size = CHUNK_ELEMENTS // (parts.elements + parts.pair_elements + 1)
 
         def step(_: None, x: Any, v: None) -> tuple[None, jax.Array]:
             return None, _squared_norms(self.outputs_of, self.variables, x)
 
-        _, norms = self._fold(step, None, min(self.block_size, CHUNK_ELEMENTS // jacobian))
+        _, norms = self._fold(step, None, min(self.block_size, size))
         return self.scale * norms.reshape(-1)
 
     def trace(self, key: jax.Array, samples: int) -> jax.Array:
@@ -322,10 +325,20 @@ def _push(outputs_of: Callable[..., Any], variables: Any, direction: Params, x: 
     return jax.jvp(_batch(outputs_of, variables, x), (parameters(variables)[0],), (direction,))[1]
 
 
+def _parts(outputs_of: Callable[..., Any], variables: Any, x: Any) -> Factors:
+    """The Jacobian's parts for an example's products with itself."""
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
+    return factors(outputs_of, variables, parameters(variables)[0], one, (1, 1), "diagonal")
+
+
 @partial(jax.jit, static_argnums=0)
 def _squared_norms(outputs_of: Callable[..., Any], variables: Any, x: Any) -> jax.Array:
     """Of each output's gradient: [n, k]."""
-    jacobian = jax.vmap(jax.jacrev(outputs_of, argnums=1), (None, None, 0))
-    parts = jax.tree.leaves(jacobian(variables, parameters(variables)[0], x))
-    norms = [jnp.sum(j * j, tuple(range(2, j.ndim))) for j in parts]
-    return sum(norms[1:], start=norms[0])
+    parts = _parts(outputs_of, variables, x)
+
+    def of_one(x: Any) -> jax.Array:
+        found = parts.of(variables, parameters(variables)[0], jax.tree.map(lambda a: a[None], x))
+        terms = [product(a, a)[0, 0] for product, a in zip(parts.products, found, strict=True)]
+        return sum(terms[1:], start=terms[0])
+
+    return jax.vmap(of_one)(x)
