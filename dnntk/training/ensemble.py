@@ -35,6 +35,7 @@ class Ensemble:
         self.model, self.trials = model, trials
         self.mesh = Mesh(np.array(devices[:count]), ("trials",))
         self._x, self._y = jnp.asarray(x), jnp.asarray(y)
+        self._descents: dict[str, Any] = {}
 
     def init(self, seed: int, first: int = 0) -> tuple[Any, Any]:
         """(params, frozen) of all trials, numbered from ``first``.
@@ -58,22 +59,28 @@ class Ensemble:
         """(params, frozen, steps) -> (params, losses [trials] before the last of the steps).
 
         Full-batch gradient descent on a loss, ``time_step`` of kernel time a step.
-        ``params`` are donated; the function is compiled once for any number of steps.
+        ``params`` are donated; a program serves any number and size of steps.
         """
-        rate = gradient_flow.learning_rate(self.model, time_step)
-        weight = jnp.ones(len(self._x), self._x.dtype)
+        rate = gradient_flow.learning_rate(self.model, time_step) / len(self._x)
+        compiled = self._descents.setdefault(loss, self._compiled(loss))
+        return lambda params, frozen, steps: compiled(params, frozen, steps, rate)
 
+    def _compiled(self, loss: str) -> Any:
+        """(params, frozen, steps, rate) -> (params, losses): one program for all sizes of steps."""
+        weight = jnp.ones(len(self._x), self._x.dtype)
         batch, examples = placement.Batch(self._x, self._y, weight), len(self._x)
 
-        def step(params: Any, frozen: Any) -> tuple[Any, jax.Array]:
+        def step(params: Any, frozen: Any, rate: jax.Array) -> tuple[Any, jax.Array]:
             value, gradient = gradient_flow.loss_and_gradient(
                 self.model, params, frozen, batch, self.mesh, loss
             )
-            moved = jax.tree.map(lambda p, g: p - rate / examples * g, params, gradient)
+            moved = jax.tree.map(lambda p, g: p - rate * g, params, gradient)
             return moved, value / examples
 
-        def descend(params: Any, frozen: Any, steps: jax.Array) -> tuple[Any, jax.Array]:
-            body = lambda _, carry: jax.vmap(step)(carry[0], frozen)  # noqa: E731
+        def descend(
+            params: Any, frozen: Any, steps: jax.Array, rate: jax.Array
+        ) -> tuple[Any, jax.Array]:
+            body = lambda _, carry: jax.vmap(step, (0, 0, None))(carry[0], frozen, rate)  # noqa: E731
             local = jax.tree.leaves(params)[0].shape[0]
             return lax.fori_loop(0, steps, body, (params, jnp.zeros(local, self._x.dtype)))
 
@@ -81,7 +88,7 @@ class Ensemble:
         sharded = jax.shard_map(
             descend,
             mesh=self.mesh,
-            in_specs=(trials, trials, P()),
+            in_specs=(trials, trials, P(), P()),
             out_specs=(trials, trials),
             check_vma=False,
         )

@@ -13,6 +13,7 @@ from report_pages import EVIL, Page, history, page_of, png, trained, write
 from dnntk import TrainConfig
 from dnntk.experiments.accumulation import AccumulationConfig
 from dnntk.experiments.catapult_config import CatapultConfig
+from dnntk.experiments.cross_entropy_config import CrossEntropyConfig
 from dnntk.experiments.depth_or_width.config import DepthOrWidthConfig
 from dnntk.experiments.errata import ErrataConfig
 from dnntk.experiments.features_config import FeaturesConfig
@@ -31,6 +32,7 @@ CONFIGS = {
     "predict": PredictConfig,
     "accumulation": AccumulationConfig,
     "catapult": CatapultConfig,
+    "cross_entropy": CrossEntropyConfig,
     "depth_or_width": DepthOrWidthConfig,
     "errata": ErrataConfig,
     "features": FeaturesConfig,

@@ -26,6 +26,7 @@ WRONG = {
     "accumulation.py": "--dataset=mnist --data_dir=nowhere",
     "benchmark.py": "--benchmarks=none",
     "catapult.py": "--ratios=2,1",
+    "cross_entropy.py": "--smoothings=1",
     "depth_or_width.py": "--data_dir=nowhere --datasets=mnist",
     "depth_transfer.py": "--tune_depth=31",
     "errata.py": "--depth=1",
@@ -122,7 +123,7 @@ def test_a_full_help_is_there_too(tmp_path):
 
 
 def test_without_flags_a_configuration_has_its_own_defaults(tmp_path):
-    configured = "accumulation catapult depth_or_width depth_transfer errata features"
+    configured = "accumulation catapult cross_entropy depth_or_width depth_transfer errata features"
     others = "initialization limit_convergence ntk_convergence predict regimes required_depth"
     scripts = f"{configured} {others} train trainability".split()
     cases = {script: [f"{script}.py"] for script in scripts}
