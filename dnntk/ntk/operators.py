@@ -175,7 +175,7 @@ class Operator:
             return None, _squared_norms(self.outputs_of, self.variables, x)
 
         _, norms = self._fold(step, None, min(self.block_size, size))
-        return self.scale * norms.reshape(-1)
+        return self.scale * norms
 
     def trace(self, key: jax.Array, samples: int) -> jax.Array:
         """An unbiased estimate of the trace by ``samples`` products; exact from n k samples on.
@@ -243,9 +243,9 @@ class Operator:
             return direction, _push(self.outputs_of, self.variables, direction, x)
 
         zeros = jax.tree.map(jnp.zeros_like, self._parameters())
-        direction, _ = self._fold(pull, zeros, self.block_size, v.reshape(-1, self.outputs))
+        direction, _ = self._fold(pull, zeros, self.block_size, v)
         _, product = self._fold(push, direction, self.block_size)
-        return self.scale * product.reshape(-1)
+        return self.scale * product
 
     def _fold(
         self, step: Callable[..., Any], carry: Any, size: int, v: jax.Array | None = None
@@ -256,17 +256,19 @@ class Operator:
         rows of v are zeros and whose rows are left out.
 
         Returns:
-            (the last carry, all rows [n, k] or None).
+            (the last carry, all rows [n k] or None).
         """
         traced = self._is_traced(carry, v)
+        xp: Any = jnp if traced else np  # NumPy compiles nothing for each shape
         n = len(jax.tree.leaves(self.x)[0])
         count = math.ceil(n / max(1, size))
         size = math.ceil(n / count)
         starts = np.minimum(size * np.arange(count), n - size)
         last, repeated = size * (count - 1), size * count - n
         if v is not None:
-            v = jnp.concatenate([v[:last], jnp.zeros((repeated, v.shape[1]), v.dtype), v[last:]])
-            v = v.reshape(count, size, -1)
+            v = xp.asarray(v).reshape(n, self.outputs)
+            v = xp.concatenate([v[:last], xp.zeros((repeated, self.outputs), v.dtype), v[last:]])
+            v = v.reshape(count, size, self.outputs)
 
         def chunk(x: Any, start: Any) -> Any:
             return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, start, size), x)
@@ -287,10 +289,10 @@ class Operator:
                 # A chunk is waited for, since each that is under way takes memory.
                 carry, row = jax.block_until_ready(step(carry, x, None if v is None else v[i]))
                 found.append(row)
-            rows = None if found[0] is None else jnp.stack(found)
+            rows = None if found[0] is None else np.stack(found)
         if rows is not None:
             rows = rows.reshape(count * size, -1)
-            rows = jnp.concatenate([rows[:last], rows[last + repeated :]])
+            rows = jnp.asarray(xp.concatenate([rows[:last], rows[last + repeated :]]).reshape(-1))
         return carry, rows
 
 

@@ -1,6 +1,5 @@
 """The NTK as a linear operator, beside the matrix of `empirical_ntk_fn` and NumPy's `eigh`."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,17 +8,14 @@ import scipy.sparse.linalg
 from flax import nnx
 from networks import drawn
 
-from dnntk import DeepNarrowMLP, InputError, empirical_ntk, empirical_ntk_fn, ntk, to_standard
+from dnntk import DeepNarrowMLP, InputError, empirical_ntk, empirical_ntk_fn, ntk
 
 RNG = np.random.default_rng(0)
 N, K = 7, 3
 
 
-class Network(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.tanh(nn.Conv(3, (3, 3))(x))
-        return nn.Dense(K)(x.reshape(len(x), -1))
+def network(p, x):
+    return jnp.tanh(x @ p["first"]) @ p["last"]
 
 
 def as_matrix(kernel):
@@ -33,11 +29,11 @@ def close(found, expected, rtol=1e-12):
 @pytest.fixture(scope="module")
 def case():
     """(operator, its matrix) in chunks of 3, 3 and 1 examples."""
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
-        x = RNG.normal(size=(N, 4, 3, 2))
-        variables = jax.tree.map(np.float64, Network().init(jax.random.key(0), x))
-        matrix = as_matrix(empirical_ntk_fn(Network())(variables, x))
-        yield ntk.operator(Network(), variables, x, block_size=3), matrix
+    with jax.enable_x64(True):
+        x = RNG.normal(size=(N, 4))
+        params = {"first": RNG.normal(size=(4, 5)), "last": RNG.normal(size=(5, K))}
+        matrix = as_matrix(empirical_ntk_fn(network)(params, x))
+        yield ntk.operator(network, params, x, block_size=3), matrix
 
 
 def test_products_equal_those_of_the_matrix(case):
@@ -60,7 +56,7 @@ def test_under_jit_vmap_and_grad(case):
     close(product, matrix @ v)
     close(diagonal, np.diag(matrix))
     energy = lambda v: jnp.sum(v * jax.vmap(operator.matvec)(v))  # noqa: E731
-    close(jax.grad(energy)(v.T).T, 2 * matrix @ v)
+    close(jax.jit(jax.grad(energy))(v.T).T, 2 * matrix @ v)
 
 
 def test_leading_eigenpairs_are_those_of_the_matrix(case):
@@ -86,23 +82,23 @@ def test_the_trace_is_exact_from_n_k_samples_and_estimated_with_fewer(case):
     operator, matrix = case
     trace = np.trace(matrix)
     close(operator.trace(jax.random.key(0), N * K), trace)
-    found = [float(operator.trace(jax.random.key(seed), 6)) for seed in range(6)]
-    assert abs(np.mean(found) - trace) < 4 * np.std(found) / 6**0.5
-    assert np.std(found) < 0.1 * trace
+    found = [float(operator.trace(jax.random.key(seed), 8)) for seed in (0, 1)]
+    assert found[0] != found[1]
+    np.testing.assert_allclose(found, trace, rtol=0.1)
 
 
 def test_a_kernel_of_low_rank_has_its_trace_from_few_products(x64):
     w, x = RNG.normal(size=(3, 1)), RNG.normal(size=(N * K, 3))
     operator = ntk.operator(lambda w, x: x @ w, w, x)
-    close(operator.trace(jax.random.key(0), 6), np.sum(x**2), 1e-9)
+    close(operator.trace(jax.random.key(0), 8), np.sum(x**2), 1e-9)
 
 
 def test_deep_narrow_networks_have_the_scaled_kernel(x64):
-    model, x = DeepNarrowMLP(3, 2, 6.0), RNG.uniform(0.1, 1, (4, 3))
+    model = DeepNarrowMLP(3, 2, 6.0, parametrization="standard")
+    x = RNG.uniform(0.1, 1, (4, 3))
     variables = drawn(model, x, seed=1)
-    matrix = as_matrix(empirical_ntk(model, variables, x))
-    standard = to_standard(model, variables)
-    close(ntk.operator(*standard, x, block_size=3).matvec(np.ones(8)), matrix.sum(1))
+    matrix = as_matrix(empirical_ntk(model, variables, x, method="jacrev"))
+    close(ntk.operator(model, variables, x).matvec(np.ones(8)), matrix.sum(1))
 
 
 @jax.numpy_rank_promotion("allow")  # flax itself promotes ranks
@@ -116,7 +112,11 @@ def test_nnx_modules_trees_of_inputs_and_complex_parameters():
     w = np.complex64(RNG.normal(size=3) + 1j * RNG.normal(size=3))
     x = {"a": jnp.asarray(x), "n": np.arange(4)}
     found = ntk.operator(phases, w, x, block_size=3) @ np.eye(8)
-    close(found, as_matrix(empirical_ntk_fn(phases)(w, x)), 1e-6)
+    jacobian = np.zeros((4, 2, 4))  # by the real parts and the first imaginary part
+    jacobian[:, 0, :3] = x["a"]
+    jacobian[:, 1, [0, 3]] = x["n"][:, None] * np.array([w[0].real, w[0].imag]) / abs(w[0])
+    rows = jacobian.reshape(8, 4)
+    close(found, rows @ rows.T, 1e-6)
 
 
 def test_chunks_are_compiled_once_and_chosen_by_what_passes_store():
