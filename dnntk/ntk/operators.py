@@ -85,7 +85,8 @@ def operator(
         block_size = CHUNK_ELEMENTS // max(1, stored_by_two - stored)
     else:
         block_size = check_count("block_size", block_size)
-    return Operator(variables, x, outputs_of, k, scale, max(1, block_size))
+    n = len(jax.tree.leaves(x)[0])
+    return Operator(variables, x, outputs_of, k, scale, max(1, min(n, block_size)))
 
 
 @partial(
@@ -196,13 +197,19 @@ class Operator:
         samples = check_count("samples", samples)
         if samples >= self.shape[0]:
             return jnp.sum(self.diagonal())
-        # A vector's rule for vmap: products with the columns in turn, by the loop of `matvec`.
+        products: list[jax.Array] = []
+
+        def columns_in_turn(size: int, batched: Any, v: jax.Array) -> tuple[jax.Array, bool]:
+            products.append(self.matvec(v.T).T)
+            return products[-1], True
+
         product = jax.custom_batching.custom_vmap(self.matvec)
-        product.def_vmap(lambda size, batched, v: (self.matvec(v.T).T, True))
+        product.def_vmap(columns_in_turn)
         sampler = stochtrace.sampler_normal(jnp.zeros(self.shape[0], self.dtype), num=samples)
         estimate = stochtrace.estimator_leave_one_out(stochtrace.leave_one_out_xnystrace(), sampler)
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            return estimate(product, key)
+            found = estimate(product, key)
+        return jnp.where(jnp.any(products[0] != 0), found, 0)  # matfree divides by a zero kernel
 
     def eigsh(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The leading eigenpairs, by the implicitly restarted Lanczos method (ARPACK).
@@ -221,7 +228,12 @@ class Operator:
             raise InputError(f"count: expected at most n k = {size}, got {count}; ask for fewer")
         if count < size - 1:
             start = np.random.default_rng(0).standard_normal(size).astype(self.dtype)
-            values, vectors = scipy.sparse.linalg.eigsh(self.to_scipy(), count, v0=start)
+            try:
+                values, vectors = scipy.sparse.linalg.eigsh(self.to_scipy(), count, v0=start)
+            except scipy.sparse.linalg.ArpackError:  # also for a kernel of zeros
+                if np.any(self @ start):
+                    raise
+                values, vectors = np.zeros(count, self.dtype), np.eye(size, count, dtype=self.dtype)
         else:  # ARPACK finds fewer than n k
             values, vectors = np.linalg.eigh(np.asarray(self @ np.eye(size)))
         return values[::-1][:count], vectors[:, ::-1][:, :count]

@@ -91,6 +91,9 @@ def test_a_kernel_of_low_rank_has_its_trace_from_few_products(x64):
     w, x = RNG.normal(size=(3, 1)), RNG.normal(size=(N * K, 3))
     operator = ntk.operator(lambda w, x: x @ w, w, x)
     close(operator.trace(jax.random.key(0), 8), np.sum(x**2), 1e-9)
+    zero = ntk.operator(lambda w, x: 0 * (x @ w), w, x)
+    assert zero.trace(jax.random.key(0), 8) == 0
+    assert not zero.eigsh(2)[0].any()
 
 
 def test_deep_narrow_networks_have_the_scaled_kernel(x64):
