@@ -33,8 +33,8 @@ def cross_entropy_figure(found: dict[float, Any]) -> "Figure":
             right.plot(one.times, movement, marker=mark, ms=5, **style)
             if not i:
                 text = f"$L$ = {one.depths[place]:,}"
-                at = one.times[0], movement[0]
-                right.annotate(text, at, (0, -16), textcoords="offset points", fontsize="large")
+                place_of = {"xy": (one.times[-1], movement[-1]), "xytext": (0, 9), "ha": "right"}
+                right.annotate(text, **place_of, textcoords="offset points", fontsize="large")
     one = ordered[0][0][1]
     guide = np.exp(np.log(one.distance[0, -1]).mean()) * (one.depths / one.depths[0]) ** -0.5
     left.plot(one.depths, guide, ":", color=BLACK, linewidth=1.5, label="$L^{-1/2}$")
@@ -49,5 +49,6 @@ def cross_entropy_figure(found: dict[float, Any]) -> "Figure":
         log_scale(axes, "x", "y")
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize="large")
+        axes.margins(y=0.1)
     left.legend(fontsize="large")
     return figure
