@@ -316,6 +316,16 @@ def real_number(name: str, value: Any, expected: str = "a number") -> float:
         raise InputError(f"{name} must be {expected}, got {brief(value)}") from None
 
 
+def check_key(name: str, key: Any) -> None:
+    """Refuse what is no random key of JAX, typed or of two raw integers."""
+    try:
+        jax.random.key_data(key)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name}: expected a random key of JAX, got {brief(key)}; make one by jax.random.key(0)"
+        ) from None
+
+
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """One of a few words."""
     if not isinstance(value, str) or value not in choices:

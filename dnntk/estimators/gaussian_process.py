@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
 
-from dnntk.checks import host_examples
+from dnntk.checks import host_examples, host_numbers
 from dnntk.errors import InputError
 from dnntk.estimators.base import image_of
 from dnntk.estimators.infinite_depth import LimitKernel
@@ -69,12 +69,12 @@ class InfiniteDepthKernel(Kernel):
     @property
     def hyperparameter_rho(self) -> Hyperparameter:
         """The value's type and bounds."""
-        return Hyperparameter("rho", "numeric", self.rho_bounds)
+        return self._hyperparameter("rho")
 
     @property
     def hyperparameter_beta(self) -> Hyperparameter:
         """The value's type and bounds."""
-        return Hyperparameter("beta", "numeric", self.beta_bounds)
+        return self._hyperparameter("beta")
 
     def __call__(
         self,
@@ -134,6 +134,23 @@ class InfiniteDepthKernel(Kernel):
     def __repr__(self) -> str:
         """The values of the hyperparameters."""
         return f"{type(self).__name__}(rho={self.rho:.3g}, beta={self.beta:.3g})"
+
+    def _hyperparameter(self, name: str) -> Hyperparameter:
+        """A parameter with its bounds, checked, as fits take logarithms of all three."""
+        value, bounds = getattr(self, name), getattr(self, f"{name}_bounds")
+        if isinstance(bounds, str) and bounds == "fixed":
+            return Hyperparameter(name, "numeric", bounds)
+        limits = host_numbers(f"{name}_bounds", bounds)
+        if limits.shape != (2,) or not 0 < limits[0] <= limits[1]:
+            raise InputError(
+                f'{name}_bounds: expected (least, largest) above 0, or "fixed", got {bounds!r}'
+            )
+        if not value > 0:
+            raise InputError(
+                f"{name}: expected a number above 0, as a fit takes its logarithm, got {value!r}; "
+                f'or give {name}_bounds="fixed"'
+            )
+        return Hyperparameter(name, "numeric", tuple(limits))
 
     def _kernel(self, shape: tuple[int, ...]) -> LimitKernel:
         """The kernel of examples of this shape, with its parameters checked."""

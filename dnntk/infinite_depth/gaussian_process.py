@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dnntk.checks import brief, check_count, not_negative
+from dnntk.checks import brief, check_count, check_key, not_negative
 from dnntk.errors import InputError
 from dnntk.infinite_depth.cross_kernel import CrossKernel, Kernel, balanced, padded, padded_rows
 from dnntk.infinite_depth.gram_matrix import SymmetricGram
@@ -323,13 +323,9 @@ def draw(key: jax.Array, mean: Array, covariance: Array, samples: int) -> Array:
     Raises:
         InputError: ``key`` is no random key.
     """
-    try:
-        with jax.enable_x64(True):
-            normal = np.asarray(jax.random.normal(key, (samples, *mean.shape), jnp.float64))
-    except (TypeError, ValueError):
-        raise InputError(
-            f"key: expected a random key of JAX, got {brief(key)}; make one by jax.random.key(0)"
-        ) from None
+    check_key("key", key)
+    with jax.enable_x64(True):
+        normal = np.asarray(jax.random.normal(key, (samples, *mean.shape), jnp.float64))
     values, vectors = np.linalg.eigh(covariance)
     # Where the function is known, rounding may push a variance below 0.
     return mean + (vectors * np.sqrt(np.maximum(values, 0))) @ normal

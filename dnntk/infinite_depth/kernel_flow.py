@@ -302,10 +302,15 @@ class KernelFlow(GaussianProcessMixin):
         """The flow from 0 to other targets [n, d_out], by the same kernel on the same examples.
 
         The Gram matrix and an eigendecomposition are shared; what has not converged is not logged.
+
+        Raises:
+            InputError: an argument has the wrong shape, type or range.
         """
         self._check_squared("for_targets")
         other = copy.copy(self)
-        other.ridge, other._y = ridge, host_targets("y_train", y_train, self._n)
+        targets = host_targets("y_train", y_train, self._n)
+        other._y = self._layout.checked("y_train", targets, self._n)
+        other.ridge = not_negative("ridge", ridge)
         other._residual, other._solutions, other._quiet = other._y, {}, True
         other._solver = None
         return other

@@ -96,7 +96,8 @@ def effective_dimension(kernel: ArrayLike, time: ArrayLike) -> jax.Array:
 
     Returns:
         In the shape of ``time``: from 0 at t = 0 to the kernel's rank at infinity. It takes
-        O((n k)^3) operations, whatever the number of times.
+        O((n k)^3) operations, whatever the number of times. NaN if an eigenvalue is negative by
+        more than rounding, n k eps of the largest: no kernel has one.
 
     Raises:
         InputError: an argument has the wrong shape, a time is negative or NaN, or an entry of the
@@ -190,13 +191,15 @@ def _effective_dimension(gram: jax.Array, times: jax.Array) -> jax.Array:
     rounding = 2 * math.sqrt(len(gram)) * jnp.finfo(gram.dtype).eps * values[-1]
     # Double where, so that derivatives are finite: by t at infinity, and by eigenvalues at 0.
     positive = values > rounding
+    least, largest = values[0], jnp.max(jnp.abs(values))
+    is_kernel = least >= -len(gram) * jnp.finfo(gram.dtype).eps * largest
     values = jnp.where(positive, values, 1.0)
 
     def at(time: jax.Array) -> jax.Array:
         finite = jnp.isfinite(time)
         product = jnp.where(finite, time, 0.0) * values
         shares = jnp.where(finite, product / (1 + product), 1.0)
-        return jnp.sum(jnp.where(positive, shares, 0.0))
+        return jnp.where(is_kernel, jnp.sum(jnp.where(positive, shares, 0.0)), jnp.nan)
 
     return jax.vmap(at)(times.ravel()).reshape(times.shape)
 

@@ -18,7 +18,7 @@ import scipy.sparse.linalg
 from jax import lax
 from jax.typing import ArrayLike
 
-from dnntk.checks import check_count, check_rows, checked_array, common_dtype, on_host
+from dnntk.checks import check_count, check_key, check_rows, checked_array, common_dtype, on_host
 from dnntk.errors import InputError
 from dnntk.networks.models import DeepNarrowCNN, DeepNarrowMLP
 from dnntk.ntk.functional import (
@@ -152,6 +152,10 @@ class Operator:
         columns = [self._product(column) for column in v.T]
         return jnp.stack(columns, 1) if columns else v
 
+    def __repr__(self) -> str:
+        """Shape, dtype and chunks."""
+        return f"Operator(shape={self.shape}, dtype={self.dtype}, block_size={self.block_size})"
+
     def __matmul__(self, v: ArrayLike) -> jax.Array:
         """`matvec`."""
         return self.matvec(v)
@@ -190,8 +194,9 @@ class Operator:
             samples: products, 1 or more.
 
         Raises:
-            InputError: samples is not a positive integer.
+            InputError: samples is not a positive integer, or ``key`` is no random key.
         """
+        check_key("key", key)
         from matfree import stochtrace  # slow to import
 
         samples = check_count("samples", samples)

@@ -82,6 +82,8 @@ def test_what_the_kernel_cannot_take_is_refused_in_a_line():
         ("rho, a standard deviation", lambda: InfiniteDepthKernel(-1.0)(X)),
         ("arch: expected one of", lambda: InfiniteDepthKernel(arch="rnn")(X)),
         ("image_shape: expected", lambda: InfiniteDepthKernel(arch="cnn").diag(X)),
+        ("rho_bounds: expected .least, largest", lambda: InfiniteDepthKernel(rho_bounds=3).bounds),
+        ("beta: expected a number above 0", lambda: InfiniteDepthKernel(beta=0.0).theta),
         ("X: expected finite numbers", lambda: InfiniteDepthKernel()(X * np.nan)),
         ("x2 must hold inputs of shape", lambda: InfiniteDepthKernel()(X, X[:, :3])),
     ):

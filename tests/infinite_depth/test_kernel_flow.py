@@ -275,6 +275,15 @@ def test_bad_arguments(change, message):
         _flow(**change)
 
 
+@pytest.mark.parametrize(
+    ("y", "ridge", "words"),
+    [(Y[:, :1], 0.0, "y_train: expected shape"), (Y, -1.0, "ridge: expected"), (Y, "a", "ridge:")],
+)
+def test_other_targets_are_checked_as_the_first_ones(y, ridge, words):
+    with pytest.raises(InputError, match=words):
+        _flow().for_targets(y, ridge=ridge)
+
+
 def test_another_flows_matrix_is_refused():
     with pytest.raises(InputError, match="gram: expected the matrix of x_train"):
         _flow(gram=_flow(x=NEW, y=Y[:M]).gram)

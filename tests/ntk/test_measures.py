@@ -68,6 +68,7 @@ def test_the_effective_dimension_is_the_trace_of_ridge_regression_and_nearly_of_
     smoother = matrix @ np.linalg.inv(matrix + 7 / 0.3 * np.eye(14))
     assert effective_dimension(FULL, 0.3) == pytest.approx(np.trace(smoother), rel=1e-9)
     assert effective_dimension(np.zeros((0, 0)), [1.0]) == 0
+    assert np.isnan(effective_dimension(kernel - 0.5 * np.eye(len(kernel)), times)).all()
     # d/dt of s t / (1 + s t) is s / (1 + s t)^2; equal eigenvalues and t = infinity are harmless.
     slopes = jax.grad(effective_dimension, (1, 0))
     slope, by_kernel = slopes(np.eye(5), 5.0)

@@ -143,11 +143,13 @@ def test_chunks_are_compiled_once_and_chosen_by_what_passes_store():
 def test_bad_arguments_are_named(case):
     operator, _ = case
     linear, w, x = lambda w, x: x @ w, np.ones((3, 2)), np.ones((4, 3))
+    assert repr(operator).startswith(f"Operator(shape=({N * K}, {N * K}), dtype=float")
     bad = {
         "v: expected": lambda: operator @ np.ones((N, K)),
         "v must be finite": lambda: operator @ np.full(N * K, np.nan),
         "count: expected at most": lambda: operator.eigsh(N * K + 1),
         "count must be": lambda: operator.eigsh(0),
+        "key: expected a random key of JAX, got 0": lambda: operator.trace(0, 5),
         "samples must be": lambda: operator.trace(jax.random.key(0), 1.5),
         "block_size must be": lambda: ntk.operator(linear, w, x, block_size=0),
         "x must have at least one": lambda: ntk.operator(linear, w, x[:0]),
