@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import FrameType, ModuleType, NoneType
+from types import ModuleType, NoneType
 from typing import Any, NoReturn, TypeVar
 
 import absl.logging
@@ -29,6 +29,7 @@ from dnntk.infinite_depth.kernel_flow import SOLVERS
 from dnntk.networks.initializers import INITS
 from dnntk.networks.models import PARAMETRIZATIONS
 from dnntk.networks.random_units import FEATURES
+from dnntk.runs.interruption import raise_on_sigterm
 from dnntk.runs.paths import as_path
 from dnntk.runtime import processes
 from dnntk.runtime.progress import SafeStream
@@ -140,7 +141,7 @@ def run(main: Callable[[], None]) -> None:
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
             raise InputError(f"expected flags like --depth=1000, got {' '.join(rest)!r}")
-        signal.signal(signal.SIGTERM, _stopped)
+        raise_on_sigterm(lambda: f"SIGTERM: stopped; {_go_on()}")
         _log_lines()
         _one_host_device_a_core()
         _join_others()
@@ -235,10 +236,6 @@ def _plain(text: str, name: str, module: ModuleType) -> str:
 
     text = re.sub(r"`([A-Z_]+)`", value, text).replace("`", "")
     return text[0].upper() + text[1:]
-
-
-def _stopped(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped(f"SIGTERM: stopped; {_go_on()}")
 
 
 def _go_on() -> str:

@@ -9,9 +9,39 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["termination_flag"]
+from dnntk.errors import Stopped
+
+__all__ = ["raise_on_sigterm", "termination_flag"]
+
+AGAIN_AFTER = 0.05  # seconds
+
+
+def raise_on_sigterm(message: Callable[[], str]) -> None:
+    """Have SIGTERM raise `Stopped` with this message, wherever the main thread is.
+
+    A signal may come within a callback of Python's, as a weak reference's, whose exceptions are
+    reported and ignored. A `Stopped` or KeyboardInterrupt that ends so is raised again soon after.
+    """
+
+    def stopped(number: int, frame: FrameType | None) -> NoReturn:
+        raise Stopped(message())
+
+    def not_ignored(unraisable: Any) -> None:
+        lost = unraisable.exc_value
+        if not isinstance(lost, Stopped | KeyboardInterrupt) or not hasattr(signal, "setitimer"):
+            report(unraisable)
+            return
+
+        def again(number: int, frame: FrameType | None) -> NoReturn:
+            raise lost
+
+        signal.signal(signal.SIGALRM, again)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER)
+
+    report, sys.unraisablehook = sys.unraisablehook, not_ignored
+    signal.signal(signal.SIGTERM, stopped)
 
 
 @contextlib.contextmanager

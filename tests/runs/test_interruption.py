@@ -4,6 +4,9 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
+import weakref
 
 import jax
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 
 from dnntk import train
 from dnntk.errors import Stopped
-from dnntk.runs.interruption import termination_flag
+from dnntk.runs.interruption import raise_on_sigterm, termination_flag
 from dnntk.training.trainer import Run
 
 ORDERS = (signal.SIGINT, signal.SIGTERM)
@@ -79,3 +82,21 @@ with termination_flag() as requested:
         assert requested() == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_signal_within_a_callback_stops_all_the_same(order, monkeypatch, capsys):
+    """Python reports what a weak reference's callback raises, and ignores it."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGALRM)}
+    raise_on_sigterm(lambda: "stopped")
+    try:
+        with pytest.raises((Stopped, KeyboardInterrupt)):
+            held = threading.Event()
+            reference = weakref.ref(held, lambda _: os.kill(os.getpid(), order))
+            del held
+            time.sleep(20)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert reference() is None and capsys.readouterr().err == ""
