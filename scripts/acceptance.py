@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import ntk_checks
 import numpy as np
+import shooting_checks
 import solve_checks
 from absl import flags
 
@@ -257,6 +258,7 @@ CHECKS: dict[str, Check] = {
     "estimators": solve_checks.estimators,
     "solve": solve_checks.solved,
     "accelerators": accelerator_checks.accelerators,
+    "depth_chunks": shooting_checks.depth_chunks,
     "solve_many": lambda folder: solve_checks.many_examples(folder, FLAGS.data_dir),
     "factors": ntk_checks.factors,
     "operator": ntk_checks.operator,

@@ -21,6 +21,7 @@ from dnntk.networks import convolution, narrow
 from dnntk.networks.initializers import Layer, Layers
 
 __all__ = [
+    "LAYERS_TO_UNROLL",
     "Affine",
     "Convolution",
     "Dense",
@@ -31,6 +32,7 @@ __all__ = [
     "literal_form",
     "middle_layers",
     "ntk_form",
+    "scan_layers",
 ]
 
 # Layers that one iteration of the loop computes on an accelerator: the compiler joins their small
@@ -277,7 +279,11 @@ class Network:
 
     def middle(self, h: jax.Array, layer: Layer) -> jax.Array:
         """From a state to the z of the middle layer after it."""
-        return self._linear(self.form.read(h), layer) + self.form.carried(h)
+        return self.added(h, layer) + self.form.carried(h)
+
+    def added(self, h: jax.Array, layer: Layer) -> jax.Array:
+        """The part of `middle` that the layer's weights make."""
+        return self._linear(self.form.read(h), layer)
 
     def last(self, h: jax.Array, layer: Layer) -> jax.Array:
         """From a state to the last layer's z [d_out, positions, batch]."""
@@ -336,17 +342,10 @@ def middle_layers(
         above = network.activate(network.middle(h, weights))
         return (above if present is None else jnp.where(present, above, h)), None
 
-    def loop(unroll: int) -> Callable[[jax.Array, Any], jax.Array]:
-        return lambda h, layers: jax.lax.scan(one_layer, h, layers, unroll=unroll)[0]
-
     @jax.checkpoint
     def run(h: jax.Array, block: Any) -> jax.Array:
         layers, present = block
-        stacked = network.weights("middle", *layers), present
-        if len(stacked[0]["bias"]) < LAYERS_TO_UNROLL:
-            return loop(1)(h, stacked)
-        unrolled = loop(LAYERS_PER_ITERATION)
-        return jax.lax.platform_dependent(h, stacked, cpu=loop(1), default=unrolled)
+        return scan_layers(one_layer, h, (network.weights("middle", *layers), present))
 
     blocks, rest = in_segments((layers, present), segment)
     if blocks is not None:
@@ -354,6 +353,18 @@ def middle_layers(
     if rest is not None:
         h = run(h, rest)
     return h
+
+
+def scan_layers(one_layer: Callable[[Any, Any], tuple[Any, None]], carry: Any, layers: Any) -> Any:
+    """The carry of a scan over stacked ``layers``, several a turn on an accelerator."""
+
+    def loop(unroll: int) -> Callable[[Any, Any], Any]:
+        return lambda carry, layers: jax.lax.scan(one_layer, carry, layers, unroll=unroll)[0]
+
+    if jax.tree.leaves(layers)[0].shape[0] < LAYERS_TO_UNROLL:
+        return loop(1)(carry, layers)
+    unrolled = loop(LAYERS_PER_ITERATION)
+    return jax.lax.platform_dependent(carry, layers, cpu=loop(1), default=unrolled)
 
 
 def in_segments(layers: Any, segment: int) -> tuple[Any, Any]:
