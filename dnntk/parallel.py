@@ -8,10 +8,9 @@ its layers one by one. What a chunk does to a carried unit is, with the b that i
     h -> max(h + B, F)      B <- B + b,  F <- max(F + b, floor), layer by layer,
 
 which is associative, so a parallel scan over chunks corrects their starts. A *sweep* is one run of
-all chunks and one such scan.
-Sweeps repeat until no start moves. The first k chunks are exact after k sweeps. The backward pass
-is the same with known ReLUs: a carried unit that is active in all layers of a chunk passes the
-correction of a derivative on as it is.
+all chunks and one such scan. Sweeps repeat until no start moves. The first k chunks are exact after
+k sweeps. The backward pass is the same with known ReLUs: a carried unit that is active in all
+layers of a chunk passes the correction of a derivative on as it is.
 
 A sweep has the arithmetic of the forward pass, in about sqrt(depth) consecutive stages instead of
 depth. It is faster if a turn of the layer loop costs more than its arithmetic: for small widths and

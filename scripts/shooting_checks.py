@@ -25,7 +25,7 @@ SHAPES: tuple[tuple[Any, int, tuple[int, ...], int, float, float], ...] = (
     (DeepNarrowMLP, 31, (7, 3), 2, INFINITY, 0.3),
     (DeepNarrowMLP, 101, (16, 2), 1, 0.3, 0.3),
     (DeepNarrowMLP, 211, (9, 40), 3, 2.0, 0.1),
-    (DeepNarrowMLP, 300, (8, 784), 10, 50.0, 0.1),
+    (DeepNarrowMLP, 100, (8, 196), 10, 50.0, 0.1),
     (DeepNarrowMLP, 997, (20, 8), 10, 1.0, 0.1),
     (DeepNarrowMLP, 1000, (32, 2), 1, 5.0, 1.0),
     (DeepNarrowMLP, 1000, (32, 2), 1, 0.3, 0.1),
