@@ -22,7 +22,7 @@ __all__ = [
     *("all_finite", "brief", "check_choice", "check_count", "check_deviation", "check_rows"),
     *("check_unmasked", "checked_array", "checked_inputs", "checked_pair", "common_dtype"),
     *("host_examples", "host_numbers", "host_targets", "host_times", "integer", "native_numbers"),
-    *("not_negative", "number_within", "on_host", "real_array", "real_number"),
+    *("not_negative", "number_within", "on_host", "real_array", "real_number", "reason"),
 ]
 
 MOST_SHOWN = 60  # characters of a value in a message
@@ -60,7 +60,7 @@ def native_numbers(name: str, value: Any) -> np.ndarray:
             array = _from_objects(array)
     except Exception as error:  # another library's array may raise anything
         raise InputError(
-            f"{name} must be an array of numbers, got {brief(value)} ({_reason(error)})"
+            f"{name} must be an array of numbers, got {brief(value)} ({reason(error)})"
         ) from None
     dtype = array.dtype
     _check_real(name, dtype, value)
@@ -195,7 +195,7 @@ def _stacked(name: str, value: Sequence[Any]) -> jax.Array:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{name} must be an array of numbers, got {brief(value)} ({_reason(error)})"
+            f"{name} must be an array of numbers, got {brief(value)} ({reason(error)})"
         ) from None
 
 
@@ -232,7 +232,8 @@ def _is_jax_array(value: Any) -> bool:
     return isinstance(value, jax.Array)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says, as one short line, for a message."""
     return " ".join(str(error).split())[:100] or type(error).__name__
 
 

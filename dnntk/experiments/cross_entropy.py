@@ -27,7 +27,7 @@ from dnntk.experiments.cross_entropy_config import CrossEntropyConfig
 from dnntk.experiments.experiment_folder import ExperimentFolder
 from dnntk.figures.cross_entropy import cross_entropy_figure
 from dnntk.infinite_depth.kernel_flow import KernelFlow
-from dnntk.infinite_depth.loss_flow import Pointwise
+from dnntk.infinite_depth.pointwise_loss import Pointwise
 from dnntk.kernel import limit_ntk
 from dnntk.networks.models import DeepNarrowMLP
 from dnntk.ntk.empirical import empirical_ntk

@@ -15,12 +15,10 @@ positive definite, and conjugate gradients solve them with the leading eigenvect
 preconditioner: no matrix of all n k unknowns is formed.
 """
 
-import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 import scipy.integrate
 import scipy.linalg
@@ -28,16 +26,15 @@ import scipy.sparse
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from dnntk.checks import brief
 from dnntk.errors import InputError
+from dnntk.infinite_depth.pointwise_loss import Pointwise
 from dnntk.infinite_depth.solution import Solution
 from dnntk.infinite_depth.solvers import Eigendecomposition
 from dnntk.kernel.gram import PROGRESS_DELAY
 from dnntk.runtime.progress import progress_bar
 from dnntk.runtime.threads import one_blas_thread
-from dnntk.training.losses import Loss, check_targets, interpolant, loss_of
 
-__all__ = ["LossFlow", "Pointwise"]
+__all__ = ["LossFlow"]
 
 log = logging.getLogger("dnntk")
 
@@ -46,72 +43,15 @@ EPS = float(np.finfo(np.float64).eps)
 # Local error over the tolerance of the whole flow, which takes about a thousand steps.
 LOCAL = 1e-3
 LEAST_LOCAL = 1e-13  # beyond which rounding decides
-SHORT = 1e-3  # of 1 / largest eigenvalue: for shorter times errors are relative to this one's
+# Errors are relative to b at the first time that is asked for, or at this many 1 / largest
+# eigenvalue if that is earlier; before LINEAR of them b is proportional to time.
+SHORT = 1e-3
+LINEAR = 1e-14
 LEADING = 400  # unknowns at most whose part of the Jacobian is diagonalized
 LINEAR_TOLERANCE = 1e-2  # of a linear system in Newton's method
 LINEAR_ITERATIONS = 100
 MAX_STEPS = 10_000  # ten times what a smooth loss needs
 ENDED = 40.0  # a flow with a ridge has ended, to exp(-40), after this many 1 / ridge
-
-
-class Pointwise:
-    """A loss and its derivatives by the outputs, on many examples, in float64 on the host."""
-
-    def __init__(self, loss: str | Loss, y: Array) -> None:
-        """Bind the targets [n, k].
-
-        Raises:
-            InputError: the targets are not the loss's; or the function does not return a number
-                for outputs [k] and a target [k].
-        """
-        function = loss_of(loss)
-        check_targets(loss, "y_train", y)
-        self._loss, self._y, self._device = loss, y, jax.local_devices(backend="cpu")[0]
-        row = jax.ShapeDtypeStruct(y.shape[1:], np.float64)
-        try:
-            with jax.enable_x64(True):
-                shape = jax.eval_shape(function, row, row).shape
-        except Exception as error:  # a user's function may raise anything
-            raise InputError(
-                "loss: expected a function (outputs [k], target [k]) -> number that JAX can trace, "
-                f"got {brief(error)}"
-            ) from None
-        if shape != ():
-            raise InputError(
-                "loss: expected a function (outputs [k], target [k]) -> number, got an array of "
-                f"shape {list(shape)}; sum over the outputs"
-            )
-        compiled = _compiled_once if isinstance(loss, str) else _compiled
-        self._functions = compiled(function)
-
-    def end(self, start: Array) -> Array | None:
-        """`interpolant` of the targets: outputs [n, k], or None."""
-        return interpolant(self._loss, self._y, start)
-
-    def value(self, f: Array) -> float:
-        """The mean over examples of the loss at outputs [n, k]."""
-        return float(np.mean(self._evaluate("value", f)))
-
-    def gradient(self, f: Array) -> Array:
-        """Derivatives [n, k] by the outputs [n, k]."""
-        return self._evaluate("gradient", f)
-
-    def hessian(self, f: Array) -> Array:
-        """Second derivatives [n, k, k] by the outputs [n, k]."""
-        return self._evaluate("hessian", f)
-
-    def _evaluate(self, which: str, f: Array) -> Array:
-        with jax.enable_x64(True), jax.default_device(self._device):
-            return np.asarray(self._functions[which](f, self._y))
-
-
-def _compiled(function: Loss) -> dict[str, Callable[[Array, Array], jax.Array]]:
-    """A loss and its derivatives by the outputs, of many examples: [n, k], [n, k] -> [n, ...]."""
-    one = {"value": function, "gradient": jax.grad(function), "hessian": jax.hessian(function)}
-    return {name: jax.jit(jax.vmap(each)) for name, each in one.items()}
-
-
-_compiled_once = functools.cache(_compiled)
 
 
 class LossFlow:
@@ -188,15 +128,15 @@ class LossFlow:
         )
         if not found.converged:
             log.warning(
-                "loss: error of at most %.2g at t = %g, tolerance %.2g, %d evaluations; take a "
-                "shorter time, or a larger tolerance",
+                "loss: error of at most %.2g at t = %g, tolerance %.2g, %d evaluations; give a "
+                "larger tolerance",
                 *(error, time, self._tolerance, self.evaluations),
             )
         return found
 
     def _at(self, time: float, bar: tqdm) -> tuple[Array, float]:
         problem, c = self._problem, np.zeros((len(self._own), self._problem.shape[1]))
-        if not self._own.any():  # the kernel is 0 on these examples
+        if time == 0 or not self._own.any():  # the kernel is 0 on these examples
             return c, 0.0
         if problem.ridge:
             time = min(time, ENDED / problem.ridge)
@@ -209,12 +149,13 @@ class LossFlow:
                 )
             c[self._own] = problem.pulled(end - self._start) / problem.roots**3
             return c, 0.0
-        if self._bdf is None or time < self._bdf.earliest:
-            self._bdf = _BDF(problem, max(self._tolerance * LOCAL, LEAST_LOCAL))
+        later = max(time, LINEAR / problem.largest)
+        if self._bdf is None or later < self._bdf.earliest:
+            self._bdf = _BDF(problem, max(self._tolerance * LOCAL, LEAST_LOCAL), later)
         before = self._bdf.nfev
-        b, error = self._bdf.at(time, bar)
+        b, error = self._bdf.at(later, bar)
         self.evaluations += self._bdf.nfev - before
-        c[self._own] = b.reshape(problem.shape) / problem.roots
+        c[self._own] = b.reshape(problem.shape) / problem.roots * (time / later)
         return c, error / (float(np.linalg.norm(b)) or 1.0)
 
 
@@ -228,6 +169,7 @@ class _Problem:
         self.roots, self.vectors = roots, vectors
         self.shape = len(roots), start.size // len(vectors)
         self.is_scalar = len(vectors) == len(start)  # the kernel, which serves all outputs alike
+        self.largest = float(roots[-1, 0] ** 2) + ridge if len(roots) else ridge
 
     def pushed(self, b: Array) -> Array:
         """V diag(s)^(1/2) b, as outputs [n, k]."""
@@ -237,15 +179,19 @@ class _Problem:
         """diag(s)^(1/2) V^T g of g [n, k]: [d, c]."""
         return self.roots * (self.vectors.T @ g.reshape(len(self.vectors), -1))
 
+    def outputs(self, b: Array) -> Array:
+        """f(X) [n, k] at b [d c]."""
+        return self.start + self.pushed(b.reshape(self.shape))
+
     def derivative(self, _: float, b: Array) -> Array:
         """db/dt [d c] at b [d c]."""
-        b = b.reshape(self.shape)
-        g = self.pointwise.gradient(self.start + self.pushed(b))
-        return -(self.pulled(g) + self.ridge * b).ravel()
+        g = self.pulled(self.pointwise.gradient(self.outputs(b)))
+        return -(g + self.ridge * b.reshape(self.shape)).ravel()
 
-    def jacobian(self, _: float, b: Array) -> "_Jacobian":
+    def jacobian(self, time: float, b: Array) -> "_Jacobian":
         """d(db/dt)/db at b [d c]."""
-        f = self.start + self.pushed(b.reshape(self.shape))
+        f = self.outputs(b)
+        self.pointwise.check_convex(f, time)
         return _Jacobian(self, self.pointwise.hessian(f))
 
 
@@ -328,16 +274,18 @@ class _BDF(scipy.integrate.BDF):
     """SciPy's method, with linear systems of its own and an error relative to the norm of b.
 
     The base class forms ``I - c * J``, hands it to ``lu``, and what that returns to ``solve_lu``.
+    SciPy promises none of these names; a test beside the plain method shows whether they hold.
     """
 
-    def __init__(self, problem: _Problem, tolerance: float) -> None:
+    def __init__(self, problem: _Problem, tolerance: float, time: float) -> None:
+        """Start at 0; ``time`` > 0 is the first one that will be asked for."""
         b = np.zeros(math.prod(problem.shape))
         slope = problem.derivative(0.0, b)
         if not np.isfinite(slope).all():
             raise InputError("loss: expected finite derivatives at the initial outputs, got others")
-        self._tolerance = tolerance
-        largest = float(problem.roots[-1, 0] ** 2) + problem.ridge
-        self._least = float(np.linalg.norm(slope)) * SHORT / largest
+        self._problem, self._tolerance = problem, tolerance
+        self._shortest = min(SHORT / problem.largest, time)
+        self._least = float(np.linalg.norm(slope)) * self._shortest
         super().__init__(
             *(problem.derivative, 0.0, b, math.inf),
             rtol=100 * EPS,  # the least that is allowed; `atol` decides
@@ -352,7 +300,7 @@ class _BDF(scipy.integrate.BDF):
     @property
     def earliest(self) -> float:
         """The earliest time that `at` can go back to."""
-        return 0.0 if self.t_old is None else self.t_old
+        return max(self._shortest, self.t_old or 0.0)
 
     def at(self, time: float, bar: tqdm) -> tuple[Array, float]:
         """The state b [d c] at a time from `earliest` on, and a bound of its error's norm.
@@ -360,6 +308,7 @@ class _BDF(scipy.integrate.BDF):
         Local errors add up at most, as the flow of a convex function brings solutions together.
         """
         while self.t < time:
+            self._problem.pointwise.check_convex(self._problem.outputs(self.y), self.t)
             local = self._local_error(self.y)
             self.atol = local / math.sqrt(self.n)
             message = self.step()
@@ -374,7 +323,7 @@ class _BDF(scipy.integrate.BDF):
             bar.update()
             bar.set_postfix(t=f"{self.t:.2g}", refresh=False)
             self._interpolant = self.dense_output()
-        return self._interpolant(time), self._error
+        return self._interpolant(time), self._error + EPS * float(np.linalg.norm(self.y))
 
     def _local_error(self, b: Array) -> float:
         tiny = float(np.finfo(np.float64).tiny)

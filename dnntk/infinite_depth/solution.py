@@ -25,7 +25,8 @@ class Solution:
         residual: relative residual of the flow's differential equation, rounding included; at
             t = infinity that of the linear system, for descent that of its last step. About the
             relative error of f_t(X).
-        iterations: products with the Gram matrix; 0 for an eigendecomposition.
+        iterations: products with the Gram matrix; 0 for an eigendecomposition. Of a flow on another
+            loss than squared error, evaluations of its derivative so far, for all times together.
         condition: effective condition, the largest over the smallest size of the filter, for the
             flow (1 - exp(-t s)) / s, on the eigenvalues s; at t = infinity that of the matrix.
         solver: name of the method.

@@ -70,6 +70,7 @@ def derivative(loss: str, outputs: jax.Array, y: jax.Array, weight: jax.Array) -
 
 def mean_loss(loss: str, outputs: np.ndarray, y: np.ndarray) -> float:
     """The mean over examples of the loss of outputs and targets [n, k], on the host in float64."""
+    # `loss_of` again, in NumPy: JAX compiles a program for every shape, and rounds otherwise.
     f = outputs.astype(np.float64)
     if loss == "squared":
         return float(0.5 * np.mean(np.sum((outputs - y).astype(np.float64) ** 2, axis=1)))

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.linalg
 import scipy.special
 
 from dnntk.errors import InputError
 from dnntk.infinite_depth.kernel_flow import KernelFlow
+from dnntk.infinite_depth.loss_flow import _BDF, _Problem, _Shifted
+from dnntk.infinite_depth.pointwise_loss import Pointwise
 from dnntk.training.losses import squared
 
 N, M = 18, 4
@@ -112,6 +115,45 @@ def test_squared_error_is_the_closed_form_in_any_order_of_times():
     np.testing.assert_allclose(flow(loss=squared, initial=y).predict(NEW, 5.0), 0, atol=1e-15)
 
 
+def test_errors_at_short_times_are_relative_to_these(caplog):
+    got, slope = flow(), -derivative("", np.zeros((N, 3)), TARGETS[3])
+    start = blocks(kernel, NEW, X, 3) @ slope.ravel() / N
+    for t in (1e-300, 1e-13, 1e-9, 300.0, 1e-11):
+        found = got.predict(NEW, t)
+        if t < 1:
+            np.testing.assert_allclose(found.ravel() / t, start, rtol=0, atol=1e-7)
+            assert got.solution(t).residual < 1e-7
+    assert not caplog.records
+
+
+def test_the_solver_takes_the_steps_of_scipys_with_a_dense_jacobian(monkeypatch):
+    """Names inside SciPy's class on which `_BDF` rests."""
+    solved = []
+    solve = _Shifted.solve
+    monkeypatch.setattr(_Shifted, "solve", lambda *each: solved.append(1) or solve(*each))
+    values, vectors = np.linalg.eigh(blocks(kernel, X, X, 1) / N)
+    values, vectors = values[-8:], vectors[:, -8:]
+    roots, y = np.sqrt(values)[:, None], TARGETS[3]
+    problem = _Problem(Pointwise("cross_entropy", y), np.zeros((N, 3)), roots, vectors, 0.01)
+    pushed = np.kron(vectors * roots[:, 0], np.eye(3))
+
+    def jacobian(_, b):
+        p = scipy.special.softmax((pushed @ b).reshape(N, 3), 1)
+        hessian = scipy.linalg.block_diag(*(np.diag(row) - np.outer(row, row) for row in p))
+        return -pushed.T @ hessian @ pushed - 0.01 * np.eye(len(b))
+
+    ours = _BDF(problem, 0.1, 1.0)
+    options = {"rtol": ours.rtol, "atol": ours.atol, "jac": jacobian}
+    plain = scipy.integrate.BDF(problem.derivative, 0.0, np.zeros(24), math.inf, **options)
+    for _ in range(110):
+        ours.step()
+        plain.step()
+    assert ours.t > 100 and plain.njev > 1
+    assert (ours.nlu, ours.nfev) == (plain.nlu, plain.nfev) and len(solved) >= ours.nlu
+    np.testing.assert_allclose(ours.t, plain.t, rtol=1e-6)
+    np.testing.assert_allclose(ours.y, plain.y, atol=1e-8)
+
+
 def test_the_flow_ends_where_its_derivative_is_zero():
     smooth = 0.9 * TARGETS[3] + 0.1 / 3
     end = flow(y=smooth, initial=START).train_predictions()
@@ -132,6 +174,11 @@ def test_the_flow_ends_where_its_derivative_is_zero():
         ({"loss": "hinge"}, "loss: expected squared, cross_entropy or a function"),
         ({"loss": lambda f, y: f - y}, r"loss: .*got an array of shape \[3\]"),
         ({"loss": lambda f, y: float(f)}, "loss: .*that JAX can trace"),
+        (
+            {"loss": lambda f, y: np.sum(np.asarray(f) - y)},
+            "got TracerArrayConversionError: The numpy.ndarray conversion .* with jax.numpy$",
+        ),
+        ({"loss": lambda f, y: -jnp.sum((f - y) ** 2)}, "loss: expected a convex.* at t = 0;"),
         ({"loss": lambda f, y: jnp.sum(jnp.sqrt(f - 1) * y)}, "loss: expected finite derivatives"),
     ],
 )
