@@ -43,8 +43,8 @@ EPS = float(np.finfo(np.float64).eps)
 # Local error over the tolerance of the whole flow, which takes about a thousand steps.
 LOCAL = 1e-3
 LEAST_LOCAL = 1e-13  # beyond which rounding decides
-# Errors are relative to b at the first time that is asked for, or at this many 1 / largest
-# eigenvalue if that is earlier; before LINEAR of them b is proportional to time.
+# Errors are relative to b at the first time that is asked for, or at this many 1 / largest rate
+# if that is earlier; before LINEAR of 1 / largest eigenvalue b is proportional to time.
 SHORT = 1e-3
 LINEAR = 1e-14
 LEADING = 400  # unknowns at most whose part of the Jacobian is diagonalized
@@ -99,8 +99,9 @@ class LossFlow:
         """V^T c [d, c] at each time.
 
         Raises:
-            InputError: the loss is not finite, or so far from convex and smooth that the solver
-                cannot go on; or a time is infinite, and the flow has no known end.
+            InputError: the loss is not finite, not convex where a step starts, or so far from
+                smooth that the solver cannot go on; or a time is infinite, and the flow has no
+                known end.
         """
         missing = sorted(set(times) - set(self._found))
         bar = progress_bar(
@@ -129,8 +130,9 @@ class LossFlow:
         if not found.converged:
             log.warning(
                 "loss: error of at most %.2g at t = %g, tolerance %.2g, %d evaluations; give a "
-                "larger tolerance",
+                "larger tolerance%s",
                 *(error, time, self._tolerance, self.evaluations),
+                ", add a ridge, or take a shorter time" if error == rounding else "",
             )
         return found
 
@@ -284,7 +286,9 @@ class _BDF(scipy.integrate.BDF):
         if not np.isfinite(slope).all():
             raise InputError("loss: expected finite derivatives at the initial outputs, got others")
         self._problem, self._tolerance = problem, tolerance
-        self._shortest = min(SHORT / problem.largest, time)
+        jacobian = problem.jacobian(0.0, b)
+        fastest = max(problem.largest, float(jacobian.values[-1]) + problem.ridge)
+        self._shortest = min(SHORT / fastest, time)
         self._least = float(np.linalg.norm(slope)) * self._shortest
         super().__init__(
             *(problem.derivative, 0.0, b, math.inf),
@@ -293,7 +297,7 @@ class _BDF(scipy.integrate.BDF):
             jac=scipy.sparse.csc_array((b.size, b.size)),
         )
         self.jac = problem.jacobian
-        self.J, self.I = problem.jacobian(0.0, b), 0
+        self.J, self.I = jacobian, 0
         self.lu, self.solve_lu = self._counted, lambda system, right: system.solve(right)
         self._error, self._steps, self._interpolant = 0.0, 0, lambda time: b
 
