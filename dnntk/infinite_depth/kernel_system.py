@@ -102,8 +102,11 @@ class KernelSystem:
             )
         return points
 
-    def solver_of(self, targets: Array) -> Solver:
-        """A solver of K/n for targets [n k, c]; an eigendecomposition is computed once."""
+    def solver_of(self, targets: Array, *, saved: bool = True) -> Solver:
+        """A solver of K/n for targets [n k, c]; an eigendecomposition is computed once.
+
+        A Krylov method saves its iterations in the folder, if they are ``saved``.
+        """
         if self._factored is not None:
             return self._factored.for_targets(targets)
         solver = solver_of(
@@ -112,7 +115,7 @@ class KernelSystem:
             method=self._method,
             max_iterations=self._max,
             memory=self.memory,
-            folder=self._folder,
+            folder=self._folder if saved else None,
             progress=self._progress,
         )
         if isinstance(solver, Eigendecomposition):
@@ -153,8 +156,8 @@ class KernelSystem:
         noisy: bool = False,
         tolerance: float | None = None,
     ) -> list[Solution]:
-        """The solution of each filter for targets [n k, c]; errors and options as `refine`."""
-        solver, accepted = self.solver_of(targets), self.tolerance
+        """The solution of each filter for targets [n k, c], not saved; options as `refine`."""
+        solver, accepted = self.solver_of(targets, saved=False), self.tolerance
         self.refine(solver, filters, noisy=noisy, tolerance=tolerance)
         if tolerance and solver.iterations:
             accepted = min(accepted, SLACK * tolerance)

@@ -18,13 +18,13 @@ preconditioner: no matrix of all n k unknowns is formed.
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import scipy.integrate
 import scipy.linalg
 import scipy.sparse
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from dnntk.errors import InputError
 from dnntk.infinite_depth.pointwise_loss import Pointwise
@@ -136,7 +136,7 @@ class LossFlow:
             )
         return found
 
-    def _at(self, time: float, bar: tqdm) -> tuple[Array, float]:
+    def _at(self, time: float, bar: Any) -> tuple[Array, float]:
         problem, c = self._problem, np.zeros((len(self._own), self._problem.shape[1]))
         if time == 0 or not self._own.any():  # the kernel is 0 on these examples
             return c, 0.0
@@ -306,7 +306,7 @@ class _BDF(scipy.integrate.BDF):
         """The earliest time that `at` can go back to."""
         return max(self._shortest, self.t_old or 0.0)
 
-    def at(self, time: float, bar: tqdm) -> tuple[Array, float]:
+    def at(self, time: float, bar: Any) -> tuple[Array, float]:
         """The state b [d c] at a time from `earliest` on, and a bound of its error's norm.
 
         Local errors add up at most, as the flow of a convex function brings solutions together.

@@ -78,8 +78,8 @@ class Many:
         self.params, self.frozen = ensemble.init(comparison.SEED)
 
         def compile() -> Any:
-            descent: Any = ensemble.descent(job["time_step"])
-            return descent.lower(self.params, self.frozen, 1).compile()
+            descend = jax.jit(ensemble.descent(job["time_step"]), donate_argnums=0)
+            return descend.lower(self.params, self.frozen, 1).compile()
 
         self.descend, seconds = worker.compiled(compile, job["compiles"])
         self.facts = {
