@@ -5,7 +5,7 @@ of an experiment or a script are in the module of its name.
 """
 
 from dnntk.figures.attribution import attribution_figure
-from dnntk.figures.drawing import BLACK, BLUE, GREEN, ORANGE, draw, new_figure, plain
+from dnntk.figures.drawing import BLACK, BLUE, GREEN, ORANGE, draw, in_math, new_figure, plain
 from dnntk.figures.training import (
     arc_figure,
     closed_form_figure,
@@ -24,6 +24,7 @@ __all__ = [
     "closed_form_figure",
     "confusion_figure",
     "draw",
+    "in_math",
     "loss_figure",
     "new_figure",
     "plain",

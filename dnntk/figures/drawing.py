@@ -8,6 +8,7 @@ global ``rcParams`` after each. pyplot is not used, because it would load the ba
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["colors", "draw", "log_scale", "new_figure", "panels_figure", "plain", "viridis"]
+__all__ = [
+    *("colors", "draw", "in_math", "log_scale", "new_figure", "panels_figure", "plain"),
+    "viridis",
+]
 
 log = logging.getLogger("dnntk")
 
@@ -83,6 +87,17 @@ def log_scale(axes: "Axes", *sides: str) -> None:
     for side in sides:
         if np.isfinite(getattr(axes.dataLim, f"minpos{side}")):
             getattr(axes, f"set_{side}scale")("log")
+
+
+def in_math(number: float) -> str:
+    """A number for matplotlib's mathematics: 1e+06 is 10 to the power of 6."""
+    if math.isinf(number):
+        return r"\infty"
+    mantissa, _, exponent = f"{number:g}".partition("e")
+    if not exponent:
+        return mantissa
+    power = f"10^{{{int(exponent)}}}"
+    return power if mantissa == "1" else rf"{mantissa} \cdot {power}"
 
 
 def plain(text: Any, longest: int = 40) -> str:

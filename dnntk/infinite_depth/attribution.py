@@ -34,7 +34,8 @@ def decisions(
 ) -> list[Decision]:
     """What decided two test examples whose class is wrong or least certain, and two others.
 
-    None, if the examples are no labelled images, or if that takes a Krylov solver long.
+    The list is empty if the examples are no labelled images, or if a Krylov solver would take as
+    long as the prediction did.
 
     Args:
         flow: from 0, on all training examples.

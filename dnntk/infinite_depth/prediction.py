@@ -357,8 +357,7 @@ class Prediction:
         if not len(data.x_test):
             return
         t = result.chosen["time"]
-        time_shown = r"\infty" if math.isinf(t) else f"{t:g}"
-        named = f"{title}: test set, $t = {time_shown}$"
+        named = f"{title}: test set, $t = {figures.in_math(t)}$"
         if data.labels_test is not None:
             counts = confusion(outputs, data.labels_test, len(data.classes), self.targets)
             figures.draw(path / "confusion", figures.confusion_figure, counts, data.classes, named)

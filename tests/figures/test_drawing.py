@@ -1,5 +1,6 @@
 """Pictures are drawn whatever a user's matplotlib, names and numbers are, and never end a run."""
 
+import math
 import os
 import re
 import subprocess
@@ -162,3 +163,8 @@ def test_a_process_with_nothing_that_pictures_and_bars_need_runs_to_its_end(tmp_
     assert done.returncode == 0
     names = {file.name for file in tmp_path.iterdir()}
     assert {f"{who}.{kind}" for who in ("child", "parent") for kind in ("png", "pdf")} <= names
+
+
+def test_numbers_in_mathematics_have_powers_of_ten():
+    shown = {300: "300", 1e6: "10^{6}", 2.5e-7: r"2.5 \cdot 10^{-7}", math.inf: r"\infty"}
+    assert {number: figures.in_math(number) for number in shown} == shown

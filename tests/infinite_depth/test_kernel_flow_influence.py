@@ -1,8 +1,8 @@
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_kernels import kernel, matrix_kernel
 
 from dnntk.errors import InputError
 from dnntk.infinite_depth.kernel_flow import KernelFlow
@@ -11,16 +11,6 @@ TIMES = (0.0, 2.0, math.inf)
 RNG = np.random.default_rng(0)
 X, NEW, Y = RNG.uniform(0, 1, (30, 3)), RNG.uniform(0, 1, (4, 3)), RNG.normal(size=(30, 2))
 START = RNG.normal(size=(30, 2))
-MIXING = jnp.asarray([[2.0, 0.5], [0.5, 1.0]])
-
-
-def kernel(x1, x2):
-    distances = jnp.sum((x1[:, None] - x2[None]) ** 2, -1)
-    return 1 + jnp.exp(-3 * distances)
-
-
-def matrix_kernel(x1, x2):
-    return kernel(x1, x2)[:, :, None, None] * MIXING.astype(x1.dtype)[None, None]
 
 
 def _flow(k=kernel, y=Y, **options):

@@ -4,6 +4,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_kernels import kernel, matrix_kernel
 
 from dnntk.errors import InputError
 from dnntk.infinite_depth.kernel_flow import KernelFlow
@@ -12,16 +13,6 @@ TIMES = (0.0, 1e-3, 3.0, 1e4, 1e8)
 RNG = np.random.default_rng(0)
 X, Y = RNG.uniform(0, 1, (40, 3)), RNG.normal(size=(40, 2))
 START = RNG.normal(size=(40, 2))
-MIXING = jnp.asarray([[2.0, 0.5], [0.5, 1.0]])
-
-
-def kernel(x1, x2):
-    distances = jnp.sum((x1[:, None] - x2[None]) ** 2, -1)
-    return 1 + jnp.exp(-3 * distances)
-
-
-def matrix_kernel(x1, x2):
-    return kernel(x1, x2)[:, :, None, None] * MIXING.astype(x1.dtype)[None, None]
 
 
 def rank_four(x1, x2):
